@@ -1,0 +1,128 @@
+"""convsurgeon: lighter CNNs from pretrained ones.
+
+    result = convsurgeon.convert(model, example)
+    print(result.report)
+
+Importing this package imports torch and nothing heavier; onnx and onnxruntime load when `export_onnx`, `check_parity`
+or `compare_latency` is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from convsurgeon.capture import Capture, capture
+from convsurgeon.cost import Cost
+from convsurgeon.errors import (
+    CaptureError,
+    ConvSurgeonError,
+    ExportError,
+    FormError,
+    LatencyError,
+    LoadError,
+    OutputError,
+    ParityError,
+    PlanError,
+    PolicyError,
+)
+from convsurgeon.example import Example
+from convsurgeon.fidelity import Fidelity
+from convsurgeon.form import Energy, Form
+from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
+from convsurgeon.geometry import Geometry
+from convsurgeon.inspection import inspect
+from convsurgeon.plan import Change, Plan, Skip
+from convsurgeon.policy import (
+    Policy,
+    everything,
+    kernel_size,
+    min_channels,
+    min_macs,
+    min_params,
+    min_share,
+    named,
+    stem,
+    stride,
+)
+from convsurgeon.policy_text import parse_policy
+from convsurgeon.report import Report
+from convsurgeon.site import Call, Site
+from convsurgeon.surgery import Result, carry_out, convert, operate, plan, rebuild
+from convsurgeon.tables import Table
+
+if TYPE_CHECKING:
+    from convsurgeon.deploy.bundle import export
+    from convsurgeon.deploy.export import export_onnx
+    from convsurgeon.deploy.latency import compare_latency
+    from convsurgeon.deploy.parity import check_parity
+
+_LATE = {
+    "check_parity": "convsurgeon.deploy.parity",
+    "compare_latency": "convsurgeon.deploy.latency",
+    "export": "convsurgeon.deploy.bundle",
+    "export_onnx": "convsurgeon.deploy.export",
+}
+"""Names whose modules import onnx or onnxruntime, and load on first use."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(_LATE[name]), name)
+    raise AttributeError(f"module 'convsurgeon' has no attribute {name!r}")
+
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Blueprint",
+    "BlueprintSubspace",
+    "Call",
+    "Capture",
+    "CaptureError",
+    "Change",
+    "ConvSurgeonError",
+    "Cost",
+    "DepthwiseSeparable",
+    "Energy",
+    "Example",
+    "ExportError",
+    "Fidelity",
+    "Form",
+    "FormError",
+    "Geometry",
+    "LatencyError",
+    "LoadError",
+    "OutputError",
+    "ParityError",
+    "Plan",
+    "PlanError",
+    "Policy",
+    "PolicyError",
+    "Report",
+    "Result",
+    "Site",
+    "Skip",
+    "Table",
+    "capture",
+    "carry_out",
+    "check_parity",
+    "compare_latency",
+    "convert",
+    "everything",
+    "export",
+    "export_onnx",
+    "inspect",
+    "kernel_size",
+    "min_channels",
+    "min_macs",
+    "min_params",
+    "min_share",
+    "named",
+    "operate",
+    "parse_policy",
+    "plan",
+    "rebuild",
+    "stem",
+    "stride",
+]

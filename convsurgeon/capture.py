@@ -1,0 +1,293 @@
+"""Model -> graph and sites: every conv with its names, the shapes of its calls, its cost, and what stands in its way.
+
+The graph (see `trace`) is run once, on fake tensors where the model allows it, on the example itself where it looks at
+values. Global module hooks see every conv that runs, also inside opaque regions and in modules kept in plain lists; a
+function mode sees convs that are called as functions. Nothing of this stays on the model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
+
+from convsurgeon.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
+from convsurgeon.errors import CaptureError
+from convsurgeon.example import Example
+from convsurgeon.geometry import Geometry
+from convsurgeon.obstacle import module_obstacle, reading_obstacle
+from convsurgeon.site import Call, Site
+from convsurgeon.state import buffers_kept, undisturbed
+from convsurgeon.trace import Traced, trace
+
+_CONVS = nn.modules.conv._ConvNd
+_FUNCTIONS = {
+    torch.conv1d: 1,
+    torch.conv2d: 2,
+    torch.conv3d: 3,
+    torch.conv_transpose1d: -1,
+    torch.conv_transpose2d: -2,
+    torch.conv_transpose3d: -3,
+}
+"""The functional convs and their dimensions, negative where transposed."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What is known of a model after one look at it. `opaque` maps untraced modules to the reason."""
+
+    model: nn.Module
+    example: Example
+    graph: fx.GraphModule
+    sites: tuple[Site, ...]
+    opaque: Mapping[str, str]
+    cost: Cost
+
+
+def capture(model: nn.Module, example: object) -> Capture:
+    """Finds and measures every conv of a model, as it runs in eval mode.
+
+    Args:
+        model: any module that runs on the example; left as it was, to the bit.
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+
+    Raises:
+        CaptureError: the model is of a kind that has no layers to rewrite, or does not run on the example.
+    """
+    _refuse(model)
+    inputs = Example.of(example)
+    with undisturbed(model):
+        traced = trace(model, inputs)
+        watch, peak = _watch(model, traced, inputs)
+    sites = _module_sites(model, watch) + watch.functional_sites()
+    sites = [replace(site, share=site.macs / watch.macs if watch.macs else 0.0) for site in sites]
+    cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)
+    return Capture(model, inputs, traced.graph, tuple(sites), traced.opaque, cost)
+
+
+def _refuse(model: object) -> None:
+    """Turns away wrappers, whose inner model is what can be rewritten, and what is no module at all."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("model: it is a TorchScript module, whose layers are compiled; pass the module it came from")
+    if hasattr(model, "_orig_mod"):
+        raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise CaptureError(f"model: it is wrapped in {type(model).__name__}; pass model.module and wrap the result")
+    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
+    if lazy:
+        raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")
+
+
+def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, int]:
+    """Runs the graph on fake tensors, or on the example if the model looks at values."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return _run(model, traced, [tensor.to("meta") for tensor in example.tensors()], None)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        return _run(model, traced, example.tensors(), fake)
+    except Exception:  # whatever operator has no fake version, or asks for a value
+        pass
+    try:
+        with buffers_kept(model):
+            return _run(model, traced, example.tensors(), None)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise CaptureError(
+            f"example: {type(model).__name__} does not run on an input of shape {example}: "
+            f"{type(error).__name__}: {line}; pass an example that model(...) accepts"
+        ) from error
+
+
+def _run(model: nn.Module, traced: Traced, tensors: list[Tensor], fake: FakeTensorMode | None) -> tuple[_Watch, int]:
+    watch = _Watch(model)
+    with ExitStack() as stack:
+        if fake is not None:
+            stack.enter_context(fake)
+            tensors = [fake.from_tensor(tensor, static_shapes=True) for tensor in tensors]
+        counter = stack.enter_context(MacCounter())
+        stack.enter_context(watch.following(counter))
+        interpreter = _NodeInterpreter(traced.graph, watch)
+        interpreter.run(*tensors)
+    watch.macs = counter.macs
+    return watch, interpreter.peak_activation_bytes
+
+
+class _NodeInterpreter(PeakInterpreter):
+    """Tells the watch which module a traced-through function belongs to."""
+
+    def __init__(self, graph: fx.GraphModule, watch: _Watch) -> None:
+        super().__init__(graph)
+        self._watch = watch
+
+    def run_node(self, n: fx.Node) -> Any:
+        scopes = n.meta.get("nn_module_stack") or {}
+        self._watch.scope = next(reversed(scopes), "")
+        return super().run_node(n)
+
+
+class _Watch(TorchFunctionMode):
+    """Follows one run of a model: what every conv sees, and who else reads its weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.macs = 0
+        self.scope = ""
+        self.calls: dict[int, list[Call]] = {}
+        self.conv_macs: Counter[int] = Counter()
+        self.functional: dict[str, Site] = {}
+        self.readers: dict[str, str] = {}
+        self._running: list[nn.Module] = []
+        self._starts: list[int] = []
+        self._names = {id(tensor): name for name, tensor in model.named_parameters()}
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._owners = {
+            id(parameter): module
+            for module in model.modules()
+            if isinstance(module, _CONVS)
+            for parameter in module.parameters(recurse=False)
+        }
+
+    @contextmanager
+    def following(self, counter: MacCounter) -> Iterator[None]:
+        """Installs the hooks and the function mode for the length of the block."""
+        self._counter = counter
+        before = hooks.register_module_forward_pre_hook(self._enter)
+        after = hooks.register_module_forward_hook(self._leave, with_kwargs=True)
+        try:
+            with self:
+                yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._running.append(module)
+        self._starts.append(self._counter.macs)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        while self._running.pop() is not module:  # a module whose forward raised and was caught
+            self._starts.pop()
+        start = self._starts.pop()
+        if isinstance(module, _CONVS) and isinstance(output, Tensor):
+            value = args[0] if args else kwargs["input"]
+            self.calls.setdefault(id(module), []).append(Call(tuple(value.shape), tuple(output.shape)))
+            self.conv_macs[id(module)] += self._counter.macs - start
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inside = next((module for module in reversed(self._running) if isinstance(module, _CONVS)), None)
+        self._note_readers(inside, (*args, *kwargs.values()))
+        if func not in _FUNCTIONS or inside is not None:
+            return func(*args, **kwargs)
+        start = self._counter.macs
+        out = func(*args, **kwargs)
+        self._note_functional(_FUNCTIONS[func], args, kwargs, out, self._counter.macs - start)
+        return out
+
+    def _note_readers(self, inside: nn.Module | None, values: tuple[Any, ...]) -> None:
+        """A conv's weight that is used outside that conv's own forward."""
+        for value in values:
+            owner = self._owners.get(id(value))
+            if owner is not None and owner is not inside:
+                self.readers.setdefault(self._names[id(value)], self._here())
+
+    def _here(self) -> str:
+        """The module that is running, in words."""
+        path = self._paths.get(id(self._running[-1]), "") if self._running else self.scope
+        return path or "the model's own forward"
+
+    def _note_functional(
+        self, dimensions: int, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, macs: int
+    ) -> None:
+        value = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        name = self._names.get(id(weight)) or f"{self._here()}:{'F.conv' if dimensions > 0 else 'F.conv_transpose'}"
+        call = Call(tuple(value.shape), tuple(out.shape))
+        known = self.functional.get(name)
+        if known is None:
+            geometry = _functional_geometry(dimensions, weight, args, kwargs)
+            kind = f"F.conv{'_transpose' if dimensions < 0 else ''}{abs(dimensions)}d"
+            why = f"called as {kind} in {self._here()}; make it an nn.Conv2d module to have it rewritten"
+            self.functional[name] = Site(name, (), kind, geometry, (call,), geometry.params, macs, 0.0, why)
+        else:
+            self.functional[name] = replace(known, calls=(*known.calls, call), macs=known.macs + macs)
+
+    def functional_sites(self) -> list[Site]:
+        """The convs that are no modules."""
+        return list(self.functional.values())
+
+
+def _functional_geometry(dimensions: int, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry:
+    """Geometry of a functional call, from its arguments by position or name; `dimensions` < 0 means transposed."""
+    late = ("dilation", "groups") if dimensions > 0 else ("output_padding", "groups", "dilation")
+    given = dict(zip(("input", "weight", "bias", "stride", "padding", *late), args, strict=False)) | kwargs
+    groups, padding = given.get("groups", 1), given.get("padding", 0)
+    channels = (weight.shape[0], weight.shape[1] * groups)
+    dims = abs(dimensions)
+    return Geometry(
+        in_channels=channels[dimensions > 0],
+        out_channels=channels[dimensions < 0],
+        kernel_size=tuple(weight.shape[2:]),
+        stride=_tuple(given.get("stride", 1), dims),
+        padding=padding if isinstance(padding, str) else _tuple(padding, dims),
+        dilation=_tuple(given.get("dilation", 1), dims),
+        groups=groups,
+        padding_mode="zeros",
+        bias=given.get("bias") is not None,
+        transposed=dimensions < 0,
+    )
+
+
+def _tuple(value: Any, length: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value,)
+    return values * length if len(values) == 1 else values
+
+
+def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:
+    """One site per conv module, in the order of their names in the model."""
+    names: dict[int, list[str]] = {}
+    convs: dict[int, _CONVS] = {}
+    for name, module in _walk(model, "", ()):
+        if isinstance(module, _CONVS):
+            names.setdefault(id(module), []).append(name)
+            convs[id(module)] = module
+    weights = Counter(id(parameter) for conv in convs.values() for parameter in conv.parameters(recurse=False))
+    return [_site(conv, names[key], watch, weights) for key, conv in convs.items()]
+
+
+def _site(conv: _CONVS, names: list[str], watch: _Watch, uses: Counter[int]) -> Site:
+    calls = tuple(watch.calls.get(id(conv), ()))
+    obstacle = module_obstacle(conv, uses) or reading_obstacle(conv, names[0], watch.readers)
+    if not obstacle and not calls:
+        obstacle = "the example never reaches it in eval mode"
+    return Site(
+        names[0],
+        tuple(names[1:]),
+        type(conv).__name__,
+        Geometry.of(conv),
+        calls,
+        sum(parameter.numel() for parameter in conv.parameters()),
+        watch.conv_macs[id(conv)],
+        0.0,
+        obstacle,
+    )
+
+
+def _walk(module: nn.Module, prefix: str, above: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """Every module under every one of its names; a module that holds one of its ancestors is not followed round."""
+    yield prefix, module
+    for name, child in module._modules.items():
+        if child is not None and not any(child is ancestor for ancestor in (*above, module)):
+            yield from _walk(child, f"{prefix}.{name}" if prefix else name, (*above, module))

@@ -1,0 +1,277 @@
+"""The command line: parse, call, print. Exit 0 for success, 1 for an error (one line on stderr), 2 for usage."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from convsurgeon.errors import ConvSurgeonError, LoadError
+from convsurgeon.example import Example
+from convsurgeon.form import Branched, Energy
+from convsurgeon.forms import FORMS, BlueprintSubspace
+from convsurgeon.inspection import inspect
+from convsurgeon.load import load_function, load_model, load_weights
+from convsurgeon.plan import Plan
+from convsurgeon.policy import Policy, default_policy
+from convsurgeon.policy_text import parse_policy
+from convsurgeon.surgery import Result, carry_out, convert, plan
+
+_WORDS = {form.word: form for form in FORMS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the console script's entry point."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+        return 0
+    except ConvSurgeonError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing was written")
+    except BrokenPipeError:  # `| head` went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        line = (str(error).strip().splitlines() or [""])[0]
+        return _fail(f"internal error, {type(error).__name__}: {line}; --debug shows where, please report it")
+
+
+def _fail(message: str) -> int:
+    print("convsurgeon: " + " ".join(message.split("\n")), file=sys.stderr)
+    return 1
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    table = inspect(*_model_and_example(options))
+    print(json.dumps(table.records(), indent=1) if options.json else table.text())
+
+
+def _plan(options: argparse.Namespace) -> None:
+    made = plan(*_model_and_example(options), **_choices(options))
+    if options.out:
+        made.save(options.out, overwrite=options.force)
+    print(json.dumps(made.to_dict(), indent=1) if options.json else made)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    model, example = _model_and_example(options)
+    metric = load_function(options.metric) if options.metric else None
+    with _stages(options) as stage:
+        stage("converting")
+        planned = Plan.load(options.plan) if options.plan else None
+        result = convert(model, example, **_choices(options)) if planned is None else carry_out(model, planned, example)
+        if metric is not None:
+            stage("metric")
+            values = [_measure(options.metric, metric, network) for network in (result.original, result.model)]
+            result = result.with_metric(options.metric.rpartition(":")[2], *values)
+        files = _export(options, result, stage) if options.out else {}
+    _print_result(options, result, files)
+
+
+def _export(options: argparse.Namespace, result: Result, stage: Any) -> dict[str, Any]:
+    """Writes the bundle and times its two models."""
+    from convsurgeon.deploy.bundle import export
+    from convsurgeon.deploy.latency import compare_latency
+
+    bundle = export(result, options.out, overwrite=options.force, opset=options.opset, before=stage)
+    if not options.pairs:
+        return {"bundle": bundle}
+    stage("latency")
+    paths = (bundle.original.path, bundle.converted.path)
+    timing = compare_latency(*paths, pairs=options.pairs, threads=options.threads, progress=False)
+    return {"bundle": bundle, "timing": timing}
+
+
+def _print_result(options: argparse.Namespace, result: Result, files: dict[str, Any]) -> None:
+    if options.json:
+        values = {"report": result.report.to_dict()}
+        if "timing" in files:
+            values["latency"] = files["timing"].to_dict()
+        print(json.dumps(values, indent=1))
+        return
+    print(result.report)
+    if files:
+        bundle = files["bundle"]
+        print(f"\nParity of {bundle.converted.path.name}: {bundle.converted.parity}")
+        if "timing" in files:
+            print(f"\n{files['timing']}")
+        print(f"\nWritten to {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from convsurgeon.deploy.latency import compare_latency
+
+    timing = compare_latency(*options.files, pairs=options.pairs, threads=options.threads, progress=not options.json)
+    print(json.dumps(timing.to_dict(), indent=1) if options.json else timing)
+
+
+@contextmanager
+def _stages(options: argparse.Namespace) -> Iterator[Any]:
+    """A bar over what a conversion does, gone when it is done; silent where stderr is no terminal."""
+    count = 1 + bool(options.metric) + (3 + bool(options.pairs) if options.out else 0)
+    with tqdm(total=count, bar_format="{desc}: {n}/{total} [{elapsed}]", disable=None, leave=False) as bar:
+        started = False
+
+        def stage(name: str) -> None:
+            nonlocal started
+            bar.update(started)
+            bar.set_description_str(name)
+            started = True
+
+        yield stage
+
+
+def _measure(name: str, metric: Any, model: nn.Module) -> float:
+    try:
+        return float(metric(model))
+    except Exception as error:  # the user's own code
+        line = (str(error).strip().splitlines() or [""])[0]
+        raise LoadError(
+            f"{name}: the metric fails ({type(error).__name__}: {line}); it takes a model, gives a number"
+        ) from error
+
+
+def _model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
+    model = load_model(options.model, dict(options.model_args))
+    if options.weights:
+        load_weights(model, options.weights)
+    generator = torch.Generator().manual_seed(0)
+    return model.eval(), Example(tuple(torch.randn(shape, generator=generator) for shape in options.input))
+
+
+def _choices(options: argparse.Namespace) -> dict[str, Any]:
+    """What the command line says of forms and policy, as keyword arguments of `plan`."""
+    choices: dict[str, Any] = {"policy": options.select, "allow_growth": options.allow_growth}
+    if options.form or options.rank or options.energy:
+        ranks = [*options.rank, *map(Energy, options.energy)] or [1]
+        choices["forms"] = [
+            _form(word, rank, options.width) for word in options.form or ["separable"] for rank in ranks
+        ]
+    return choices
+
+
+def _form(word: str, rank: int | Energy, width: float) -> Branched:
+    return BlueprintSubspace(rank=rank, width=width) if word == BlueprintSubspace.word else _WORDS[word](rank=rank)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shows = _command(
+        commands, "inspect", _inspect, "every conv, what it costs, and the energy it keeps at rank 1, 2, 3"
+    )
+    _add_model(shows)
+    plans = _command(commands, "plan", _plan, "what would become of every conv, and what that would cost")
+    _add_model(plans)
+    _add_choices(plans)
+    plans.add_argument("--out", metavar="PLAN.json", help="save the plan")
+    plans.add_argument("--force", action="store_true", help="replace an existing file")
+    converts = _command(commands, "convert", _convert, "rewrite, report, export to ONNX, check and time")
+    _add_model(converts)
+    _add_choices(converts)
+    _add_outputs(converts)
+    bench = _command(commands, "bench", _bench, "time ONNX files against the first one, in interleaved pairs")
+    bench.add_argument("files", nargs="+", metavar="FILE.onnx")
+    _add_timing(bench)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, words: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=words, description=words[0].upper() + words[1:] + "."
+    )
+    command.set_defaults(run=run)
+    command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    command.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "model", metavar="MODEL", help="package.module:factory, file.py:factory, torchvision:NAME, timm:NAME"
+    )
+    command.add_argument(
+        "--model-args", nargs="+", default=[], type=_assignment, metavar="NAME=VALUE", help="for the factory"
+    )
+    command.add_argument("--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors")
+    command.add_argument(
+        "--input",
+        nargs="+",
+        type=_shape,
+        required=True,
+        metavar="1x3x224x224",
+        help="shape of every input, batch first",
+    )
+
+
+def _add_choices(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--form", nargs="+", default=[], choices=list(_WORDS), help="candidates, the first that fits is taken"
+    )
+    command.add_argument("--rank", nargs="+", default=[], type=int, help="branches per layer")
+    command.add_argument(
+        "--energy", nargs="+", default=[], type=float, help="or the share of every kernel's energy to keep"
+    )
+    command.add_argument("--width", type=float, default=0.25, help="inner width of the subspace form (default 0.25)")
+    command.add_argument(
+        "--select",
+        type=_policy,
+        default=default_policy(),
+        metavar="POLICY",
+        help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; everything but the stem if not given",
+    )
+    command.add_argument("--allow-growth", action="store_true", help="also where a layer gets more expensive")
+
+
+def _add_outputs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one")
+    command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after")
+    command.add_argument("--out", metavar="DIR", help="write ONNX files, weights, plan and report")
+    command.add_argument("--force", action="store_true", help="replace an existing folder")
+    command.add_argument("--opset", type=int, default=18, help="ONNX opset (default 18)")
+    _add_timing(command)
+
+
+def _add_timing(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--pairs", type=int, default=100, help="interleaved timing rounds (default 100; convert: 0 for none)"
+    )
+    command.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default 1)")
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) if part.isdigit() else 0 for part in text.lower().split("x"))
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write for example 1x3x224x224")
+    return sizes
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _policy(text: str) -> Policy:
+    try:
+        return parse_policy(text)
+    except ConvSurgeonError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

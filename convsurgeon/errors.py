@@ -1,0 +1,57 @@
+"""Every error a user can cause, as one tree.
+
+    ConvSurgeonError
+    |-- CaptureError      the model cannot be run on the example, or is of a kind that cannot be rewritten
+    |-- PolicyError       a policy names a layer that does not exist, or its text does not parse
+    |-- FormError         a form's own parameters are out of range, or a demanded layer cannot take it
+    |-- PlanError         a plan file is damaged, or was made for another model
+    |-- LoadError         a model factory or a weight file cannot be read
+    |-- OutputError       the place to write to exists already or cannot be written
+    |-- ExportError       the model has no ONNX form, or the file is not what was asked for
+    |   `-- ParityError   the ONNX file computes something else than the model
+    `-- LatencyError      an ONNX file cannot be timed
+
+Messages are one line: what went wrong, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class ConvSurgeonError(Exception):
+    """Base of every error that a user's input can cause."""
+
+
+class CaptureError(ConvSurgeonError):
+    """The model cannot be run on the example, or is of a kind that cannot be rewritten."""
+
+
+class PolicyError(ConvSurgeonError):
+    """A policy names a layer that does not exist, or its text does not parse."""
+
+
+class FormError(ConvSurgeonError):
+    """A form's parameters are out of range, or a layer demanded by name cannot take it."""
+
+
+class PlanError(ConvSurgeonError):
+    """A plan file is damaged, or was made for another model."""
+
+
+class LoadError(ConvSurgeonError):
+    """A model factory or a weight file cannot be read."""
+
+
+class OutputError(ConvSurgeonError):
+    """The place to write to exists already or cannot be written."""
+
+
+class ExportError(ConvSurgeonError):
+    """The model has no ONNX form, or the file is not what was asked for."""
+
+
+class ParityError(ExportError):
+    """The ONNX file computes something else than the model it was exported from."""
+
+
+class LatencyError(ConvSurgeonError):
+    """An ONNX file cannot be timed."""

@@ -1,0 +1,59 @@
+"""What makes a conv module something else than the plain function its geometry describes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+_CONVS = nn.modules.conv._ConvNd
+_OWN = ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__", "weight", "bias")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def module_obstacle(conv: _CONVS, uses: Counter[int]) -> str:
+    """Why a module cannot be rewritten whatever the form; empty where it can.
+
+    Args:
+        conv: a conv module of any kind.
+        uses: how many conv modules hold each parameter, by `id`.
+    """
+    if not isinstance(conv, nn.Conv2d):
+        return f"{type(conv).__name__}: only Conv2d is rewritten"
+    if parametrize.is_parametrized(conv):
+        names = ", ".join(conv.parametrizations)  # type: ignore[arg-type]
+        return f"its {names} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
+    if conv._parameters.get("weight") is None:
+        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
+    own = _own_behaviour(conv)
+    if own:
+        return own
+    if any(getattr(conv, name) for name in _HOOKS):
+        return "it carries hooks that would be lost; remove them first"
+    if any(uses[id(parameter)] > 1 for parameter in conv.parameters()):
+        return "its weight is tied to another conv's"
+    if not conv.weight.dtype.is_floating_point:
+        return f"its weight is {str(conv.weight.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def reading_obstacle(conv: _CONVS, name: str, readers: Mapping[str, str]) -> str:
+    """Whether something else than the conv reads its weight; `readers` maps parameter names to who."""
+    for parameter, _ in conv.named_parameters(recurse=False):
+        if f"{name}.{parameter}" in readers:
+            return f"its {parameter} is also read in {readers[f'{name}.{parameter}']}"
+    return ""
+
+
+def _own_behaviour(conv: nn.Conv2d) -> str:
+    """A subclass or an instance that redefines what a conv computes; one that only adds attributes is plain."""
+    if any(name in vars(conv) for name in ("forward", "_conv_forward")):
+        return "its forward is replaced on the instance"
+    for cls in type(conv).__mro__:
+        if cls is nn.Conv2d:
+            return ""
+        if any(name in vars(cls) for name in _OWN):
+            return f"{type(conv).__name__} is a subclass with its own behaviour"
+    return ""

@@ -1,0 +1,110 @@
+"""Before and after: what a conversion changed, as text, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from convsurgeon.cost import Cost
+from convsurgeon.fidelity import Fidelity
+from convsurgeon.plan import Change, Skip, layer_table
+from convsurgeon.tables import Table, jsonable
+
+
+@dataclass(frozen=True)
+class Report:
+    """Size and cost of both models, every conv, every parameter tensor, and how near the outputs are.
+
+    `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
+    own, as (name, before, after). Costs are counted on the models, not predicted.
+    """
+
+    before: Cost
+    after: Cost
+    steps: tuple[Change | Skip, ...]
+    tensors: tuple[tuple[str, tuple[int, ...], int, str], ...]
+    fidelity: tuple[Fidelity, ...]
+    example: str
+    metrics: tuple[tuple[str, float, float], ...] = ()
+
+    @property
+    def summary(self) -> Table:
+        """Before, after and their ratio."""
+        names = ("params", "macs", "flops", "weight_bytes", "peak_activation_bytes")
+        pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
+        rows = [(name, was, now, now / was if was else None) for name, was, now in [*pairs, *self.metrics]]
+        columns = (("", "text"), ("before", "number"), ("after", "number"), ("ratio", "ratio"))
+        return Table(f"Size and cost for an input of {self.example}", columns, tuple(rows))
+
+    @property
+    def layers(self) -> Table:
+        """Every conv: shape, form, what is lost, parameters and MACs before and after, or why it was left alone."""
+        return layer_table(self.steps)
+
+    @property
+    def learnables(self) -> Table:
+        """Every parameter tensor, with whether it is in the model before, after, or both."""
+        columns = (("tensor", "text"), ("shape", "text"), ("elements", "count"), ("in", "text"))
+        rows = ((name, "x".join(map(str, shape)), count, where) for name, shape, count, where in self.tensors)
+        return Table("Learnables", columns, tuple(rows))
+
+    @property
+    def closeness(self) -> Table:
+        """Fidelity on the example: original against converted."""
+        columns = (("sqnr_db", "decibel"), ("cosine", "number"), ("top1_agreement", "share"), ("rows", "count"))
+        rows = ((item.sqnr_db, item.cosine, item.agreement, item.rows) for item in self.fidelity)
+        return Table("Fidelity on the example: original against converted", columns, tuple(rows))
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """All four, in the order of reading."""
+        return self.summary, self.closeness, self.layers, self.learnables
+
+    def with_metric(self, name: str, before: float, after: float) -> Report:
+        """The report with one more line in its summary."""
+        return dataclasses.replace(self, metrics=(*self.metrics, (name, before, after)))
+
+    def __str__(self) -> str:
+        rewritten = sum(isinstance(step, Change) for step in self.steps)
+        head = f"{rewritten} of {len(self.steps)} convs rewritten."
+        return "\n\n".join([self.layers.text(), self.summary.text(), self.closeness.text(), head])
+
+    def to_markdown(self) -> str:
+        """A page with all tables."""
+        return "# convsurgeon report\n\n" + "\n\n".join(table.markdown() for table in self.tables) + "\n"
+
+    def to_csv(self) -> str:
+        """The table of layers, raw values."""
+        return self.layers.csv()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "example": self.example,
+            "summary": self.summary.records(),
+            "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
+            "layers": self.layers.records(),
+            "learnables": self.learnables.records(),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)
+
+
+def learnable_rows(before: nn.Module, after: nn.Module) -> tuple[tuple[str, tuple[int, ...], int, str], ...]:
+    """Rows of the learnables table: name, shape, elements, and `both`, `before` or `after`; shared tensors once."""
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+
+    def rows(names: Iterable[str], tensors: dict[str, nn.Parameter], where: str) -> list[Any]:
+        return [(name, tuple(tensors[name].shape), tensors[name].numel(), where) for name in names]
+
+    kept = [name for name in old if name in new]
+    gone = [name for name in old if name not in new]
+    come = [name for name in new if name not in old]
+    return (*rows(kept, old, "both"), *rows(gone, old, "before"), *rows(come, new, "after"))

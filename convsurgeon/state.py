@@ -1,0 +1,79 @@
+"""Looking at a model without leaving a trace on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+_CONTAINERS = (dict, list, set)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode without gradients, and puts back whatever changes inside the block.
+
+    Modes, attributes, registered parameters and buffers, and one level of the lists and dicts that modules hold are
+    restored, so a forward that stores activations on `self` leaves nothing behind. Random number generators too.
+    Values of buffers are not: run on fake tensors, or add `buffers_kept`.
+    """
+    modules = list(dict.fromkeys(model.modules()))
+    saved = [(module, {name: _shallow(value) for name, value in vars(module).items()}) for module in modules]
+    originals = [dict(vars(module)) for module in modules]
+    for module in modules:
+        if not isinstance(module, torch.jit.ScriptModule):
+            module.training = False
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for (module, copies), original in zip(saved, originals, strict=True):
+            _restore(module, copies, original)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back the values of all buffers that change inside the block."""
+    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _shallow(value: Any) -> Any:
+    return value.copy() if isinstance(value, _CONTAINERS) else value
+
+
+def _restore(module: nn.Module, copies: dict[str, Any], original: dict[str, Any]) -> None:
+    """Gives a module back its attributes: the very objects it had, with the content they had."""
+    attributes = vars(module)
+    for name in [name for name in attributes if name not in original]:
+        del attributes[name]
+    for name, value in original.items():
+        if isinstance(value, _CONTAINERS) and not _same(value, copies[name]):
+            _refill(value, copies[name])
+        attributes[name] = value
+
+
+def _same(now: Any, before: Any) -> bool:
+    """Whether a container holds the very objects it held."""
+    if len(now) != len(before):
+        return False
+    if isinstance(now, dict):
+        return all(k1 == k2 and v1 is v2 for (k1, v1), (k2, v2) in zip(now.items(), before.items(), strict=True))
+    return all(one is two for one, two in zip(now, before, strict=True)) if isinstance(now, list) else now == before
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
