@@ -25,7 +25,7 @@ from convsurgeon.example import Example
 from convsurgeon.geometry import Geometry
 from convsurgeon.obstacle import module_obstacle, reading_obstacle
 from convsurgeon.site import Call, Site
-from convsurgeon.state import buffers_kept, undisturbed
+from convsurgeon.state import undisturbed
 from convsurgeon.trace import Traced, trace
 
 _CONVS = nn.modules.conv._ConvNd
@@ -77,12 +77,17 @@ def _refuse(model: object) -> None:
     """Turns away wrappers, whose inner model is what can be rewritten, and what is no module at all."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError("model: it is a TorchScript module, whose layers are compiled; pass the module it came from")
     if hasattr(model, "_orig_mod"):
         raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise CaptureError(f"model: it is wrapped in {type(model).__name__}; pass model.module and wrap the result")
+    try:
+        modules = list(model.named_modules(remove_duplicate=False))
+    except RecursionError:
+        raise CaptureError("model: one of its modules contains itself; keep references to a parent out of the modules") from None
+    for name, module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            raise CaptureError(f"model: {name or 'it'} is a TorchScript module, whose layers are compiled; put back the original")
     lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")
@@ -98,8 +103,7 @@ def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, 
     except Exception:  # whatever operator has no fake version, or asks for a value
         pass
     try:
-        with buffers_kept(model):
-            return _run(model, traced, example.tensors(), None)
+        return _run(model, traced, example.tensors(), None)
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(
@@ -145,6 +149,7 @@ class _Watch(TorchFunctionMode):
         self.calls: dict[int, list[Call]] = {}
         self.conv_macs: Counter[int] = Counter()
         self.functional: dict[str, Site] = {}
+        self.unregistered: dict[int, tuple[_CONVS, str]] = {}
         self.readers: dict[str, str] = {}
         self._running: list[nn.Module] = []
         self._starts: list[int] = []
@@ -180,6 +185,8 @@ class _Watch(TorchFunctionMode):
         start = self._starts.pop()
         if isinstance(module, _CONVS) and isinstance(output, Tensor):
             value = args[0] if args else kwargs["input"]
+            if id(module) not in self._paths:
+                self.unregistered.setdefault(id(module), (module, self._here()))
             self.calls.setdefault(id(module), []).append(Call(tuple(value.shape), tuple(output.shape)))
             self.conv_macs[id(module)] += self._counter.macs - start
 
@@ -256,15 +263,19 @@ def _tuple(value: Any, length: int) -> tuple[int, ...]:
 
 
 def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:
-    """One site per conv module, in the order of their names in the model."""
+    """One site per conv module, in the order of the model; then those that run without being registered."""
     names: dict[int, list[str]] = {}
     convs: dict[int, _CONVS] = {}
-    for name, module in _walk(model, "", ()):
+    for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, _CONVS):
             names.setdefault(id(module), []).append(name)
             convs[id(module)] = module
     weights = Counter(id(parameter) for conv in convs.values() for parameter in conv.parameters(recurse=False))
-    return [_site(conv, names[key], watch, weights) for key, conv in convs.items()]
+    sites = [_site(conv, names[key], watch, weights) for key, conv in convs.items()]
+    for index, (conv, where) in enumerate(watch.unregistered.values()):
+        why = f"an unregistered module that runs in {where}; put it into an nn.ModuleList"
+        sites.append(replace(_site(conv, [f"{where}:unregistered.{index}"], watch, weights), obstacle=why))
+    return sites
 
 
 def _site(conv: _CONVS, names: list[str], watch: _Watch, uses: Counter[int]) -> Site:
@@ -283,11 +294,3 @@ def _site(conv: _CONVS, names: list[str], watch: _Watch, uses: Counter[int]) -> 
         0.0,
         obstacle,
     )
-
-
-def _walk(module: nn.Module, prefix: str, above: tuple[nn.Module, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """Every module under every one of its names; a module that holds one of its ancestors is not followed round."""
-    yield prefix, module
-    for name, child in module._modules.items():
-        if child is not None and not any(child is ancestor for ancestor in (*above, module)):
-            yield from _walk(child, f"{prefix}.{name}" if prefix else name, (*above, module))

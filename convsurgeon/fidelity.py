@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convsurgeon.example import Example
-from convsurgeon.state import buffers_kept, undisturbed
+from convsurgeon.state import undisturbed
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Fidelity:
 
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
-    with undisturbed(model), buffers_kept(model):
+    with undisturbed(model):
         result = model(*example.args, **example.kwargs)
     return [leaf for leaf in tensors_in(result) if leaf.is_floating_point()]
 

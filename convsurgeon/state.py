@@ -17,12 +17,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Puts the model into eval mode without gradients, and puts back whatever changes inside the block.
 
     Modes, attributes, registered parameters and buffers, and one level of the lists and dicts that modules hold are
-    restored, so a forward that stores activations on `self` leaves nothing behind. Random number generators too.
-    Values of buffers are not: run on fake tensors, or add `buffers_kept`.
+    restored, so a forward that stores activations on `self` leaves nothing behind; so are the values of buffers, which
+    even a symbolic trace changes where the forward counts in place, and torch's CPU random generator.
     """
     modules = list(dict.fromkeys(model.modules()))
     saved = [(module, {name: _shallow(value) for name, value in vars(module).items()}) for module in modules]
     originals = [dict(vars(module)) for module in modules]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     for module in modules:
         if not isinstance(module, torch.jit.ScriptModule):
             module.training = False
@@ -32,17 +33,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for (module, copies), original in zip(saved, originals, strict=True):
             _restore(module, copies, original)
-
-
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Puts back the values of all buffers that change inside the block."""
-    kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
         with torch.no_grad():
-            for buffer, value in kept:
+            for buffer, value in buffers:
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
 

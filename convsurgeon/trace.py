@@ -81,7 +81,7 @@ class _Tracer(fx.Tracer):
             for index, leaf in enumerate(leaves)
         ]
         args, kwargs = pytree.tree_unflatten(proxies, spec)
-        return lambda root: root_fn(root, *args, **kwargs), [self.root]
+        return lambda root: root.forward(*args, **kwargs), [self.root]  # also where forward is set on the instance
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Convs are never traced through: a subclass's own forward is its own business."""
