@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from convsurgeon.capture import Capture, capture
 from convsurgeon.cost import Cost
 from convsurgeon.errors import (
+    CalibrationError,
     CaptureError,
     ConvSurgeonError,
     ExportError,
@@ -46,6 +47,7 @@ from convsurgeon.policy import (
     stride,
 )
 from convsurgeon.policy_text import parse_policy
+from convsurgeon.reconstruct import Reconstruction
 from convsurgeon.report import Report
 from convsurgeon.site import Call, Site
 from convsurgeon.surgery import Result, carry_out, convert, operate, plan, rebuild
@@ -79,6 +81,7 @@ __all__ = [
     "BlueprintSubspace",
     "Call",
     "Capture",
+    "CalibrationError",
     "CaptureError",
     "Change",
     "ConvSurgeonError",
@@ -99,6 +102,7 @@ __all__ = [
     "PlanError",
     "Policy",
     "PolicyError",
+    "Reconstruction",
     "Report",
     "Result",
     "Site",

@@ -84,10 +84,14 @@ def _refuse(model: object) -> None:
     try:
         modules = list(model.named_modules(remove_duplicate=False))
     except RecursionError:
-        raise CaptureError("model: one of its modules contains itself; keep references to a parent out of the modules") from None
+        raise CaptureError(
+            "model: one of its modules contains itself; keep references to a parent out of the modules"
+        ) from None
     for name, module in modules:
         if isinstance(module, torch.jit.ScriptModule):
-            raise CaptureError(f"model: {name or 'it'} is a TorchScript module, whose layers are compiled; put back the original")
+            raise CaptureError(
+                f"model: {name or 'it'} is a TorchScript module, whose layers are compiled; put back the original"
+            )
     lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")

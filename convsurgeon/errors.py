@@ -5,6 +5,7 @@
     |-- PolicyError       a policy names a layer that does not exist, or its text does not parse
     |-- FormError         a form's own parameters are out of range, or a demanded layer cannot take it
     |-- PlanError         a plan file is damaged, or was made for another model
+    |-- CalibrationError  the calibration data are empty, of another shape, or not finite
     |-- LoadError         a model factory or a weight file cannot be read
     |-- OutputError       the place to write to exists already or cannot be written
     |-- ExportError       the model has no ONNX form, or the file is not what was asked for
@@ -35,6 +36,10 @@ class FormError(ConvSurgeonError):
 
 class PlanError(ConvSurgeonError):
     """A plan file is damaged, or was made for another model."""
+
+
+class CalibrationError(ConvSurgeonError):
+    """The calibration data are empty, of another shape, or not finite."""
 
 
 class LoadError(ConvSurgeonError):

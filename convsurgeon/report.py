@@ -13,6 +13,7 @@ from torch import nn
 from convsurgeon.cost import Cost
 from convsurgeon.fidelity import Fidelity
 from convsurgeon.plan import Change, Skip, layer_table
+from convsurgeon.reconstruct import Reconstruction
 from convsurgeon.tables import Table, jsonable
 
 
@@ -21,7 +22,8 @@ class Report:
     """Size and cost of both models, every conv, every parameter tensor, and how near the outputs are.
 
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
-    own, as (name, before, after). Costs are counted on the models, not predicted.
+    own, as (name, before, after), `reconstruction` what calibration did, if there was any. Costs are counted on the
+    models, not predicted.
     """
 
     before: Cost
@@ -31,6 +33,7 @@ class Report:
     fidelity: tuple[Fidelity, ...]
     example: str
     metrics: tuple[tuple[str, float, float], ...] = ()
+    reconstruction: tuple[Reconstruction, ...] = ()
 
     @property
     def summary(self) -> Table:
@@ -61,9 +64,26 @@ class Report:
         return Table("Fidelity on the example: original against converted", columns, tuple(rows))
 
     @property
+    def fits(self) -> Table:
+        """Every fitted site: relative output error behind its batch norm and ReLU before and after, samples used."""
+        columns = (("layer", "text"), ("error_before", "number"), ("error_after", "number"), ("positions", "count"))
+        sites = [site for done in self.reconstruction for site in done.sites]
+        rows = ((site.name, site.before, site.after, site.positions, "" if site.kept else "put back") for site in sites)
+        return Table("Fits, on samples that were held back", (*columns, ("note", "text")), tuple(rows))
+
+    @property
+    def calibrated(self) -> Table:
+        """What calibration tried: the whole network's relative output error on held-back images, and what was kept."""
+        columns = (("weights", "text"), ("output_error", "number"), ("kept", "text"))
+        rows = [(w, e, "yes" if kept else "no") for done in self.reconstruction for w, e, kept in done.steps]
+        used = [f", {d.images} images, judged on {d.held_back} others" for d in self.reconstruction]
+        return Table(f"Calibration{''.join(used)}", columns, tuple(rows))
+
+    @property
     def tables(self) -> tuple[Table, ...]:
-        """All four, in the order of reading."""
-        return self.summary, self.closeness, self.layers, self.learnables
+        """All that hold something, in the order of reading."""
+        every = (self.summary, self.closeness, self.calibrated, self.layers, self.fits, self.learnables)
+        return tuple(table for table in every if table.rows)
 
     def with_metric(self, name: str, before: float, after: float) -> Report:
         """The report with one more line in its summary."""
@@ -72,7 +92,8 @@ class Report:
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        return "\n\n".join([self.layers.text(), self.summary.text(), self.closeness.text(), head])
+        shown = (self.layers, self.fits, self.calibrated, self.summary, self.closeness)
+        return "\n\n".join([*(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
         """A page with all tables."""
@@ -88,7 +109,9 @@ class Report:
             "example": self.example,
             "summary": self.summary.records(),
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
+            "calibration": self.calibrated.records(),
             "layers": self.layers.records(),
+            "fits": self.fits.records(),
             "learnables": self.learnables.records(),
         }
 

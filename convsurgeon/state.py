@@ -13,6 +13,20 @@ _CONTAINERS = (dict, list, set)
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts the model into eval mode without gradients, and every module back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Puts the model into eval mode without gradients, and puts back whatever changes inside the block.
 
@@ -24,11 +38,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     saved = [(module, {name: _shallow(value) for name, value in vars(module).items()}) for module in modules]
     originals = [dict(vars(module)) for module in modules]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
-    for module in modules:
-        if not isinstance(module, torch.jit.ScriptModule):
-            module.training = False
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with evaluating(model), torch.random.fork_rng(devices=[]):
             yield
     finally:
         for (module, copies), original in zip(saved, originals, strict=True):

@@ -105,7 +105,7 @@ class _Tracer(fx.Tracer):
             raise _UntraceableError(path, m, _reason(error)) from error
 
 
-class _Whole(nn.Module):
+class Whole(nn.Module):
     """A root whose one child is the model."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -123,7 +123,7 @@ def _whole(model: nn.Module, example: Example, reason: str) -> Traced:
         graph.output(graph.call_module(WHOLE, args, kwargs))
     except Exception as error:
         raise CaptureError(f"example: an argument torch.fx cannot hold ({_reason(error)}); pass tensors") from error
-    return Traced(fx.GraphModule(_Whole(model), graph), {"": reason})
+    return Traced(fx.GraphModule(Whole(model), graph), {"": reason})
 
 
 def _reason(error: BaseException) -> str:

@@ -1,0 +1,106 @@
+"""What stands behind a conv in the graph: the batch norm that scales it, the shortcut that is added, the ReLU.
+
+    y -> z = scale * y + shift (+ shortcut) -> max(z, 0)
+
+A fit that knows them can aim at what the network makes of the conv's output instead of at the output itself.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
+_RELUS = {F.relu, torch.relu, torch.relu_, F.relu_, F.relu6}
+_RELU_MODULES = (nn.ReLU, nn.ReLU6)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Scale and shift (O,) of the batch norm, ones and zeros where there is none; the other side of an addition.
+
+    `norm` is the batch norm's name and `shortcut` the node that is added, both empty tuples where there is none; `relu`
+    says whether a ReLU follows; `end` is the last node of the chain.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    norm: tuple[str, ...]
+    shortcut: tuple[fx.Node, ...]
+    relu: bool
+    end: fx.Node
+
+
+def callers(graph: fx.Graph, root: nn.Module) -> Counter[nn.Module]:
+    """How many nodes call each module, aliases counted together."""
+    return Counter(root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
+
+
+def neighbours(node: fx.Node, root: nn.Module, channels: int, calls: Counter[nn.Module]) -> Neighbours:
+    """Reads what follows a conv's node, as long as each value has one reader only; `calls` is from `callers`."""
+    scale, shift = torch.ones(channels), torch.zeros(channels)
+    norm: tuple[str, ...] = ()
+    shortcut: tuple[fx.Node, ...] = ()
+    follower = _only_user(node)
+    if follower is not None and (module := _frozen_norm(follower, root, calls)) is not None:
+        scale, shift = affine(module)
+        norm, node = (str(follower.target),), follower
+        follower = _only_user(node)
+    if follower is not None and (other := _added(follower, node)) is not None:
+        shortcut, node = (other,), follower
+        follower = _only_user(node)
+    relu = follower is not None and _is_relu(follower, root)
+    return Neighbours(scale, shift, norm, shortcut, relu, follower if relu and follower is not None else node)
+
+
+def alone(node: fx.Node, channels: int) -> Neighbours:
+    """A conv of which nothing is known but itself."""
+    return Neighbours(torch.ones(channels), torch.zeros(channels), (), (), relu=False, end=node)
+
+
+def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as scale and shift (C,) in float32: `z = scale * y + shift`."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = (norm.running_var + norm.eps).rsqrt()
+    scale = scale * norm.weight if norm.weight is not None else scale
+    shift = -norm.running_mean * scale
+    shift = shift + norm.bias if norm.bias is not None else shift
+    return scale.detach().float(), shift.detach().float()
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
+
+
+def _frozen_norm(node: fx.Node, root: nn.Module, calls: Counter[nn.Module]) -> nn.BatchNorm2d | None:
+    """The batch norm a node calls, if it has statistics of its own and no other caller."""
+    if node.op != "call_module":
+        return None
+    module = root.get_submodule(str(node.target))
+    plain = type(module) is nn.BatchNorm2d and module.running_mean is not None and calls[module] == 1
+    return module if isinstance(module, nn.BatchNorm2d) and plain else None
+
+
+def _added(node: fx.Node, value: fx.Node) -> fx.Node | None:
+    """The other summand, where a node adds two nodes of which `value` is one."""
+    by_function = node.op == "call_function" and node.target in _ADDITIONS
+    by_method = node.op == "call_method" and node.target in ("add", "add_")
+    if not (by_function or by_method) or len(node.args) != 2 or node.kwargs:
+        return None
+    others = [item for item in node.args if item is not value]
+    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _is_relu(node: fx.Node, root: nn.Module) -> bool:
+    if node.op == "call_module":
+        return isinstance(root.get_submodule(str(node.target)), _RELU_MODULES)
+    return (node.op == "call_function" and node.target in _RELUS) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )

@@ -1,0 +1,84 @@
+"""Samples of what a conv sees and should give: patches at random output positions, and their second moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convsurgeon import world
+
+POSITIONS = 24
+"""Output positions drawn per image; using every one costs fifty times more and gains nothing (FACTS)."""
+
+_BLOCK_ROWS = 8192
+_BYTES = 1 << 29
+"""Patches held at a time, 512 MB: fewer positions are drawn where a layer's patches would not fit."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Patches (S, groups, C/groups * K) and targets (S, O) in float32, the rows of all calls of a site."""
+
+    patches: Tensor
+    targets: Tensor
+
+    def rows(self, chosen: Tensor | slice) -> Samples:
+        """A part of the rows."""
+        return Samples(self.patches[chosen], self.targets[chosen])
+
+
+def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` random output positions of every image of an (N, O, H, W) output, without repeats: image, row, column."""
+    images, height, width = shape[0], shape[-2], shape[-1]
+    count = min(count, height * width)
+    drawn = torch.rand(images, height * width, generator=generator).topk(count, dim=1).indices.flatten()
+    return torch.arange(images).repeat_interleave(count), drawn // width, drawn % width
+
+
+def positions_per_image(images: int, patch_size: int) -> int:
+    """How many positions keep a layer's patches within bounds, at most `POSITIONS`."""
+    return max(1, min(POSITIONS, _BYTES // (4 * patch_size * max(1, images))))
+
+
+def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The inputs (S, groups, C/groups * kh*kw) behind output positions of a conv, padded as the conv pads."""
+    image, row, column = where
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
+    height, width = conv.kernel_size
+    out = torch.empty(len(image), x.shape[1], height * width)
+    for tap in range(height * width):
+        rows = row * conv.stride[0] + tap // width * conv.dilation[0]
+        columns = column * conv.stride[1] + tap % width * conv.dilation[1]
+        out[:, :, tap] = padded[image, rows, columns]
+    return out.reshape(len(image), conv.groups, -1)
+
+
+def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The values (S, O) of an (N, O, H, W) tensor at positions."""
+    return y.permute(0, 2, 3, 1)[where].float()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over the rows of all processes, in float64."""
+    total, count = world.added(values.double().sum(0), torch.tensor(float(len(values)), dtype=torch.float64))
+    return total / count.clamp(min=1)
+
+
+def moments(left: Tensor, right: Tensor) -> Tensor:
+    """Mean of `left^T right` over the rows of all processes: float32 products of blocks, added in float64."""
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
+    for one, two in zip(left.split(_BLOCK_ROWS), right.split(_BLOCK_ROWS), strict=True):
+        total += one.T @ two
+    total, count = world.added(total, torch.tensor(float(len(left)), dtype=torch.float64))
+    return total / count.clamp(min=1)
+
+
+def relative(error: float, energy: float) -> float:
+    """Error over energy; 0 of nothing."""
+    return error / energy if energy > 0 else (0.0 if error == 0 else math.inf)

@@ -1,0 +1,231 @@
+"""Data-aware weights: each site fitted to the original's output, with inputs from the already converted network.
+
+Original and converted graph run in lockstep over the calibration batches, once. At a changed site the original's output
+is known and so is what the converted network will feed it; random positions of both make a least-squares problem (see
+`sitefit`) whose solution the converted network goes on with, so later sites repair what earlier ones lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from tqdm import tqdm
+
+from convsurgeon import world
+from convsurgeon.calibration import Calibration, images_in
+from convsurgeon.capture import Capture
+from convsurgeon.form import Branched
+from convsurgeon.lockstep import Runner, walk
+from convsurgeon.neighbours import Neighbours, alone, callers, neighbours
+from convsurgeon.plan import Change, Plan
+from convsurgeon.samples import Samples, at, patches, positions, positions_per_image, relative
+from convsurgeon.sitefit import Behind, Fitted, fit_site, fittable, site_error
+from convsurgeon.state import evaluating, undisturbed
+from convsurgeon.trace import WHOLE, Whole
+
+JUDGED = 5
+"""Every fifth sample of a site is not fitted to but judges the fit."""
+
+
+@dataclass(frozen=True)
+class SiteFit:
+    """Relative output error of a site behind its batch norm and ReLU, on samples it was not fitted to."""
+
+    name: str
+    before: float
+    after: float
+    positions: int
+    kept: bool
+
+
+def fit_in_order(
+    seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int, progress: bool
+) -> list[SiteFit]:
+    """Fits the changed sites of a converted model in place, in the order in which they run.
+
+    Args:
+        seen: capture of the original.
+        converted: what `operate` made of it; its weights are changed.
+        plan: as it was carried out.
+        data: calibration batches; under `torch.distributed` every process uses its share of them.
+        seed: of the positions that are drawn.
+        progress: whether to show a bar over the sites.
+    """
+    with undisturbed(seen.model), evaluating(converted):
+        job = _Job(seen, converted, plan, data, seed)
+        with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=None if progress else True) as bar:
+            found = []
+            for done in job.run():
+                found.append(done)
+                bar.update()
+                bar.set_postfix_str(f"{done.name} error {done.before:.3f} -> {done.after:.3f}")
+    world.agree(converted)
+    return found
+
+
+class _Job:
+    """One run in lockstep."""
+
+    def __init__(self, seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int) -> None:
+        share = data.fitted[world.rank() :: world.size()]
+        self.images = sum(map(images_in, share))
+        self.graph = seen.graph.graph
+        self.original, self.converted = seen.model, converted
+        self.root = seen.graph
+        self.changes = {
+            name: change for change in plan.changes.values() for name in change.site.names if fittable(change.form)
+        }
+        spill = _too_large(seen, share)
+        self.runners = (
+            Runner(seen.graph, self.graph, share, spill),
+            Runner(_like(seen, converted), self.graph, share, spill),
+        )
+        self.calls = callers(self.graph, seen.graph)
+        self.seed = seed
+        self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
+        self.earlier: dict[str, tuple[Tensor, ...]] = {}
+
+    def run(self) -> Iterator[SiteFit]:
+        """Yields every site as it is fitted; one that is called again is fitted again, to all its calls so far."""
+        for index, node in enumerate(walk(self.graph, self.runners)):
+            if node.op != "call_module":
+                continue
+            change = self.changes.get(str(node.target))
+            if change is not None:
+                yield from self._fit_call(node, change, index)
+            elif str(node.target) in self.opaque:
+                yield from self._fit_inside(node, index)
+
+    def _fit_call(self, node: fx.Node, change: Change, index: int) -> Iterator[SiteFit]:
+        conv = self._conv(change)
+        around = neighbours(node, self.root, conv.out_channels, self.calls)
+        if len(change.site.calls) > 1:  # what follows differs from call to call
+            around = alone(node, conv.out_channels)
+        leader, follower = self.runners
+        source = node.args[0] if node.args else node.kwargs["input"]
+        assert isinstance(source, fx.Node)
+        shortcut = [other for other in around.shortcut if leader.holds(other)]
+        sides = [runner.of(other) for other in shortcut for runner in (leader, follower)]
+        rows = self._rows(conv, follower.of(source), leader.of(node), sides, index)
+        yield self._fit(change, conv, around, rows)
+
+    def _fit_inside(self, node: fx.Node, index: int) -> Iterator[SiteFit]:
+        """The sites of a region that could not be traced, one run of the region for each."""
+        leader, follower = self.runners
+        region = "" if "" in self.opaque else f"{node.target}."
+        names = {name: change for name, change in self.changes.items() if name.startswith(region)}
+        modules = {self.original.get_submodule(name): change for name, change in names.items()}
+        order = dict.fromkeys(seen for seen, _ in leader.watched(node, list(modules), 0))
+        for step, conv in enumerate(order):
+            change = modules[conv]
+            assert isinstance(conv, nn.Conv2d)
+            inner = self.converted.get_submodule(change.name)
+            targets, sources = [], []
+            for number in range(len(leader.environments)):
+                wanted = leader.watched(node, [conv], number)
+                given = follower.watched(node, [inner], number)
+                targets.append(torch.cat([out for _, (_, out) in wanted]))
+                sources.append(torch.cat([x for _, (x, _) in given]))
+            rows = self._rows(conv, sources, targets, [], index + step * 7919)
+            yield self._fit(change, conv, alone(node, conv.out_channels), rows)
+
+    def _conv(self, change: Change) -> nn.Conv2d:
+        conv = self.original.get_submodule(change.name)
+        assert isinstance(conv, nn.Conv2d)
+        return conv
+
+    def _rows(
+        self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Any], index: int
+    ) -> tuple[Tensor, ...]:
+        """Patches of the converted network, outputs of the original, and `sides`, at the same random positions."""
+        rows: list[tuple[Tensor, ...]] = []
+        count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
+        for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
+            batch = world.rank() + number * world.size()
+            where = positions(y.shape, count, _generator(self.seed, index, batch))
+            rows.append((patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides)))
+        return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+
+    def _fit(self, change: Change, conv: nn.Conv2d, around: Neighbours, rows: tuple[Tensor, ...]) -> SiteFit:
+        if change.name in self.earlier:
+            rows = tuple(torch.cat(parts) for parts in zip(self.earlier[change.name], rows, strict=True))
+        self.earlier |= {change.name: rows} if len(change.site.calls) > 1 else {}
+        module = self.converted.get_submodule(change.name)
+        shortcut = (rows[2], rows[3]) if len(rows) > 2 else (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
+        relu = around.relu and (len(rows) > 2 or not around.shortcut)
+        intercept = bool(around.norm) or conv.bias is not None
+        samples = Samples(rows[0], rows[1])
+        behind = Behind(around.scale, around.shift, shortcut, relu, intercept)
+        judge = torch.zeros(len(rows[1]), dtype=torch.bool)
+        judge[::JUDGED] = len(judge) >= 2 * JUDGED
+        fitted = fit_site(change.form, conv, samples.rows(~judge), behind.rows(~judge))
+        judged = (samples.rows(judge), behind.rows(judge)) if judge.any() else (samples, behind)
+        start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        before = _error(*judged, _dense(module, conv), start)
+        after = _error(*judged, fitted.dense, fitted.bias)
+        if kept := after < before:
+            self._assign(change, module, around, fitted)
+        return SiteFit(change.name, before, min(after, before), len(rows[1]), kept)
+
+    def _assign(self, change: Change, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
+        """Puts the fit into the converted model; a bias the conv cannot hold goes into the batch norm behind it."""
+        form, conv = change.form, self._conv(change)
+        assert isinstance(form, Branched)
+        flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
+        bias = None if conv.bias is None else fitted.bias.to(conv.bias.dtype)
+        form.assign(module, fitted.kernels, bias, conv.weight.dtype)
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(flags[name])
+        if bias is None and around.norm:
+            norms = [model.get_submodule(around.norm[0]) for model in (self.converted, self.original)]
+            own, original = (norm.running_mean for norm in norms)
+            assert isinstance(own, Tensor)
+            assert isinstance(original, Tensor)
+            own.copy_(original - fitted.bias)
+
+
+def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> float:
+    """Relative error over the samples of all processes."""
+    error, energy = world.added(*(torch.tensor(value).double() for value in site_error(samples, behind, dense, bias)))
+    return relative(float(error), float(energy))
+
+
+def _dense(module: nn.Module, conv: nn.Conv2d) -> Tensor:
+    """The dense kernel that a site's branches compute, from their weights."""
+    kernel = torch.zeros_like(conv.weight)
+    for branch in module.branches:  # type: ignore[union-attr]
+        parts = {name: layer.weight.detach() for name, layer in branch.named_children()}
+        depthwise, pointwise = parts["depthwise"].flatten(2), parts["pointwise"][:, :, 0, 0]
+        groups, size = conv.groups, conv.out_channels // conv.groups
+        if next(iter(parts)) == "depthwise":
+            windows = depthwise.reshape(groups, -1, depthwise.shape[-1]).repeat_interleave(size, 0)
+            kernel += (pointwise[:, :, None] * windows).reshape(kernel.shape)
+        else:
+            kernel += (pointwise[:, :, None] * depthwise).reshape(kernel.shape)
+    return kernel
+
+
+def _like(seen: Capture, converted: nn.Module) -> nn.Module:
+    """The converted model in the wrapper that the original has where it could not be traced at all."""
+    if "" not in seen.opaque:
+        return converted
+    return Whole(converted)
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    """Random numbers of their own for every site and batch, whoever works on it."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 1_000_003 + number + 1) % (1 << 62)
+    return torch.Generator().manual_seed(seed)
+
+
+def _too_large(seen: Capture, batches: Sequence[Any]) -> bool:
+    """Whether both networks' live activations would take more than 4 GB."""
+    one = max(1, images_in(seen.example))
+    images = sum(map(images_in, batches))
+    return 2 * seen.cost.peak_activation_bytes / one * images > 4e9

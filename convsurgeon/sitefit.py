@@ -1,0 +1,166 @@
+"""One site's fit: from samples to the kernels of its branches.
+
+Target and prediction are compared behind the batch norm, the shortcut and the ReLU that follow the conv:
+
+    z = scale * y + shift + shortcut          error = sum (max(z', 0) - max(z, 0))^2
+
+Without the ReLU that is least squares for `y`. With it, it is minimised by majorisation: where the original is cut off
+(z <= 0) any z' <= 0 is as good, so the target there is min(z', 0) of the last round (Zhang et al. 2015, "Accelerating
+very deep convolutional networks", section 3.3, in the form that needs no penalty). The shortcut's own error, which an
+earlier layer has made, is part of the target: the branch repairs it (the idea of He, Zhang & Sun 2017).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convsurgeon import factor, fit
+from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
+from convsurgeon.geometry import Geometry
+from convsurgeon.samples import Samples, mean, moments
+
+SWEEPS = 8
+ROUNDS = 6
+"""Sweeps of least squares, then rounds of the ReLU's majorisation with one sweep each."""
+
+_SMALL = 1e-3
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What follows the conv: `scale` and `shift` (O,), the shortcut of both networks at the samples, and the ReLU.
+
+    `intercept` says whether the conv may be given another bias: it has one, or a batch norm follows that can hold it.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    shortcut: tuple[Tensor, Tensor]
+    relu: bool
+    intercept: bool
+
+    def rows(self, chosen: Tensor | slice) -> Behind:
+        """The part that belongs to a part of the samples."""
+        one, two = self.shortcut
+        return Behind(self.scale, self.shift, (one[chosen], two[chosen]), self.relu, self.intercept)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Kernels of every branch's stages, and the bias (O,) that goes with them."""
+
+    kernels: list[tuple[Tensor, ...]]
+    dense: Tensor
+    bias: Tensor
+
+
+def fittable(form: object) -> bool:
+    """Whether a form can be fitted to data: the three of this package that keep what a kernel holds."""
+    return isinstance(form, DepthwiseSeparable | Blueprint) and form.init == "factor"
+
+
+def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind) -> Fitted:
+    """Fits a site's kernels to samples of all processes, group by group.
+
+    Args:
+        form: settled, and one that is `fittable`.
+        conv: the dense conv; its kernel is where the fit is drawn to when there is little data.
+        samples: patches of the converted network, outputs of the original.
+        behind: what follows.
+    """
+    assert isinstance(form, DepthwiseSeparable | Blueprint)
+    scheme = _scheme(form, conv)
+    size = conv.out_channels // conv.groups
+    parts = []
+    for group in range(conv.groups):
+        own = slice(group * size, (group + 1) * size)
+        kernel = conv.weight.detach()[own].flatten(2).double()
+        shortcut = (behind.shortcut[0][:, own], behind.shortcut[1][:, own])
+        part = Behind(behind.scale[own], behind.shift[own], shortcut, behind.relu, behind.intercept)
+        rows = Samples(samples.patches[:, group], samples.targets[:, own])
+        parts.append(_Fit(scheme, form._rank, kernel, rows, part).run())
+    mixings, windows, biases = zip(*parts, strict=True)
+    dense = torch.cat([scheme.kernel(m, w) for m, w in zip(mixings, windows, strict=True)])
+    factors = _piled(form, conv, torch.cat(mixings, 1), torch.cat(windows, 1))
+    geometry = Geometry.of(conv)
+    return Fitted(form.kernels(geometry, factors), dense.reshape(conv.weight.shape), torch.cat(biases))
+
+
+def _scheme(form: DepthwiseSeparable | Blueprint, conv: nn.Conv2d) -> fit.Scheme:
+    if isinstance(form, DepthwiseSeparable):
+        return fit.Separable()
+    return fit.Subspace(form.inner(Geometry.of(conv))) if isinstance(form, BlueprintSubspace) else fit.Blueprint()
+
+
+def _piled(form: object, conv: nn.Conv2d, mixings: Tensor, windows: Tensor) -> factor.Factors:
+    """Mixings (T, O, C/groups) and windows (T, C or O, K) as the factors that the form cuts its kernels from.
+
+    The two factors of a branch are given equal norms.
+    """
+    if isinstance(form, DepthwiseSeparable):  # a matrix per input channel; `left` by group, channel, output, branch
+        left = mixings.unflatten(1, (conv.groups, -1)).permute(1, 3, 2, 0).flatten(0, 1)
+        right = windows.unflatten(1, (conv.groups, -1)).permute(1, 2, 0, 3).flatten(0, 1)
+    else:
+        left, right = mixings.permute(1, 2, 0), windows.permute(1, 0, 2)
+    share = (left.norm(dim=(0, 1)) / right.norm(dim=(0, 2)).clamp(min=1e-30)).sqrt()
+    share = torch.where(share > 0, share, 1.0)
+    return factor.Factors(left / share, right * share[:, None])
+
+
+class _Fit:
+    """The fit of one group."""
+
+    def __init__(self, scheme: fit.Scheme, rank: int, kernel: Tensor, samples: Samples, behind: Behind) -> None:
+        self.scheme, self.rank, self.kernel, self.behind = scheme, rank, kernel, behind
+        self.center = mean(samples.patches) if behind.intercept else torch.zeros(samples.patches.shape[1]).double()
+        self.patches = samples.patches - self.center.float()
+        self.samples = samples
+        small = behind.scale.abs() < _SMALL
+        self.scale = torch.where(small, torch.full_like(behind.scale, _SMALL), behind.scale)
+        covariance = moments(self.patches, self.patches)
+        self.ridge = fit.oas_ridge(covariance, len(self.patches))
+        covariance.diagonal().add_(self.ridge)
+        channels, taps = kernel.shape[1:]
+        self.covariance = covariance.reshape(channels, taps, channels, taps)
+
+    def run(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mixings, windows, and the bias for patches that are not centred."""
+        original = self.samples.targets * self.behind.scale + self.behind.shift + self.behind.shortcut[0]
+        offset = self.behind.shift + self.behind.shortcut[1]
+        normal, bias = self._normal((original - offset) / self.scale)
+        mixings, windows = self.scheme.start(fit.regress(normal), self.rank)
+        mixings, windows = fit.alternate(self.scheme, normal, mixings, windows, SWEEPS)
+        for _ in range(ROUNDS if self.behind.relu else 0):
+            dense = self.scheme.kernel(mixings, windows).flatten(1).float()
+            predicted = (self.patches @ dense.T + bias.float()) * self.scale + offset
+            target = torch.where(original > 0, original, predicted.clamp(max=0))
+            normal, bias = self._normal((target - offset) / self.scale)
+            mixings, windows = fit.alternate(self.scheme, normal, mixings, windows, 1)
+        dense = self.scheme.kernel(mixings, windows).flatten(1)
+        return mixings, windows, bias - dense @ self.center
+
+    def _normal(self, target: Tensor) -> tuple[fit.Normal, Tensor]:
+        """Normal equations for a target (S, O), drawn to the original kernel by the ridge; the target's mean."""
+        bias = mean(target) if self.behind.intercept else torch.zeros(target.shape[1], dtype=torch.float64)
+        cross = moments(target - bias.float(), self.patches).reshape(self.kernel.shape)
+        return fit.Normal(self.covariance, cross + self.ridge * self.kernel), bias
+
+
+def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> tuple[float, float]:
+    """Squared error behind the ReLU of a dense kernel (O, C/groups, kh, kw) with a bias, and the energy it misses.
+
+    Returns:
+        The error, and the energy of the original around its mean, both summed over this process's samples.
+    """
+    groups = samples.patches.shape[1]
+    flat = dense.float().flatten(1).unflatten(0, (groups, -1))
+    outputs = torch.einsum("sgp,gop->sgo", samples.patches, flat).flatten(1) + bias.float()
+    original = samples.targets * behind.scale + behind.shift + behind.shortcut[0]
+    predicted = outputs * behind.scale + behind.shift + behind.shortcut[1]
+    if behind.relu:
+        original, predicted = original.clamp(min=0), predicted.clamp(min=0)
+    energy = (original - original.mean(0)).square().sum()
+    return float((predicted - original).square().sum()), float(energy)
