@@ -79,9 +79,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Blueprint",
     "BlueprintSubspace",
+    "CalibrationError",
     "Call",
     "Capture",
-    "CalibrationError",
     "CaptureError",
     "Change",
     "ConvSurgeonError",

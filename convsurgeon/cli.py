@@ -19,6 +19,7 @@ from convsurgeon.errors import ConvSurgeonError, LoadError
 from convsurgeon.example import Example
 from convsurgeon.form import Branched, Energy
 from convsurgeon.forms import FORMS, BlueprintSubspace
+from convsurgeon.images import load_images
 from convsurgeon.inspection import inspect
 from convsurgeon.load import load_function, load_model, load_weights
 from convsurgeon.plan import Plan
@@ -73,7 +74,11 @@ def _convert(options: argparse.Namespace) -> None:
     with _stages(options) as stage:
         stage("converting")
         planned = Plan.load(options.plan) if options.plan else None
-        result = convert(model, example, **_choices(options)) if planned is None else carry_out(model, planned, example)
+        data = _calibration(options, example)
+        if planned is None:
+            result = convert(model, example, **_choices(options), **data)
+        else:
+            result = carry_out(model, planned, example, **data)
         if metric is not None:
             stage("metric")
             values = [_measure(options.metric, metric, network) for network in (result.original, result.model)]
@@ -106,7 +111,7 @@ def _print_result(options: argparse.Namespace, result: Result, files: dict[str, 
     print(result.report)
     if files:
         bundle = files["bundle"]
-        print(f"\nParity of {bundle.converted.path.name}: {bundle.converted.parity}")
+        print(f"\n{bundle.converted}")
         if "timing" in files:
             print(f"\n{files['timing']}")
         print(f"\nWritten to {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
@@ -151,6 +156,16 @@ def _model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]
         load_weights(model, options.weights)
     generator = torch.Generator().manual_seed(0)
     return model.eval(), Example(tuple(torch.randn(shape, generator=generator) for shape in options.input))
+
+
+def _calibration(options: argparse.Namespace, example: Example) -> dict[str, Any]:
+    """What the command line says of calibration, as keyword arguments of `convert`."""
+    if not options.calibrate:
+        return {}
+    images = load_images(
+        options.calibrate, tuple(example.tensors()[0].shape), options.mean, options.std, options.images
+    )
+    return {"calibration": images, "images": options.images, "seed": options.seed, "progress": not options.json}
 
 
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
@@ -239,6 +254,13 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
 
 def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one")
+    command.add_argument(
+        "--calibrate", metavar="IMAGES", help="folder of images, .npy or .npz: fit the weights to them"
+    )
+    command.add_argument("--mean", nargs="+", type=float, default=[], help="subtracted from every channel in [0, 1]")
+    command.add_argument("--std", nargs="+", type=float, default=[], help="divides every channel then")
+    command.add_argument("--images", type=int, default=1024, help="most images to use (default 1024)")
+    command.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
     command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after")
     command.add_argument("--out", metavar="DIR", help="write ONNX files, weights, plan and report")
     command.add_argument("--force", action="store_true", help="replace an existing folder")

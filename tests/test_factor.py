@@ -13,7 +13,9 @@ SIZES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 
 
 @given(SIZES, st.integers(0, 999), st.data())
-def test_error_squared_is_what_the_singular_values_say(size: tuple[int, int, int], seed: int, data: st.DataObject) -> None:
+def test_error_squared_is_what_the_singular_values_say(
+    size: tuple[int, int, int], seed: int, data: st.DataObject
+) -> None:
     matrices = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     full = min(size[1:])
     rank = data.draw(st.integers(1, full))
@@ -37,7 +39,9 @@ def test_full_rank_is_exact_for_ill_conditioned_matrices(shape: tuple[int, int, 
     else:
         matrices = matrices * {"zeros": 0.0, "tiny": 1e-200}[kind]
     factors = factor.truncate(matrices, min(shape[1:]))
-    torch.testing.assert_close(factors.left @ factors.right, matrices, rtol=1e-7, atol=1e-12 * float(matrices.abs().max()))
+    torch.testing.assert_close(
+        factors.left @ factors.right, matrices, rtol=1e-7, atol=1e-12 * float(matrices.abs().max())
+    )
 
 
 def test_blocks_do_not_change_the_factors(monkeypatch: pytest.MonkeyPatch) -> None:

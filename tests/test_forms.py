@@ -33,7 +33,9 @@ def _full(kind: type[Branched], geometry: Geometry) -> Branched:
 
 def _kernel(module: nn.Module, geometry: Geometry) -> Tensor:
     """The dense kernel that a module without bias computes, read off its response to impulses."""
-    plain = dataclasses.replace(geometry, stride=(1, 1), dilation=(1, 1), padding=(0, 0), padding_mode="zeros", bias=False)
+    plain = dataclasses.replace(
+        geometry, stride=(1, 1), dilation=(1, 1), padding=(0, 0), padding_mode="zeros", bias=False
+    )
     kh, kw = plain.kernel_size
     eye = torch.zeros(geometry.in_channels, geometry.in_channels, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64)
     eye[range(geometry.in_channels), range(geometry.in_channels), kh - 1, kw - 1] = 1

@@ -96,7 +96,8 @@ def test_no_change_to_a_plan_file_gives_anything_but_a_plan_or_a_plan_error(data
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"[]", "expected an object, found list")]
+    ("content", "message"),
+    [(b"", "is no JSON"), (b"\xff\xfe", "is no JSON"), (b"[]", "expected an object, found list")],
 )
 def test_files_that_are_no_plans(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "plan.json"

@@ -15,7 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_all_equals_what_is_public() -> None:
-    public = {name for name, value in vars(cs).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+    public = {
+        name for name, value in vars(cs).items() if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
     public -= {"annotations", "import_module", "TYPE_CHECKING", "Any"}
     assert public | set(cs._LATE) == set(cs.__all__)
     assert list(cs.__all__) == sorted(cs.__all__)

@@ -204,7 +204,9 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
 
 
 def test_a_demanded_layer_that_cannot_be_rewritten_is_an_error() -> None:
-    with pytest.raises(cs.FormError, match="body: it carries hooks that would be lost; remove them first; it was asked for"):
+    with pytest.raises(
+        cs.FormError, match="body: it carries hooks that would be lost; remove them first; it was asked for"
+    ):
         cs.convert(nets.Hooked(), X, policy=cs.named("body"))
     with pytest.raises(cs.FormError, match="down: rank 12 exceeds 9"):
         cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=12)], policy=cs.named("down"))

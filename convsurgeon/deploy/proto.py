@@ -1,0 +1,149 @@
+"""Small tools on ONNX protobufs: who uses a value, which constants there are, how to take a node out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and every graph inside its nodes' attributes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from graphs(inner)
+
+
+def uses(graph: GraphProto) -> Counter[str]:
+    """How often each value is read, by nodes (of inner graphs too) and as an output."""
+    counts: Counter[str] = Counter(output.name for output in graph.output)
+    for inner in graphs(graph):
+        for node in inner.node:
+            counts.update(node.input)
+        if inner is not graph:
+            counts.update(output.name for output in inner.output)
+    return counts
+
+
+def producers(graph: GraphProto) -> dict[str, NodeProto]:
+    """The node that makes each value."""
+    return {output: node for node in graph.node for output in node.output if output}
+
+
+def constants(graph: GraphProto) -> dict[str, TensorProto]:
+    """Initializers and the outputs of `Constant` nodes."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            found[node.output[0]] = node.attribute[0].t
+    return found
+
+
+def ranks(graph: GraphProto) -> dict[str, int]:
+    """Number of axes of every value whose shape is written down."""
+    infos = (*graph.input, *graph.value_info, *graph.output)
+    return {
+        info.name: len(info.type.tensor_type.shape.dim) for info in infos if info.type.tensor_type.HasField("shape")
+    }
+
+
+def element_types(graph: GraphProto) -> dict[str, int]:
+    """Element type of every value that is written down."""
+    return {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+
+
+def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
+    """A number among a node's attributes."""
+    for item in node.attribute:
+        if item.name == name:
+            value: int | float = onnx.helper.get_attribute_value(item)
+            return value
+    return default
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Renames values everywhere they are read or made; graph inputs and outputs stay what they are."""
+    for inner in graphs(graph):
+        for node in inner.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names.get(name, name) for name in node.output]
+        for tensor in inner.initializer:
+            tensor.name = names.get(tensor.name, tensor.name)
+        if inner is not graph:
+            for output in inner.output:
+                output.name = names.get(output.name, output.name)
+
+
+def bypass(graph: GraphProto, node: NodeProto) -> bool:
+    """Takes a one-in one-out node out of the graph; False where the graph's own inputs and outputs forbid it."""
+    source, target = node.input[0], node.output[0]
+    outputs = {output.name for output in graph.output}
+    if target not in outputs:
+        graph.node.remove(node)
+        rename(graph, {target: source})
+        return True
+    if source in outputs or source not in producers(graph):
+        return False  # an output must be made by a node, and by one only
+    graph.node.remove(node)
+    rename(graph, {source: target})
+    return True
+
+
+def drop_unused(graph: GraphProto) -> None:
+    """Removes nodes and initializers that nothing reads."""
+    while True:
+        counts = uses(graph)
+        idle = [node for node in graph.node if not any(counts[name] for name in node.output)]
+        for node in idle:
+            graph.node.remove(node)
+        if not idle:
+            break
+    kept = [tensor for tensor in graph.initializer if counts[tensor.name]]
+    if len(kept) < len(graph.initializer):
+        copies = [TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(copies)
+
+
+def array(tensor: TensorProto) -> npt.NDArray[np.float64]:
+    """A constant's values in float64."""
+    return np.asarray(numpy_helper.to_array(tensor), dtype=np.float64)
+
+
+def put(graph: GraphProto, name: str, values: npt.NDArray[np.float64], like: TensorProto) -> None:
+    """Writes an initializer, over an older one of that name if there is one; dtype as in `like`."""
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(like.data_type)
+    made = numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(made)
+            return
+    graph.initializer.append(made)
+
+
+def unique(name: str, taken: set[str]) -> str:
+    """The name, or the name with the first free number; the result is added to `taken`."""
+    candidate, number = name, 0
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate)
+    return candidate
+
+
+def opset_of(model: ModelProto) -> int:
+    """Version of the default operator set that the model is written in."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+
+
+def signature(values: Iterable[onnx.ValueInfoProto]) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
+    """Name and shape of graph inputs or outputs; a symbolic dimension is a string."""
+    return tuple(
+        (info.name, tuple(dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim)) for info in values
+    )

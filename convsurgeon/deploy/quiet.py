@@ -1,0 +1,78 @@
+"""Running other people's code without a trace: no chatter, no changed model."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+# The exporter warns about its own insides. Warnings of the user's model carry the user's module and stay.
+_CHATTY_MODULES = r"(torch|onnxscript|onnx_ir|onnx|copyreg|convsurgeon\.deploy)(\.|$)"
+_CHATTY_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir", "root")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings and log lines that torch's exporter and onnxscript emit about themselves."""
+    loggers = [logging.getLogger(name) for name in _CHATTY_LOGGERS]
+    # torch gives its own children handlers and levels, so a parent's level alone does not reach them.
+    loggers += [
+        child
+        for name, child in logging.Logger.manager.loggerDict.items()
+        if isinstance(child, logging.Logger)
+        and name.startswith(("torch.onnx", "torch.export", "onnxscript", "onnx_ir"))
+    ]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=_CHATTY_MODULES)
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL + 1)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients; every module's own `training` flag and every buffer's value come back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    try:
+        for module, _ in modes:  # not model.eval(): some models override it and rebuild themselves
+            module.training = False
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def on_cpu(model: nn.Module) -> nn.Module:
+    """The model itself if it lives on the CPU, else a copy there: the ONNX file is judged by CPU arithmetic."""
+    places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    return model if places <= {"cpu"} else copy.deepcopy(model).cpu()
+
+
+def first_line(error: BaseException) -> str:
+    """One short line that says what an exception of another library said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception at the bottom of a `raise ... from ...` chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
