@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from convsurgeon.errors import ConvSurgeonError, LoadError
 from convsurgeon.example import Example
+from convsurgeon.files import BUNDLE, check_folder
 from convsurgeon.form import Branched, Energy
 from convsurgeon.forms import FORMS, BlueprintSubspace
 from convsurgeon.images import load_images
@@ -69,6 +70,8 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    if options.out:
+        check_folder(options.out, options.force, BUNDLE)
     model, example = _model_and_example(options)
     metric = load_function(options.metric) if options.metric else None
     with _stages(options) as stage:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from convsurgeon.errors import OutputError
 
+BUNDLE = frozenset({"original.onnx", "model.onnx", "weights.safetensors", "plan.json", "report.json", "report.md"})
+"""What an exported folder holds; one with anything else in it is never replaced."""
+
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
@@ -38,18 +41,38 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def new_folder(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary folder beside `path` and moves it into place, whole, when the block ends well.
+def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[str]) -> Path:
+    """The absolute path, if `new_folder` could write there; made to be asked before long work, too.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false, or its parent is missing or read-only.
+        OutputError: as `new_folder`.
     """
-    target = Path(path)
+    target = Path(path).absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OutputError(f"{target}: is not a folder; choose another name")
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise OutputError(f"{target}: exists already; pass overwrite=True (--force) or another name")
+    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours) if target.exists() else []
+    if foreign:
+        raise OutputError(f"{target}: holds {foreign[0]}, which is not ours to delete; choose another folder")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{target}: cannot be written (its folder is missing or read-only); choose another")
+    return target
+
+
+@contextmanager
+def new_folder(
+    path: str | os.PathLike[str], overwrite: bool = False, ours: frozenset[str] = frozenset()
+) -> Iterator[Path]:
+    """Gives a temporary folder beside `path` and moves it into place, whole, when the block ends well.
+
+    An existing folder is replaced only if every entry in it is one of `ours`: nobody's home is deleted by mistake. A
+    kill between the two renames leaves the old folder, complete, under `.NAME.old.*`.
+
+    Raises:
+        OutputError: `path` exists and `overwrite` is false, holds other files, or its parent is missing or read-only.
+    """
+    target = check_folder(path, overwrite, ours)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         temporary.chmod(0o777 & ~_umask())

@@ -116,7 +116,9 @@ def _read_checkpoint(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here, KeyError and EOFError among them
         text = str(error)
-        if "weights_only" in text or "Weights only" in text or "Unsupported" in text:
+        with path.open("rb") as file:
+            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+        if pickled and ("weights_only" in text or "Weights only" in text or "Unsupported" in text):
             raise LoadError(
                 f"{path}: holds pickled objects besides tensors, which loading would execute; "
                 "save model.state_dict() with safetensors where you trust the file"

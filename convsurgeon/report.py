@@ -58,10 +58,11 @@ class Report:
 
     @property
     def closeness(self) -> Table:
-        """Fidelity on the example: original against converted."""
+        """Fidelity on the example, or on held-back images with calibration: original against converted."""
         columns = (("sqnr_db", "decibel"), ("cosine", "number"), ("top1_agreement", "share"), ("rows", "count"))
         rows = ((item.sqnr_db, item.cosine, item.agreement, item.rows) for item in self.fidelity)
-        return Table("Fidelity on the example: original against converted", columns, tuple(rows))
+        where = "held-back images" if self.reconstruction else "the example"
+        return Table(f"Fidelity on {where}: original against converted", columns, tuple(rows))
 
     @property
     def fits(self) -> Table:

@@ -20,6 +20,7 @@ from convsurgeon.calibration import Calibration, images_in
 from convsurgeon.capture import Capture
 from convsurgeon.form import Branched
 from convsurgeon.lockstep import Runner, walk
+from convsurgeon.modules import SummedBranches
 from convsurgeon.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.plan import Change, Plan
 from convsurgeon.samples import Samples, at, patches, positions, positions_per_image, relative
@@ -72,7 +73,7 @@ class _Job:
 
     def __init__(self, seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int) -> None:
         share = data.fitted[world.rank() :: world.size()]
-        self.images = sum(map(images_in, share))
+        self.images = data.images
         self.graph = seen.graph.graph
         self.original, self.converted = seen.model, converted
         self.root = seen.graph
@@ -141,13 +142,14 @@ class _Job:
     def _rows(
         self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Any], index: int
     ) -> tuple[Tensor, ...]:
-        """Patches of the converted network, outputs of the original, and `sides`, at the same random positions."""
+        """Patches of the converted network, outputs of the original, who judges, and `sides`, at random positions."""
         rows: list[tuple[Tensor, ...]] = []
         count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
         for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
             batch = world.rank() + number * world.size()
             where = positions(y.shape, count, _generator(self.seed, index, batch))
-            rows.append((patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides)))
+            judged = torch.arange(len(where[0])) % JUDGED == 0
+            rows.append((patches(x, conv, where), at(y, where), judged, *(at(side[number], where) for side in sides)))
         return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
 
     def _fit(self, change: Change, conv: nn.Conv2d, around: Neighbours, rows: tuple[Tensor, ...]) -> SiteFit:
@@ -155,15 +157,14 @@ class _Job:
             rows = tuple(torch.cat(parts) for parts in zip(self.earlier[change.name], rows, strict=True))
         self.earlier |= {change.name: rows} if len(change.site.calls) > 1 else {}
         module = self.converted.get_submodule(change.name)
-        shortcut = (rows[2], rows[3]) if len(rows) > 2 else (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
-        relu = around.relu and (len(rows) > 2 or not around.shortcut)
+        shortcut = (rows[3], rows[4]) if len(rows) > 3 else (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
+        relu = around.relu and (len(rows) > 3 or not around.shortcut)
         intercept = bool(around.norm) or conv.bias is not None
         samples = Samples(rows[0], rows[1])
         behind = Behind(around.scale, around.shift, shortcut, relu, intercept)
-        judge = torch.zeros(len(rows[1]), dtype=torch.bool)
-        judge[::JUDGED] = len(judge) >= 2 * JUDGED
+        judge = rows[2]
         fitted = fit_site(change.form, conv, samples.rows(~judge), behind.rows(~judge))
-        judged = (samples.rows(judge), behind.rows(judge)) if judge.any() else (samples, behind)
+        judged = (samples.rows(judge), behind.rows(judge))
         start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         before = _error(*judged, _dense(module, conv), start)
         after = _error(*judged, fitted.dense, fitted.bias)
@@ -197,15 +198,21 @@ def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> flo
 def _dense(module: nn.Module, conv: nn.Conv2d) -> Tensor:
     """The dense kernel that a site's branches compute, from their weights."""
     kernel = torch.zeros_like(conv.weight)
-    for branch in module.branches:  # type: ignore[union-attr]
-        parts = {name: layer.weight.detach() for name, layer in branch.named_children()}
-        depthwise, pointwise = parts["depthwise"].flatten(2), parts["pointwise"][:, :, 0, 0]
-        groups, size = conv.groups, conv.out_channels // conv.groups
-        if next(iter(parts)) == "depthwise":
-            windows = depthwise.reshape(groups, -1, depthwise.shape[-1]).repeat_interleave(size, 0)
-            kernel += (pointwise[:, :, None] * windows).reshape(kernel.shape)
+    assert isinstance(module, SummedBranches)
+    for branch in module.branches:
+        assert isinstance(branch, nn.Sequential)
+        kernels = {name.removesuffix(".weight"): kernel for name, kernel in branch.named_parameters()}
+        parts = {name: kernel.detach().flatten(1) for name, kernel in kernels.items() if kernel.dim() == 4}
+        windows, mixing = parts["depthwise"], parts["pointwise"]
+        if "subspace" in parts:
+            inner = parts["subspace"].unflatten(0, (conv.groups, -1))
+            mixing = (mixing.unflatten(0, (conv.groups, -1)) @ inner).flatten(0, 1)
+        if next(iter(parts)) == "depthwise":  # a window per input channel, the same for all outputs of its group
+            windows = windows.reshape(conv.groups, -1, windows.shape[-1])
+            windows = windows.repeat_interleave(conv.out_channels // conv.groups, 0)
         else:
-            kernel += (pointwise[:, :, None] * depthwise).reshape(kernel.shape)
+            windows = windows[:, None]
+        kernel += (mixing[:, :, None] * windows).reshape(kernel.shape)
     return kernel
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convsurgeon import factor, fit
+from convsurgeon import factor, fit, world
 from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
 from convsurgeon.geometry import Geometry
 from convsurgeon.samples import Samples, mean, moments
@@ -121,7 +121,8 @@ class _Fit:
         small = behind.scale.abs() < _SMALL
         self.scale = torch.where(small, torch.full_like(behind.scale, _SMALL), behind.scale)
         covariance = moments(self.patches, self.patches)
-        self.ridge = fit.oas_ridge(covariance, len(self.patches))
+        rows = world.added(torch.tensor(len(self.patches)))[0]
+        self.ridge = fit.oas_ridge(covariance, int(rows))
         covariance.diagonal().add_(self.ridge)
         channels, taps = kernel.shape[1:]
         self.covariance = covariance.reshape(channels, taps, channels, taps)

@@ -248,7 +248,8 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     fits = () if data is None or not done.changes else (reconstruct(before, converted, done, data, seed, progress),)
     after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    values = () if on_meta else (fidelity(outputs(model, example), outputs(converted, example)),)
+    shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
+    values = () if on_meta else (fidelity(outputs(model, shown), outputs(converted, shown)),)
     tensors = learnable_rows(model, converted)
     report = Report(before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits)
     return Result(converted, done, report, model, example)

@@ -199,7 +199,7 @@ def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch)
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = nets.Plain()
     model.lock = __import__("threading").Lock()
-    with pytest.raises(cs.CaptureError, match="Plain cannot be copied .*pickle '_thread.lock'"):
+    with pytest.raises(cs.CaptureError, match=r"Plain cannot be copied .*pickle '_thread.lock'"):
         cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import nn
 
 from convsurgeon.deploy.export import OnnxFile, export_onnx
-from convsurgeon.files import new_folder
+from convsurgeon.files import BUNDLE, new_folder
 from convsurgeon.surgery import Result
 
 
@@ -45,7 +45,7 @@ def export(
         OutputError: the folder exists or cannot be written.
         ExportError: one of the models has no ONNX form; ParityError if its file computes something else.
     """
-    with new_folder(folder, overwrite) as temporary:
+    with new_folder(folder, overwrite, BUNDLE) as temporary:
         files = []
         for name, model in (("original.onnx", result.original), ("model.onnx", result.model)):
             before(name)

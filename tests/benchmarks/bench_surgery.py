@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,9 +89,7 @@ def svd_loop(model: nn.Module) -> nn.Module:
 
 def _svd_separable(conv: nn.Conv2d) -> nn.Module:
     inputs, outputs, bias = conv.in_channels, conv.out_channels, conv.bias is not None
-    depthwise = nn.Conv2d(
-        inputs, inputs, conv.kernel_size, conv.stride, conv.padding, conv.dilation, groups=inputs, bias=False
-    )
+    depthwise = nn.Conv2d(inputs, inputs, 3, conv.stride, conv.padding, groups=inputs, bias=False)  # type: ignore[arg-type]
     pointwise = nn.Conv2d(inputs, outputs, 1, bias=bias)
     with torch.no_grad():
         for channel in range(inputs):
@@ -104,15 +103,15 @@ def _svd_separable(conv: nn.Conv2d) -> nn.Module:
 
 def bsconv(model: nn.Module) -> nn.Module:
     """bsconv's replacer on a copy; it draws new weights at random."""
-    from bsconv.pytorch import BSConvU_Replacer
+    from bsconv.pytorch import BSConvU_Replacer  # type: ignore[import-untyped]
 
     replaced: nn.Module = BSConvU_Replacer(kernel_sizes=((3, 3),)).apply(copy.deepcopy(model))
     return replaced
 
 
 def tensorly(model: nn.Module) -> nn.Module:
-    """tensorly-torch's `from_conv` on a copy: Tucker with as many parameters; its default, CP, takes minutes a layer."""
-    from tltorch import FactorizedConv
+    """tensorly-torch's `from_conv` on a copy: Tucker with as many parameters; CP takes minutes a layer."""
+    from tltorch import FactorizedConv  # type: ignore[import-untyped]
 
     def factorised(conv: nn.Conv2d) -> nn.Module:
         found: nn.Module = FactorizedConv.from_conv(
@@ -149,7 +148,8 @@ def seconds(task: Task) -> float:
 
 def interleaved(tasks: Mapping[str, Task], rounds: int) -> dict[str, list[float]]:
     """Every task once a round, in a new random order; one more round before, which imports and warms up, is dropped."""
-    order, times = list(tasks), {name: [] for name in tasks}
+    order = list(tasks)
+    times: dict[str, list[float]] = {name: [] for name in tasks}
     shuffle = random.Random(0).shuffle
     for turn in range(rounds + 1):
         shuffle(order)
@@ -194,12 +194,12 @@ def rewrite(rounds: int) -> bool:
         model, example = network(name), torch.randn(IMAGE)
         plan = rank_one(model, example)
         tasks: dict[str, Task] = {
-            "deepcopy": lambda model=model: copy.deepcopy(model),
-            "operate": lambda model=model, plan=plan, example=example: cs.operate(model, plan, example),
-            "rebuild": lambda model=model, plan=plan: cs.rebuild(model, plan),
-            "plan": lambda model=model, example=example: rank_one(model, example),
+            "deepcopy": partial(copy.deepcopy, model),
+            "operate": partial(cs.operate, model, plan, example),
+            "rebuild": partial(cs.rebuild, model, plan),
+            "plan": partial(rank_one, model, example),
         }
-        tasks |= {title: lambda peer=peer, model=model: peer(model) for title, peer in available_peers().items()}
+        tasks |= {title: partial(peer, model) for title, peer in available_peers().items()}
         times = interleaved(tasks, rounds)
         print(table(times, "deepcopy", f"{name}, {len(plan.changes)} convs 3x3 at rank 1"))
         met &= verdict(f"{name}: operate / deepcopy", ratio(times, "operate", "deepcopy"), TIMES_A_COPY)
@@ -208,7 +208,8 @@ def rewrite(rounds: int) -> bool:
 
 def available_peers() -> dict[str, Callable[[nn.Module], nn.Module]]:
     """The peers that run here; the others are named."""
-    found, small = {}, nn.Sequential(nn.Conv2d(16, 16, 3))
+    found: dict[str, Callable[[nn.Module], nn.Module]] = {}
+    small = nn.Sequential(nn.Conv2d(16, 16, 3))
     for title, peer in PEERS.items():
         try:
             peer(small)
@@ -243,10 +244,9 @@ def _median(found: Sequence[Mapping[str, float]], field: str) -> float:
 
 
 def _fresh_process(name: str, task: str) -> dict[str, float]:
-    out = subprocess.run(
-        [sys.executable, __file__, "--measure", name, task], capture_output=True, text=True, check=True
-    )
-    found: dict[str, int] = json.loads(out.stdout.splitlines()[-1])
+    call = [sys.executable, __file__, "--threads", str(torch.get_num_threads()), "--measure", name, task]
+    out = subprocess.run(call, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(out.stdout.splitlines()[-1])
     return found
 
 
@@ -257,10 +257,10 @@ def measure_memory(name: str, task: str) -> None:
     small = chain(4)
     cs.operate(small, rank_one(small, torch.randn(1, 16, 8, 8)), torch.randn(1, 16, 8, 8))  # imports, thread pools
     tasks: dict[str, Task] = {
-        "deepcopy": lambda: copy.deepcopy(model),
-        "operate": lambda: cs.operate(model, plan, example),
-        "rebuild": lambda: cs.rebuild(model, plan),
-        "plan": lambda: rank_one(model, example),
+        "deepcopy": partial(copy.deepcopy, model),
+        "operate": partial(cs.operate, model, plan, example),
+        "rebuild": partial(cs.rebuild, model, plan),
+        "plan": partial(rank_one, model, example),
     }
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -312,11 +312,11 @@ def scaling(rounds: int) -> bool:
         model = chain(convs)
         plan = cs.plan(model, x, forms=[form], policy=policy)
         tasks: dict[str, Task] = {
-            "deepcopy": lambda model=model: copy.deepcopy(model),
-            "capture": lambda model=model: cs.capture(model, x),
-            "plan": lambda model=model: cs.plan(model, x, forms=[form], policy=policy),
-            "operate": lambda model=model, plan=plan: cs.operate(model, plan, x),
-            "convert": lambda model=model: cs.convert(model, x, forms=[form], policy=policy),
+            "deepcopy": partial(copy.deepcopy, model),
+            "capture": partial(cs.capture, model, x),
+            "plan": partial(cs.plan, model, x, forms=[form], policy=policy),
+            "operate": partial(cs.operate, model, plan, x),
+            "convert": partial(cs.convert, model, x, forms=[form], policy=policy),
         }
         times = interleaved(tasks, rounds if convs <= 200 else 3)
         rows.append((convs, *(1e3 * statistics.median(each) / convs for each in times.values())))
@@ -332,8 +332,8 @@ def profile(_rounds: int) -> bool:
     for name, (model, example) in subjects.items():
         plan = rank_one(model, example)
         calls: dict[str, Task] = {
-            "plan": lambda model=model, example=example: rank_one(model, example),
-            "operate": lambda model=model, plan=plan, example=example: cs.operate(model, plan, example),
+            "plan": partial(rank_one, model, example),
+            "operate": partial(cs.operate, model, plan, example),
         }
         for title, task in calls.items():
             task()
