@@ -81,6 +81,8 @@ def _refuse(model: object) -> None:
         raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise CaptureError(f"model: it is wrapped in {type(model).__name__}; pass model.module and wrap the result")
+    if isinstance(model, _CONVS):
+        raise CaptureError(f"model: it is a bare {type(model).__name__}; wrap it in nn.Sequential")
     try:
         modules = list(model.named_modules(remove_duplicate=False))
     except RecursionError:
@@ -107,7 +109,7 @@ def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, 
     except Exception:  # whatever operator has no fake version, or asks for a value
         pass
     try:
-        return _run(model, traced, example.tensors(), None)
+        return _run(model, traced, [tensor.clone() for tensor in example.tensors()], None)
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(

@@ -31,7 +31,8 @@ class Fidelity:
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
     with undisturbed(model):
-        result = model(*example.args, **example.kwargs)
+        own = example.map(torch.clone)  # a forward may work on its input in place
+        result = model(*own.args, **own.kwargs)
     return [leaf for leaf in tensors_in(result) if leaf.is_floating_point()]
 
 

@@ -34,14 +34,14 @@ class Geometry:
     @staticmethod
     def of(conv: _Conv) -> Geometry:
         """Reads the geometry off a module."""
-        padding = conv.padding if isinstance(conv.padding, str) else tuple(conv.padding)
+        padding = conv.padding if isinstance(conv.padding, str) else _wide(conv, conv.padding)
         return Geometry(
             conv.in_channels,
             conv.out_channels,
-            tuple(conv.kernel_size),
-            tuple(conv.stride),
+            _wide(conv, conv.kernel_size),
+            _wide(conv, conv.stride),
             padding,
-            tuple(conv.dilation),
+            _wide(conv, conv.dilation),
             conv.groups,
             conv.padding_mode,
             conv.bias is not None,
@@ -109,6 +109,11 @@ class Geometry:
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias")
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names} | factory
         return nn.Conv2d(self.in_channels, self.out_channels, **arguments)
+
+
+def _wide(conv: _Conv, value: int | tuple[int, ...]) -> tuple[int, ...]:
+    """An attribute that somebody set to one int, as torch itself allows, for every dimension."""
+    return tuple(value) if isinstance(value, tuple | list) else (value,) * (conv.weight.dim() - 2)
 
 
 def keeps_channels_last(weight: torch.Tensor) -> bool:

@@ -35,12 +35,12 @@ class SummedBranches(nn.Module):
         self.dilation = geometry.dilation
         self.groups = geometry.groups
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Conv2d gives it, for callers by keyword
         """Maps (N, C, H, W) to (N, O, H', W')."""
         chains = iter(self.branches)
-        total: Tensor = next(chains)(x)
+        total: Tensor = next(chains)(input)
         for chain in chains:
-            total = chain(x) + total  # the new term first: the other order keeps every branch alive in onnxruntime
+            total = chain(input) + total  # the new term first: the other order keeps every branch alive in onnxruntime
         return total
 
 

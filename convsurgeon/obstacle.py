@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from torch import nn
 from torch.nn.utils import parametrize
 
+from convsurgeon.geometry import Geometry
+
 _CONVS = nn.modules.conv._ConvNd
 _OWN = ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__", "weight", "bias")
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -32,6 +34,11 @@ def module_obstacle(conv: _CONVS, uses: Counter[int]) -> str:
         return own
     if any(getattr(conv, name) for name in _HOOKS):
         return "it carries hooks that would be lost; remove them first"
+    if conv._buffers or conv._modules or set(conv._parameters) - {"weight", "bias"}:
+        return "it holds buffers, parameters or modules of its own that would be lost"
+    geometry = Geometry.of(conv)
+    if conv.weight.shape != (geometry.out_channels, geometry.in_per_group, *geometry.kernel_size):
+        return f"its weight has shape {tuple(conv.weight.shape)}, which is not what its attributes say"
     if any(uses[id(parameter)] > 1 for parameter in conv.parameters()):
         return "its weight is tied to another conv's"
     if not conv.weight.dtype.is_floating_point:

@@ -38,10 +38,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     saved = [(module, {name: _shallow(value) for name, value in vars(module).items()}) for module in modules]
     originals = [dict(vars(module)) for module in modules]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)  # or a user's autocast would remember casts of what is run on here
     try:
         with evaluating(model), torch.random.fork_rng(devices=[]):
             yield
     finally:
+        torch.set_autocast_cache_enabled(cached)
         for (module, copies), original in zip(saved, originals, strict=True):
             _restore(module, copies, original)
         with torch.no_grad():

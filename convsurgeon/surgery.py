@@ -132,6 +132,8 @@ def _try(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> Change 
     geometry = site.geometry
     if reason := form.check(geometry):
         return reason
+    if not conv.weight.is_meta and not bool(conv.weight.isfinite().all()):
+        return "its weight holds NaN or infinity"
     form = form.settle(geometry, conv.weight)
     macs = sum(site.images(call) * form.macs(geometry, site.size(call)) for call in site.calls)
     params = form.params(geometry)
@@ -171,13 +173,18 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     """
     new = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
     try:
-        return copy.deepcopy(model, dict(new))
+        converted = copy.deepcopy(model, dict(new))
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(
             f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {line}); "
             "copy.deepcopy(model) must work, and the model you pass is never changed in place"
         ) from error
+    placed = {id(module) for module in converted.modules()}
+    if any(id(module) not in placed for module in new.values()):
+        kind = type(model).__name__
+        raise CaptureError(f"model: {kind} copies itself in its own way (__deepcopy__, __reduce__); remove that first")
+    return converted
 
 
 def convert(

@@ -308,3 +308,71 @@ def test_a_user_form_needs_no_registration() -> None:
     assert set(result.changes) == {"body"}
     assert result.report.after.macs == result.plan.macs_after
     assert not result.model.body.weight.any()
+
+
+class CopiesItself(nets.Plain):
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiesItself:
+        fresh = CopiesItself()
+        fresh.load_state_dict(self.state_dict())
+        return fresh
+
+
+class InPlace(nets.Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+class ByKeyword(nets.Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(input=torch.relu(self.stem(x)))
+        return self.head(torch.relu(self.down(x)).mean((2, 3)))
+
+
+def test_a_model_with_its_own_deepcopy_is_refused_rather_than_left_dense() -> None:
+    with pytest.raises(cs.CaptureError, match="CopiesItself copies itself in its own way"):
+        cs.convert(CopiesItself(), X, forms=[cs.DepthwiseSeparable(rank=1)])
+
+
+def test_a_forward_that_works_in_place_does_not_touch_the_example() -> None:
+    x = X.clone()
+    result = _full(InPlace().eval())
+    cs.convert(InPlace(), x, forms=[cs.DepthwiseSeparable(rank=1)])
+    assert torch.equal(x, X)
+    assert result.report.fidelity[0].sqnr_db > 100
+
+
+def test_a_conv_called_by_keyword_is_rewritten() -> None:
+    assert set(cs.convert(ByKeyword(), X, forms=[cs.DepthwiseSeparable(rank=1)]).changes) == {"body", "down"}
+
+
+def test_capture_under_autocast_leaves_no_fake_tensor_behind() -> None:
+    model = nets.Plain().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        cs.capture(model, X)
+        assert type(model(X)) is Tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda conv: conv.register_buffer("mask", torch.ones(1)), "holds buffers, parameters or modules of its own"),
+        (lambda conv: nn.init.constant_(conv.weight, float("nan")), "holds NaN or infinity"),
+        (lambda conv: setattr(conv, "in_channels", 8), "which is not what its attributes say"),
+    ],
+)
+def test_convs_that_are_not_what_they_seem_are_skipped(change: Callable[[nn.Conv2d], object], reason: str) -> None:
+    model = nets.Plain()
+    change(model.body)
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+    assert reason in next(skip.reason for skip in result.skipped if skip.name == "body")
+
+
+def test_attributes_set_to_one_int_are_read_as_torch_reads_them() -> None:
+    model = nets.Plain().eval()
+    model.down.stride = 1
+    torch.testing.assert_close(_run(_full(model).model), _run(model), rtol=1e-4, atol=1e-5)
+
+
+def test_a_bare_conv_is_refused() -> None:
+    with pytest.raises(cs.CaptureError, match=r"a bare Conv2d; wrap it in nn.Sequential"):
+        cs.convert(nn.Conv2d(3, 8, 3), X)
