@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.calibration import Calibration, read
 from convsurgeon.capture import Capture, capture
 from convsurgeon.errors import CaptureError, FormError, PlanError
 from convsurgeon.example import Example
-from convsurgeon.fidelity import fidelity, outputs
+from convsurgeon.fidelity import Fidelity, fidelity, outputs
 from convsurgeon.form import Energy, Form
 from convsurgeon.forms import DepthwiseSeparable
 from convsurgeon.geometry import Geometry, keeps_channels_last
@@ -256,10 +256,18 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
-    values = () if on_meta else (fidelity(outputs(model, shown), outputs(converted, shown)),)
+    values = () if on_meta else _compared(outputs(model, shown), outputs(converted, shown))
     tensors = learnable_rows(model, converted)
     report = Report(before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits)
     return Result(converted, done, report, model, example)
+
+
+def _compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity, ...]:
+    """Fidelity, or none where nothing can be compared: no float outputs, or sizes that depend on the values."""
+    shapes = [[tensor.shape for tensor in outs] for outs in (original, converted)]
+    if shapes[0] != shapes[1] or not sum(tensor.numel() for tensor in original):
+        return ()
+    return (fidelity(original, converted),)
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:

@@ -376,3 +376,25 @@ def test_attributes_set_to_one_int_are_read_as_torch_reads_them() -> None:
 def test_a_bare_conv_is_refused() -> None:
     with pytest.raises(cs.CaptureError, match=r"a bare Conv2d; wrap it in nn.Sequential"):
         cs.convert(nn.Conv2d(3, 8, 3), X)
+
+
+class Chooses(nets.Plain):
+    """How many outputs there are depends on their values."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        return out[out > out.mean()]
+
+
+class Labels(nets.Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).argmax(1)
+
+
+@pytest.mark.parametrize("kind", [Chooses, Labels])
+def test_no_fidelity_is_claimed_where_nothing_can_be_compared(kind: type[nn.Module]) -> None:
+    torch.manual_seed(1)
+    result = cs.convert(kind(), torch.randn(64, 3, 12, 12), forms=[cs.DepthwiseSeparable(rank=1)])
+    assert result.changes
+    assert kind is Chooses or not result.report.fidelity
+    assert all(entry.sqnr_db < 100 for entry in result.report.fidelity)
