@@ -30,7 +30,7 @@ class Calibration:
         return sum(map(images_in, self.fitted))
 
 
-def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0.2) -> Calibration:
+def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0.2, most: int = 128) -> Calibration:
     """Reads at most `limit` images; labels that a loader gives beside them are ignored.
 
     Args:
@@ -39,6 +39,7 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
         like: the example the model was captured on; batches may differ from it in their sizes only.
         limit: images to use; reading stops there, so an endless generator is fine.
         hold_back: share of the images set aside for judging, at least one where there are two.
+        most: no more are set aside than that.
 
     Raises:
         CalibrationError: nothing to read, or a batch the model cannot take, or one that is not finite.
@@ -48,7 +49,7 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
     for index, batch in enumerate(_batches(batches)):
         example = _as_example(batch, like, index)
         room = limit - count
-        example = example if images_in(example) <= room else _first(example, room)
+        example = example if images_in(example) <= room else first(example, room)
         taken.append(example)
         count += images_in(example)
         if count >= limit:
@@ -57,13 +58,25 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
         raise CalibrationError("calibration: it holds no images; pass at least one batch, a few hundred images do best")
     if count < 64:
         warnings.warn(f"calibration: {count} images are few; a few hundred do best", stacklevel=4)
-    return _split(taken, count, hold_back)
+    return _split(taken, count, min(max(1, round(count * hold_back)), most, count - 1))
 
 
 def images_in(example: Example) -> int:
     """Batch size: the first dimension of the first tensor."""
     shape = example.tensors()[0].shape
     return int(shape[0]) if shape else 1
+
+
+def first(example: Example, count: int) -> Example:
+    """The first images of a batch."""
+    size = images_in(example)
+    return example.map(lambda tensor: tensor[:count] if tensor.dim() and tensor.shape[0] == size else tensor)
+
+
+def rest(example: Example, start: int) -> Example:
+    """A batch without its first images."""
+    size = images_in(example)
+    return example.map(lambda tensor: tensor[start:] if tensor.dim() and tensor.shape[0] == size else tensor)
 
 
 def _batches(value: object) -> Iterator[Any]:
@@ -121,29 +134,18 @@ def _checked(example: Example, like: Example, index: int) -> Example:
     return example.map(adapt)
 
 
-def _first(example: Example, count: int) -> Example:
-    size = images_in(example)
-    return example.map(lambda tensor: tensor[:count] if tensor.dim() and tensor.shape[0] == size else tensor)
-
-
-def _rest(example: Example, start: int) -> Example:
-    size = images_in(example)
-    return example.map(lambda tensor: tensor[start:] if tensor.dim() and tensor.shape[0] == size else tensor)
-
-
-def _split(batches: list[Example], count: int, hold_back: float) -> Calibration:
+def _split(batches: list[Example], count: int, held_back: int) -> Calibration:
     """The last images are held back; a batch that the border cuts goes to both sides."""
-    wanted = min(max(1, round(count * hold_back)), count - 1) if count > 1 else 0
     fitted: list[Example] = []
     held: list[Example] = []
-    left = count - wanted
+    left = count - held_back
     for batch in batches:
         size = images_in(batch)
         if left >= size:
             fitted.append(batch)
         elif left > 0:
-            fitted.append(_first(batch, left))
-            held.append(_rest(batch, left))
+            fitted.append(first(batch, left))
+            held.append(rest(batch, left))
         else:
             held.append(batch)
         left -= size

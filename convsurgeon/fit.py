@@ -1,57 +1,82 @@
-r"""Least-squares fits of factored kernels in the metric of a covariance. Tensors only.
+r"""Least-squares fits of factored kernels in the metric of two covariances. Tensors only.
 
-With `S` (C*K x C*K) the covariance of the patches a conv sees and `R` (O x C*K) that of its wanted outputs with them,
-the kernel `W` that predicts the outputs best among those of a form minimises
+With `S` (C*K x C*K) the covariance of the patches a conv sees, `R` (O x C*K) that of its wanted outputs with them and
+`M` (O x O) what errors of the outputs cost the network, the kernel that predicts the outputs best among those of a form
+minimises
 
-    tr(W S W^T) - 2 tr(W R^T)          W[o, c, k] = sum_t mixing[t, o, c] * window[t, c or o, k]
+    tr(M W S W^T) - 2 tr(M W R^T)          W[o, c, k] = sum_t mixing[t, o, c] * window[t, c or o, k]
 
 which is quadratic in the mixings for fixed windows and the other way round: alternating least squares, He et al. 2019
-(arXiv 1910.09455). Separable windows belong to input channels, so all outputs share one (T*C)^2 system for the mixings
-and the windows are one (T*C*K)^2 system; blueprint windows belong to output channels, each of which has its own small
-systems. Systems too large to factor are solved by conjugate gradients from the values at hand.
+(arXiv 1910.09455), there without `M`. Separable windows belong to input channels, so all outputs share one (T*C)^2
+system for the mixings, which `M` leaves alone, and the windows are one (T*C*K)^2 system. Blueprint windows belong to
+output channels: without `M` each output is a problem of its own, with it they are coupled. Systems too large to factor
+are solved by conjugate gradients from the values at hand, preconditioned with their blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from convsurgeon import factor
+from convsurgeon.solve import cholesky, conjugate_gradients, roots, solve
 
-DIRECT_UNKNOWNS = 2304
-"""Largest system of the separable windows that is factored rather than iterated on."""
+DIRECT_UNKNOWNS = 512
+"""Largest joint system of windows that is factored rather than iterated on."""
 
-DIRECT_MIXINGS = 192
+DIRECT_MIXINGS = 256
 """Largest system per output channel of the blueprint mixings that is factored: there are O of them."""
 
-CG_STEPS = 12
-_JITTER = 1e-9
+Factors = tuple[Tensor, Tensor]
+"""Mixings (T, O, C) and windows (T, C or O, K)."""
 
 
 @dataclass(frozen=True)
 class Normal:
-    """Normal equations: `covariance` (C, K, C, K) of the patches, `cross` (O, C, K) of the outputs with them."""
+    """The problem: `covariance` (C, K, C, K) of patches, `cross` (O, C, K) of outputs with them, `metric` (O, O)."""
 
     covariance: Tensor
     cross: Tensor
+    metric: Tensor
 
-    def error(self, kernel: Tensor, energy: Tensor) -> Tensor:
-        """Mean squared error per output (O,) of a kernel (O, C, K), given the outputs' own `energy` (O,)."""
-        flat = kernel.flatten(1)
-        size = flat.shape[1]
-        quadratic = ((flat @ self.covariance.reshape(size, size)) * flat).sum(1)
-        return energy - 2 * (flat * self.cross.flatten(1)).sum(1) + quadratic
+    @property
+    def square(self) -> Tensor:
+        """The covariance as a matrix (C*K, C*K)."""
+        size = self.cross[0].numel()
+        return self.covariance.reshape(size, size)
+
+    def cost(self, kernel: Tensor) -> float:
+        """What the fit minimises, of a kernel (O, C, K): its squared error in the metric but for a constant."""
+        return float((kernel * (self.pulled(kernel) - 2 * self.wanted)).sum())
+
+    def regress(self) -> Tensor:
+        """The dense kernel (O, C, K) that predicts best; the metric does not change it."""
+        return solve(self.square, self.cross.flatten(1).T).T.reshape(self.cross.shape)
+
+    def pulled(self, kernel: Tensor) -> Tensor:
+        """`M W S` (O, C, K)."""
+        return (self.metric @ (kernel.flatten(1) @ self.square)).reshape(kernel.shape)
+
+    @property
+    def wanted(self) -> Tensor:
+        """`M R` (O, C, K)."""
+        return (self.metric @ self.cross.flatten(1)).reshape(self.cross.shape)
 
 
-def regress(normal: Normal) -> Tensor:
-    """The dense kernel (O, C, K) that predicts best."""
-    outputs, channels, taps = normal.cross.shape
-    size = channels * taps
-    solution = _solve(normal.covariance.reshape(size, size), normal.cross.reshape(outputs, size).T)
-    return solution.T.reshape(outputs, channels, taps)
+class Scheme(Protocol):
+    """How a form's factors are fitted."""
+
+    def start(self, normal: Normal, dense: Tensor) -> Factors:
+        """Factors near a dense kernel (O, C, K)."""
+
+    def kernel(self, factors: Factors) -> Tensor:
+        """The dense kernel (O, C, K) that factors compute."""
+
+    def sweep(self, normal: Normal, factors: Factors) -> Factors:
+        """Better factors: one round over all of them."""
 
 
 def oas_ridge(covariance: Tensor, samples: int) -> float:
@@ -72,121 +97,160 @@ def oas_ridge(covariance: Tensor, samples: int) -> float:
     return share / (1 - share) * trace / size
 
 
+@dataclass(frozen=True)
 class Separable:
     """Mixings (T, O, C), windows (T, C, K): depthwise, then pointwise."""
 
-    def start(self, kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """The SVD of a dense kernel (O, C, K)."""
-        factors = factor.truncate(kernel.transpose(0, 1), rank)
-        return factors.left.permute(2, 1, 0).contiguous(), factors.right.transpose(0, 1).contiguous()
+    rank: int
 
-    def kernel(self, mixings: Tensor, windows: Tensor) -> Tensor:
-        """The dense kernel (O, C, K) that the factors compute."""
-        return torch.einsum("toc,tck->ock", mixings, windows)
+    def start(self, normal: Normal, dense: Tensor) -> Factors:
+        """Windows from the SVD of `M^1/2 W[:, c] S_cc^1/2` for every channel, then the best mixings for them."""
+        root, inverse = roots(normal.covariance.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+        weighed = roots(normal.metric)[0] @ dense.transpose(0, 1) @ root
+        windows = orthonormal((_leading(weighed, self.rank) @ inverse).transpose(0, 1))
+        return self._mixings(normal, windows), windows
 
-    def mixings(self, normal: Normal, windows: Tensor, mixings: Tensor) -> Tensor:
-        """The best mixings for given windows."""
+    def kernel(self, factors: Factors) -> Tensor:
+        """(O, C, K)."""
+        return torch.einsum("toc,tck->ock", *factors)
+
+    def sweep(self, normal: Normal, factors: Factors) -> Factors:
+        """Windows, then mixings."""
+        windows = orthonormal(self._windows(normal, factors))
+        return self._mixings(normal, windows), windows
+
+    def _mixings(self, normal: Normal, windows: Tensor) -> Tensor:
+        """One (T*C)^2 system for all outputs."""
         rank, channels, _ = windows.shape
-        half = torch.einsum("ckdl,udl->ckud", normal.covariance, windows)
-        system = torch.einsum("tck,ckud->tcud", windows, half).reshape(rank * channels, -1)
+        half = torch.stack([(normal.covariance * window).sum(-1) for window in windows])  # (U, C, K, D)
+        system = torch.einsum("tck,uckd->tcud", windows, half).reshape(rank * channels, -1)
         right = torch.einsum("ock,tck->tco", normal.cross, windows).flatten(0, 1)
-        return _solve(system, right).reshape(rank, channels, -1).transpose(1, 2).contiguous()
+        return solve(system, right).reshape(rank, channels, -1).transpose(1, 2).contiguous()
 
-    def windows(self, normal: Normal, windows: Tensor, mixings: Tensor) -> Tensor:
-        """The best windows for given mixings."""
-        overlap = torch.einsum("toc,uod->tcud", mixings, mixings)
-        right = torch.einsum("toc,ock->tck", mixings, normal.cross)
+    def _windows(self, normal: Normal, factors: Factors) -> Tensor:
+        """One (T*C*K)^2 system."""
+        mixings, windows = factors
+        right = torch.einsum("toc,ock->tck", mixings, normal.wanted)
+        weighed = normal.metric @ mixings
         if windows.numel() <= DIRECT_UNKNOWNS:
+            overlap = torch.einsum("toc,uod->tcud", weighed, mixings)
             system = overlap[:, :, None, :, :, None] * normal.covariance[None, :, :, None, :, :]
-            return _solve(system.reshape(windows.numel(), -1), right.reshape(-1, 1)).reshape(windows.shape)
+            return solve(system.reshape(windows.numel(), -1), right.reshape(-1, 1)).reshape(windows.shape)
+        blocks = normal.covariance.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        own = torch.einsum("toc,uoc->ctu", weighed, mixings)
+        systems = (own[:, :, None, :, None] * blocks[:, None, :, None, :]).reshape(len(own), right[:, 0].numel(), -1)
 
         def apply(x: Tensor) -> Tensor:
-            """Sum over (u, d, l) of overlap[t, c, u, d] covariance[c, k, d, l] x[u, d, l]."""
-            return torch.stack([_overlapping(normal.covariance, overlap[t], x) for t in range(len(x))])
+            return torch.einsum("toc,ock->tck", mixings, normal.pulled(self.kernel((mixings, x))))
 
-        return conjugate_gradients(apply, right, windows, batch_dims=0)
+        return conjugate_gradients(apply, right, windows, _RowSolver(cholesky(systems)))
 
 
+@dataclass(frozen=True)
 class Blueprint:
     """Mixings (T, O, C), windows (T, O, K): pointwise, then depthwise."""
 
-    def start(self, kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """The SVD of a dense kernel (O, C, K)."""
-        factors = factor.truncate(kernel, rank)
-        return factors.left.permute(2, 0, 1).contiguous(), factors.right.transpose(0, 1).contiguous()
+    rank: int
 
-    def kernel(self, mixings: Tensor, windows: Tensor) -> Tensor:
-        """The dense kernel (O, C, K) that the factors compute."""
-        return torch.einsum("toc,tok->ock", mixings, windows)
+    def start(self, normal: Normal, dense: Tensor) -> Factors:
+        """Windows from the SVD of `W[o]` between roots of the covariance's marginals, then mixings."""
+        across = normal.covariance.diagonal(dim1=1, dim2=3).mean(-1)
+        root, inverse = roots(normal.covariance.diagonal(dim1=0, dim2=2).mean(-1))
+        windows = orthonormal((_leading(roots(across)[0] @ dense @ root, self.rank) @ inverse).transpose(0, 1))
+        return self._mixings(normal, (torch.einsum("ock,tok->toc", dense, windows), windows)), windows
 
-    def mixings(self, normal: Normal, windows: Tensor, mixings: Tensor) -> Tensor:
-        """The best mixings for given windows, output by output."""
+    def kernel(self, factors: Factors) -> Tensor:
+        """(O, C, K)."""
+        return torch.einsum("toc,tok->ock", *factors)
+
+    def sweep(self, normal: Normal, factors: Factors) -> Factors:
+        """Windows, then mixings, which first follow the windows' change of basis."""
+        moved = self._windows(normal, factors)
+        windows = orthonormal(moved)
+        mixings = torch.einsum("uoc,uok,tok->toc", factors[0], moved, windows)
+        return self._mixings(normal, (mixings, windows)), windows
+
+    def _mixings(self, normal: Normal, factors: Factors) -> Tensor:
+        """Conjugate gradients over all outputs; the preconditioner solves each output's own system."""
+        mixings, windows = factors
+        channels = mixings.shape[2]
+
+        def apply(x: Tensor) -> Tensor:
+            return torch.einsum("ock,tok->toc", normal.pulled(self.kernel((x, windows))), windows)
+
+        right = torch.einsum("ock,tok->toc", normal.wanted, windows)
+        weight = normal.metric.diagonal()
+        if self.rank * channels <= DIRECT_MIXINGS:
+            precondition = _RowSolver(cholesky(self._own_mixings(normal, windows) * weight[:, None, None]))
+            return conjugate_gradients(apply, right, mixings, precondition)
+        across = cholesky(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))  # the windows are orthonormal
+
+        def shared(x: Tensor) -> Tensor:
+            rows = (x / weight[:, None]).flatten(0, 1)
+            return torch.cholesky_solve(rows.T, across).T.reshape(x.shape)
+
+        return conjugate_gradients(apply, right, mixings, shared)
+
+    def _own_mixings(self, normal: Normal, windows: Tensor) -> Tensor:
+        """Systems (O, T*C, T*C) of single outputs."""
         rank, outputs, taps = windows.shape
-        channels = normal.cross.shape[1]
-        right = torch.einsum("ock,tok->otc", normal.cross, windows)
-        if rank * channels > DIRECT_MIXINGS:
-            flat = normal.covariance.reshape(channels * taps, -1)
-
-            def apply(x: Tensor) -> Tensor:
-                dense = torch.einsum("otc,tok->ock", x, windows).flatten(1) @ flat
-                return torch.einsum("ock,tok->otc", dense.unflatten(1, (channels, taps)), windows)
-
-            solution = conjugate_gradients(apply, right, mixings.transpose(0, 1), batch_dims=1)
-            return solution.transpose(0, 1).contiguous()
+        channels = len(normal.covariance)
         pairs = torch.einsum("tok,uol->otukl", windows, windows).reshape(-1, taps * taps)
         by_taps = normal.covariance.permute(1, 3, 0, 2).reshape(taps * taps, -1)
         systems = (pairs @ by_taps).reshape(outputs, rank, rank, channels, channels).transpose(2, 3)
-        solution = _solve(systems.reshape(outputs, rank * channels, -1), right.reshape(outputs, -1, 1))
-        return solution.reshape(outputs, rank, channels).transpose(0, 1).contiguous()
+        return systems.reshape(outputs, rank * channels, -1)
 
-    def windows(self, normal: Normal, windows: Tensor, mixings: Tensor) -> Tensor:
-        """The best windows for given mixings, output by output."""
+    def _windows(self, normal: Normal, factors: Factors) -> Tensor:
+        """One (T*O*K)^2 system, or conjugate gradients with the outputs' own systems before them."""
+        mixings, windows = factors
         rank, outputs, taps = windows.shape
-        channels = normal.cross.shape[1]
-        mixed = (mixings.flatten(0, 1) @ normal.covariance.reshape(channels, -1)).unflatten(0, (rank, outputs))
-        mixed = mixed.unflatten(2, (taps, channels, taps))
-        systems = torch.einsum("tokcl,uoc->otkul", mixed, mixings).reshape(outputs, rank * taps, -1)
-        right = torch.einsum("toc,ock->otk", mixings, normal.cross).reshape(outputs, -1, 1)
-        return _solve(systems, right).reshape(outputs, rank, taps).transpose(0, 1).contiguous()
+        channels = mixings.shape[2]
+        right = torch.einsum("toc,ock->tok", mixings, normal.wanted)
+        flat = mixings.flatten(0, 1)
+        mixed = (flat @ normal.covariance.reshape(channels, -1)).reshape(rank, outputs, taps, channels, taps)
+        if windows.numel() <= DIRECT_UNKNOWNS:
+            system = (mixed.transpose(3, 4).reshape(-1, channels) @ flat.T).unflatten(0, (rank, outputs, taps, taps))
+            system = system.unflatten(-1, (rank, outputs)).permute(0, 1, 2, 4, 5, 3)
+            system = system * normal.metric[None, :, None, None, :, None]
+            return solve(system.reshape(windows.numel(), -1), right.reshape(-1, 1)).reshape(windows.shape)
+        own = torch.einsum("tokcl,uoc->otkul", mixed, mixings).reshape(outputs, rank * taps, -1)
+
+        def apply(x: Tensor) -> Tensor:
+            return torch.einsum("toc,ock->tok", mixings, normal.pulled(self.kernel((mixings, x))))
+
+        precondition = _RowSolver(cholesky(own * normal.metric.diagonal()[:, None, None]))
+        return conjugate_gradients(apply, right, windows, precondition)
 
 
+@dataclass(frozen=True)
 class Subspace(Blueprint):
-    """A blueprint whose mixings are kept at an inner width (of one group).
+    """A blueprint whose mixings are kept at an inner `width` (of one group).
 
-    After every least-squares step each branch's mixing matrix is cut to its best low rank in the metric of the
-    channels' covariance (reduced-rank regression, Izenman 1975).
+    After every least-squares step each branch's mixing matrix is cut to its best low rank in the metrics of the
+    outputs and of the channels' covariance (reduced-rank regression, Izenman 1975).
     """
 
-    def __init__(self, width: int) -> None:
-        self.width = width
+    width: int
 
-    def start(self, kernel: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-        """The SVD of a dense kernel, cut."""
-        mixings, windows = super().start(kernel, rank)
-        return self._cut(mixings, torch.eye(mixings.shape[2], dtype=mixings.dtype)), windows
+    def sweep(self, normal: Normal, factors: Factors) -> Factors:
+        """One round, if it helps: the cut is a projection, not the minimum."""
+        moved = super().sweep(normal, factors)
+        return moved if normal.cost(self.kernel(moved)) < normal.cost(self.kernel(factors)) else factors
 
-    def mixings(self, normal: Normal, windows: Tensor, mixings: Tensor) -> Tensor:
-        """The best mixings for given windows, cut."""
-        channels = normal.covariance.diagonal(dim1=1, dim2=3).sum(-1)
-        return self._cut(super().mixings(normal, windows, mixings), channels)
-
-    def _cut(self, mixings: Tensor, covariance: Tensor) -> Tensor:
-        values, vectors = torch.linalg.eigh(covariance)
-        root = values.clamp(min=1e-12 * float(values[-1].clamp(min=1e-300))).sqrt()
-        factors = factor.truncate((mixings @ vectors) * root, min(self.width, *mixings.shape[1:]))
-        cut: Tensor = (factors.left @ factors.right / root) @ vectors.T
+    def _mixings(self, normal: Normal, factors: Factors) -> Tensor:
+        mixings = super()._mixings(normal, factors)
+        left, left_inverse = roots(normal.metric)
+        right, right_inverse = roots(normal.covariance.diagonal(dim1=1, dim2=3).sum(-1))
+        parts = factor.truncate(left @ mixings @ right, min(self.width, *mixings.shape[1:]))
+        cut: Tensor = left_inverse @ (parts.left @ parts.right) @ right_inverse
         return cut
 
 
-Scheme = Separable | Blueprint
-
-
-def alternate(scheme: Scheme, normal: Normal, mixings: Tensor, windows: Tensor, sweeps: int) -> tuple[Tensor, Tensor]:
-    """So many rounds of windows, then mixings; the windows are kept orthonormal, which moves no kernel."""
+def alternate(scheme: Scheme, normal: Normal, factors: Factors, sweeps: int) -> Factors:
+    """So many sweeps."""
     for _ in range(sweeps):
-        windows = orthonormal(scheme.windows(normal, windows, mixings))
-        mixings = scheme.mixings(normal, windows, mixings)
-    return mixings, windows
+        factors = scheme.sweep(normal, factors)
+    return factors
 
 
 def orthonormal(windows: Tensor) -> Tensor:
@@ -196,45 +260,20 @@ def orthonormal(windows: Tensor) -> Tensor:
     return ordered
 
 
-def conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], right: Tensor, start: Tensor, batch_dims: int, steps: int = CG_STEPS
-) -> Tensor:
-    """Solves `apply(x) = right` for a positive definite `apply`, from `start`; systems along the first dims at once."""
-    dims = tuple(range(batch_dims, right.dim()))
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dims, keepdim=True)
-
-    x = start
-    residual = right - apply(x)
-    direction, size = residual, dot(residual, residual)
-    for _ in range(steps):
-        image = apply(direction)
-        curvature = dot(direction, image)
-        step = torch.where(curvature > 0, size / curvature, 0.0)
-        x = x + step * direction
-        residual = residual - step * image
-        grown = dot(residual, residual)
-        direction = residual + torch.where(size > 0, grown / size, 0.0) * direction
-        size = grown
-    return x
+def _leading(matrices: Tensor, rank: int) -> Tensor:
+    """(B, T, N): leading right singular vectors of (B, M, N), through their N x N Gram matrices."""
+    _, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    leading: Tensor = vectors[..., -rank:].mT.flip(-2)
+    return leading
 
 
-def _overlapping(covariance: Tensor, overlap: Tensor, x: Tensor) -> Tensor:
-    """(C, K): for one branch t, overlap (C, T, C) and x (T, C, K)."""
-    mixed = torch.einsum("cud,udl->cdl", overlap, x)
-    return torch.einsum("ckdl,cdl->ck", covariance, mixed)
+@dataclass(frozen=True)
+class _RowSolver:
+    """Solves each row's own system, given its Cholesky factor: (R, T*N, T*N) for values (T, R, N)."""
 
+    chol: Tensor
 
-def _solve(systems: Tensor, right: Tensor) -> Tensor:
-    """Solves (..., n, n) positive semi-definite systems for (..., n, m) right sides."""
-    mean = systems.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
-    jitter = _JITTER * torch.where(mean > 0, mean, 1.0)
-    for _ in range(4):
-        shifted = systems + torch.diag_embed(jitter.expand(systems.shape[:-1]))
-        chol, info = torch.linalg.cholesky_ex(shifted)
-        if not info.any():
-            return torch.cholesky_solve(right, chol)
-        jitter = jitter * 1000
-    solution: Tensor = torch.linalg.lstsq(systems, right).solution
-    return solution
+    def __call__(self, x: Tensor) -> Tensor:
+        rank, rows, size = x.shape
+        flat = x.transpose(0, 1).reshape(rows, -1, 1)
+        return torch.cholesky_solve(flat, self.chol).reshape(rows, rank, size).transpose(0, 1)

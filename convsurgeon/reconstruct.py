@@ -6,6 +6,7 @@ that nothing was fitted to: the fits of all sites (see `sequential`), then new b
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from convsurgeon.plan import Plan
 from convsurgeon.samples import relative
 from convsurgeon.sequential import SiteFit, fit_in_order
 from convsurgeon.state import evaluating, undisturbed
+
+RENEWED = 256
+"""Images that new batch-norm statistics are taken from."""
 
 _NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -71,7 +75,7 @@ def reconstruct(
     best = min(steps[0][1], steps[1][1])
     if any(_renewable(module) for module in converted.modules()):
         fitted = _saved(converted)
-        _renew_norms(converted, data.fitted[world.rank() :: world.size()])
+        _renew_norms(converted, _leading(data.fitted, RENEWED)[world.rank() :: world.size()])
         steps.append(_tried("batch norm re-estimated", converted, judge, fitted, best))
     positions = sum(site.positions for site in sites)
     return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps))
@@ -123,6 +127,13 @@ def _put_back(model: nn.Module, state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(state[name])
+
+
+def _leading(batches: Sequence[Example], images: int) -> list[Example]:
+    """The first batches that hold so many images, at least one for every process."""
+    seen = itertools.accumulate(map(images_in, batches))
+    enough = next((number for number, count in enumerate(seen, start=1) if count >= images), len(batches))
+    return list(batches[: max(enough, world.size())])
 
 
 def _renewable(module: nn.Module) -> bool:

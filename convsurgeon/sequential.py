@@ -7,6 +7,8 @@ is known and so is what the converted network will feed it; random positions of 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from convsurgeon import world
+from convsurgeon import sensitivity, world
 from convsurgeon.calibration import Calibration, images_in
 from convsurgeon.capture import Capture
 from convsurgeon.form import Branched
@@ -28,8 +30,8 @@ from convsurgeon.sitefit import Behind, Fitted, fit_site, fittable, site_error
 from convsurgeon.state import evaluating, undisturbed
 from convsurgeon.trace import WHOLE, Whole
 
-JUDGED = 5
-"""Every fifth sample of a site is not fitted to but judges the fit."""
+JUDGED = 10
+"""Every tenth sample of a site is not fitted to but judges the fit."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def fit_in_order(
         progress: whether to show a bar over the sites.
     """
     with undisturbed(seen.model), evaluating(converted):
-        job = _Job(seen, converted, plan, data, seed)
+        job = Job(seen, converted, plan, data, seed)
         with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=None if progress else True) as bar:
             found = []
             for done in job.run():
@@ -68,7 +70,7 @@ def fit_in_order(
     return found
 
 
-class _Job:
+class Job:
     """One run in lockstep."""
 
     def __init__(self, seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int) -> None:
@@ -87,6 +89,8 @@ class _Job:
         )
         self.calls = callers(self.graph, seen.graph)
         self.seed = seed
+        names = [change.name for change in plan.changes.values() if fittable(change.form)]
+        self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed)
         self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
         self.earlier: dict[str, tuple[Tensor, ...]] = {}
 
@@ -111,8 +115,13 @@ class _Job:
         assert isinstance(source, fx.Node)
         shortcut = [other for other in around.shortcut if leader.holds(other)]
         sides = [runner.of(other) for other in shortcut for runner in (leader, follower)]
-        rows = self._rows(conv, follower.of(source), leader.of(node), sides, index)
+        rows = self._rows(conv, self.inputs(source), leader.of(node), sides, index)
         yield self._fit(change, conv, around, rows)
+
+    def inputs(self, source: fx.Node) -> Sequence[Tensor]:
+        """What a site is fitted on: the converted network's values, so that it repairs what earlier sites lost."""
+        values: Sequence[Tensor] = self.runners[1].of(source)
+        return values
 
     def _fit_inside(self, node: fx.Node, index: int) -> Iterator[SiteFit]:
         """The sites of a region that could not be traced, one run of the region for each."""
@@ -163,7 +172,12 @@ class _Job:
         samples = Samples(rows[0], rows[1])
         behind = Behind(around.scale, around.shift, shortcut, relu, intercept)
         judge = rows[2]
-        fitted = fit_site(change.form, conv, samples.rows(~judge), behind.rows(~judge))
+        try:
+            metric = self.metrics[change.name]
+            fitted = fit_site(change.form, conv, samples.rows(~judge), behind.rows(~judge), metric)
+        except FloatingPointError:
+            warnings.warn(f"{change.name}: activations are not finite; its weights stay as they are", stacklevel=2)
+            return SiteFit(change.name, math.nan, math.nan, len(rows[1]), kept=False)
         judged = (samples.rows(judge), behind.rows(judge))
         start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         before = _error(*judged, _dense(module, conv), start)

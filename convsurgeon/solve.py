@@ -1,0 +1,72 @@
+"""Positive semi-definite systems: factored with as much jitter as it takes, or iterated on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+CG_STEPS = 12
+"""Steps of conjugate gradients from the values at hand: with a block preconditioner as good as a direct solution."""
+
+_CG_TOLERANCE = 1e-2
+_JITTER = 1e-9
+_FLOOR = 1e-6
+"""Smallest eigenvalue that `roots` tells from zero, as a share of the largest."""
+
+
+def cholesky(systems: Tensor) -> Tensor:
+    """Lower factor of (..., n, n) positive semi-definite systems, jittered until it exists.
+
+    Raises:
+        FloatingPointError: a system that is far from positive, or not finite.
+    """
+    mean = systems.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
+    jitter = _JITTER * torch.where(mean > 0, mean, 1.0)
+    for _ in range(4):
+        chol, info = torch.linalg.cholesky_ex(systems + torch.diag_embed(jitter.expand(systems.shape[:-1])))
+        if not info.any():
+            factor: Tensor = chol
+            return factor
+        jitter = jitter * 1000
+    raise FloatingPointError("a covariance of the calibration data is not positive semi-definite")
+
+
+def solve(systems: Tensor, right: Tensor) -> Tensor:
+    """Solves (..., n, n) positive semi-definite systems for (..., n, m) right sides."""
+    return torch.cholesky_solve(right, cholesky(systems))
+
+
+def roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Square roots of (..., n, n) positive semi-definite matrices and their inverses: `S = root @ root.mT`."""
+    values, vectors = torch.linalg.eigh(matrices)
+    values = torch.maximum(values, values[..., -1:].clamp(min=0) * _FLOOR + 1e-300)
+    root = values.sqrt()[..., None, :]
+    return (vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT
+
+
+def conjugate_gradients(
+    apply: Callable[[Tensor], Tensor],
+    right: Tensor,
+    start: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    steps: int = CG_STEPS,
+) -> Tensor:
+    """Solves `apply(x) = right` for a positive semi-definite `apply`, from `start`.
+
+    The energy `x . apply(x) / 2 - x . right` never rises from step to step (Hestenes & Stiefel 1952).
+    """
+    x, residual = start, right - apply(start)
+    direction = shifted = precondition(residual)
+    size = first = float((residual * shifted).sum())
+    for _ in range(steps):
+        image = apply(direction)
+        curvature = float((direction * image).sum())
+        if size <= _CG_TOLERANCE**2 * first or curvature <= 0:
+            break
+        x, residual = x + size / curvature * direction, residual - size / curvature * image
+        shifted = precondition(residual)
+        grown = float((residual * shifted).sum())
+        direction, size = shifted + grown / size * direction, grown
+    return x
