@@ -22,13 +22,18 @@ import torch
 from torch import Tensor
 
 from convsurgeon import factor
-from convsurgeon.solve import cholesky, conjugate_gradients, roots, solve
+from convsurgeon.solve import CG_STEPS, cholesky, conjugate_gradients, roots, solve
 
 DIRECT_UNKNOWNS = 512
 """Largest joint system of windows that is factored rather than iterated on."""
 
 DIRECT_MIXINGS = 256
 """Largest system per output channel of the blueprint mixings that is factored: there are O of them."""
+
+STEP_MACS = 3e9
+"""What the steps of one system may cost in all: layers of 256 channels and more take fewer, from ever better starts."""
+
+_LEAST_STEPS = 3
 
 Factors = tuple[Tensor, Tensor]
 """Mixings (T, O, C) and windows (T, C or O, K)."""
@@ -47,6 +52,11 @@ class Normal:
         """The covariance as a matrix (C*K, C*K)."""
         size = self.cross[0].numel()
         return self.covariance.reshape(size, size)
+
+    @property
+    def steps(self) -> int:
+        """How many steps of conjugate gradients are worth their price, where each computes `M W S`."""
+        return int(min(CG_STEPS, max(_LEAST_STEPS, STEP_MACS // (self.cross.numel() * self.cross[0].numel()))))
 
     def cost(self, kernel: Tensor) -> float:
         """What the fit minimises, of a kernel (O, C, K): its squared error in the metric but for a constant."""
@@ -140,8 +150,12 @@ class Separable:
         own = torch.einsum("toc,uoc->ctu", weighed, mixings)
         systems = (own[:, :, None, :, None] * blocks[:, None, :, None, :]).reshape(len(own), right[:, 0].numel(), -1)
 
-        def apply(x: Tensor) -> Tensor:
-            return torch.einsum("toc,ock->tck", mixings, normal.pulled(self.kernel((mixings, x))))
+        coupling = torch.einsum("toc,uod->ctdu", weighed, mixings).flatten(2)
+        by_channel = normal.covariance.flatten(2)  # (D, L, C*K): it is symmetric
+
+        def apply(x: Tensor) -> Tensor:  # without the dense kernel, in O(C^2 K^2 T)
+            moved = torch.bmm(x.transpose(0, 1), by_channel).reshape(-1, *x.shape[1:])
+            return torch.bmm(coupling, moved.transpose(0, 1)).transpose(0, 1)
 
         return conjugate_gradients(apply, right, windows, _RowSolver(cholesky(systems)))
 
@@ -182,14 +196,14 @@ class Blueprint:
         weight = normal.metric.diagonal()
         if self.rank * channels <= DIRECT_MIXINGS:
             precondition = _RowSolver(cholesky(self._own_mixings(normal, windows) * weight[:, None, None]))
-            return conjugate_gradients(apply, right, mixings, precondition)
+            return conjugate_gradients(apply, right, mixings, precondition, normal.steps)
         across = cholesky(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))  # the windows are orthonormal
 
         def shared(x: Tensor) -> Tensor:
             rows = (x / weight[:, None]).flatten(0, 1)
             return torch.cholesky_solve(rows.T, across).T.reshape(x.shape)
 
-        return conjugate_gradients(apply, right, mixings, shared)
+        return conjugate_gradients(apply, right, mixings, shared, normal.steps)
 
     def _own_mixings(self, normal: Normal, windows: Tensor) -> Tensor:
         """Systems (O, T*C, T*C) of single outputs."""
@@ -219,7 +233,7 @@ class Blueprint:
             return torch.einsum("toc,ock->tok", mixings, normal.pulled(self.kernel((mixings, x))))
 
         precondition = _RowSolver(cholesky(own * normal.metric.diagonal()[:, None, None]))
-        return conjugate_gradients(apply, right, windows, precondition)
+        return conjugate_gradients(apply, right, windows, precondition, normal.steps)
 
 
 @dataclass(frozen=True)

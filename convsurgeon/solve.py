@@ -11,7 +11,7 @@ CG_STEPS = 12
 """Steps of conjugate gradients from the values at hand: with a block preconditioner as good as a direct solution."""
 
 _CG_TOLERANCE = 1e-2
-_JITTER = 1e-9
+_JITTER = {torch.float64: 1e-9, torch.float32: 1e-6}
 _FLOOR = 1e-6
 """Smallest eigenvalue that `roots` tells from zero, as a share of the largest."""
 
@@ -23,7 +23,7 @@ def cholesky(systems: Tensor) -> Tensor:
         FloatingPointError: a system that is far from positive, or not finite.
     """
     mean = systems.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
-    jitter = _JITTER * torch.where(mean > 0, mean, 1.0)
+    jitter = _JITTER[systems.dtype] * torch.where(mean > 0, mean, 1.0)
     for _ in range(4):
         chol, info = torch.linalg.cholesky_ex(systems + torch.diag_embed(jitter.expand(systems.shape[:-1])))
         if not info.any():
@@ -41,7 +41,7 @@ def solve(systems: Tensor, right: Tensor) -> Tensor:
 def roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Square roots of (..., n, n) positive semi-definite matrices and their inverses: `S = root @ root.mT`."""
     values, vectors = torch.linalg.eigh(matrices)
-    values = torch.maximum(values, values[..., -1:].clamp(min=0) * _FLOOR + 1e-300)
+    values = torch.maximum(values, values[..., -1:].clamp(min=0) * _FLOOR + 1e-30)
     root = values.sqrt()[..., None, :]
     return (vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT
 
