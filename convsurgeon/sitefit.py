@@ -27,7 +27,7 @@ SWEEPS = 4
 ROUNDS = 2
 """Sweeps of least squares, then rounds of the ReLU's majorisation with one sweep each.
 
-Large layers take half of both. On ResNet-20, rank 2 (seeds 5 to 7), the network's error on other images rises again with
+Large layers take half of both. On ResNet-20, rank 2 (seeds 5 to 7), the error on other images rises again with
 more rounds, by 2 to 3 % at 5.
 """
 
