@@ -12,9 +12,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from convsurgeon.budget import Budget
 from convsurgeon.capture import Capture, capture
+from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.cost import Cost
 from convsurgeon.errors import (
+    BudgetError,
     CalibrationError,
     CaptureError,
     ConvSurgeonError,
@@ -34,6 +37,7 @@ from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
 from convsurgeon.geometry import Geometry
 from convsurgeon.inspection import inspect
 from convsurgeon.plan import Change, Plan, Skip
+from convsurgeon.planning import plan
 from convsurgeon.policy import (
     Policy,
     everything,
@@ -50,7 +54,7 @@ from convsurgeon.policy_text import parse_policy
 from convsurgeon.reconstruct import Reconstruction
 from convsurgeon.report import Report
 from convsurgeon.site import Call, Site
-from convsurgeon.surgery import Result, carry_out, convert, operate, plan, rebuild
+from convsurgeon.surgery import operate, rebuild
 from convsurgeon.tables import Table
 
 if TYPE_CHECKING:
@@ -79,6 +83,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Blueprint",
     "BlueprintSubspace",
+    "Budget",
+    "BudgetError",
     "CalibrationError",
     "Call",
     "Capture",

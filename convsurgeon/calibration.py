@@ -73,6 +73,16 @@ def first(example: Example, count: int) -> Example:
     return example.map(lambda tensor: tensor[:count] if tensor.dim() and tensor.shape[0] == size else tensor)
 
 
+def leading(batches: Iterable[Example], images: int) -> list[Example]:
+    """The first batches, cut to so many images."""
+    taken: list[Example] = []
+    for batch in batches:
+        if images > 0:
+            taken.append(batch if images_in(batch) <= images else first(batch, images))
+            images -= images_in(taken[-1])
+    return taken
+
+
 def rest(example: Example, start: int) -> Example:
     """A batch without its first images."""
     size = images_in(example)

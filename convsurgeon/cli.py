@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.errors import ConvSurgeonError, LoadError
 from convsurgeon.example import Example
 from convsurgeon.files import BUNDLE, check_folder
@@ -24,9 +25,9 @@ from convsurgeon.images import load_images
 from convsurgeon.inspection import inspect
 from convsurgeon.load import load_function, load_model, load_weights
 from convsurgeon.plan import Plan
+from convsurgeon.planning import plan
 from convsurgeon.policy import Policy, default_policy
 from convsurgeon.policy_text import parse_policy
-from convsurgeon.surgery import Result, carry_out, convert, plan
 
 _WORDS = {form.word: form for form in FORMS}
 

@@ -5,6 +5,7 @@
     |-- PolicyError       a policy names a layer that does not exist, or its text does not parse
     |-- FormError         a form's own parameters are out of range, or a demanded layer cannot take it
     |-- PlanError         a plan file is damaged, or was made for another model
+    |-- BudgetError       a budget cannot be read, or cannot be reached
     |-- CalibrationError  the calibration data are empty, of another shape, or not finite
     |-- LoadError         a model factory or a weight file cannot be read
     |-- OutputError       the place to write to exists already or cannot be written
@@ -36,6 +37,10 @@ class FormError(ConvSurgeonError):
 
 class PlanError(ConvSurgeonError):
     """A plan file is damaged, or was made for another model."""
+
+
+class BudgetError(ConvSurgeonError):
+    """A budget cannot be read, or cannot be reached."""
 
 
 class CalibrationError(ConvSurgeonError):

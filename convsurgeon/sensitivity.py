@@ -38,7 +38,15 @@ _PIXELS = 16 * 3 * 224 * 224
 
 
 def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
-    """The metric (O, O) in float64 of every named conv; the identity where no gradient reaches it.
+    """The metric (O, O) in float64 of every named conv; the identity where no gradient reaches it."""
+    return {name: mixed(moment) for name, moment in moments(model, names, batches, seed).items()}
+
+
+def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
+    """`G` (O, O) in float64 of every named conv, summed over positions and averaged over images.
+
+    So `tr(G D S D^T)` is the squared error of an image's output for an error `D` of the kernel and patches of second
+    moment `S`, to first order and as if positions were independent.
 
     Args:
         model: the original; its parameters' gradients are not touched.
@@ -46,12 +54,14 @@ def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
         batches: calibration batches, all of them in every process; each uses its share.
         seed: of the random projections.
     """
+    images = 0
     convs = {name: model.get_submodule(name) for name in names}
     sums = {name: torch.zeros(*[_outputs(conv)] * 2, dtype=torch.float64) for name, conv in convs.items()}
     with undisturbed(model), torch.enable_grad():
         handles = [conv.register_forward_hook(_Listener(sums[name])) for name, conv in convs.items()]
         try:
             for number, part in enumerate(_parts(model, batches)):
+                images += images_in(part)
                 if number % world.size() == world.rank():
                     _pass(model, part, torch.Generator().manual_seed(seed * 7919 + number))
         except RuntimeError as error:
@@ -59,7 +69,7 @@ def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
         finally:
             for handle in handles:
                 handle.remove()
-    return {name: mixed(world.added(total)[0]) for name, total in sums.items()}
+    return {name: world.added(total)[0] / max(1, images) for name, total in sums.items()}
 
 
 def mixed(moment: Tensor) -> Tensor:

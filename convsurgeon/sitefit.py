@@ -81,7 +81,7 @@ def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, me
         metric: (O, O), what errors of the outputs cost the network (see `sensitivity`).
     """
     assert isinstance(form, DepthwiseSeparable | Blueprint)
-    scheme = _scheme(form, conv)
+    scheme = scheme_of(form, conv)
     size = conv.out_channels // conv.groups
     parts = []
     for group in range(conv.groups):
@@ -99,7 +99,9 @@ def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, me
     return Fitted(form.kernels(geometry, factors), dense.reshape(conv.weight.shape), torch.cat(biases))
 
 
-def _scheme(form: DepthwiseSeparable | Blueprint, conv: nn.Conv2d) -> fit.Scheme:
+def scheme_of(form: object, conv: nn.Conv2d) -> fit.Scheme:
+    """How a form that is `fittable` is fitted."""
+    assert isinstance(form, DepthwiseSeparable | Blueprint)
     if isinstance(form, DepthwiseSeparable):
         return fit.Separable(form._rank)
     if isinstance(form, BlueprintSubspace):

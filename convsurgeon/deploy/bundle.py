@@ -10,9 +10,9 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import nn
 
+from convsurgeon.conversion import Result
 from convsurgeon.deploy.export import OnnxFile, export_onnx
 from convsurgeon.files import BUNDLE, new_folder
-from convsurgeon.surgery import Result
 
 
 @dataclass(frozen=True)

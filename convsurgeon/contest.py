@@ -1,0 +1,103 @@
+"""Which plan keeps a budget best: several are made, each by another measure of a layer's error, and tried as a whole.
+
+Errors of single layers do not add up, so no measure is right everywhere. With calibration each plan is carried out and
+fitted to a part of the images, and the error of the whole network on held-back images decides. Without, there is only
+the energy of the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convsurgeon.appraisal import Measures, by_data, by_weights
+from convsurgeon.budget import Budget
+from convsurgeon.budgeting import Latencies, Problem, distinct, problem
+from convsurgeon.calibration import Calibration, leading
+from convsurgeon.capture import Capture
+from convsurgeon.errors import BudgetError
+from convsurgeon.form import Form
+from convsurgeon.plan import Plan
+from convsurgeon.planning import candidates, plan_captured
+from convsurgeon.policy import Predicate
+from convsurgeon.reconstruct import reconstruct
+from convsurgeon.surgery import operate
+
+TRIAL_IMAGES = 256
+"""Images that a plan on trial is fitted to."""
+
+_HALVINGS = 7
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A plan that was weighed: the measure it was made by, its MACs, and the network's error (nan: untried)."""
+
+    measure: str
+    macs: int
+    error: float
+    taken: bool
+
+
+def within(
+    seen: Capture,
+    forms: Sequence[Form],
+    policy: Predicate | None,
+    budget: Budget,
+    latencies: Latencies | None,
+    allow_growth: bool,
+    data: Calibration | None,
+    seed: int,
+    progress: bool,
+) -> tuple[Plan, tuple[Judged, ...]]:
+    """The plan to carry out under a budget, and what it was chosen from.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+    """
+    base = plan_captured(seen, forms, policy, allow_growth)
+    options = candidates(seen, base, forms, allow_growth)
+    task = problem(seen, base, options, budget, latencies)
+    measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
+    if budget.lost is not None:
+        return _cheapest(task, measures, budget.lost, data, seed)
+    plans = distinct(task, measures)
+    if data is None or len(plans) == 1:
+        (name, only), *_ = plans.items()
+        return only, (Judged(name, only.macs_after, math.nan, taken=True),)
+    errors = {name: _tried(seen, plan, data, seed) for name, plan in plans.items()}
+    best = min(errors, key=lambda name: errors[name])
+    judged = (Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items())
+    return plans[best], tuple(judged)
+
+
+def _cheapest(
+    task: Problem, measures: Measures, lost: float, data: Calibration | None, seed: int
+) -> tuple[Plan, tuple[Judged, ...]]:
+    """The cheapest plan within an error: by halving, as the network's error grows with what the layers may lose."""
+    name, errors = next(iter(measures.items()))
+    if data is None:  # the mean share of energy lost, over the layers that may change
+        plan = task.cheapest(errors, lost * len(task.options))
+        return plan, (Judged(name, plan.macs_after, math.nan, taken=True),)
+    worst = sum(max(errors[site, change.form.label] for change in changes) for site, changes in task.options.items())
+    low, high = worst * 1e-6, worst
+    tried: list[tuple[Plan, float]] = []
+    for _ in range(_HALVINGS):
+        allowed = math.sqrt(low * high)
+        plan = task.cheapest(errors, allowed)
+        error = _tried(task.seen, plan, data, seed) if plan.changes else 0.0
+        tried.append((plan, error))
+        low, high = (allowed, high) if error <= lost else (low, allowed)
+    kept = [plan for plan, error in tried if error <= lost]
+    if not kept:
+        raise BudgetError(f"budget: lost={lost:g} leaves every layer dense; the least tried loses {tried[-1][1]:.3g}")
+    best = min(kept, key=lambda plan: plan.macs_after)
+    return best, tuple(Judged(name, plan.macs_after, error, plan is best) for plan, error in tried)
+
+
+def _tried(seen: Capture, plan: Plan, data: Calibration, seed: int) -> float:
+    """Relative error of the network on held-back images, the plan carried out and fitted to some of the others."""
+    converted, done = operate(seen.model, plan, seen.example)
+    part = Calibration(tuple(leading(data.fitted, TRIAL_IMAGES)), data.held_back)
+    return reconstruct(seen, converted, done, part, seed, progress=False).error_after

@@ -1,0 +1,147 @@
+"""`convert`, which is all of it in one call: capture, plan, operate, fit, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from convsurgeon.budget import Budget
+from convsurgeon.budgeting import BUDGET_FORMS, Latencies
+from convsurgeon.calibration import Calibration, read
+from convsurgeon.capture import Capture, capture
+from convsurgeon.contest import Judged, within
+from convsurgeon.example import Example
+from convsurgeon.fidelity import Fidelity, fidelity, outputs
+from convsurgeon.form import Form
+from convsurgeon.plan import Change, Plan, Skip
+from convsurgeon.planning import CALIBRATED_FORMS, DEFAULT_FORMS, plan_captured
+from convsurgeon.policy import Predicate
+from convsurgeon.reconstruct import reconstruct
+from convsurgeon.report import Report, learnable_rows
+from convsurgeon.surgery import operate
+
+
+@dataclass(frozen=True)
+class Result:
+    """A conversion: the new model, what was done to it, and the original it came from.
+
+    Under a budget, `judged` holds every plan that was weighed: how it was made, its cost and its error.
+    """
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    original: nn.Module
+    example: Example
+    judged: tuple[Judged, ...] = ()
+
+    def with_metric(self, name: str, before: float, after: float) -> Result:
+        """The result with one more line in its report."""
+        return dataclasses.replace(self, report=self.report.with_metric(name, before, after))
+
+    @property
+    def changes(self) -> dict[str, Change]:
+        """Name -> form, rank, lost, parameters and MACs before and after."""
+        return self.plan.changes
+
+    @property
+    def skipped(self) -> tuple[Skip, ...]:
+        """Every conv left alone, with the reason."""
+        return self.plan.skipped
+
+
+def convert(
+    model: nn.Module,
+    example: object,
+    *,
+    forms: Sequence[Form] | None = None,
+    policy: Predicate | None = None,
+    budget: Budget | None = None,
+    latencies: Latencies | None = None,
+    allow_growth: bool = False,
+    calibration: object = None,
+    images: int = 1024,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Rewrites the convs of a pretrained model into lighter forms, keeping what it learned.
+
+    The input model is unchanged to the bit; the result has its class, device, dtype, memory format and mode, and is
+    trainable. See `plan` for the first arguments and the errors.
+
+    Args:
+        model: any module that runs on the example.
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+        forms: candidates for every site; the first that fits is taken, or with a budget the one it is best spent on.
+            `DEFAULT_FORMS` if not given, `CALIBRATED_FORMS` with calibration, `BUDGET_FORMS` with a budget.
+        policy: which sites may be touched; the default leaves the stem alone.
+        budget: what the converted model may cost. Plans are made by several measures of a layer's error; with
+            calibration the whole network's error on held-back images decides between them.
+        latencies: measured milliseconds of every site, for a latency budget; a `LatencyTable`.
+        allow_growth: take a form even where it has more MACs or parameters than the conv.
+        calibration: unlabelled images to fit the weights to: a tensor, an iterable of batches or a `DataLoader`.
+            Without it the weights are the best approximation of the kernels, which at low rank is not enough.
+        images: how many of them to use at most.
+        seed: of the output positions that are drawn from them.
+        progress: whether to show a bar over the layers while fitting.
+
+    Raises:
+        BudgetError: the budget cannot be reached; says how far it goes and which layers stand in the way.
+        CalibrationError: the calibration data are empty, of another shape, or not finite.
+
+    Returns:
+        The converted model with its changes, skips, plan and report.
+    """
+    before = capture(model, example)
+    data = None if calibration is None else read(calibration, before.example, images)
+    if budget is not None:
+        candidates = BUDGET_FORMS if forms is None else forms
+        wanted, judged = within(before, candidates, policy, budget, latencies, allow_growth, data, seed, progress)
+        return dataclasses.replace(_carry_out(before, wanted, data, seed, progress), judged=judged)
+    chosen = forms if forms is not None else (DEFAULT_FORMS if data is None else CALIBRATED_FORMS)
+    return _carry_out(before, plan_captured(before, chosen, policy, allow_growth), data, seed, progress)
+
+
+def carry_out(
+    model: nn.Module,
+    plan: Plan,
+    example: object,
+    *,
+    calibration: object = None,
+    images: int = 1024,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """`convert` with a plan that is already made, or loaded from a file.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        CaptureError: the model does not run on the example, or cannot be copied.
+    """
+    before = capture(model, example)
+    data = None if calibration is None else read(calibration, before.example, images)
+    return _carry_out(before, plan, data, seed, progress)
+
+
+def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: int, progress: bool) -> Result:
+    model, example = before.model, before.example
+    converted, done = operate(model, wanted, example)
+    fits = () if data is None or not done.changes else (reconstruct(before, converted, done, data, seed, progress),)
+    after = capture(converted, example)
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
+    values = () if on_meta else _compared(outputs(model, shown), outputs(converted, shown))
+    tensors = learnable_rows(model, converted)
+    report = Report(before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits)
+    return Result(converted, done, report, model, example)
+
+
+def _compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity, ...]:
+    """Fidelity, or none where nothing can be compared: no float outputs, or sizes that depend on the values."""
+    shapes = [[tensor.shape for tensor in outs] for outs in (original, converted)]
+    if shapes[0] != shapes[1] or not sum(tensor.numel() for tensor in original):
+        return ()
+    return (fidelity(original, converted),)

@@ -1,0 +1,125 @@
+r"""Chooses one option for every site under limits on their summed costs. Numbers only.
+
+The multiple-choice knapsack
+
+    minimise sum_s error[s, option of s]     so that     sum_s cost[s, option of s, j] <= limit_j     for every j
+
+is solved by dynamic programming over the cost, rounded up to a grid (Kellerer, Pferschy & Pisinger 2004, chapter 11).
+Several limits are first folded into one, a weighted sum of the costs as shares of their limits (surrogate relaxation,
+Glover 1975), whose weights move towards what is still exceeded; the best choice that keeps every limit wins and is then
+improved by exchanging single options while that helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+GRID = 4096
+"""Steps of the knapsack's cost: rounding up costs at most one step a site, which single exchanges win back."""
+
+_ROUNDS = 24
+
+
+@dataclass(frozen=True)
+class Options:
+    """A site's options: `errors` (n,), and `costs` (n, limits)."""
+
+    errors: Array
+    costs: Array
+
+
+def choose(sites: Sequence[Options], limits: Sequence[float]) -> list[int] | None:
+    """The option of every site, or None where the limits leave no choice that was found.
+
+    Args:
+        sites: what each may become; errors and costs are not negative.
+        limits: on the costs, one each.
+    """
+    bounds = np.asarray(limits, dtype=np.float64)
+    if not sites:
+        return [] if (bounds >= 0).all() else None
+    if (least(sites) > bounds * (1 + 1e-12)).any():
+        return None
+    weights = np.ones(len(bounds)) / len(bounds)
+    best: list[int] | None = None
+    for _ in range(_ROUNDS if len(bounds) > 1 else 1):
+        chosen = _knapsack(sites, weights, bounds)
+        chosen = chosen if chosen is not None else _cheapest(sites, weights, bounds)
+        used = total(sites, chosen)
+        if (used <= bounds * (1 + 1e-12)).all():
+            chosen = _exchanged(sites, chosen, bounds)
+            if best is None or error(sites, chosen) < error(sites, best):
+                best = chosen
+        weights = weights * (used / np.maximum(bounds, 1e-30)) ** 2
+        weights /= weights.sum()
+    return best
+
+
+def least(sites: Sequence[Options]) -> Array:
+    """The least of each cost that the sites can come to, each for itself."""
+    return np.asarray(np.sum([site.costs.min(axis=0) for site in sites], axis=0))
+
+
+def total(sites: Sequence[Options], chosen: Sequence[int]) -> Array:
+    """The summed costs of a choice."""
+    return np.asarray(np.sum([site.costs[option] for site, option in zip(sites, chosen, strict=True)], axis=0))
+
+
+def error(sites: Sequence[Options], chosen: Sequence[int]) -> float:
+    """The summed error of a choice."""
+    return float(sum(site.errors[option] for site, option in zip(sites, chosen, strict=True)))
+
+
+def _folded(site: Options, weights: Array, bounds: Array) -> Array:
+    """One cost (n,) whose limit is 1."""
+    return site.costs @ (weights / np.maximum(bounds, 1e-30))
+
+
+def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:
+    """The exact optimum of the folded problem on the grid, or None where rounding leaves nothing."""
+    best = np.zeros(GRID + 1)
+    picks: list[NDArray[np.int64]] = []
+    for site in sites:
+        steps = np.ceil(_folded(site, weights, bounds) * GRID - 1e-9).astype(np.int64)
+        table = np.full((len(steps), GRID + 1), np.inf)
+        for option, step in enumerate(steps):
+            if step <= GRID:
+                table[option, step:] = best[: GRID + 1 - step] + site.errors[option]
+        picks.append(table.argmin(axis=0))
+        best = table.min(axis=0)
+    if not np.isfinite(best[GRID]):
+        return None
+    chosen, room = [], GRID
+    for site, pick in zip(reversed(sites), reversed(picks), strict=True):
+        option = int(pick[room])
+        chosen.append(option)
+        room -= int(np.ceil(_folded(site, weights, bounds)[option] * GRID - 1e-9))
+    return chosen[::-1]
+
+
+def _cheapest(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int]:
+    return [int(_folded(site, weights, bounds).argmin()) for site in sites]
+
+
+def _exchanged(sites: Sequence[Options], chosen: list[int], bounds: Array) -> list[int]:
+    """The choice after every single exchange that lowers the error within the limits, best first."""
+    chosen = list(chosen)
+    used = total(sites, chosen)
+    while True:
+        gain, where, what = 0.0, -1, -1
+        for index, site in enumerate(sites):
+            now = chosen[index]
+            fits = (used - site.costs[now] + site.costs <= bounds * (1 + 1e-12)).all(axis=1)
+            gains = np.where(fits, site.errors[now] - site.errors, -np.inf)
+            if gains.max() > gain:
+                gain, where, what = float(gains.max()), index, int(gains.argmax())
+        if where < 0:
+            return chosen
+        used = used - sites[where].costs[chosen[where]] + sites[where].costs[what]
+        chosen[where] = what
