@@ -32,10 +32,11 @@ from convsurgeon.errors import (
 )
 from convsurgeon.example import Example
 from convsurgeon.fidelity import Fidelity
-from convsurgeon.form import Energy, Form
+from convsurgeon.form import Energy, Form, Share
 from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
 from convsurgeon.geometry import Geometry
 from convsurgeon.inspection import inspect
+from convsurgeon.lowrank import SpatialSeparable, Tucker
 from convsurgeon.plan import Change, Plan, Skip
 from convsurgeon.planning import plan
 from convsurgeon.policy import (
@@ -111,9 +112,12 @@ __all__ = [
     "Reconstruction",
     "Report",
     "Result",
+    "Share",
     "Site",
     "Skip",
+    "SpatialSeparable",
     "Table",
+    "Tucker",
     "capture",
     "carry_out",
     "check_parity",

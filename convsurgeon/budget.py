@@ -31,7 +31,8 @@ class Budget:
         macs: of all convs and matrix products on the example.
         params: of the whole model.
         bytes: of the whole model's weights.
-        latency: of the whole model, by a latency table; `"faster"` only asks that no layer gets slower.
+        latency: of the whole model, by a latency table; `"faster"` sets no limit: a layer changes only where
+            that is faster, and takes the first candidate that is.
         lost: instead of a limit on cost: the cheapest model (in MACs) within this relative error of the output.
 
     Raises:

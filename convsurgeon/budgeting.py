@@ -62,6 +62,8 @@ class Problem:
         Raises:
             BudgetError: the budget cannot be reached; says how far it goes, and which layers stand in the way.
         """
+        if not self.limits:
+            return self._first()
         sites = [self._site(name, changes, errors) for name, changes in self.options.items()]
         room = [limit - self._fixed(kind) for kind, limit in self.limits.items()]
         chosen = choose(sites, room)
@@ -84,6 +86,13 @@ class Problem:
         assert chosen is not None  # nothing changed, nothing lost
         pairs = zip(self.options.items(), chosen, strict=True)
         return self._with({name: changes[option - 1] if option else None for (name, changes), option in pairs})
+
+    def _first(self) -> Plan:
+        """For every site its first candidate that pays: what `latency="faster"` asks for by itself."""
+        paying = {
+            name: [change for change in changes if self._pays(name, change)] for name, changes in self.options.items()
+        }
+        return self._with({name: changes[0] if changes else None for name, changes in paying.items()})
 
     def _with(self, forms: Mapping[str, Change | None]) -> Plan:
         steps: list[Change | Skip] = []

@@ -16,7 +16,7 @@ are solved by conjugate gradients from the values at hand, preconditioned with t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ _LEAST_STEPS = 3
 
 Factors = tuple[Tensor, Tensor]
 """Mixings (T, O, C) and windows (T, C or O, K)."""
+
+Parts = tuple[Tensor, ...]
+"""A form's factors, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,13 @@ class Normal:
 class Scheme(Protocol):
     """How a form's factors are fitted."""
 
-    def start(self, normal: Normal, dense: Tensor) -> Factors:
+    def start(self, normal: Normal, dense: Tensor) -> Any:
         """Factors near a dense kernel (O, C, K)."""
 
-    def kernel(self, factors: Factors) -> Tensor:
+    def kernel(self, factors: Any) -> Tensor:
         """The dense kernel (O, C, K) that factors compute."""
 
-    def sweep(self, normal: Normal, factors: Factors) -> Factors:
+    def sweep(self, normal: Normal, factors: Any) -> Any:
         """Better factors: one round over all of them."""
 
 
@@ -260,7 +263,7 @@ class Subspace(Blueprint):
         return cut
 
 
-def alternate(scheme: Scheme, normal: Normal, factors: Factors, sweeps: int) -> Factors:
+def alternate(scheme: Scheme, normal: Normal, factors: Parts, sweeps: int) -> Parts:
     """So many sweeps."""
     for _ in range(sweeps):
         factors = scheme.sweep(normal, factors)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
 
@@ -83,11 +84,40 @@ class Energy:
 
 
 @dataclass(frozen=True)
-class Branched:
-    """What the three forms have in common: T equal branches, each a chain of named stages.
+class Share:
+    """Rank rule: the largest rank that leaves a layer this share of its MACs, at least 1.
+
+    From 16 on ranks are multiples of 8: onnxruntime's blocked layout wants such channel counts inside a layer too.
 
     Args:
-        rank: number of branches, or a rule for it.
+        share: 0 < share <= 1.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise FormError(f"Share: the share must lie in (0, 1], got {self.share}; pass for example Share(0.5)")
+
+    def rank(self, full: int, macs: Callable[[int], int], dense: int) -> int:
+        """The rank up to `full`, given the MACs of a rank and those of the dense layer."""
+        ranks = range(1, full + 1)
+        fitting = bisect.bisect_right(ranks, self.share * dense, key=macs)
+        return max(1, fitting if fitting < 16 else fitting // 8 * 8)
+
+    def __str__(self) -> str:
+        return f"share {self.share:g}"
+
+
+Rule = Energy | Share
+
+
+@dataclass(frozen=True)
+class Branched:
+    """What the forms of this package have in common: equal branches, each a chain of named stages, that are summed.
+
+    Args:
+        rank: number of branches, or width inside the only one; or a rule for it.
         init: `"factor"` keeps what the kernel holds; `"random"` draws new weights, for training from scratch.
         norm: `"batch"` puts a batch norm after every conv of a branch but the last; needs `init="random"`.
         activation: `"relu"`, `"relu6"`, `"silu"`, `"hardswish"` or `"gelu"` there likewise.
@@ -96,7 +126,7 @@ class Branched:
         FormError: a parameter out of range, or `norm` or `activation` with `init="factor"`: they change the function.
     """
 
-    rank: int | Energy = 1
+    rank: int | Rule = 1
     init: str = "factor"
     norm: str | None = None
     activation: str | None = None
@@ -106,7 +136,7 @@ class Branched:
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        if not isinstance(self.rank, Energy) and (isinstance(self.rank, bool) or not isinstance(self.rank, int)):
+        if not isinstance(self.rank, Rule) and (isinstance(self.rank, bool) or not isinstance(self.rank, int)):
             raise FormError(f"{where}: rank must be an int or a rule such as Energy(0.9), got {self.rank!r}")
         if isinstance(self.rank, int) and self.rank < 1:
             raise FormError(f"{where}: rank must be at least 1, got {self.rank}")
@@ -123,7 +153,7 @@ class Branched:
     # What each form says of itself.
 
     def full_rank(self, geometry: Geometry) -> int:
-        """The rank at which the form is exact."""
+        """The largest rank that makes sense, at which the form is exact."""
         raise NotImplementedError
 
     def stages(self, geometry: Geometry) -> Stages:
@@ -143,7 +173,7 @@ class Branched:
     @property
     def label(self) -> str:
         """Name and parameters in a table's words: `separable rank 2`."""
-        return f"{self.word} {self.rank if isinstance(self.rank, Energy) else f'rank {self.rank}'}"
+        return f"{self.word} {self.rank if isinstance(self.rank, Rule) else f'rank {self.rank}'}"
 
     def check(self, geometry: Geometry) -> str | None:
         """Why a conv of this geometry cannot take the form, or None."""
@@ -162,6 +192,15 @@ class Branched:
         """The form with an `Energy` rule replaced by the rank it gives for this kernel (O, C/groups, kh, kw)."""
         if isinstance(self.rank, int):
             return self
+        if isinstance(self.rank, Share):
+            size = tuple(
+                4 * dilation * taps + 64 for dilation, taps in _windows(geometry)
+            )  # nominal: only ratios count
+
+            def macs(rank: int) -> int:
+                return dataclasses.replace(self, rank=rank).macs(geometry, size)
+
+            return dataclasses.replace(self, rank=self.rank.rank(self.full_rank(geometry), macs, geometry.macs(size)))
         if weight.is_meta:
             raise FormError(f"{self.label}: the rule reads weights, and this model is on the meta device; pass an int")
         return dataclasses.replace(self, rank=self.rank.rank(self.spectrum(geometry, weight)))
@@ -181,7 +220,7 @@ class Branched:
         stages = self.stages(geometry)
         inner = sum(stage.out_channels for _, stage in stages[:-1]) * 2 if self.norm else 0
         weights = sum(stage.weights for _, stage in stages) + inner
-        return self._rank * weights + (geometry.out_channels if geometry.bias else 0)
+        return self.branches * weights + (geometry.out_channels if geometry.bias else 0)
 
     def macs(self, geometry: Geometry, size: Sequence[int]) -> int:
         """Multiply-accumulates of all branches for one image of spatial `size`."""
@@ -189,7 +228,7 @@ class Branched:
         for _, stage in self.stages(geometry):
             total += stage.macs(size)
             size = stage.output_size(size)
-        return self._rank * total
+        return self.branches * total
 
     def build(self, geometry: Geometry, device: torch.device, dtype: torch.dtype) -> SummedBranches:
         """The branches: on the meta device until `fill` for `init="factor"`, drawn at random otherwise."""
@@ -199,7 +238,7 @@ class Branched:
         rest = (*first[:-1], (name, dataclasses.replace(last, bias=False)))
         chains = [
             chain(first if index == 0 else rest, self.norm, self.activation, device=device, dtype=dtype)
-            for index in range(self._rank)
+            for index in range(self.branches)
         ]
         return SummedBranches(chains, geometry)
 
@@ -228,8 +267,13 @@ class Branched:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name == "rank" or value != item.default:
-                values[item.name] = {"energy": value.share} if isinstance(value, Energy) else value
+                values[item.name] = {type(value).__name__.lower(): value.share} if isinstance(value, Rule) else value
         return values
+
+    @property
+    def branches(self) -> int:
+        """Branches of the settled form that are summed."""
+        return self._rank
 
     @property
     def _rank(self) -> int:
@@ -241,6 +285,10 @@ class Branched:
 def _choice(where: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise FormError(f"{where}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _windows(geometry: Geometry) -> list[tuple[int, int]]:
+    return list(zip(geometry.dilation, geometry.kernel_size, strict=True))
 
 
 def _limit(geometry: Geometry, full: int) -> str:

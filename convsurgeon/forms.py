@@ -27,8 +27,9 @@ from torch import Tensor
 
 from convsurgeon import factor
 from convsurgeon.errors import FormError
-from convsurgeon.form import Branched, Energy, Form, Stages
+from convsurgeon.form import Branched, Energy, Form, Rule, Share, Stages
 from convsurgeon.geometry import Geometry
+from convsurgeon.lowrank import SpatialSeparable, Tucker
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class BlueprintSubspace(Blueprint):
         return mixings, (factors.right / norms).transpose(0, 1)
 
 
-FORMS: tuple[type[Branched], ...] = (DepthwiseSeparable, Blueprint, BlueprintSubspace)
+FORMS: tuple[type[Branched], ...] = (DepthwiseSeparable, Blueprint, BlueprintSubspace, SpatialSeparable, Tucker)
 
 
 def form_from_dict(values: Mapping[str, Any]) -> Form:
@@ -173,18 +174,19 @@ def form_from_dict(values: Mapping[str, Any]) -> Form:
     if not isinstance(name, str) or name not in kinds:
         raise FormError(f"unknown form {name!r}; known are {', '.join(kinds)}")
     if isinstance(fields.get("rank"), dict):
-        fields["rank"] = _energy(fields["rank"])
+        fields["rank"] = _rule(fields["rank"])
     known = {item.name for item in dataclasses.fields(kinds[name])}
     if unknown := sorted(set(fields) - known):
         raise FormError(f"{name}: unknown field {unknown[0]!r}; known are {', '.join(sorted(known))}")
     return kinds[name](**fields)
 
 
-def _energy(values: dict[str, Any]) -> Energy:
-    share = values.get("energy")
-    if not isinstance(share, int | float) or len(values) != 1:
-        raise FormError(f'a rank rule reads {{"energy": 0.9}}, got {values}')
-    return Energy(share)
+def _rule(values: dict[str, Any]) -> Rule:
+    for rule in (Energy, Share):
+        share = values.get(rule.__name__.lower())
+        if isinstance(share, int | float) and len(values) == 1:
+            return rule(share)
+    raise FormError(f'a rank rule reads {{"energy": 0.9}} or {{"share": 0.5}}, got {values}')
 
 
 def _depthwise(geometry: Geometry, channels: int, bias: bool) -> Geometry:

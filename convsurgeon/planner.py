@@ -5,9 +5,9 @@ The multiple-choice knapsack
     minimise sum_s error[s, option of s]     so that     sum_s cost[s, option of s, j] <= limit_j     for every j
 
 is solved by dynamic programming over the cost, rounded up to a grid (Kellerer, Pferschy & Pisinger 2004, chapter 11).
-Several limits are first folded into one, a weighted sum of the costs as shares of their limits (surrogate relaxation,
-Glover 1975), whose weights move towards what is still exceeded; the best choice that keeps every limit wins and is then
-improved by exchanging single options while that helps.
+Several limits are folded into one, a weighted sum of the costs as shares of their limits (surrogate relaxation, Glover
+1975), with many weights; every choice that keeps all limits is improved by exchanging single options while that helps,
+and the best of them wins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Array = NDArray[np.float64]
 GRID = 4096
 """Steps of the knapsack's cost: rounding up costs at most one step a site, which single exchanges win back."""
 
-_ROUNDS = 24
+_DIRECTIONS = 24
+_TIGHTNESS = (1.0, 0.95, 0.87, 0.75)
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,11 @@ def choose(sites: Sequence[Options], limits: Sequence[float]) -> list[int] | Non
         return [] if (bounds >= 0).all() else None
     if (least(sites) > bounds * (1 + 1e-12)).any():
         return None
-    weights = np.ones(len(bounds)) / len(bounds)
     best: list[int] | None = None
-    for _ in range(_ROUNDS if len(bounds) > 1 else 1):
-        chosen = _knapsack(sites, weights, bounds)
-        chosen = chosen if chosen is not None else _cheapest(sites, weights, bounds)
-        used = total(sites, chosen)
-        if (used <= bounds * (1 + 1e-12)).all():
-            chosen = _exchanged(sites, chosen, bounds)
-            if best is None or error(sites, chosen) < error(sites, best):
-                best = chosen
-        weights = weights * (used / np.maximum(bounds, 1e-30)) ** 2
-        weights /= weights.sum()
+    for weights in _directions(len(bounds)):
+        chosen = _within(sites, weights, bounds)
+        if chosen is not None and (best is None or error(sites, chosen) < error(sites, best)):
+            best = chosen
     return best
 
 
@@ -76,9 +70,32 @@ def error(sites: Sequence[Options], chosen: Sequence[int]) -> float:
     return float(sum(site.errors[option] for site, option in zip(sites, chosen, strict=True)))
 
 
+def _directions(count: int) -> Array:
+    """Weights of the limits (n, count) with sum 1: one for a single limit, an even spread over the simplex for more."""
+    if count == 1:
+        return np.ones((1, 1))
+    numbers = np.random.default_rng(0)
+    return np.vstack([np.full((1, count), 1 / count), np.eye(count), numbers.dirichlet(np.ones(count), _DIRECTIONS)])
+
+
+def _within(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:
+    """The best choice for one way to fold the limits, the fold tightened until all of them are kept."""
+    for tightness in _TIGHTNESS if len(bounds) > 1 else (1.0,):
+        chosen = _knapsack(sites, weights, bounds * tightness)
+        chosen = chosen if chosen is not None else _cheapest(sites, weights, bounds)
+        if (total(sites, chosen) <= bounds * (1 + 1e-12)).all():
+            return _exchanged(sites, chosen, bounds)
+    return None
+
+
 def _folded(site: Options, weights: Array, bounds: Array) -> Array:
     """One cost (n,) whose limit is 1."""
-    return site.costs @ (weights / np.maximum(bounds, 1e-30))
+    return np.asarray(np.minimum(site.costs / np.maximum(bounds, 1e-30), 1e30) @ weights)
+
+
+def _steps(site: Options, weights: Array, bounds: Array) -> NDArray[np.int64]:
+    """The folded cost in steps of the grid, rounded up; what exceeds the limit by itself lies beyond it."""
+    return np.ceil(np.minimum(_folded(site, weights, bounds) * GRID, GRID + 1) - 1e-9).astype(np.int64)
 
 
 def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:
@@ -86,7 +103,7 @@ def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[i
     best = np.zeros(GRID + 1)
     picks: list[NDArray[np.int64]] = []
     for site in sites:
-        steps = np.ceil(_folded(site, weights, bounds) * GRID - 1e-9).astype(np.int64)
+        steps = _steps(site, weights, bounds)
         table = np.full((len(steps), GRID + 1), np.inf)
         for option, step in enumerate(steps):
             if step <= GRID:
@@ -99,7 +116,7 @@ def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[i
     for site, pick in zip(reversed(sites), reversed(picks), strict=True):
         option = int(pick[room])
         chosen.append(option)
-        room -= int(np.ceil(_folded(site, weights, bounds)[option] * GRID - 1e-9))
+        room -= int(_steps(site, weights, bounds)[option])
     return chosen[::-1]
 
 

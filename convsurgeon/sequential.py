@@ -211,8 +211,11 @@ def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> flo
 
 def _dense(module: nn.Module, conv: nn.Conv2d) -> Tensor:
     """The dense kernel that a site's branches compute, from their weights."""
-    kernel = torch.zeros_like(conv.weight)
     assert isinstance(module, SummedBranches)
+    stages = dict(module.branches[0].named_children())
+    if "depthwise" not in stages:
+        return _chained(conv, [stage.weight.detach() for stage in stages.values() if isinstance(stage, nn.Conv2d)])
+    kernel = torch.zeros_like(conv.weight)
     for branch in module.branches:
         assert isinstance(branch, nn.Sequential)
         kernels = {name.removesuffix(".weight"): kernel for name, kernel in branch.named_parameters()}
@@ -227,6 +230,16 @@ def _dense(module: nn.Module, conv: nn.Conv2d) -> Tensor:
         else:
             windows = windows[:, None]
         kernel += (mixing[:, :, None] * windows).reshape(kernel.shape)
+    return kernel
+
+
+def _chained(conv: nn.Conv2d, kernels: Sequence[Tensor]) -> Tensor:
+    """The dense kernel of convs in a row, none of whose windows overlap on an axis."""
+    groups = [kernel.unflatten(0, (conv.groups, -1)) for kernel in kernels]
+    dense = groups[0]
+    for following in groups[1:]:
+        dense = torch.einsum("gmcij,gomkl->gocikjl", dense, following).flatten(5, 6).flatten(3, 4)
+    kernel: Tensor = dense.flatten(0, 1)
     return kernel
 
 

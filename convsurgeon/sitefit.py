@@ -12,14 +12,17 @@ earlier layer has made, is part of the target: the branch repairs it (the idea o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from convsurgeon import factor, fit, world
-from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
+from convsurgeon import factor, fit, fit_lowrank, world
+from convsurgeon.form import Branched
+from convsurgeon.forms import FORMS, Blueprint, BlueprintSubspace, DepthwiseSeparable
 from convsurgeon.geometry import Geometry
+from convsurgeon.lowrank import SpatialSeparable, Tucker
 from convsurgeon.samples import Samples, mean, moments, second_moment
 from convsurgeon.solve import CG_STEPS
 
@@ -66,8 +69,8 @@ class Fitted:
 
 
 def fittable(form: object) -> bool:
-    """Whether a form can be fitted to data: the three of this package that keep what a kernel holds."""
-    return isinstance(form, DepthwiseSeparable | Blueprint) and form.init == "factor"
+    """Whether a form can be fitted to data: those of this package that keep what a kernel holds."""
+    return isinstance(form, FORMS) and form.init == "factor"
 
 
 def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor) -> Fitted:
@@ -80,7 +83,7 @@ def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, me
         behind: what follows.
         metric: (O, O), what errors of the outputs cost the network (see `sensitivity`).
     """
-    assert isinstance(form, DepthwiseSeparable | Blueprint)
+    assert isinstance(form, FORMS)
     scheme = scheme_of(form, conv)
     size = conv.out_channels // conv.groups
     parts = []
@@ -93,20 +96,33 @@ def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, me
         parts.append(_Fit(scheme, kernel, rows, part, metric[own, own]).run())
     fitted, biases = zip(*parts, strict=True)
     dense = torch.cat([scheme.kernel(group) for group in fitted])
-    mixings, windows = zip(*fitted, strict=True)
-    factors = _piled(form, conv, torch.cat(mixings, 1), torch.cat(windows, 1))
-    geometry = Geometry.of(conv)
-    return Fitted(form.kernels(geometry, factors), dense.reshape(conv.weight.shape), torch.cat(biases))
+    return Fitted(_kernels(form, conv, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
 
 
 def scheme_of(form: object, conv: nn.Conv2d) -> fit.Scheme:
     """How a form that is `fittable` is fitted."""
+    if isinstance(form, SpatialSeparable):
+        return fit_lowrank.Spatial(form._rank, conv.kernel_size[1])
+    if isinstance(form, Tucker):
+        return fit_lowrank.TuckerTwo(form._rank, form.inner(Geometry.of(conv)))
     assert isinstance(form, DepthwiseSeparable | Blueprint)
     if isinstance(form, DepthwiseSeparable):
         return fit.Separable(form._rank)
     if isinstance(form, BlueprintSubspace):
         return fit.Subspace(form._rank, form.inner(Geometry.of(conv)))
     return fit.Blueprint(form._rank)
+
+
+def _kernels(form: Branched, conv: nn.Conv2d, groups: Sequence[fit.Parts]) -> list[tuple[Tensor, ...]]:
+    """The kernels of every branch's stages from the factors of every group."""
+    geometry = Geometry.of(conv)
+    if isinstance(form, Tucker):
+        return [form.stacked(geometry, *(torch.cat(part) for part in zip(*groups, strict=True)))]
+    if isinstance(form, SpatialSeparable):
+        vertical, horizontal = (torch.cat(part) for part in zip(*groups, strict=True))
+        return [(vertical[..., None], horizontal[:, :, None, :])]
+    mixings, windows = (torch.cat(part, 1) for part in zip(*groups, strict=True))
+    return form.kernels(geometry, _piled(form, conv, mixings, windows))
 
 
 def _piled(form: object, conv: nn.Conv2d, mixings: Tensor, windows: Tensor) -> factor.Factors:
@@ -142,7 +158,7 @@ class _Fit:
         self.dtype = torch.float64 if len(covariance) <= DOUBLE_UNKNOWNS else torch.float32
         self.covariance = covariance.to(self.dtype).reshape(channels, taps, channels, taps)
 
-    def run(self) -> tuple[fit.Factors, Tensor]:
+    def run(self) -> tuple[fit.Parts, Tensor]:
         """The factors, and the bias for patches that are not centred."""
         original = self.samples.targets * self.behind.scale + self.behind.shift + self.behind.shortcut[0]
         offset = self.behind.shift + self.behind.shortcut[1]
@@ -156,8 +172,8 @@ class _Fit:
             target = torch.where(original > 0, original, predicted.clamp(max=0))
             normal, bias = self._normal((target - offset) / self.scale)
             factors = fit.alternate(self.scheme, normal, factors, 1)
-        mixings, windows = (part.double() for part in factors)
-        return (mixings, windows), bias - self.scheme.kernel((mixings, windows)).flatten(1) @ self.center
+        factors = tuple(part.double() for part in factors)
+        return factors, bias - self.scheme.kernel(factors).flatten(1) @ self.center
 
     def _normal(self, target: Tensor) -> tuple[fit.Normal, Tensor]:
         """Normal equations for a target (S, O), drawn to the original kernel by the ridge; the target's mean."""

@@ -25,6 +25,8 @@ FORMS = {
     "separable": cs.DepthwiseSeparable(rank=2),
     "blueprint": cs.Blueprint(rank=2),
     "subspace": cs.BlueprintSubspace(rank=2, width=0.5),
+    "spatial": cs.SpatialSeparable(rank=cs.Share(0.5)),
+    "tucker": cs.Tucker(rank=cs.Share(0.5)),
 }
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convsurgeon import fit
 from convsurgeon.fit import Blueprint, Normal, Scheme, Separable, Subspace
+from convsurgeon.fit_lowrank import Spatial, TuckerTwo
 from convsurgeon.solve import solve
 
 
@@ -23,7 +24,8 @@ def _problem(outputs: int = 6, channels: int = 5, taps: int = 9, rows: int = 400
     return Normal(covariance, (y.T @ x / rows).reshape(outputs, channels, taps), root @ root.T), x, y
 
 
-SCHEMES = [Separable(2), Blueprint(2), Subspace(2, 3)]
+SCHEMES: list[Scheme] = [Separable(2), Blueprint(2), Subspace(2, 3), Spatial(4, 3), TuckerTwo(4, 3)]
+NAMES = ["separable", "blueprint", "subspace", "spatial", "tucker"]
 
 
 @pytest.fixture(params=[False, True], ids=["direct", "iterated"])
@@ -35,7 +37,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.usefixtures("way")
-@pytest.mark.parametrize("scheme", SCHEMES, ids=["separable", "blueprint", "subspace"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=NAMES)
 def test_no_sweep_makes_a_fit_worse(scheme: Scheme) -> None:
     normal, _, y = _problem()
     factors = scheme.start(normal, normal.regress())
@@ -58,7 +60,10 @@ def test_iterations_reach_what_factoring_does(scheme: Scheme, monkeypatch: pytes
     assert iterated == pytest.approx(direct, rel=2e-2)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES[:2], ids=["separable", "blueprint"])
+EVERY_KERNEL = [SCHEMES[0], SCHEMES[1], SCHEMES[3], SCHEMES[4]]
+
+
+@pytest.mark.parametrize("scheme", EVERY_KERNEL, ids=[NAMES[0], NAMES[1], NAMES[3], NAMES[4]])
 def test_a_metric_lowers_the_error_that_it_measures(scheme: Scheme) -> None:
     normal, _, _ = _problem()
     blind = dataclasses.replace(normal, metric=torch.eye(6, dtype=torch.float64))
@@ -69,7 +74,7 @@ def test_a_metric_lowers_the_error_that_it_measures(scheme: Scheme) -> None:
     assert costs[0] < costs[1]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES[:2], ids=["separable", "blueprint"])
+@pytest.mark.parametrize("scheme", EVERY_KERNEL, ids=[NAMES[0], NAMES[1], NAMES[3], NAMES[4]])
 def test_a_kernel_of_the_form_is_found_again(scheme: Scheme) -> None:
     normal, x, _ = _problem()
     dense = torch.randn(6, 5, 9, dtype=torch.float64)

@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convsurgeon import Blueprint, BlueprintSubspace, DepthwiseSeparable, Energy, FormError, Geometry
+from convsurgeon import (
+    Blueprint,
+    BlueprintSubspace,
+    DepthwiseSeparable,
+    Energy,
+    FormError,
+    Geometry,
+    Share,
+    SpatialSeparable,
+)
 from convsurgeon.form import Branched
 from convsurgeon.forms import FORMS, form_from_dict
 from tests.layers import convs
@@ -50,6 +59,7 @@ def _kernel(module: nn.Module, geometry: Geometry) -> Tensor:
 def test_law_1_full_rank_reproduces_the_layer(case: tuple[nn.Conv2d, Tensor], kind: type[Branched]) -> None:
     conv, x = case
     form = _full(kind, Geometry.of(conv))
+    assume(kind is not SpatialSeparable or 1 not in conv.kernel_size)
     assert form.check(Geometry.of(conv)) is None
     with torch.no_grad():
         expected = conv(x)
@@ -140,10 +150,26 @@ def test_textbook_pyramid_of_five_stages_keeps_an_eighth() -> None:
 @pytest.mark.parametrize("kind", FORMS)
 def test_the_bias_sits_once_on_the_last_conv(kind: type[Branched]) -> None:
     conv = nn.Conv2d(8, 12, 3)
-    convs_ = [module for module in _built(kind(rank=2), conv).modules() if isinstance(module, nn.Conv2d)]
-    stages = len(convs_) // 2
-    assert [module.bias is not None for module in convs_] == [False] * (stages - 1) + [True] + [False] * stages
+    form = kind(rank=2)
+    convs_ = [module for module in _built(form, conv).modules() if isinstance(module, nn.Conv2d)]
+    stages = len(convs_) // form.branches
+    others = [False] * (len(convs_) - stages)
+    assert [module.bias is not None for module in convs_] == [False] * (stages - 1) + [True] + others
     assert torch.equal(convs_[stages - 1].bias, conv.bias)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_share_is_kept_and_used(kind: type[Branched], share: float) -> None:
+    conv = nn.Conv2d(32, 48, 3, padding=1, stride=2)
+    geometry = Geometry.of(conv)
+    form = kind(rank=Share(share)).settle(geometry, conv.weight)
+    macs = form.macs(geometry, (64, 64)) / geometry.macs((64, 64))
+    more = dataclasses.replace(form, rank=form._rank + 8).macs(geometry, (64, 64)) / geometry.macs((64, 64))
+    assert macs <= share * 1.01 or form.rank == 1
+    assert more > share * 0.99
+    assert form._rank < 16 or form._rank % 8 == 0
+    assert form_from_dict(kind(rank=Share(share)).to_dict()) == kind(rank=Share(share))
 
 
 def test_names_of_the_parts() -> None:
