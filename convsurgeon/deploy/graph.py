@@ -6,6 +6,7 @@
   kind; without the second every branch form would keep its batch norms, which the runtime executes as depthwise convs.
 * Two Slices in a row, as `x[:, :, ::2, ::2]` is exported, become one.
 * A mean over all spatial axes becomes GlobalAveragePool, which NNAPI and CoreML take.
+* A bias of zeros goes, and equal integer constants (starts, axes, shapes) become one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def tidy(graph: GraphProto) -> None:
     _fold_batch_norms(graph)
     _pool_globally(graph)
     _merge_slices(graph)
+    _drop_zero_biases(graph)
     proto.drop_unused(graph)
+    _share_integers(graph)
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:
@@ -153,3 +156,26 @@ def _join_slices(
         second.input[position + 1] = name
     second.input[0] = first.input[0]
     graph.node.remove(first)
+
+
+def _drop_zero_biases(graph: GraphProto) -> None:
+    known = proto.constants(graph)
+    for node in graph.node:
+        bias = known.get(node.input[2]) if node.op_type == "Conv" and len(node.input) == 3 else None
+        if bias is not None and not proto.array(bias).any():
+            del node.input[2:]
+
+
+def _share_integers(graph: GraphProto) -> None:
+    """Floating-point constants keep one name each, even where two are equal: names say which layer they belong to."""
+    first: dict[tuple[object, ...], str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL):
+            values = numpy_helper.to_array(tensor)
+            kept = first.setdefault((tensor.data_type, values.shape, values.tobytes()), tensor.name)
+            if kept != tensor.name:
+                renamed[tensor.name] = kept
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in renamed]:
+        graph.initializer.remove(tensor)
+    proto.rename(graph, renamed)

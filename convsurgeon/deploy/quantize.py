@@ -35,11 +35,12 @@ from tabulate import tabulate
 from convsurgeon.deploy import names
 from convsurgeon.deploy.activations import LayerError, add_energies, layer_errors, ratio_db
 from convsurgeon.deploy.equalise import equalise
-from convsurgeon.deploy.export import check_target, temporary, version
+from convsurgeon.deploy.export import version
 from convsurgeon.deploy.feeds import feeds_of
 from convsurgeon.deploy.quiet import first_line
 from convsurgeon.deploy.session import Feed, checked, options
 from convsurgeon.errors import ExportError, LatencyError, ParityError
+from convsurgeon.files import check_file, new_file
 
 Calibrator = Literal["minmax", "percentile"]
 _METHODS = {
@@ -111,15 +112,14 @@ def quantize_int8(
         ExportError: The source is not valid, a name in `exclude` is not in it, or the calibration does not fit.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
-    origin, target = Path(source), Path(path)
-    check_target(target, overwrite)
+    origin, target = Path(source), check_file(path, overwrite)
     model = _read(origin)
     feeds = feeds_of(model, calibration)
     _check_names(model, exclude)
     if calibrator not in _METHODS:
         raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(_METHODS)}")
     left = set(exclude)
-    with temporary(target) as draft, tempfile.TemporaryDirectory() as folder:
+    with new_file(target, overwrite) as draft, tempfile.TemporaryDirectory() as folder:
         if equalised:
             _equalise(origin, model, feeds)
         even = Path(folder) / "float.onnx"
@@ -150,8 +150,7 @@ def convert_fp16(
         ExportError: The source is not valid or cannot be converted.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
-    origin, target = Path(source), Path(path)
-    check_target(target, overwrite)
+    origin, target = Path(source), check_file(path, overwrite)
     model = _read(origin)
     feeds = feeds_of(model, inputs)
     try:
@@ -160,7 +159,7 @@ def convert_fp16(
             halved = float16.convert_float_to_float16(model, keep_io_types=True)
     except Exception as error:  # whatever the converter trips over
         raise ExportError(f"{origin}: cannot be converted to fp16: {first_line(error)}") from error
-    with temporary(target) as draft:
+    with new_file(target, overwrite) as draft:
         draft.write_bytes(_stamped(halved))
         return _accept(target, draft, "fp16", _fidelity(origin, draft, feeds), sqnr_db, ())
 
@@ -204,13 +203,12 @@ def _accept(
     limit: float,
     layers: tuple[LayerError, ...],
 ) -> Quantized:
-    """Moves the draft into place if it is near enough to the float file."""
+    """Describes the draft if it is near enough to the float file; raises, so that it is dropped, if it is not."""
     found, agreement = fidelity
     made = Quantized(target, draft.stat().st_size, kind, found, agreement, layers)
     if not found >= limit:
         named = f"; worst layer {made.worst[0].name}, try exclude_worst=1" if made.worst else ""
         raise ParityError(f"{target}: not written, {kind} outputs have SQNR {found:.1f} dB (limit {limit:g}){named}")
-    draft.replace(target)
     return made
 
 

@@ -174,7 +174,7 @@ def test_refusals(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"plain\.onnx: cannot be run on the calibration: "):
         quantize_int8(plain, target, torch.zeros(1, 5, 12, 12))
     target.write_bytes(b"old")
-    with pytest.raises(OutputError, match="exists; pass overwrite=True"):
+    with pytest.raises(OutputError, match="exists already; pass overwrite=True"):
         quantize_int8(plain, target, images())
     assert target.read_bytes() == b"old"
 
