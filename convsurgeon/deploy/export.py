@@ -24,6 +24,7 @@ from torch import nn
 
 from convsurgeon.deploy import graph, names, proto
 from convsurgeon.deploy.inputs import ordered, resized
+from convsurgeon.deploy.metadata import input_metadata
 from convsurgeon.deploy.parity import Parity, check_parity
 from convsurgeon.deploy.quiet import first_line, on_cpu, quiet, root_cause
 from convsurgeon.errors import ExportError, ParityError
@@ -97,7 +98,7 @@ def export_onnx(
             providers want neither.
         input_names: One per tensor of the example; the argument names of `forward` by default.
         output_names: `output`, or `output_0`, `output_1`, ... by default.
-        metadata: Goes into the file's `metadata_props`, sorted by key.
+        metadata: Goes into the file's `metadata_props`, beside `tool`, `torch` and `inputs`, sorted by key.
         images: Further examples, best real ones, on which parity must hold.
 
     Raises:
@@ -203,8 +204,9 @@ def _finish(
     model.graph.name = "model"
     model.producer_name, model.producer_version = "convsurgeon", version()
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
+    entries = {**input_metadata(version(), proto.signature(model.graph.input)), **metadata}
+    for key in sorted(entries):
+        model.metadata_props.add(key=key, value=entries[key])
 
 
 def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list[str]:

@@ -117,10 +117,24 @@ def _as_pool(graph: GraphProto, index: int, node: NodeProto, keeps: bool) -> Non
     del node.input[1:]
     if keeps:
         return
-    flatten = onnx.helper.make_node("Flatten", [node.output[0] + "_pooled"], [node.output[0]], axis=1)
+    pooled = node.output[0] + "_pooled"
+    flatten = _flatten(graph, pooled, node.output[0])
     flatten.metadata_props.extend(node.metadata_props)
-    node.output[0] += "_pooled"
+    node.output[0] = pooled
     graph.node.insert(index + 1, flatten)
+
+
+def _flatten(graph: GraphProto, source: str, target: str) -> NodeProto:
+    """Takes the pooled axes away: by Reshape where the channels are known, because CoreML's newer format lacks Flatten."""
+    infos = (*graph.value_info, *graph.output)
+    shape = next((info.type.tensor_type.shape.dim for info in infos if info.name == target), ())
+    sizes = [dim.dim_value for dim in shape]
+    if len(sizes) != 2 or not sizes[1]:
+        return onnx.helper.make_node("Flatten", [source], [target], axis=1)
+    wanted = np.array([sizes[0] or -1, sizes[1]], dtype=np.int64)
+    name = proto.unique(f"{target}.shape", {tensor.name for tensor in graph.initializer})
+    graph.initializer.append(numpy_helper.from_array(wanted, name))
+    return onnx.helper.make_node("Reshape", [source, name], [target])
 
 
 def _merge_slices(graph: GraphProto) -> None:

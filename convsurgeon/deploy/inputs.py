@@ -1,7 +1,7 @@
 """Example inputs for the exporter and for parity: in the order of the ONNX inputs, and variations of them.
 
-The exporter makes one ONNX input per tensor, in the order of the flattened arguments; keyword arguments are put into the
-order of `forward`'s signature first, so that the order is one and the same everywhere.
+The exporter makes one ONNX input per tensor, in the order of the flattened arguments; keyword arguments are put into
+the order of `forward`'s signature first, so that the order is one and the same everywhere.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def randomised(example: Example, seed: int) -> Example:
 
 
 def resized(example: Example, dims: Mapping[int, Callable[[int], int]], rank: int = 1) -> Example:
-    """The example with some dimensions of its tensors (those of at least `rank` axes) repeated or cut to another size."""
+    """The example with some dimensions of its tensors (those of at least `rank` axes) repeated or cut."""
 
     def resize(tensor: Tensor) -> Tensor:
         if tensor.dim() < rank:
