@@ -69,7 +69,7 @@ def _nearness(report: Report, deployed: Mapping[str, Any]) -> str:
             return _near(float(file["sqnr_db"]), file["top1"], near["on"])
     if report.fidelity:
         found = report.fidelity[0]
-        return _near(found.sqnr_db, found.agreement, "the example")
+        return _near(found.sqnr_db, found.agreement, f"the example's {found.rows} rows")
     return ""
 
 

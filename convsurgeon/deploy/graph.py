@@ -125,7 +125,7 @@ def _as_pool(graph: GraphProto, index: int, node: NodeProto, keeps: bool) -> Non
 
 
 def _flatten(graph: GraphProto, source: str, target: str) -> NodeProto:
-    """Takes the pooled axes away: by Reshape where the channels are known, because CoreML's newer format lacks Flatten."""
+    """Takes the pooled axes away, by Reshape where the channels are known: CoreML's newer format lacks Flatten."""
     infos = (*graph.value_info, *graph.output)
     shape = next((info.type.tensor_type.shape.dim for info in infos if info.name == target), ())
     sizes = [dim.dim_value for dim in shape]

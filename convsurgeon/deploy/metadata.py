@@ -43,6 +43,8 @@ class Preparation:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) not in (1, channels):
                 raise ExportError(f"{name}: {len(values)} values for {channels} channels; pass one for each or one")
+        if not all(value > 0 for value in self.std):
+            raise ExportError(f"std: every value must be above 0, got {list(self.std)}")
         last = outputs[0][1][-1] if outputs[0][1] else None
         if self.classes and len(self.classes) != last:
             raise ExportError(f"classes: {len(self.classes)} names for {last} outputs; pass one for each")

@@ -30,7 +30,7 @@ from onnxruntime import quantization
 from onnxruntime.transformers import float16
 from tabulate import tabulate
 
-from convsurgeon.deploy import names
+from convsurgeon.deploy import names, proto
 from convsurgeon.deploy.activations import LayerError, layer_errors
 from convsurgeon.deploy.agreement import Agreement, agreement
 from convsurgeon.deploy.equalise import equalise
@@ -168,6 +168,7 @@ def convert_fp16(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"onnxruntime\.transformers")  # values it clamps; judged below
             halved = float16.convert_float_to_float16(model, keep_io_types=True)
+        proto.sort_nodes(halved.graph)  # the converter appends the casts of the inputs at the end
     except Exception as error:  # whatever the converter trips over
         raise ExportError(f"{origin}: cannot be converted to fp16: {first_line(error)}") from error
     with new_file(target, overwrite) as draft:
@@ -256,6 +257,10 @@ def _stamped(model: ModelProto) -> bytes:
     for key, value in kept:
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.producer_version = "convsurgeon", version()
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker's errors share no base class
+        raise ExportError(f"the rounded graph is not valid ONNX: {first_line(error)}") from error
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 
