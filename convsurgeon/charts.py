@@ -75,11 +75,11 @@ def tradeoff(deployed: Mapping[str, Any]) -> View:
             "words": _point_words(name, rows, sizes, near),
             "kind": "before" if name.startswith("original") else "after",
         }
-        for name, value in across.items()
+        for name, value in sorted(across.items(), key=lambda item: item[1])
     ]
     ticks = [{"x": 100 * tick / far, "text": f"{tick:g}"} for tick in _ticks(far)]
     return {
-        "points": _spread(sorted(points, key=lambda point: point["y"])),
+        "points": points,
         "xticks": ticks,
         "yticks": [{"y": _height(value), "text": f"{value:.0f} dB"} for value in (0, 20, 40)]
         + [{"y": 0, "text": "same"}],
@@ -146,7 +146,7 @@ def _layer(step: Change | Skip, curves: Mapping[str, Sequence[float]], times: li
     output = "×".join(map(str, site.calls[0].output_shape[1:])) if site.calls else "never run"
     return {
         "name": step.name,
-        "conv": str(site.geometry),
+        "conv": str(site.geometry).replace("->", "→"),
         "output": output + (f", {len(site.calls)} calls" if len(site.calls) > 1 else ""),
         "becomes": change.form.label if change else "",
         "reason": "" if change else step.reason,  # type: ignore[union-attr]
@@ -243,8 +243,10 @@ def _point_words(
 ) -> str:
     words = [f"{rows[name]['speedup']:.2f}×"] if name in rows else []
     words.append(f"{sizes[name]:.2f} MB")
-    if name in near and near[name]["top1"] is not None:
-        words.append(f"top-1 {100 * near[name]['top1']:.0f} %")
+    if name in near:
+        sqnr, top1 = float(near[name]["sqnr_db"]), near[name]["top1"]
+        words.append("identical outputs" if sqnr == math.inf else f"{sqnr:.1f} dB")
+        words += [f"same top-1 on {100 * top1:.1f} %"] if top1 is not None else []
     return ", ".join(words)
 
 
@@ -253,19 +255,6 @@ def _height(sqnr_db: float) -> float:
     if math.isnan(sqnr_db):
         return 100.0
     return 100 * (1 - min(max(sqnr_db, 0.0), _TOP_DB) / _TOP_DB)
-
-
-def _spread(points: list[View]) -> list[View]:
-    """Labels moved apart, those of points that lie near each other; in percent of the height."""
-    taken: list[tuple[float, float]] = []
-    for point in points:
-        place = point["y"]
-        while any(abs(place - y) < 9 and abs(point["x"] - x) < 45 for x, y in taken):
-            place += 3
-        taken.append((point["x"], place))
-        point["label"] = place
-        point["side"] = "left" if point["x"] > 60 else "right"
-    return points
 
 
 def _ticks(far: float) -> list[float]:

@@ -48,7 +48,7 @@
       const now = head.getAttribute("aria-sort");
       sort(column, now ? (now === "ascending" ? -1 : 1) : number ? -1 : 1);
     });
-    order.append(new Option(`by ${button.textContent.toLowerCase()}`, `${column},${number ? -1 : 1}`));
+    order.append(new Option(`by ${button.ariaLabel || button.textContent}`, `${column},${number ? -1 : 1}`));
   });
   order.addEventListener("change", () => {
     if (order.value) sort(...order.value.split(",").map(Number));
