@@ -109,7 +109,7 @@ def _mac_ratio(report: Report, speedup: float) -> str:
     fewer = report.before.macs / report.after.macs if report.after.macs else 1.0
     if speedup >= 0.8 * fewer:
         return ""
-    return f"MACs promise {fewer:.2f} times, the runtime delivers {speedup:.2f}: depthwise convs are bound by memory."
+    return f"MACs promise {fewer:.2f} times, the runtime delivers {speedup:.2f}: MACs are not milliseconds."
 
 
 def _threads(count: int) -> str:

@@ -63,7 +63,7 @@ def state(out: Path) -> int:
     return rank
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_the_old_bundle_or_the_new_one(exporter: Exporter, tmp_path: Path, kills: int) -> None:
     out, chance = tmp_path / "out", random.Random(kills)
     assert exporter.export(1) == 0
