@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convsurgeon.conversion import Result
-from convsurgeon.errors import CalibrationError, LoadError
+from convsurgeon.errors import LoadError
 from convsurgeon.files import BUNDLE, check_folder
 
 _LEVELS = ("all", "extended", "basic", "off")
@@ -68,11 +68,17 @@ def check_export(options: argparse.Namespace) -> None:
     Raises:
         OutputError: the folder exists or cannot be written.
         CalibrationError: `--int8` without images.
+        ExportError: an opset that is not written.
+        LatencyError: too few rounds, or no threads.
+        LoadError: the file of class names cannot be read.
     """
-    if options.out:
-        check_folder(options.out, options.force, BUNDLE)
-    if options.int8 and not options.calibrate:
-        raise CalibrationError("--int8: needs images to find its ranges on; pass --calibrate FOLDER or FILE.npy")
+    if not options.out:
+        return
+    check_folder(options.out, options.force, BUNDLE)
+    from convsurgeon.deploy.bundle import check_order
+
+    check_order(options.opset, options.int8 and not options.calibrate, options.pairs, options.threads)
+    _class_names(options.classes)
 
 
 def export_bundle(

@@ -23,15 +23,16 @@ from convsurgeon.conversion import Result
 from convsurgeon.deploy import inputs, variants
 from convsurgeon.deploy.bench import LEVELS, Bench, bench
 from convsurgeon.deploy.deployment import Deployment
-from convsurgeon.deploy.export import Dynamic, OnnxFile, export_onnx
+from convsurgeon.deploy.export import Dynamic, OnnxFile, check_opset, export_onnx
 from convsurgeon.deploy.golden import save_golden
 from convsurgeon.deploy.metadata import Preparation, source_metadata
 from convsurgeon.deploy.mobile import mobile_check
 from convsurgeon.deploy.quantize import Calibrator, Quantized
 from convsurgeon.deploy.readme import readme
 from convsurgeon.deploy.session import Level
+from convsurgeon.deploy.verdict import MIN_PAIRS
 from convsurgeon.energy import energy_curves
-from convsurgeon.errors import CalibrationError
+from convsurgeon.errors import CalibrationError, LatencyError
 from convsurgeon.example import Example
 from convsurgeon.files import BUNDLE, new_folder
 from convsurgeon.page import page
@@ -140,8 +141,7 @@ def export(
     """
     wanted: dict[variants.Kind, bool] = {"int8": int8, "fp16": fp16}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
-    if int8 and calibration is None:
-        raise CalibrationError("int8: needs images to find its ranges on; pass calibration (--calibrate)")
+    check_order(opset, int8 and calibration is None, pairs, threads)
     preparation = Preparation(tuple(mean), tuple(std), tuple(classes))
     measured = (pairs, tuple(threads), tuple(levels), progress)
     order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
@@ -152,6 +152,29 @@ def export(
         _write_papers(result, deployment, words, temporary)
     target = Path(folder)
     return Bundle(target, deployment.moved_to(target), words)
+
+
+def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[int]) -> None:
+    """Refuses what cannot work; made to be asked before a conversion, which may take long.
+
+    Args:
+        opset: Of the files.
+        lacks_images: Whether int8 is wanted and there is nothing to calibrate it on.
+        pairs: Timing rounds, 0 for none.
+        threads: Of the runtime.
+
+    Raises:
+        CalibrationError: int8 without images.
+        ExportError: No such opset.
+        LatencyError: Too few rounds for a verdict, or a thread count below 1.
+    """
+    if lacks_images:
+        raise CalibrationError("int8: needs images to find its ranges on; pass calibration (--calibrate)")
+    check_opset(opset)
+    if pairs and pairs < MIN_PAIRS:
+        raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more, or 0 for no timing")
+    if any(count < 1 for count in threads):
+        raise LatencyError(f"threads={min(threads)}: pass at least 1")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -122,9 +122,18 @@ def export_onnx(
     return _describe(target, data, parity)
 
 
-def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> None:
+def check_opset(opset: int) -> None:
+    """Refuses an operator set that the exporter does not write.
+
+    Raises:
+        ExportError: It is none of those.
+    """
     if opset not in _OPSETS:
         raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
+
+
+def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> None:
+    check_opset(opset)
     if dynamic not in (None, "batch", "size"):
         raise ExportError(f"dynamic={dynamic!r}: pass None, 'batch' or 'size'")
     weights = [*model.named_parameters(), *model.named_buffers()]

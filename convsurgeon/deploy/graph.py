@@ -181,7 +181,7 @@ def _drop_zero_biases(graph: GraphProto) -> None:
 
 
 def _share_integers(graph: GraphProto) -> None:
-    """Floating-point constants keep one name each, even where two are equal: names say which layer they belong to."""
+    """Floating-point constants are left alone: their names say which layer they belong to."""
     first: dict[tuple[object, ...], str] = {}
     renamed: dict[str, str] = {}
     for tensor in graph.initializer:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon import cli, cli_deploy
 from convsurgeon.deploy import bundle as bundle_module
+from convsurgeon.deploy import variants
 from convsurgeon.deploy.bundle import Bundle
 from convsurgeon.deploy.metadata import Preparation, layout, state_sha256
 from convsurgeon.errors import CalibrationError, ExportError, LoadError, OutputError, ParityError
@@ -259,7 +260,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--rank", "2"]
     command += ["--out", str(tmp_path / "out"), "--pairs", "0", "--classes", str(names)]
     assert cli.main([*command, "--int8"]) == 1
-    assert "--int8: needs images to find its ranges on; pass --calibrate" in capsys.readouterr().err
+    assert "int8: needs images to find its ranges on; pass calibration (--calibrate)" in capsys.readouterr().err
     images_of = ["--calibrate", str(tmp_path / "images.npy"), "--images", "40"]
     with pytest.warns(UserWarning, match="40 images are few"):
         assert cli.main([*command, *images_of, "--int8", "--calibrator", "minmax", "--exclude-worst", "1"]) == 0
@@ -271,6 +272,35 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert sum(layer["excluded"] for layer in layers) == 1
     assert cli.main([*command, "--force", "--classes", str(tmp_path / "none.txt")]) == 1
     assert "none.txt: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pairs", "20"], "pairs=20: too few for an interval; pass 50 or more, or 0 for no timing"),
+        (["--threads", "2", "0"], "threads=0: pass at least 1"),
+        (["--opset", "17"], "opset 17: the exporter writes 18 to"),
+        (["--classes", "none.txt"], "none.txt: cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_conversion(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "convert", failing)
+    command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
+    assert cli.main([*command, *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_real_inputs_in_batches_of_the_example() -> None:
+    held = [cs.Example((images(8), torch.ones(1))), cs.Example((images(2), torch.ones(1)))]
+    like = cs.Example((images(3), torch.ones(1)))
+    found = variants.single_batches(held, like)
+    assert [example.tensors()[0].shape[0] for example in found] == [3, 3]
+    assert torch.equal(found[1].tensors()[0], images(8)[3:6])
+    assert found[1].tensors()[1].shape == (1,)
+    assert variants.single_batches(held, cs.Example((torch.ones(3, 3, 9, 9), torch.ones(1)))) == []
 
 
 def test_the_command_as_it_was_typed_shows_no_folders() -> None:
