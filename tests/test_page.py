@@ -326,7 +326,16 @@ def test_hostile_names_do_nothing_in_a_browser(browser: Any, report: cs.Report, 
     assert browser.get_log("browser") == []
 
 
-def test_it_prints_with_everything_open(opened: Any) -> None:
+def test_it_prints_with_everything_open_and_on_the_page(opened: Any) -> None:
+    metrics = {"width": 700, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4 less its margins
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert opened.execute_script("return document.documentElement.scrollWidth") <= 700
+        assert opened.execute_script("return getComputedStyle(document.querySelector('.tools')).display") == "none"
+    finally:
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert pdf.startswith(b"%PDF")
     opened.execute_script("dispatchEvent(new Event('beforeprint'))")
