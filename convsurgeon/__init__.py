@@ -3,8 +3,8 @@
     result = convsurgeon.convert(model, example)
     print(result.report)
 
-Importing this package imports torch and nothing heavier; onnx and onnxruntime load when `export_onnx`, `check_parity`
-or `compare_latency` is first asked for.
+Importing this package imports torch and nothing heavier; onnx and onnxruntime load when a name that needs them, such as
+`export`, `bench` or `quantize_int8`, is first asked for.
 """
 
 from __future__ import annotations
@@ -59,16 +59,27 @@ from convsurgeon.surgery import operate, rebuild
 from convsurgeon.tables import Table
 
 if TYPE_CHECKING:
+    from convsurgeon.deploy.bench import bench
     from convsurgeon.deploy.bundle import export
     from convsurgeon.deploy.export import export_onnx
     from convsurgeon.deploy.latency import compare_latency
+    from convsurgeon.deploy.memory import peak_memory
+    from convsurgeon.deploy.mobile import mobile_check
     from convsurgeon.deploy.parity import check_parity
+    from convsurgeon.deploy.profiling import profile_nodes
+    from convsurgeon.deploy.quantize import convert_fp16, quantize_int8
 
 _LATE = {
+    "bench": "convsurgeon.deploy.bench",
     "check_parity": "convsurgeon.deploy.parity",
     "compare_latency": "convsurgeon.deploy.latency",
+    "convert_fp16": "convsurgeon.deploy.quantize",
     "export": "convsurgeon.deploy.bundle",
     "export_onnx": "convsurgeon.deploy.export",
+    "mobile_check": "convsurgeon.deploy.mobile",
+    "peak_memory": "convsurgeon.deploy.memory",
+    "profile_nodes": "convsurgeon.deploy.profiling",
+    "quantize_int8": "convsurgeon.deploy.quantize",
 }
 """Names whose modules import onnx or onnxruntime, and load on first use."""
 
@@ -118,11 +129,13 @@ __all__ = [
     "SpatialSeparable",
     "Table",
     "Tucker",
+    "bench",
     "capture",
     "carry_out",
     "check_parity",
     "compare_latency",
     "convert",
+    "convert_fp16",
     "everything",
     "export",
     "export_onnx",
@@ -132,10 +145,14 @@ __all__ = [
     "min_macs",
     "min_params",
     "min_share",
+    "mobile_check",
     "named",
     "operate",
     "parse_policy",
+    "peak_memory",
     "plan",
+    "profile_nodes",
+    "quantize_int8",
     "rebuild",
     "stem",
     "stride",

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon.cli_deploy import add_bench, add_export, check_export, export_bundle, print_bundle, run_bench
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.errors import ConvSurgeonError, LoadError
 from convsurgeon.example import Example
-from convsurgeon.files import BUNDLE, check_folder
 from convsurgeon.form import Branched, Energy
 from convsurgeon.forms import FORMS, BlueprintSubspace
 from convsurgeon.images import load_images
@@ -71,8 +71,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    if options.out:
-        check_folder(options.out, options.force, BUNDLE)
+    check_export(options)
     model, example = _model_and_example(options)
     metric = load_function(options.metric) if options.metric else None
     with _stages(options) as stage:
@@ -87,61 +86,28 @@ def _convert(options: argparse.Namespace) -> None:
             stage("metric")
             values = [_measure(options.metric, metric, network) for network in (result.original, result.model)]
             result = result.with_metric(options.metric.rpartition(":")[2], *values)
-        files = _export(options, result, stage) if options.out else {}
-    _print_result(options, result, files)
+        bundles = [export_bundle(options, result, data.get("calibration"), stage)] if options.out else []
+    _print_result(options, result, bundles)
 
 
-def _export(options: argparse.Namespace, result: Result, stage: Any) -> dict[str, Any]:
-    """Writes the bundle and times its two models."""
-    from convsurgeon.deploy.bundle import export
-    from convsurgeon.deploy.latency import compare_latency
-
-    bundle = export(result, options.out, overwrite=options.force, opset=options.opset, before=stage)
-    if not options.pairs:
-        return {"bundle": bundle}
-    stage("latency")
-    paths = (bundle.original.path, bundle.converted.path)
-    timing = compare_latency(*paths, pairs=options.pairs, threads=options.threads, progress=False)
-    return {"bundle": bundle, "timing": timing}
-
-
-def _print_result(options: argparse.Namespace, result: Result, files: dict[str, Any]) -> None:
+def _print_result(options: argparse.Namespace, result: Result, bundles: list[Any]) -> None:
+    """The report, and what was found about the bundle if one was written."""
     if options.json:
         values = {"report": result.report.to_dict()}
-        if "timing" in files:
-            values["latency"] = files["timing"].to_dict()
+        for bundle in bundles:
+            values["deployment"] = bundle.deployment.to_dict()
         print(json.dumps(values, indent=1))
         return
     print(result.report)
-    if files:
-        bundle = files["bundle"]
-        print(f"\n{bundle.converted}")
-        if "timing" in files:
-            print(f"\n{files['timing']}")
-        print(f"\nWritten to {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
-
-
-def _bench(options: argparse.Namespace) -> None:
-    from convsurgeon.deploy.latency import compare_latency
-
-    timing = compare_latency(*options.files, pairs=options.pairs, threads=options.threads, progress=not options.json)
-    print(json.dumps(timing.to_dict(), indent=1) if options.json else timing)
+    for bundle in bundles:
+        print_bundle(bundle, result)
 
 
 @contextmanager
 def _stages(options: argparse.Namespace) -> Iterator[Any]:
-    """A bar over what a conversion does, gone when it is done; silent where stderr is no terminal."""
-    count = 1 + bool(options.metric) + (3 + bool(options.pairs) if options.out else 0)
-    with tqdm(total=count, bar_format="{desc}: {n}/{total} [{elapsed}]", disable=None, leave=False) as bar:
-        started = False
-
-        def stage(name: str) -> None:
-            nonlocal started
-            bar.update(started)
-            bar.set_description_str(name)
-            started = True
-
-        yield stage
+    """A line that says what is being done, gone afterwards; silent where stderr is no terminal."""
+    with tqdm(bar_format="{desc} [{elapsed}]", disable=True if options.json else None, leave=False) as bar:
+        yield bar.set_description_str
 
 
 def _measure(name: str, metric: Any, model: nn.Module) -> float:
@@ -203,9 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(converts)
     _add_choices(converts)
     _add_outputs(converts)
-    bench = _command(commands, "bench", _bench, "time ONNX files against the first one, in interleaved pairs")
-    bench.add_argument("files", nargs="+", metavar="FILE.onnx")
-    _add_timing(bench)
+    bench = _command(commands, "bench", run_bench, "time ONNX files against the first one, in interleaved pairs")
+    add_bench(bench)
     return parser
 
 
@@ -266,17 +231,7 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", type=int, default=1024, help="most images to use (default 1024)")
     command.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
     command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after")
-    command.add_argument("--out", metavar="DIR", help="write ONNX files, weights, plan and report")
-    command.add_argument("--force", action="store_true", help="replace an existing folder")
-    command.add_argument("--opset", type=int, default=18, help="ONNX opset (default 18)")
-    _add_timing(command)
-
-
-def _add_timing(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--pairs", type=int, default=100, help="interleaved timing rounds (default 100; convert: 0 for none)"
-    )
-    command.add_argument("--threads", type=int, default=1, help="threads of onnxruntime (default 1)")
+    add_export(command)
 
 
 def _shape(text: str) -> tuple[int, ...]:

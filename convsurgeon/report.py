@@ -100,6 +100,12 @@ class Report:
         """A page with all tables."""
         return "# convsurgeon report\n\n" + "\n\n".join(table.markdown() for table in self.tables) + "\n"
 
+    def to_html(self, title: str = "Model") -> str:
+        """One self-contained page, without what only an export knows; `export` writes the whole one."""
+        from convsurgeon.page import page  # Jinja, and the page knows reports
+
+        return page(title, self, {}, {})
+
     def to_csv(self) -> str:
         """The table of layers, raw values."""
         return self.layers.csv()

@@ -38,6 +38,10 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "ratio": _ratio,
     "decibel": _decibel,
     "number": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.4g}",
+    "ms": lambda value: f"{value:.3f}",
+    "megabytes": lambda value: f"{value / 1e6:,.2f}",
+    "times": lambda value: f"{value:.2f}",
+    "interval": lambda value: f"{value[0]:.3f} to {value[1]:.3f}",
 }
 """How a column's values are written: 0.113 is `11.3 %` as a share and `0.113` as a ratio."""
 

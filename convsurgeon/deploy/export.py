@@ -10,11 +10,9 @@ opset than the one asked for if it cannot convert.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
-import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +23,14 @@ from onnx import ModelProto
 from torch import nn
 
 from convsurgeon.deploy import graph, names, proto
-from convsurgeon.deploy.inputs import Call, as_call, resized
+from convsurgeon.deploy.inputs import ordered, resized
+from convsurgeon.deploy.metadata import input_metadata
 from convsurgeon.deploy.parity import Parity, check_parity
-from convsurgeon.deploy.quiet import evaluating, first_line, on_cpu, quiet, root_cause
-from convsurgeon.errors import ExportError, OutputError, ParityError
+from convsurgeon.deploy.quiet import first_line, on_cpu, quiet, root_cause
+from convsurgeon.errors import ExportError, ParityError
+from convsurgeon.example import Example
+from convsurgeon.files import check_file, new_file
+from convsurgeon.state import undisturbed
 
 Dynamic = Literal["batch", "size"] | None
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
@@ -82,6 +84,7 @@ def export_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    images: Sequence[Any] = (),
 ) -> OnnxFile:
     """Writes a float32 model in eval mode as one self-contained ONNX file.
 
@@ -95,49 +98,46 @@ def export_onnx(
             providers want neither.
         input_names: One per tensor of the example; the argument names of `forward` by default.
         output_names: `output`, or `output_0`, `output_1`, ... by default.
-        metadata: Goes into the file's `metadata_props`, sorted by key.
+        metadata: Goes into the file's `metadata_props`, beside `tool`, `torch` and `inputs`, sorted by key.
+        images: Further examples, best real ones, on which parity must hold.
 
     Raises:
+        CaptureError: The example holds no tensor.
         OutputError: The file exists, or its folder is missing or cannot be written to. Nothing has been done then.
         ExportError: The model has no ONNX form, is not float32, is too large, or came out in another opset.
         ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
     """
-    target = Path(path)
-    check_target(target, overwrite)
-    call = as_call(model, example)
-    _check_request(model, call, opset, dynamic)
+    target = check_file(path, overwrite)
+    inputs = ordered(model, example)
+    _check_request(model, inputs, opset, dynamic)
     subject = on_cpu(model)
-    exported = _export(subject, call, opset, dynamic)
+    exported = _export(subject, inputs, opset, dynamic)
     _finish(exported, opset, input_names, output_names, dict(metadata or {}))
     data = _serialised(graph.infer_shapes(exported), opset)
-    with temporary(target) as draft:
+    with new_file(target, overwrite) as draft:
         draft.write_bytes(data)
-        parity = check_parity(subject, call, draft)
+        parity = check_parity(subject, inputs, draft, images=images)
         if not parity.passed:
             raise ParityError(_parity_message(target, parity))
-        draft.replace(target)
     return _describe(target, data, parity)
 
 
-def check_target(target: Path, overwrite: bool) -> None:
-    """Refuses a place that cannot be written to before any work is done."""
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; name a file in it")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists; pass overwrite=True (--force) to replace it")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target.parent}: no such folder; create it first")
-    with temporary(target) as probe:
-        probe.write_bytes(b"")
+def check_opset(opset: int) -> None:
+    """Refuses an operator set that the exporter does not write.
 
-
-def _check_request(model: nn.Module, call: Call, opset: int, dynamic: Dynamic) -> None:
+    Raises:
+        ExportError: It is none of those.
+    """
     if opset not in _OPSETS:
         raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
+
+
+def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> None:
+    check_opset(opset)
     if dynamic not in (None, "batch", "size"):
         raise ExportError(f"dynamic={dynamic!r}: pass None, 'batch' or 'size'")
     weights = [*model.named_parameters(), *model.named_buffers()]
-    for name, tensor in (*weights, *(("example", tensor) for tensor in call.tensors())):
+    for name, tensor in (*weights, *(("example", tensor) for tensor in example.tensors())):
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(f"{name}: {tensor.dtype} cannot be checked against the runtime; pass model.float()")
     size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
@@ -145,19 +145,19 @@ def _check_request(model: nn.Module, call: Call, opset: int, dynamic: Dynamic) -
         raise ExportError(f"model: {size_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2 GB, export parts of it")
 
 
-def _export(model: nn.Module, call: Call, opset: int, dynamic: Dynamic) -> ModelProto:
+def _export(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
     """Runs torch's exporter."""
     shapes = None
     if dynamic is not None:
         # An example of batch 1 would make torch.export treat the batch as a constant.
-        call = resized(call, {0: lambda size: max(size, 2)}) if dynamic == "batch" else call
-        shapes = _dynamic_shapes(call, dynamic)
+        example = resized(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
+        shapes = _dynamic_shapes(example, dynamic)
     try:
-        with evaluating(model), quiet():
+        with undisturbed(model), quiet():
             program = torch.onnx.export(
                 model,
-                call.args,
-                kwargs=call.kwargs,
+                example.args,
+                kwargs=example.kwargs,
                 dynamo=True,
                 external_data=False,
                 verbose=False,
@@ -171,7 +171,7 @@ def _export(model: nn.Module, call: Call, opset: int, dynamic: Dynamic) -> Model
         raise ExportError(f"{type(model).__name__}: torch.onnx.export failed: {cause}") from error
 
 
-def _dynamic_shapes(call: Call, dynamic: str) -> dict[str, Any] | tuple[Any, ...]:
+def _dynamic_shapes(example: Example, dynamic: str) -> dict[str, Any] | tuple[Any, ...]:
     """The exporter's `dynamic_shapes`: the nest of the arguments with {axis: name} in place of the tensors."""
     axes = {0: "batch"} if dynamic == "batch" else {2: "height", 3: "width"}
 
@@ -188,7 +188,7 @@ def _dynamic_shapes(call: Call, dynamic: str) -> dict[str, Any] | tuple[Any, ...
             return type(tree)(mark(item) for item in tree)
         return None
 
-    marked: dict[str, Any] | tuple[Any, ...] = mark(call.kwargs) if call.kwargs else mark(call.args)
+    marked: dict[str, Any] | tuple[Any, ...] = mark(example.kwargs) if example.kwargs else mark(example.args)
     return marked
 
 
@@ -213,8 +213,9 @@ def _finish(
     model.graph.name = "model"
     model.producer_name, model.producer_version = "convsurgeon", version()
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
+    entries = {**input_metadata(version(), proto.signature(model.graph.input)), **metadata}
+    for key in sorted(entries):
+        model.metadata_props.add(key=key, value=entries[key])
 
 
 def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list[str]:
@@ -235,19 +236,6 @@ def _serialised(model: ModelProto, opset: int) -> bytes:
     except Exception as error:  # the checker's and protobuf's errors share no base class
         raise ExportError(f"model: the exported graph is not valid ONNX: {first_line(error)}") from error
     return data
-
-
-@contextlib.contextmanager
-def temporary(target: Path) -> Iterator[Path]:
-    """A path beside the target that is gone afterwards, whatever happens."""
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        yield draft
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written: {error.strerror or error}; choose another folder") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:

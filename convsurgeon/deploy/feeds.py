@@ -30,7 +30,9 @@ def feeds_of(model: ModelProto, calibration: Any) -> list[Feed]:
     feeds: list[Feed] = []
     for part in parts:
         rows = part if isinstance(part, dict) else {inputs[0][0]: part}
-        feeds.extend(_batches({name: _array(values) for name, values in rows.items()}, inputs[0][1]))
+        arrays = {name: _array(values) for name, values in rows.items()}
+        whole = all(name in arrays and arrays[name].shape == shape for name, shape in inputs)
+        feeds.extend([arrays] if whole else _batches(arrays, inputs[0][1]))
     if not feeds or set(feeds[0]) != {name for name, _ in inputs}:
         wanted = ", ".join(f"{name} {list(shape)}" for name, shape in inputs)
         raise ExportError(f"calibration: does not fill one batch of {wanted}; pass inputs of that shape")

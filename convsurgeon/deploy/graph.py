@@ -6,6 +6,7 @@
   kind; without the second every branch form would keep its batch norms, which the runtime executes as depthwise convs.
 * Two Slices in a row, as `x[:, :, ::2, ::2]` is exported, become one.
 * A mean over all spatial axes becomes GlobalAveragePool, which NNAPI and CoreML take.
+* A bias of zeros goes, and equal integer constants (starts, axes, shapes) become one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def tidy(graph: GraphProto) -> None:
     _fold_batch_norms(graph)
     _pool_globally(graph)
     _merge_slices(graph)
+    _drop_zero_biases(graph)
     proto.drop_unused(graph)
+    _share_integers(graph)
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:
@@ -114,10 +117,24 @@ def _as_pool(graph: GraphProto, index: int, node: NodeProto, keeps: bool) -> Non
     del node.input[1:]
     if keeps:
         return
-    flatten = onnx.helper.make_node("Flatten", [node.output[0] + "_pooled"], [node.output[0]], axis=1)
+    pooled = node.output[0] + "_pooled"
+    flatten = _flatten(graph, pooled, node.output[0])
     flatten.metadata_props.extend(node.metadata_props)
-    node.output[0] += "_pooled"
+    node.output[0] = pooled
     graph.node.insert(index + 1, flatten)
+
+
+def _flatten(graph: GraphProto, source: str, target: str) -> NodeProto:
+    """Takes the pooled axes away, by Reshape where the channels are known: CoreML's newer format lacks Flatten."""
+    infos = (*graph.value_info, *graph.output)
+    shape = next((info.type.tensor_type.shape.dim for info in infos if info.name == target), ())
+    sizes = [dim.dim_value for dim in shape]
+    if len(sizes) != 2 or not sizes[1]:
+        return onnx.helper.make_node("Flatten", [source], [target], axis=1)
+    wanted = np.array([sizes[0] or -1, sizes[1]], dtype=np.int64)
+    name = proto.unique(f"{target}.shape", {tensor.name for tensor in graph.initializer})
+    graph.initializer.append(numpy_helper.from_array(wanted, name))
+    return onnx.helper.make_node("Reshape", [source, name], [target])
 
 
 def _merge_slices(graph: GraphProto) -> None:
@@ -153,3 +170,26 @@ def _join_slices(
         second.input[position + 1] = name
     second.input[0] = first.input[0]
     graph.node.remove(first)
+
+
+def _drop_zero_biases(graph: GraphProto) -> None:
+    known = proto.constants(graph)
+    for node in graph.node:
+        bias = known.get(node.input[2]) if node.op_type == "Conv" and len(node.input) == 3 else None
+        if bias is not None and not proto.array(bias).any():
+            del node.input[2:]
+
+
+def _share_integers(graph: GraphProto) -> None:
+    """Floating-point constants are left alone: their names say which layer they belong to."""
+    first: dict[tuple[object, ...], str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.data_type in (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL):
+            values = numpy_helper.to_array(tensor)
+            kept = first.setdefault((tensor.data_type, values.shape, values.tobytes()), tensor.name)
+            if kept != tensor.name:
+                renamed[tensor.name] = kept
+    for tensor in [tensor for tensor in graph.initializer if tensor.name in renamed]:
+        graph.initializer.remove(tensor)
+    proto.rename(graph, renamed)

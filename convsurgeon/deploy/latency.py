@@ -9,7 +9,7 @@ How the samples are taken stands in `sampling.py`, how they become a word in `ve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tabulate import tabulate
 
 from convsurgeon.deploy.machine import Machine, machine
 from convsurgeon.deploy.sampling import Clocked, Setup, clock
-from convsurgeon.deploy.session import Level, checked, file_bytes
+from convsurgeon.deploy.session import Level, checked, file_bytes, labels
 from convsurgeon.deploy.verdict import MIN_PAIRS, Word, judge
 from convsurgeon.errors import LatencyError
 
@@ -77,6 +77,18 @@ class Timing:
         """`faster`, `slower` or `no measurable difference`."""
         return self.rows[1].verdict
 
+    def moved_to(self, folder: Path) -> Timing:
+        """The same after somebody moved the files."""
+        return replace(self, rows=tuple(replace(row, path=str(folder / row.name)) for row in self.rows))
+
+    def conditions(self) -> tuple[str, ...]:
+        """How it was measured, in lines: rounds, setting, noise, drift, machine, and what to hold against it."""
+        how = (
+            f"{self.pairs} interleaved rounds, threads {self.threads}, level {self.level}, batch {self.batch}; "
+            f"noise floor {self.noise:.3f} (the baseline against itself), drift {self.drift:.3f}"
+        )
+        return (how, str(self.machine), *self.notes)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         rows = [{**asdict(row), "interval": list(row.interval)} for row in self.rows]
@@ -88,11 +100,7 @@ class Timing:
     def __str__(self) -> str:
         headers = ("file", "MB", "p50 ms", "p90 ms", "best ms", "create ms", "first ms", "speed-up", "95 %", "verdict")
         table = tabulate([_cells(row) for row in self.rows], headers=headers, disable_numparse=True, stralign="right")
-        how = (
-            f"{self.pairs} interleaved rounds, threads {self.threads}, level {self.level}, batch {self.batch}; "
-            f"noise floor {self.noise:.3f} (the baseline against itself), drift {self.drift:.3f}"
-        )
-        return "\n".join((table, how, str(self.machine), *self.notes))
+        return "\n".join((table, *self.conditions()))
 
 
 def compare_latency(
@@ -136,9 +144,10 @@ def compare_latency(
     base, again, *others = clocked
     verdicts = [judge(base.samples, again.samples, other.samples, seed) for other in others]
     sizes_bytes = [file_bytes(path, model) for path, model in zip(files, models, strict=True)]
-    rows = [_row(files[0], sizes_bytes[0], base, 1.0, (1.0, 1.0), "baseline")]
-    for path, size, times, verdict in zip(files[1:], sizes_bytes[1:], others, verdicts, strict=True):
-        rows.append(_row(path, size, times, verdict.speedup, verdict.interval, verdict.word))
+    named = list(zip(labels(files), files, sizes_bytes, strict=True))
+    rows = [_row(*named[0], base, 1.0, (1.0, 1.0), "baseline")]
+    for file, times, verdict in zip(named[1:], others, verdicts, strict=True):
+        rows.append(_row(*file, times, verdict.speedup, verdict.interval, verdict.word))
     return Timing(
         rows=tuple(rows),
         noise=verdicts[0].noise,
@@ -153,11 +162,17 @@ def compare_latency(
 
 
 def _row(
-    path: Path, size_bytes: int, times: Clocked, speedup: float, interval: tuple[float, float], word: str
+    name: str,
+    path: Path,
+    size_bytes: int,
+    times: Clocked,
+    speedup: float,
+    interval: tuple[float, float],
+    word: str,
 ) -> TimingRow:
     p50, p90 = np.quantile(times.runs, [0.5, 0.9])
     return TimingRow(
-        name=path.name,
+        name=name,
         path=str(path),
         size_bytes=size_bytes,
         p50_ms=float(p50),

@@ -19,6 +19,7 @@ from convsurgeon.deploy.session import Level, checked, opened, options, random_f
 from convsurgeon.errors import LatencyError
 
 _TIMEOUT_S = 600
+_STATUS = Path("/proc/self/status")
 _CHILD = Path(__file__).with_name("memory_child.py")
 
 
@@ -37,6 +38,11 @@ class PeakMemory:
         return self.peak_bytes - self.idle_bytes
 
 
+def readable() -> bool:
+    """Whether this system tells how much memory a process held."""
+    return _STATUS.is_file()
+
+
 def peak_memory(
     path: str | Path, *, threads: int = 1, level: Level = "all", batch: int = 1, sizes: Mapping[str, int] | None = None
 ) -> PeakMemory:
@@ -46,7 +52,7 @@ def peak_memory(
         LatencyError: The file cannot be run, or the system has no /proc.
     """
     file = Path(path)
-    if not Path("/proc/self/status").is_file():
+    if not readable():
         raise LatencyError("peak memory: is read from /proc, which this system lacks; measure on Linux")
     checked(file)
     how = options(threads, level)

@@ -20,12 +20,12 @@ import onnx
 import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.tools.mobile_helpers import usability_checker
-from tabulate import tabulate
 
 from convsurgeon.deploy import proto
 from convsurgeon.deploy.quiet import first_line
 from convsurgeon.deploy.session import checked, options
 from convsurgeon.errors import ExportError, LatencyError
+from convsurgeon.tables import Table
 
 Suitability = Literal["yes", "maybe", "no"]
 _PROVIDERS = ("NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram")
@@ -64,14 +64,19 @@ class MobileVerdict:
         rows = [{**vars(one), "blocking": list(one.blocking)} for one in self.providers]
         return {"suitable": self.suitable, "providers": rows, "dynamic": list(self.dynamic)}
 
-    def __str__(self) -> str:
-        rows = [
-            (one.provider, one.suitable, f"{one.taken} of {one.nodes}", one.pieces, _some(one.blocking))
+    @property
+    def table(self) -> Table:
+        """One row per provider; of many blocking nodes the first three."""
+        columns = (("provider", "text"), ("suitable", "text"), ("nodes taken", "text"), ("pieces", "count"))
+        rows = tuple(
+            (one.provider, one.suitable, f"{one.taken} of {one.nodes}", one.pieces, _some(one.blocking) or None)
             for one in self.providers
-        ]
-        table = tabulate(rows, headers=("provider", "suitable", "nodes taken", "pieces", "stopped by"))
+        )
+        return Table("", (*columns, ("stopped by", "text")), rows)
+
+    def __str__(self) -> str:
         notes = [f"note: input {name} has no static shape" for name in self.dynamic]
-        return "\n".join((table, *notes))
+        return "\n".join((self.table.text(), *notes))
 
 
 def mobile_check(path: str | Path) -> MobileVerdict:

@@ -22,9 +22,11 @@ import onnxruntime as ort
 from tabulate import tabulate
 from torch import nn
 
-from convsurgeon.deploy.inputs import Call, as_call, randomised, resized
-from convsurgeon.deploy.quiet import evaluating, first_line, on_cpu
+from convsurgeon.deploy import inputs
+from convsurgeon.deploy.quiet import first_line, on_cpu
 from convsurgeon.errors import ParityError
+from convsurgeon.example import Example
+from convsurgeon.state import undisturbed
 
 Array = npt.NDArray[Any]
 
@@ -109,6 +111,7 @@ def check_parity(
     path: str | Path,
     *,
     seeds: Sequence[int] = (0, 1, 2),
+    images: Sequence[Any] = (),
     relative: float = 1e-4,
     sqnr_db: float = 80.0,
 ) -> Parity:
@@ -120,18 +123,21 @@ def check_parity(
         path: The ONNX file.
         seeds: One more case per seed: normal noise with the shape, mean and standard deviation of the example. Integer
             inputs are reused. Where the file has a symbolic batch or size, other batches and sizes are tried too.
+        images: Further examples, best real ones, in the shape of the file's inputs.
         relative: Largest relative error that passes.
         sqnr_db: Smallest signal over error that passes, in dB.
 
     Raises:
+        CaptureError: The example holds no tensor.
         ParityError: The file cannot be run on the example at all. A deviation is reported, not raised.
     """
     sessions = {optimised: _session(Path(path), optimised) for optimised in (False, True)}
-    call, subject = as_call(model, example), on_cpu(model)
+    first, subject = inputs.ordered(model, example), on_cpu(model)
+    real = [(f"image {index}", inputs.ordered(model, image)) for index, image in enumerate(images)]
     rows: list[ParityCase] = []
-    with evaluating(subject):
-        for name, one in _cases(call, seeds, sessions[False]):
-            reference = [tensor.detach().numpy() for tensor in one.run(subject)]
+    with undisturbed(subject):
+        for name, one in (*_cases(first, seeds, sessions[False]), *real):
+            reference = [tensor.detach().numpy() for tensor in inputs.run(subject, one)]
             for optimised, session in sessions.items():
                 outputs = _run(session, one, Path(path))
                 rows.append(_judge(name, optimised, reference, outputs, relative, sqnr_db))
@@ -168,18 +174,18 @@ def _judge(
     return ParityCase(name, optimised, worst, quietest, worst <= relative and quietest >= sqnr_db)
 
 
-def _cases(call: Call, seeds: Sequence[int], session: ort.InferenceSession) -> Iterator[tuple[str, Call]]:
-    yield "example", call
+def _cases(first: Example, seeds: Sequence[int], session: ort.InferenceSession) -> Iterator[tuple[str, Example]]:
+    yield "example", first
     for seed in seeds:
-        yield f"seed {seed}", randomised(call, seed)
+        yield f"seed {seed}", inputs.randomised(first, seed)
     shapes = [value.shape for value in session.get_inputs()]
     if any(shape and isinstance(shape[0], str) for shape in shapes):
         for batch in (1, 3):
-            wider = resized(call, {0: lambda _, batch=batch: batch})  # type: ignore[misc]
-            yield f"seed 0, batch {batch}", randomised(wider, 0)
+            wider = inputs.resized(first, {0: lambda _, batch=batch: batch})  # type: ignore[misc]
+            yield f"seed 0, batch {batch}", inputs.randomised(wider, 0)
     if any(len(shape) > 2 and isinstance(shape[2], str) for shape in shapes):
-        larger = resized(call, {2: lambda size: 2 * size, 3: lambda size: size + size // 2 * 2}, rank=4)
-        yield "seed 0, larger", randomised(larger, 0)
+        larger = inputs.resized(first, {2: lambda size: 2 * size, 3: lambda size: size + size // 2 * 2}, rank=4)
+        yield "seed 0, larger", inputs.randomised(larger, 0)
 
 
 def _session(path: Path, optimised: bool) -> ort.InferenceSession:
@@ -194,13 +200,12 @@ def _session(path: Path, optimised: bool) -> ort.InferenceSession:
         raise ParityError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
 
 
-def _run(session: ort.InferenceSession, call: Call, path: Path) -> list[Array]:
+def _run(session: ort.InferenceSession, example: Example, path: Path) -> list[Array]:
     """Feeds by name where the example names its inputs as the file does, else in order."""
-    inputs = session.get_inputs()
-    names = [value.name for value in inputs]
-    given = call.tensors()
-    if not call.args and set(names) <= set(call.kwargs):
-        given = [call.kwargs[name] for name in names]
+    names = [value.name for value in session.get_inputs()]
+    given = example.tensors()
+    if not example.args and set(names) <= set(example.kwargs):
+        given = [example.kwargs[name] for name in names]
     if len(given) != len(names):
         raise ParityError(
             f"{path}: {len(names)} inputs in the ONNX file, {len(given)} tensors in the example; pass those"

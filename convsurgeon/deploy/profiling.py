@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,11 @@ from convsurgeon.deploy.quiet import first_line
 from convsurgeon.deploy.session import Level, checked, opened, options, random_feed, run
 from convsurgeon.errors import LatencyError
 
+LAYOUT = "(layout)"
+"""Stands for nodes that the runtime inserted."""
+
 _KERNEL = "_kernel_time"
+_NUMBER = re.compile(r"_\d+$")
 _SUFFIX = re.compile(r"(_nchwc|_quant|_fused|_token_\d+|/[A-Za-z]*Fusion[A-Za-z]*|_fusion)+_?$")
 
 
@@ -57,12 +61,23 @@ class Profile:
         return sum(node.ms for node in self.nodes)
 
     def by_module(self, depth: int) -> dict[str, float]:
-        """Share of the time per module, names cut after `depth` parts; inserted nodes under `(layout)`."""
+        """Share of the time per module, names cut after `depth` parts; inserted nodes under `LAYOUT`."""
         shares: dict[str, float] = {}
         for node in self.nodes:
-            key = "(layout)" if node.inserted else ".".join(node.name.split(".")[:depth])
+            key = LAYOUT if node.inserted else ".".join(node.name.split(".")[:depth])
             shares[key] = shares.get(key, 0.0) + node.share
         return shares
+
+    def by_owner(self, names: Iterable[str]) -> dict[str, float]:
+        """Milliseconds per module: a node belongs to the longest of `names` that its own name begins with.
+
+        `layer1.conv.branches.0.depthwise` belongs to `layer1.conv`, and so does `layer1.conv_1`, its second call.
+        """
+        known, times = set(names), dict[str, float]()
+        for node in self.nodes:
+            key = LAYOUT if node.inserted else _owner(node.name, known)
+            times[key] = times.get(key, 0.0) + node.ms
+        return times
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -109,6 +124,16 @@ def profile_nodes(
             run(session, feed, file)
         events = _events(Path(session.end_profiling()), file)
     return Profile(_shares(events, model.graph), threads, level)
+
+
+def _owner(name: str, known: set[str]) -> str:
+    """The longest known beginning of a dotted name, numbers of repeated calls left out; the name itself if none is."""
+    for one in (name, _NUMBER.sub("", name)):
+        while one:
+            if one in known:
+                return one
+            one = one.rpartition(".")[0]
+    return name
 
 
 def _events(log: Path, file: Path) -> list[dict[str, Any]]:

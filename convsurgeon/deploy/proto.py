@@ -111,6 +111,36 @@ def drop_unused(graph: GraphProto) -> None:
         graph.initializer.extend(copies)
 
 
+def sort_nodes(graph: GraphProto) -> None:
+    """Puts every node behind those whose values it reads, otherwise in the order they have."""
+    made = {output for node in graph.node for output in node.output if output}
+    known, left, order = set[str](), list(graph.node), list[NodeProto]()
+    while left:
+        later = []
+        for node in left:
+            needs = {name for inner in _reads(node) for name in inner if name in made}
+            if needs <= known:
+                order.append(node)
+                known.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(left):
+            return  # a cycle: the checker will say so
+        left = later
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in order]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _reads(node: NodeProto) -> Iterator[Iterable[str]]:
+    """Names that a node reads, those that graphs inside it read from outside included."""
+    yield node.input
+    for attribute in node.attribute:
+        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for one in inner.node:
+                yield from _reads(one)
+
+
 def array(tensor: TensorProto) -> npt.NDArray[np.float64]:
     """A constant's values in float64."""
     return np.asarray(numpy_helper.to_array(tensor), dtype=np.float64)

@@ -20,26 +20,27 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import ModelProto
 from onnxruntime import quantization
 from onnxruntime.transformers import float16
 from tabulate import tabulate
 
-from convsurgeon.deploy import names
-from convsurgeon.deploy.activations import LayerError, add_energies, layer_errors, ratio_db
+from convsurgeon.deploy import names, proto
+from convsurgeon.deploy.activations import LayerError, layer_errors
+from convsurgeon.deploy.agreement import Agreement, agreement
 from convsurgeon.deploy.equalise import equalise
-from convsurgeon.deploy.export import check_target, temporary, version
+from convsurgeon.deploy.export import version
 from convsurgeon.deploy.feeds import feeds_of
 from convsurgeon.deploy.quiet import first_line
-from convsurgeon.deploy.session import Feed, checked, options
+from convsurgeon.deploy.session import Feed, checked
 from convsurgeon.errors import ExportError, LatencyError, ParityError
+from convsurgeon.files import check_file, new_file
+from convsurgeon.tables import Table
 
 Calibrator = Literal["minmax", "percentile"]
 _METHODS = {
@@ -66,6 +67,17 @@ class Quantized:
     def worst(self) -> tuple[LayerError, ...]:
         """Layers by the noise they add, the worst first."""
         return tuple(sorted((layer for layer in self.layers if not layer.excluded), key=lambda one: -one.added))
+
+    def moved_to(self, path: Path) -> Quantized:
+        """The same file after somebody moved it."""
+        return replace(self, path=path)
+
+    @property
+    def table(self) -> Table:
+        """The ten layers that add most noise; empty for fp16."""
+        columns = (("layer", "text"), ("sqnr_db", "decibel"), ("noise_added", "share"))
+        rows = tuple((one.name, one.sqnr_db, one.added) for one in self.worst[:10])
+        return Table(f"{self.path.name}: layers by the noise that rounding them adds", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an infinite figure is null."""
@@ -111,15 +123,14 @@ def quantize_int8(
         ExportError: The source is not valid, a name in `exclude` is not in it, or the calibration does not fit.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
-    origin, target = Path(source), Path(path)
-    check_target(target, overwrite)
+    origin, target = Path(source), check_file(path, overwrite)
     model = _read(origin)
     feeds = feeds_of(model, calibration)
     _check_names(model, exclude)
     if calibrator not in _METHODS:
         raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(_METHODS)}")
     left = set(exclude)
-    with temporary(target) as draft, tempfile.TemporaryDirectory() as folder:
+    with new_file(target, overwrite) as draft, tempfile.TemporaryDirectory() as folder:
         if equalised:
             _equalise(origin, model, feeds)
         even = Path(folder) / "float.onnx"
@@ -129,7 +140,7 @@ def quantize_int8(
             worst = sorted((one for one in layers if not one.excluded), key=lambda one: -one.added)
             left |= {one.name for one in worst[:exclude_worst]}
             layers = _round(even, model, draft, feeds, calibrator, left)
-        fidelity = _fidelity(origin, draft, feeds)
+        fidelity = agreement(origin, draft, feeds)
         return _accept(target, draft, "int8", fidelity, sqnr_db, layers)
 
 
@@ -150,19 +161,19 @@ def convert_fp16(
         ExportError: The source is not valid or cannot be converted.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
-    origin, target = Path(source), Path(path)
-    check_target(target, overwrite)
+    origin, target = Path(source), check_file(path, overwrite)
     model = _read(origin)
     feeds = feeds_of(model, inputs)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"onnxruntime\.transformers")  # values it clamps; judged below
             halved = float16.convert_float_to_float16(model, keep_io_types=True)
+        proto.sort_nodes(halved.graph)  # the converter appends the casts of the inputs at the end
     except Exception as error:  # whatever the converter trips over
         raise ExportError(f"{origin}: cannot be converted to fp16: {first_line(error)}") from error
-    with temporary(target) as draft:
+    with new_file(target, overwrite) as draft:
         draft.write_bytes(_stamped(halved))
-        return _accept(target, draft, "fp16", _fidelity(origin, draft, feeds), sqnr_db, ())
+        return _accept(target, draft, "fp16", agreement(origin, draft, feeds), sqnr_db, ())
 
 
 def _equalise(origin: Path, model: ModelProto, feeds: Sequence[Feed]) -> None:
@@ -200,35 +211,18 @@ def _accept(
     target: Path,
     draft: Path,
     kind: Literal["int8", "fp16"],
-    fidelity: tuple[float, float],
+    fidelity: Agreement,
     limit: float,
     layers: tuple[LayerError, ...],
 ) -> Quantized:
-    """Moves the draft into place if it is near enough to the float file."""
-    found, agreement = fidelity
-    made = Quantized(target, draft.stat().st_size, kind, found, agreement, layers)
+    """Describes the draft if it is near enough to the float file; raises, so that it is dropped, if it is not."""
+    found = fidelity.sqnr_db
+    same = 1.0 if fidelity.top1 is None else fidelity.top1
+    made = Quantized(target, draft.stat().st_size, kind, found, same, layers)
     if not found >= limit:
         named = f"; worst layer {made.worst[0].name}, try exclude_worst=1" if made.worst else ""
         raise ParityError(f"{target}: not written, {kind} outputs have SQNR {found:.1f} dB (limit {limit:g}){named}")
-    draft.replace(target)
     return made
-
-
-def _fidelity(origin: Path, draft: Path, feeds: Sequence[Feed]) -> tuple[float, float]:
-    """SQNR of all outputs and top-1 agreement of the first, over all inputs."""
-    energy, same, rows = [0.0, 0.0], 0, 0
-    sessions = [
-        ort.InferenceSession(str(path), options(1, "all"), providers=["CPUExecutionProvider"])
-        for path in (origin, draft)
-    ]
-    for feed in feeds:
-        wanted, got = (session.run(None, feed) for session in sessions)
-        for one, other in zip(wanted, got, strict=True):
-            add_energies(energy, one, other)
-        if wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
-            same += int(np.sum(wanted[0].argmax(1) == got[0].argmax(1)))
-            rows += len(wanted[0])
-    return ratio_db(*energy), same / rows if rows else 1.0
 
 
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -263,6 +257,10 @@ def _stamped(model: ModelProto) -> bytes:
     for key, value in kept:
         model.metadata_props.add(key=key, value=value)
     model.producer_name, model.producer_version = "convsurgeon", version()
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker's errors share no base class
+        raise ExportError(f"the rounded graph is not valid ONNX: {first_line(error)}") from error
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 

@@ -1,4 +1,4 @@
-"""Running other people's code without a trace: no chatter, no changed model."""
+"""Running other people's code without its chatter, and saying in a line what went wrong in it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 
 # The exporter warns about its own insides. Warnings of the user's model carry the user's module and stay.
@@ -37,25 +36,6 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients; every module's own `training` flag and every buffer's value come back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
-        for module, _ in modes:  # not model.eval(): some models override it and rebuild themselves
-            module.training = False
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def on_cpu(model: nn.Module) -> nn.Module:

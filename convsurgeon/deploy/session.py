@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,14 +111,24 @@ def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int
     A symbolic first dimension becomes `batch`, another one what `sizes` says of its name, or 64.
     """
     random = np.random.default_rng(seed)
-    feed: Feed = {}
-    for value in session.get_inputs():
-        shape = [
-            size if isinstance(size, int) else sizes.get(str(size), batch if axis == 0 else _DEFAULT_SIZE)
-            for axis, size in enumerate(value.shape)
-        ]
-        feed[value.name] = _values(random, value.type, shape, path)
-    return feed
+    return {
+        value.name: _values(random, value.type, bound_shape(value.shape, batch, sizes), path)
+        for value in session.get_inputs()
+    }
+
+
+def bound_shape(shape: Sequence[object], batch: int, sizes: Mapping[str, int]) -> list[int]:
+    """A shape with its open dimensions set; `sizes` may also name the first one."""
+    return [
+        size if isinstance(size, int) and size > 0 else sizes.get(str(size), batch if axis == 0 else _DEFAULT_SIZE)
+        for axis, size in enumerate(shape)
+    ]
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """What to call files in a table: their names, or their whole paths where two have the same name."""
+    names = [path.name for path in paths]
+    return [str(path) if names.count(path.name) > 1 and len(set(paths)) > 1 else path.name for path in paths]
 
 
 def _values(random: np.random.Generator, kind: str, shape: list[int], path: Path) -> npt.NDArray[Any]:

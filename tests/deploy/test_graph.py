@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from convsurgeon.deploy import proto
 from convsurgeon.deploy.export import OnnxFile, export_onnx
 
-from .small import Branches
+from .small import Branches, conv_stack
 
 IMAGE = (1, 4, 8, 8)
 
@@ -75,7 +76,7 @@ def test_a_norm_that_is_the_output(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "kinds"),
     [
-        (lambda x: x.mean((2, 3)), ["GlobalAveragePool", "Flatten"]),
+        (lambda x: x.mean((2, 3)), ["GlobalAveragePool", "Reshape"]),
         (lambda x: x.mean((-1, -2), keepdim=True), ["GlobalAveragePool"]),
         (lambda x: x.mean(1), ["ReduceMean"]),
         (lambda x: x.mean((1, 2, 3)), ["ReduceMean"]),
@@ -99,3 +100,38 @@ def test_what_goes_through_unchanged(tmp_path: Path) -> None:
 def test_a_volume(tmp_path: Path) -> None:
     model = Function(lambda x, conv: conv(x).mean((2, 3, 4), keepdim=True), nn.Conv3d(2, 4, 3))
     assert written(model, tmp_path, torch.randn(1, 2, 5, 5, 5))[1] == ["Conv", "GlobalAveragePool"]
+
+
+def test_a_bias_of_zeros_goes_and_another_stays(tmp_path: Path) -> None:
+    silent, loud = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)
+    nn.init.zeros_(silent.bias)  # type: ignore[arg-type]
+    done, _ = written(nn.Sequential(silent, loud), tmp_path)
+    assert [len(node.input) for node in onnx.load(done.path).graph.node] == [2, 3]
+
+
+def test_equal_integers_are_one(tmp_path: Path) -> None:
+    twins = [nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)]
+    model = Function(lambda x, a, b: b(a(x)[:, :, 1::2])[:, :, 1::2], *twins)
+    done, kinds = written(model, tmp_path)
+    graph = onnx.load(done.path).graph
+    assert kinds == ["Conv", "Slice", "Conv", "Slice"]
+    assert list(graph.node[1].input[1:]) == list(graph.node[3].input[1:])
+    names = {tensor.name for tensor in graph.initializer}
+    assert {"parts.0.weight", "parts.1.weight", *graph.node[1].input[1:]} <= names
+
+
+def test_nodes_are_sorted_and_otherwise_left_in_order(tmp_path: Path) -> None:
+    model = onnx.load(conv_stack(tmp_path / "stack.onnx", 3))
+    names = [node.name for node in model.graph.node]
+    proto.sort_nodes(model.graph)
+    assert [node.name for node in model.graph.node] == names
+    shuffled = [model.graph.node[index] for index in (4, 1, 5, 0, 3, 2)]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in shuffled]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    proto.sort_nodes(model.graph)
+    assert [node.name for node in model.graph.node] == names
+    onnx.checker.check_model(model, full_check=True)
+    model.graph.node[0].input[0] = model.graph.node[-1].output[0]  # a cycle is left for the checker to name
+    proto.sort_nodes(model.graph)
+    assert len(model.graph.node) == 6

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convsurgeon.deploy.export import export_onnx
-from convsurgeon.deploy.inputs import as_call, randomised, resized
+from convsurgeon.deploy.inputs import ordered, randomised, resized
 from convsurgeon.deploy.parity import Parity, ParityCase, check_parity, deviation
 from convsurgeon.errors import ParityError
 
@@ -127,7 +127,7 @@ def test_a_large_sum_does_not_lose_small_errors() -> None:
 
 
 def test_random_inputs_are_like_the_example() -> None:
-    call = as_call(net(), (5 + 3 * torch.randn(1, 3, 64, 64), torch.arange(6), torch.full((4,), 2.0)))
+    call = ordered(net(), (5 + 3 * torch.randn(1, 3, 64, 64), torch.arange(6), torch.full((4,), 2.0)))
     image, index, constant = randomised(call, 0).tensors()
     assert abs(float(image.mean()) - 5) < 0.2
     assert abs(float(image.std()) - 3) < 0.2
@@ -138,7 +138,7 @@ def test_random_inputs_are_like_the_example() -> None:
 
 
 def test_resizing_repeats_and_cuts() -> None:
-    call = as_call(net(), torch.arange(6.0).reshape(1, 1, 2, 3))
+    call = ordered(net(), torch.arange(6.0).reshape(1, 1, 2, 3))
     assert resized(call, {0: lambda _: 3}).tensors()[0].shape == (3, 1, 2, 3)
     assert resized(call, {2: lambda size: 2 * size}, rank=4).tensors()[0][0, 0, :, 0].tolist() == [0, 3, 0, 3]
     assert resized(call, {2: lambda size: 2 * size}, rank=5).tensors()[0].shape == (1, 1, 2, 3)
