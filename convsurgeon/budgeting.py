@@ -162,6 +162,16 @@ class Problem:
         return sorted(left, key=lambda name: -left[name])[:3]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A plan that was weighed: the measure it was made by, its MACs, and the network's error (nan: untried)."""
+
+    measure: str
+    macs: int
+    error: float
+    taken: bool
+
+
 def problem(
     seen: Capture, base: Plan, options: Mapping[str, Sequence[Change]], budget: Budget, table: Latencies | None
 ) -> Problem:

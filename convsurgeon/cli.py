@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon.budget import Budget
 from convsurgeon.cli_deploy import add_bench, add_export, check_export, export_bundle, print_bundle, run_bench
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.errors import ConvSurgeonError, LoadError
 from convsurgeon.example import Example
-from convsurgeon.form import Branched, Energy
+from convsurgeon.form import Branched, Energy, Rule, Share
 from convsurgeon.forms import FORMS, BlueprintSubspace
 from convsurgeon.images import load_images
 from convsurgeon.inspection import inspect
@@ -64,10 +65,16 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    made = plan(*_model_and_example(options), **_choices(options))
+    choices = _choices(options)
+    make = plan if "budget" not in choices else _plan_within
+    made = make(*_model_and_example(options), **choices)
     if options.out:
         made.save(options.out, overwrite=options.force)
     print(json.dumps(made.to_dict(), indent=1) if options.json else made)
+
+
+def _plan_within(model: nn.Module, example: Example, **choices: Any) -> Plan:
+    return convert(model, example, **choices).plan
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -141,15 +148,17 @@ def _calibration(options: argparse.Namespace, example: Example) -> dict[str, Any
 def _choices(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of forms and policy, as keyword arguments of `plan`."""
     choices: dict[str, Any] = {"policy": options.select, "allow_growth": options.allow_growth}
-    if options.form or options.rank or options.energy:
-        ranks = [*options.rank, *map(Energy, options.energy)] or [1]
+    if options.budget is not None:
+        choices["budget"] = options.budget
+    if options.form or options.rank or options.energy or options.share:
+        ranks = [*options.rank, *map(Energy, options.energy), *map(Share, options.share)] or [1]
         choices["forms"] = [
             _form(word, rank, options.width) for word in options.form or ["separable"] for rank in ranks
         ]
     return choices
 
 
-def _form(word: str, rank: int | Energy, width: float) -> Branched:
+def _form(word: str, rank: int | Rule, width: float) -> Branched:
     return BlueprintSubspace(rank=rank, width=width) if word == BlueprintSubspace.word else _WORDS[word](rank=rank)
 
 
@@ -210,6 +219,14 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--energy", nargs="+", default=[], type=float, help="or the share of every kernel's energy to keep"
     )
+    command.add_argument("--share", nargs="+", default=[], type=float, help="or of every layer's MACs")
+    command.add_argument(
+        "--budget",
+        type=_budget,
+        metavar="macs=0.5",
+        help="what the model may cost: macs=, params=, bytes= as shares or amounts (params=20M), or lost= for the "
+        "cheapest within an error; all of --form and --rank are candidates then",
+    )
     command.add_argument("--width", type=float, default=0.25, help="inner width of the subspace form (default 0.25)")
     command.add_argument(
         "--select",
@@ -232,6 +249,13 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
     command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after")
     add_export(command)
+
+
+def _budget(text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except ConvSurgeonError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from convsurgeon.appraisal import Measures, by_data, by_weights
 from convsurgeon.budget import Budget
-from convsurgeon.budgeting import Latencies, Problem, distinct, problem
+from convsurgeon.budgeting import Judged, Latencies, Problem, distinct, problem
 from convsurgeon.calibration import Calibration, leading
 from convsurgeon.capture import Capture
 from convsurgeon.errors import BudgetError
@@ -28,16 +27,6 @@ TRIAL_IMAGES = 256
 """Images that a plan on trial is fitted to."""
 
 _HALVINGS = 7
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A plan that was weighed: the measure it was made by, its MACs, and the network's error (nan: untried)."""
-
-    measure: str
-    macs: int
-    error: float
-    taken: bool
 
 
 def within(

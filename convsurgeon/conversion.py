@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convsurgeon.budget import Budget
-from convsurgeon.budgeting import BUDGET_FORMS, Latencies
+from convsurgeon.budgeting import BUDGET_FORMS, Judged, Latencies
 from convsurgeon.calibration import Calibration, read
 from convsurgeon.capture import Capture, capture
-from convsurgeon.contest import Judged, within
+from convsurgeon.contest import within
 from convsurgeon.example import Example
 from convsurgeon.fidelity import Fidelity, fidelity, outputs
 from convsurgeon.form import Form
@@ -26,17 +26,13 @@ from convsurgeon.surgery import operate
 
 @dataclass(frozen=True)
 class Result:
-    """A conversion: the new model, what was done to it, and the original it came from.
-
-    Under a budget, `judged` holds every plan that was weighed: how it was made, its cost and its error.
-    """
+    """A conversion: the new model, what was done to it, and the original it came from."""
 
     model: nn.Module
     plan: Plan
     report: Report
     original: nn.Module
     example: Example
-    judged: tuple[Judged, ...] = ()
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """The result with one more line in its report."""
@@ -46,6 +42,11 @@ class Result:
     def changes(self) -> dict[str, Change]:
         """Name -> form, rank, lost, parameters and MACs before and after."""
         return self.plan.changes
+
+    @property
+    def judged(self) -> tuple[Judged, ...]:
+        """Under a budget every plan that was weighed: how it was made, its cost and its error."""
+        return self.report.judged
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
@@ -100,7 +101,8 @@ def convert(
     if budget is not None:
         candidates = BUDGET_FORMS if forms is None else forms
         wanted, judged = within(before, candidates, policy, budget, latencies, allow_growth, data, seed, progress)
-        return dataclasses.replace(_carry_out(before, wanted, data, seed, progress), judged=judged)
+        result = _carry_out(before, wanted, data, seed, progress)
+        return dataclasses.replace(result, report=dataclasses.replace(result.report, judged=judged))
     chosen = forms if forms is not None else (DEFAULT_FORMS if data is None else CALIBRATED_FORMS)
     return _carry_out(before, plan_captured(before, chosen, policy, allow_growth), data, seed, progress)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from convsurgeon.budgeting import Judged
 from convsurgeon.cost import Cost
 from convsurgeon.fidelity import Fidelity
 from convsurgeon.plan import Change, Skip, layer_table
@@ -22,7 +23,8 @@ class Report:
     """Size and cost of both models, every conv, every parameter tensor, and how near the outputs are.
 
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
-    own, as (name, before, after), `reconstruction` what calibration did, if there was any. Costs are counted on the
+    own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
+    weighed under a budget. Costs are counted on the
     models, not predicted.
     """
 
@@ -34,6 +36,7 @@ class Report:
     example: str
     metrics: tuple[tuple[str, float, float], ...] = ()
     reconstruction: tuple[Reconstruction, ...] = ()
+    judged: tuple[Judged, ...] = ()
 
     @property
     def summary(self) -> Table:
@@ -81,9 +84,20 @@ class Report:
         return Table(f"Calibration{''.join(used)}", columns, tuple(rows))
 
     @property
+    def weighed(self) -> Table:
+        """Under a budget, the plans that were made, by how they rate a layer's error, and which was taken."""
+        columns = (("layers rated by", "text"), ("macs", "count"), ("share", "ratio"), ("output_error", "number"))
+        rows = (
+            (item.measure, item.macs, item.macs / self.before.macs, item.error, "yes" if item.taken else "no")
+            for item in self.judged
+        )
+        title = "Plans within the budget, tried on a part of the images"
+        return Table(title, (*columns, ("taken", "text")), tuple(rows))
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
-        every = (self.summary, self.closeness, self.calibrated, self.layers, self.fits, self.learnables)
+        every = (self.summary, self.closeness, self.weighed, self.calibrated, self.layers, self.fits, self.learnables)
         return tuple(table for table in every if table.rows)
 
     def with_metric(self, name: str, before: float, after: float) -> Report:
@@ -93,7 +107,7 @@ class Report:
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        shown = (self.layers, self.fits, self.calibrated, self.summary, self.closeness)
+        shown = (self.layers, self.fits, self.weighed, self.calibrated, self.summary, self.closeness)
         return "\n\n".join([*(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
@@ -116,6 +130,7 @@ class Report:
             "example": self.example,
             "summary": self.summary.records(),
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
+            "weighed": self.weighed.records(),
             "calibration": self.calibrated.records(),
             "layers": self.layers.records(),
             "fits": self.fits.records(),

@@ -39,6 +39,17 @@ def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_a_budget_is_kept_or_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["--budget", "macs=0.5", "--form", "separable", "tucker", "--rank", "1", "2", "--share", "0.4"]
+    assert cli.main([command, *MODEL, *budget, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert "cannot be reached; the least is" in _error([command, *MODEL, "--budget", "macs=0.001"], capsys)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command, *MODEL, "--budget", "mac=0.5"])
+    assert "cannot read 'mac=0.5'" in capsys.readouterr().err
+
+
 def test_convert_writes_a_bundle_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = ["convert", *MODEL, "--form", "blueprint", "--rank", "1", "--out", str(out), "--pairs", "0"]
