@@ -39,7 +39,9 @@ def cautions(report: Report, deployed: Mapping[str, Any]) -> list[str]:
             f"The outputs are far from the original's (SQNR {sqnr:.1f} dB): without calibration images low ranks "
             "destroy what a network learned. Pass some, or a higher rank."
         )
-    if blocked := _blocked(deployed):
+    if open_inputs := deployed.get("mobile", {}).get("model.onnx", {}).get("dynamic"):
+        found.append(f"Mobile providers want static shapes, and {', '.join(open_inputs)} has open dimensions.")
+    elif blocked := _blocked(deployed):
         found.append(f"Not every mobile provider takes model.onnx whole: {', '.join(blocked)}.")
     return [text for text in found if text]
 
@@ -48,7 +50,7 @@ def _cheaper(report: Report, deployed: Mapping[str, Any]) -> str:
     macs = f"{_ratio(report.before.macs, report.after.macs)} times fewer MACs"
     sizes = {file["path"]: file["size_bytes"] for file in deployed.get("files", ())}
     if sizes:
-        return f"{macs}, {sizes['model.onnx'] / 1e6:.2f} MB instead of {sizes['original.onnx'] / 1e6:.2f} MB"
+        return f"{macs}, {_size(sizes['model.onnx'])} instead of {_size(sizes['original.onnx'])}"
     return f"{macs}, {_ratio(report.before.params, report.after.params)} times fewer parameters"
 
 
@@ -110,6 +112,10 @@ def _mac_ratio(report: Report, speedup: float) -> str:
     if speedup >= 0.8 * fewer:
         return ""
     return f"MACs promise {fewer:.2f} times, the runtime delivers {speedup:.2f}: MACs are not milliseconds."
+
+
+def _size(count_bytes: int) -> str:
+    return f"{count_bytes / 1e6:.2f} MB" if count_bytes >= 1e5 else f"{count_bytes / 1e3:.1f} kB"
 
 
 def _threads(count: int) -> str:

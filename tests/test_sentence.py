@@ -90,5 +90,15 @@ def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
 def test_blocked_providers_are_named(report: cs.Report) -> None:
     found = deployed()
     blocking = ["a (Pad)", "b (Pad)", "c (Pad)"]
-    found["mobile"] = {"model.onnx": {"providers": [{"provider": "NNAPI", "blocking": blocking}]}}
+    verdict = {"providers": [{"provider": "NNAPI", "blocking": blocking}], "dynamic": []}
+    found["mobile"] = {"model.onnx": verdict}
     assert "NNAPI stops at a (Pad) and 2 more" in " ".join(cautions(report, found))
+    found["mobile"] = {"model.onnx": {**verdict, "dynamic": ["x"]}}
+    assert "want static shapes, and x has open dimensions" in " ".join(cautions(report, found))
+    assert "NNAPI" not in " ".join(cautions(report, found))
+
+
+def test_small_files_are_told_in_kilobytes(report: cs.Report) -> None:
+    found = deployed()
+    found["files"][1]["size_bytes"] = 12_345
+    assert "12.3 kB instead of 4.00 MB" in sentence(report, found)
