@@ -63,7 +63,7 @@ def capture(model: nn.Module, example: object) -> Capture:
         CaptureError: the model is of a kind that has no layers to rewrite, or does not run on the example.
     """
     _refuse(model)
-    inputs = Example.of(example)
+    inputs = Example.of(example).map(_compact)
     with undisturbed(model):
         traced = trace(model, inputs)
         watch, peak = _watch(model, traced, inputs)
@@ -71,6 +71,11 @@ def capture(model: nn.Module, example: object) -> Capture:
     sites = [replace(site, share=site.macs / watch.macs if watch.macs else 0.0) for site in sites]
     cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)
     return Capture(model, inputs, traced.graph, tuple(sites), traced.opaque, cost)
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor, without the rest of a larger one that it is a slice of: its memory would count as the model's."""
+    return tensor if tensor.is_meta or tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.detach().clone()
 
 
 def _refuse(model: object) -> None:

@@ -70,6 +70,33 @@ def fit_in_order(
     return found
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Samples of a site: patches, targets and what else belongs to them; most are fitted to, the others judge."""
+
+    fitted: tuple[Tensor, ...]
+    judged: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(batches: Sequence[tuple[Tensor, ...]]) -> Rows:
+        """The rows of all batches, every `JUDGED`-th of each set aside."""
+        sides: list[tuple[Tensor, ...]] = []
+        for side in (False, True):
+            parts = []
+            for rows in batches:
+                chosen = (torch.arange(len(rows[0])) % JUDGED == 0) == side
+                parts.append(tuple(values[chosen] for values in rows))
+            sides.append(tuple(torch.cat(values) for values in zip(*parts, strict=True)))
+        return Rows(*sides)
+
+    def after(self, earlier: Rows | None) -> Rows:
+        """With the rows of earlier calls before them."""
+        if earlier is None:
+            return self
+        pairs = ((earlier.fitted, self.fitted), (earlier.judged, self.judged))
+        return Rows(*(tuple(torch.cat(values) for values in zip(one, two, strict=True)) for one, two in pairs))
+
+
 class Job:
     """One run in lockstep."""
 
@@ -92,7 +119,7 @@ class Job:
         names = [change.name for change in plan.changes.values() if fittable(change.form)]
         self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed)
         self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
-        self.earlier: dict[str, tuple[Tensor, ...]] = {}
+        self.earlier: dict[str, Rows] = {}
 
     def run(self) -> Iterator[SiteFit]:
         """Yields every site as it is fitted; one that is called again is fitted again, to all its calls so far."""
@@ -150,41 +177,34 @@ class Job:
 
     def _rows(
         self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Any], index: int
-    ) -> tuple[Tensor, ...]:
-        """Patches of the converted network, outputs of the original, who judges, and `sides`, at random positions."""
-        rows: list[tuple[Tensor, ...]] = []
+    ) -> Rows:
+        """Patches of the converted network, outputs of the original, and `sides`, at random positions."""
+        parts: list[tuple[Tensor, ...]] = []
         count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
         for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
             batch = world.rank() + number * world.size()
             where = positions(y.shape, count, _generator(self.seed, index, batch))
-            judged = torch.arange(len(where[0])) % JUDGED == 0
-            rows.append((patches(x, conv, where), at(y, where), judged, *(at(side[number], where) for side in sides)))
-        return tuple(torch.cat(parts) for parts in zip(*rows, strict=True))
+            parts.append((patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides)))
+        return Rows.of(parts)
 
-    def _fit(self, change: Change, conv: nn.Conv2d, around: Neighbours, rows: tuple[Tensor, ...]) -> SiteFit:
-        if change.name in self.earlier:
-            rows = tuple(torch.cat(parts) for parts in zip(self.earlier[change.name], rows, strict=True))
-        self.earlier |= {change.name: rows} if len(change.site.calls) > 1 else {}
+    def _fit(self, change: Change, conv: nn.Conv2d, around: Neighbours, rows: Rows) -> SiteFit:
+        if len(change.site.calls) > 1:
+            rows = rows.after(self.earlier.get(change.name))
+            self.earlier[change.name] = rows
         module = self.converted.get_submodule(change.name)
-        shortcut = (rows[3], rows[4]) if len(rows) > 3 else (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
-        relu = around.relu and (len(rows) > 3 or not around.shortcut)
-        intercept = bool(around.norm) or conv.bias is not None
-        samples = Samples(rows[0], rows[1])
-        behind = Behind(around.scale, around.shift, shortcut, relu, intercept)
-        judge = rows[2]
+        fitted_to, judged = (_problem(part, conv, around) for part in (rows.fitted, rows.judged))
+        total = len(rows.fitted[0]) + len(rows.judged[0])
         try:
-            metric = self.metrics[change.name]
-            fitted = fit_site(change.form, conv, samples.rows(~judge), behind.rows(~judge), metric)
+            fitted = fit_site(change.form, conv, *fitted_to, self.metrics[change.name])
         except FloatingPointError:
             warnings.warn(f"{change.name}: activations are not finite; its weights stay as they are", stacklevel=2)
-            return SiteFit(change.name, math.nan, math.nan, len(rows[1]), kept=False)
-        judged = (samples.rows(judge), behind.rows(judge))
+            return SiteFit(change.name, math.nan, math.nan, total, kept=False)
         start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         before = _error(*judged, _dense(module, conv), start)
         after = _error(*judged, fitted.dense, fitted.bias)
         if kept := after < before:
             self._assign(change, module, around, fitted)
-        return SiteFit(change.name, before, min(after, before), len(rows[1]), kept)
+        return SiteFit(change.name, before, min(after, before), total, kept)
 
     def _assign(self, change: Change, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
         """Puts the fit into the converted model; a bias the conv cannot hold goes into the batch norm behind it."""
@@ -201,6 +221,14 @@ class Job:
             assert isinstance(own, Tensor)
             assert isinstance(original, Tensor)
             own.copy_(original - fitted.bias)
+
+
+def _problem(rows: tuple[Tensor, ...], conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Behind]:
+    """Samples, and what stands behind the conv at their places."""
+    sides = rows[2:] or (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
+    relu = around.relu and (len(rows) > 2 or not around.shortcut)
+    intercept = bool(around.norm) or conv.bias is not None
+    return Samples(rows[0], rows[1]), Behind(around.scale, around.shift, (sides[0], sides[1]), relu, intercept)
 
 
 def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> float:

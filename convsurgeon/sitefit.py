@@ -53,11 +53,6 @@ class Behind:
     relu: bool
     intercept: bool
 
-    def rows(self, chosen: Tensor | slice) -> Behind:
-        """The part that belongs to a part of the samples."""
-        one, two = self.shortcut
-        return Behind(self.scale, self.shift, (one[chosen], two[chosen]), self.relu, self.intercept)
-
 
 @dataclass(frozen=True)
 class Fitted:

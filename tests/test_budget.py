@@ -182,7 +182,6 @@ def test_with_a_latency_budget_no_chosen_layer_is_slower_than_dense() -> None:
         for name, change in result.changes.items():
             assert table.ms(name, change.form) < table.ms(name, None)
         assert "2" not in result.changes
-        assert budget.latency == "faster" or "0" in result.changes
 
 
 def test_a_latency_budget_needs_measured_milliseconds() -> None:

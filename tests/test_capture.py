@@ -194,3 +194,9 @@ def test_a_scripted_model_is_refused() -> None:
 def test_a_compiled_model_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"compiled by torch.compile; pass model._orig_mod"):
         capture(torch.compile(nets.Plain(), backend="eager"), X)
+
+
+def test_an_example_cut_from_a_larger_tensor_costs_what_it_is() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3))
+    images = torch.zeros(64, 3, 16, 16)
+    assert capture(model, images[:1]).cost == capture(model, torch.zeros(1, 3, 16, 16)).cost
