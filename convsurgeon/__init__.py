@@ -57,6 +57,7 @@ from convsurgeon.report import Report
 from convsurgeon.site import Call, Site
 from convsurgeon.surgery import operate, rebuild
 from convsurgeon.tables import Table
+from convsurgeon.tradeoff import Sweep, sweep
 
 if TYPE_CHECKING:
     from convsurgeon.deploy.bench import bench
@@ -127,6 +128,7 @@ __all__ = [
     "Site",
     "Skip",
     "SpatialSeparable",
+    "Sweep",
     "Table",
     "Tucker",
     "bench",
@@ -156,4 +158,5 @@ __all__ = [
     "rebuild",
     "stem",
     "stride",
+    "sweep",
 ]

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from tqdm import tqdm
 from convsurgeon.budget import Budget
 from convsurgeon.cli_deploy import add_bench, add_export, check_export, export_bundle, print_bundle, run_bench
 from convsurgeon.conversion import Result, carry_out, convert
-from convsurgeon.errors import ConvSurgeonError, LoadError
+from convsurgeon.errors import BudgetError, CalibrationError, ConvSurgeonError, LoadError
 from convsurgeon.example import Example
+from convsurgeon.files import check_file
 from convsurgeon.form import Branched, Energy, Rule, Share
 from convsurgeon.forms import FORMS, BlueprintSubspace
 from convsurgeon.images import load_images
@@ -29,6 +31,7 @@ from convsurgeon.plan import Plan
 from convsurgeon.planning import plan
 from convsurgeon.policy import Policy, default_policy
 from convsurgeon.policy_text import parse_policy
+from convsurgeon.tradeoff import SHARES, check_drawable, sweep
 
 _WORDS = {form.word: form for form in FORMS}
 
@@ -95,6 +98,26 @@ def _convert(options: argparse.Namespace) -> None:
             result = result.with_metric(options.metric.rpartition(":")[2], *values)
         bundles = [export_bundle(options, result, data.get("calibration"), stage)] if options.out else []
     _print_result(options, result, bundles)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    if options.budget or not all(0 < share <= 1 for share in options.shares):
+        raise BudgetError(
+            "sweep: the budgets are --shares of the MACs, each above 0 and up to 1; --budget is for convert"
+        )
+    if not options.calibrate:
+        raise CalibrationError("sweep: --calibrate is needed: without images no plan can be judged")
+    if options.out:
+        check_drawable(options.out)
+        check_file(options.out, options.force)
+    model, example = _model_and_example(options)
+    metric = load_function(options.metric) if options.metric else None
+    measured = None if metric is None else partial(_measure, options.metric, metric)
+    choices = _choices(options) | _calibration(options, example)
+    found = sweep(model, example, shares=options.shares, metric=measured, **choices)
+    print(json.dumps(found.table.records(), indent=1) if options.json else found)
+    if options.out:
+        found.draw(options.out, overwrite=options.force)
 
 
 def _print_result(options: argparse.Namespace, result: Result, bundles: list[Any]) -> None:
@@ -178,6 +201,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(converts)
     _add_choices(converts)
     _add_outputs(converts)
+    sweeps = _command(commands, "sweep", _sweep, "the trade-off between MACs and error, one budget after the other")
+    _add_model(sweeps)
+    _add_choices(sweeps)
+    _add_calibration(sweeps)
+    sweeps.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs")
+    sweeps.add_argument("--out", metavar="PLOT.svg", help="draw the curve: .svg, .png or .pdf (needs matplotlib)")
+    sweeps.add_argument("--force", action="store_true", help="replace an existing file")
     bench = _command(commands, "bench", run_bench, "time ONNX files against the first one, in interleaved pairs")
     add_bench(bench)
     return parser
@@ -240,6 +270,11 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
 
 def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one")
+    _add_calibration(command)
+    add_export(command)
+
+
+def _add_calibration(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibrate", metavar="IMAGES", help="folder of images, .npy or .npz: fit the weights to them"
     )
@@ -248,7 +283,6 @@ def _add_outputs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", type=int, default=1024, help="most images to use (default 1024)")
     command.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
     command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after")
-    add_export(command)
 
 
 def _budget(text: str) -> Budget:

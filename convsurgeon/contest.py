@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
 
 from convsurgeon.appraisal import Measures, by_data, by_weights
 from convsurgeon.budget import Budget
@@ -17,7 +20,7 @@ from convsurgeon.calibration import Calibration, leading
 from convsurgeon.capture import Capture
 from convsurgeon.errors import BudgetError
 from convsurgeon.form import Form
-from convsurgeon.plan import Plan
+from convsurgeon.plan import Change, Plan
 from convsurgeon.planning import candidates, plan_captured
 from convsurgeon.policy import Predicate
 from convsurgeon.reconstruct import reconstruct
@@ -29,44 +32,68 @@ TRIAL_IMAGES = 256
 _HALVINGS = 7
 
 
-def within(
+@dataclass(frozen=True)
+class Appraised:
+    """A captured model with every change that could be made, and what each would lose by every measure."""
+
+    seen: Capture
+    base: Plan
+    options: dict[str, list[Change]]
+    measures: Measures
+    data: tuple[Calibration, ...]
+    seed: int
+
+
+def appraise(
     seen: Capture,
     forms: Sequence[Form],
     policy: Predicate | None,
-    budget: Budget,
-    latencies: Latencies | None,
     allow_growth: bool,
     data: Calibration | None,
     seed: int,
     progress: bool,
-) -> tuple[Plan, tuple[Judged, ...]]:
+) -> Appraised:
+    """Gathers the candidates and their errors: from the weights, and from calibration data where there are any."""
+    base = plan_captured(seen, forms, policy, allow_growth)
+    options = candidates(seen, base, forms, allow_growth)
+    measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
+    return Appraised(seen, base, options, measures, () if data is None else (data,), seed)
+
+
+def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None) -> tuple[Plan, tuple[Judged, ...]]:
     """The plan to carry out under a budget, and what it was chosen from.
 
     Raises:
         BudgetError: the budget cannot be reached.
     """
-    base = plan_captured(seen, forms, policy, allow_growth)
-    options = candidates(seen, base, forms, allow_growth)
-    task = problem(seen, base, options, budget, latencies)
-    measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
+    task = problem(rated.seen, rated.base, rated.options, budget, latencies)
     if budget.lost is not None:
-        return _cheapest(task, measures, budget.lost, data, seed)
-    plans = distinct(task, measures)
-    if data is None or len(plans) == 1:
+        return _cheapest(rated, task, budget.lost)
+    plans = distinct(task, rated.measures)
+    if not rated.data or len(plans) == 1:
         (name, only), *_ = plans.items()
         return only, (Judged(name, only.macs_after, math.nan, taken=True),)
-    errors = {name: _tried(seen, plan, data, seed) for name, plan in plans.items()}
+    errors = {name: trial(rated, plan)[1] for name, plan in plans.items()}
     best = min(errors, key=lambda name: errors[name])
     judged = (Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items())
     return plans[best], tuple(judged)
 
 
-def _cheapest(
-    task: Problem, measures: Measures, lost: float, data: Calibration | None, seed: int
-) -> tuple[Plan, tuple[Judged, ...]]:
+def trial(rated: Appraised, plan: Plan) -> tuple[nn.Module, float]:
+    """The model of a plan, fitted to some of the images, and its relative error on those that are held back."""
+    if not plan.changes:
+        return rated.seen.model, 0.0
+    (data,) = rated.data
+    converted, done = operate(rated.seen.model, plan, rated.seen.example)
+    part = Calibration(tuple(leading(data.fitted, TRIAL_IMAGES)), data.held_back)
+    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False)
+    return converted, fitted.error_after
+
+
+def _cheapest(rated: Appraised, task: Problem, lost: float) -> tuple[Plan, tuple[Judged, ...]]:
     """The cheapest plan within an error: by halving, as the network's error grows with what the layers may lose."""
-    name, errors = next(iter(measures.items()))
-    if data is None:  # the mean share of energy lost, over the layers that may change
+    name, errors = next(iter(rated.measures.items()))
+    if not rated.data:  # the mean share of energy lost, over the layers that may change
         plan = task.cheapest(errors, lost * len(task.options))
         return plan, (Judged(name, plan.macs_after, math.nan, taken=True),)
     worst = sum(max(errors[site, change.form.label] for change in changes) for site, changes in task.options.items())
@@ -75,7 +102,7 @@ def _cheapest(
     for _ in range(_HALVINGS):
         allowed = math.sqrt(low * high)
         plan = task.cheapest(errors, allowed)
-        error = _tried(task.seen, plan, data, seed) if plan.changes else 0.0
+        error = trial(rated, plan)[1] if plan.changes else 0.0
         tried.append((plan, error))
         low, high = (allowed, high) if error <= lost else (low, allowed)
     kept = [plan for plan, error in tried if error <= lost]
@@ -83,10 +110,3 @@ def _cheapest(
         raise BudgetError(f"budget: lost={lost:g} leaves every layer dense; the least tried loses {tried[-1][1]:.3g}")
     best = min(kept, key=lambda plan: plan.macs_after)
     return best, tuple(Judged(name, plan.macs_after, error, plan is best) for plan, error in tried)
-
-
-def _tried(seen: Capture, plan: Plan, data: Calibration, seed: int) -> float:
-    """Relative error of the network on held-back images, the plan carried out and fitted to some of the others."""
-    converted, done = operate(seen.model, plan, seen.example)
-    part = Calibration(tuple(leading(data.fitted, TRIAL_IMAGES)), data.held_back)
-    return reconstruct(seen, converted, done, part, seed, progress=False).error_after

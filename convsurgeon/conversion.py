@@ -12,7 +12,7 @@ from convsurgeon.budget import Budget
 from convsurgeon.budgeting import BUDGET_FORMS, Judged, Latencies
 from convsurgeon.calibration import Calibration, read
 from convsurgeon.capture import Capture, capture
-from convsurgeon.contest import within
+from convsurgeon.contest import appraise, best_plan
 from convsurgeon.example import Example
 from convsurgeon.fidelity import Fidelity, fidelity, outputs
 from convsurgeon.form import Form
@@ -100,7 +100,8 @@ def convert(
     data = None if calibration is None else read(calibration, before.example, images)
     if budget is not None:
         candidates = BUDGET_FORMS if forms is None else forms
-        wanted, judged = within(before, candidates, policy, budget, latencies, allow_growth, data, seed, progress)
+        rated = appraise(before, candidates, policy, allow_growth, data, seed, progress)
+        wanted, judged = best_plan(rated, budget, latencies)
         result = _carry_out(before, wanted, data, seed, progress)
         return dataclasses.replace(result, report=dataclasses.replace(result.report, judged=judged))
     chosen = forms if forms is not None else (DEFAULT_FORMS if data is None else CALIBRATED_FORMS)

@@ -1,0 +1,77 @@
+"""The sweep: one point per budget, cheaper to the left, drawn where asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.tradeoff import _farthest
+from tests import nets
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
+MODEL = [f"{nets.__file__}:Plain", "--input", "1x3x12x12"]
+
+
+def _swept(**extra: object) -> cs.Sweep:
+    torch.manual_seed(0)
+    images = torch.randn(40, 3, 12, 12)
+    model = nets.Plain().eval()
+    return cs.sweep(model, images[:1], calibration=images, shares=(0.01, 0.5, 0.9), progress=False, **extra)  # type: ignore[arg-type]
+
+
+def test_points_keep_their_budgets_and_name_what_cannot_be_reached() -> None:
+    found = _swept(metric=lambda model: float(len(list(model.modules()))))
+    assert found.unreachable == (0.01,)
+    assert [point.share for point in found.points] == [0.5, 0.9]
+    for point in found.points:
+        assert point.plan.macs_after <= point.share * point.plan.cost.macs
+    assert found.points[0].error >= found.points[1].error
+    assert found.knee in found.points
+    assert "cannot be reached: 0.01" in str(found)
+    assert "metric" in found.table.headers
+
+
+@pytest.mark.parametrize("kind", ["svg", "png", "pdf"])
+def test_the_curve_is_drawn_whole_or_not_at_all(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"curve.{kind}"
+    found = _swept()
+    found.draw(path)
+    assert path.stat().st_size > 1000
+    with pytest.raises(cs.OutputError, match="exists already"):
+        found.draw(path)
+    with pytest.raises(cs.OutputError, match="change the ending"):
+        found.draw(tmp_path / "curve.txt")
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_no_reachable_budget_is_an_error() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(40, 3, 12, 12)
+    with pytest.raises(cs.BudgetError, match="cannot be reached"):
+        cs.sweep(nets.Plain(), images[:1], calibration=images, shares=(0.01,), progress=False)
+
+
+def test_the_knee_is_where_the_curve_bends() -> None:
+    assert _farthest([1.0, 2.0, 3.0, 4.0], [10.0, 2.0, 1.5, 1.0]) == 1
+    assert _farthest([1.0], [1.0]) == 0
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((40, 3, 12, 12), dtype=np.float32))
+    command = ["sweep", *MODEL, "--calibrate", str(tmp_path / "images.npy"), "--shares", "0.5", "0.9"]
+    assert cli.main([*command, "--json"]) == 0
+    assert [row["budget"] for row in json.loads(capsys.readouterr().out)] == [0.5, 0.9]
+    for wrong, message in (
+        (["sweep", *MODEL], "--calibrate is needed"),
+        ([*command, "--shares", "2"], "above 0 and up to 1"),
+        ([*command, "--budget", "macs=0.5"], "--budget is for convert"),
+    ):
+        assert cli.main(wrong) == 1
+        assert message in capsys.readouterr().err
