@@ -90,8 +90,8 @@ class _Site:
     def errors(self, change: Change) -> tuple[float, float]:
         """Relative error of the conv's output, and squared error of the network's."""
         if not fittable(change.form):
-            lost = 1.0 if change.lost is None else change.lost
-            return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in range(len(self)))
+            lost, groups = 1.0 if change.lost is None else change.lost, range(self.conv.groups)
+            return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
         wrong = energy = network = 0.0
         eye = torch.eye(self.conv.out_channels, dtype=torch.float64)
         for group, normal in enumerate(self.normals):
@@ -103,9 +103,6 @@ class _Site:
             energy += self._cost(group, kernel, eye)
             network += self._cost(group, error, self.gradient)
         return (wrong / energy if energy > 0 else 0.0), network
-
-    def __len__(self) -> int:
-        return self.conv.groups
 
     def _own(self, group: int) -> slice:
         size = self.conv.out_channels // self.conv.groups

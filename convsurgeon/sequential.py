@@ -36,7 +36,10 @@ JUDGED = 10
 
 @dataclass(frozen=True)
 class SiteFit:
-    """Relative output error of a site behind its batch norm and ReLU, on samples it was not fitted to."""
+    """Relative output error of a site behind its batch norm and ReLU, on samples it was not fitted to.
+
+    In the metric of the fit: errors count by what they do to the network's output.
+    """
 
     name: str
     before: float
@@ -194,14 +197,15 @@ class Job:
         module = self.converted.get_submodule(change.name)
         fitted_to, judged = (_problem(part, conv, around) for part in (rows.fitted, rows.judged))
         total = len(rows.fitted[0]) + len(rows.judged[0])
+        metric = self.metrics[change.name]
         try:
-            fitted = fit_site(change.form, conv, *fitted_to, self.metrics[change.name])
+            fitted = fit_site(change.form, conv, *fitted_to, metric)
         except FloatingPointError:
             warnings.warn(f"{change.name}: activations are not finite; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
         start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        before = _error(*judged, _dense(module, conv), start)
-        after = _error(*judged, fitted.dense, fitted.bias)
+        before = _error(*judged, _dense(module, conv), start, metric)
+        after = _error(*judged, fitted.dense, fitted.bias, metric)
         if kept := after < before:
             self._assign(change, module, around, fitted)
         return SiteFit(change.name, before, min(after, before), total, kept)
@@ -231,9 +235,10 @@ def _problem(rows: tuple[Tensor, ...], conv: nn.Conv2d, around: Neighbours) -> t
     return Samples(rows[0], rows[1]), Behind(around.scale, around.shift, (sides[0], sides[1]), relu, intercept)
 
 
-def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> float:
+def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> float:
     """Relative error over the samples of all processes."""
-    error, energy = world.added(*(torch.tensor(value).double() for value in site_error(samples, behind, dense, bias)))
+    sums = site_error(samples, behind, dense, bias, metric)
+    error, energy = world.added(*(torch.tensor(value).double() for value in sums))
     return relative(float(error), float(energy))
 
 

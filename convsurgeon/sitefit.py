@@ -143,8 +143,7 @@ class _Fit:
         self.center = mean(samples.patches) if behind.intercept else torch.zeros(samples.patches.shape[1]).double()
         self.patches = samples.patches - self.center.float()
         self.samples = samples
-        small = behind.scale.abs() < _SMALL
-        self.scale = torch.where(small, torch.full_like(behind.scale, _SMALL), behind.scale)
+        self.scale = invertible(behind.scale)
         covariance = second_moment(self.patches)
         rows = world.added(torch.tensor(len(self.patches)))[0]
         self.ridge = fit.oas_ridge(covariance, int(rows))
@@ -178,8 +177,8 @@ class _Fit:
         return fit.Normal(self.covariance, drawn, self.metric.to(self.dtype)), bias
 
 
-def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) -> tuple[float, float]:
-    """Squared error behind the ReLU of a dense kernel (O, C/groups, kh, kw) with a bias, and the energy it misses.
+def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> tuple[float, float]:
+    """Squared error behind the ReLU of a dense kernel (O, C/groups, kh, kw) with a bias, in the metric of the fit.
 
     Returns:
         The error, and the energy of the original around its mean, both summed over this process's samples.
@@ -191,5 +190,11 @@ def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor) ->
     predicted = outputs * behind.scale + behind.shift + behind.shortcut[1]
     if behind.relu:
         original, predicted = original.clamp(min=0), predicted.clamp(min=0)
-    energy = (original - original.mean(0)).square().sum()
-    return float((predicted - original).square().sum()), float(energy)
+    scale = invertible(behind.scale)
+    wrong, whole = (predicted - original) / scale, (original - original.mean(0)) / scale
+    return tuple(float(((values @ metric.float()) * values).sum()) for values in (wrong, whole))  # type: ignore[return-value]
+
+
+def invertible(scale: Tensor) -> Tensor:
+    """A batch norm's scale (O,), channels that it all but switches off left at a small one."""
+    return torch.where(scale.abs() < _SMALL, torch.full_like(scale, _SMALL), scale)
