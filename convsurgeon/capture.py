@@ -26,7 +26,7 @@ from convsurgeon.geometry import Geometry
 from convsurgeon.obstacle import module_obstacle, reading_obstacle
 from convsurgeon.site import Call, Site
 from convsurgeon.state import undisturbed
-from convsurgeon.trace import Traced, trace
+from convsurgeon.trace import Traced, trace, untraced
 
 _CONVS = nn.modules.conv._ConvNd
 _FUNCTIONS = {
@@ -66,7 +66,13 @@ def capture(model: nn.Module, example: object) -> Capture:
     inputs = Example.of(example).map(_compact)
     with undisturbed(model):
         traced = trace(model, inputs)
-        watch, peak = _watch(model, traced, inputs)
+        try:
+            watch, peak = _watch(model, traced, inputs)
+        except CaptureError as error:
+            if "" in traced.opaque:
+                raise
+            traced = untraced(model, inputs, f"its trace does not run ({error})")  # such as what an except clause hid
+            watch, peak = _watch(model, traced, inputs)
     sites = _module_sites(model, watch) + watch.functional_sites()
     sites = [replace(site, share=site.macs / watch.macs if watch.macs else 0.0) for site in sites]
     cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)

@@ -41,18 +41,18 @@ def trace(model: nn.Module, example: Example) -> Traced:
     while True:
         tracer = _Tracer(example, paths, kinds)
         try:
-            graph = tracer.trace(model)
+            graph = fx.GraphModule(model, tracer.trace(model))  # writes Python, which not every name survives
         except _UntraceableError as failure:
             opaque[failure.path] = failure.reason
             paths |= {failure.path}
             if not type(failure.module).__module__.startswith("torch.nn"):
                 kinds |= {type(failure.module)}
         except Exception as error:  # whatever user code raises while it is traced
-            return _whole(model, example, _reason(error))
+            return untraced(model, example, _reason(error))
         else:
             siblings = {type(model.get_submodule(path)): reason for path, reason in opaque.items()}
             kept = {path: opaque.get(path) or siblings[type(model.get_submodule(path))] for path in tracer.leaves}
-            return Traced(fx.GraphModule(model, graph), kept)
+            return Traced(graph, kept)
 
 
 class _UntraceableError(Exception):
@@ -113,8 +113,8 @@ class Whole(nn.Module):
         self.add_module(WHOLE, model)
 
 
-def _whole(model: nn.Module, example: Example, reason: str) -> Traced:
-    """The graph that just calls the model."""
+def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
+    """The graph that just calls the model, where tracing it fails, or gives something that does not run."""
     leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
     graph = fx.Graph()
     nodes = [graph.placeholder(f"input_{i}") if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]

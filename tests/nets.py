@@ -246,6 +246,41 @@ class Cyclic(Plain):
         return self.head(F.relu(self.down(self.child.conv(self.stem(x)))).mean((2, 3)))
 
 
+class Keyword(Plain):
+    """A child whose name is a word of Python, which generated code cannot say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("lambda", nn.Conv2d(16, 16, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = getattr(self, "lambda")(F.relu(self.stem(x)))
+        return self.head(F.relu(self.down(F.relu(self.norm(self.body(x))))).mean((2, 3)))
+
+
+class Forgiving(Plain):
+    """An except clause that swallows what tracing raises, and then does what no graph can replay."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        try:
+            x = x * (1.0 if float(x.mean()) < 1e9 else 0.5)
+        except TypeError:
+            return x.no_such_method()
+        return self.head(F.relu(self.down(F.relu(self.norm(self.body(x))))).mean((2, 3)))
+
+
+class Gradient(Plain):
+    """Differentiates inside its own forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(F.relu(self.stem(x)).square().sum(), x)
+        x = self.norm(self.body(self.stem(x.detach() - 0.01 * slope)))
+        return self.head(F.relu(self.down(x)).mean((2, 3)))
+
+
 CONVERTIBLE: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (
@@ -264,6 +299,8 @@ CONVERTIBLE: dict[str, type[nn.Module]] = {
         Unreached,
         StructuredOutput,
         Remembers,
+        Keyword,
+        Forgiving,
     )
 }
 """Nets that take one 2x3x12x12 tensor."""

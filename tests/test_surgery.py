@@ -398,3 +398,13 @@ def test_no_fidelity_is_claimed_where_nothing_can_be_compared(kind: type[nn.Modu
     assert result.changes
     assert kind is Chooses or not result.report.fidelity
     assert all(entry.sqnr_db < 100 for entry in result.report.fidelity)
+
+
+def test_a_forward_that_differentiates_is_converted() -> None:
+    torch.manual_seed(0)
+    model = nets.Gradient().eval()
+    result = cs.convert(
+        model, X, forms=[cs.DepthwiseSeparable(rank=9)], policy=cs.named("body", "down"), allow_growth=True
+    )
+    assert set(result.changes) == {"body", "down"}
+    torch.testing.assert_close(result.model(X), model(X), rtol=1e-3, atol=1e-4)
