@@ -100,6 +100,15 @@ def _step(
 
 def change_of(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> Change | str:
     """The change that a form makes to a site, or why it makes none."""
+    found = settled(site, conv, form, allow_growth)
+    if isinstance(found, str):
+        return found
+    form, params, macs = found
+    return Change(site, form, form.lost(site.geometry, conv.weight), params, macs)
+
+
+def settled(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> tuple[Form, int, int] | str:
+    """The form with its rank settled, its parameters and its MACs at a site, or why the site does not take it."""
     geometry = site.geometry
     if reason := form.check(geometry):
         return reason
@@ -110,4 +119,4 @@ def change_of(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> Ch
     params = form.params(geometry)
     if not allow_growth and (macs >= site.macs or params > site.params):
         return f"{form.label} has {macs / site.macs:.2f} of its MACs and {params / site.params:.2f} of its parameters"
-    return Change(site, form, form.lost(geometry, conv.weight), params, macs)
+    return form, params, macs

@@ -122,6 +122,20 @@ def export_onnx(
     return _describe(target, data, parity)
 
 
+def exported_graph(model: nn.Module, example: Any) -> ModelProto:
+    """The graph that `export_onnx` would write, not checked and not written: for looking at and for timing.
+
+    Raises:
+        CaptureError: The example holds no tensor.
+        ExportError: The model has no ONNX form, or is not float32.
+    """
+    inputs = ordered(model, example)
+    _check_request(model, inputs, 18, None)
+    exported = _export(on_cpu(model), inputs, 18, None)
+    _finish(exported, 18, None, None, {})
+    return exported
+
+
 def check_opset(opset: int) -> None:
     """Refuses an operator set that the exporter does not write.
 

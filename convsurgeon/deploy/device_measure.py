@@ -1,0 +1,358 @@
+"""Times a folder of candidate networks on this machine; needs Python 3.9, numpy and onnxruntime, and nothing else.
+
+    python measure.py                 # in the folder that `convsurgeon device` wrote; writes device.json beside it
+
+Take `device.json` back to the desktop and plan with it: `convsurgeon convert ... --budget latency=0.5 --device
+device.json`. A run that was stopped goes on where it was: results are written after every few networks.
+
+A pass opens fresh sessions on the dense network and a few candidates, runs them in turns, first with the runtime's
+profiler and then without it, and keeps for every node the mean over its fastest quarter. Times of one pass are to be
+compared with the dense network of the same pass only: the machine may have been busier in another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+FORMAT = 1
+MANIFEST, RESULT, DENSE = "manifest.json", "device.json", "dense"
+GROUP = 4
+"""Candidates that are open at once, beside the dense network; their results are written together."""
+SECONDS = 0.35
+"""Spent on each network in each pass with the profiler, and as much again without."""
+
+_ABOUT = ("network", "model", "example", "sites", "barred")
+_RUNS = (4, 60)
+_SESSION_BYTES = 1.5e9
+_KERNEL = "_kernel_time"
+
+Raw = dict[str, Any]
+Progress = Callable[[str], None]
+
+
+class MeasureError(Exception):
+    """The folder is not complete, or the runtime cannot run what is in it."""
+
+
+def measure(
+    folder: Path, target: Path, threads: int, passes: int, progress: Progress | None = None, seconds: float = SECONDS
+) -> Raw:
+    """Times every network of a folder that the target file does not hold yet, and writes them there bit by bit.
+
+    Args:
+        folder: With `manifest.json` and the networks.
+        target: Where the results are, and go.
+        threads: Of the runtime.
+        passes: Sets of fresh sessions.
+        progress: Called with a word or two after every network of every pass.
+        seconds: Per network and pass, with and again without the profiler.
+
+    Raises:
+        MeasureError: The folder or the target is damaged, or a network cannot be run.
+    """
+    manifest = read_manifest(folder)
+    raw = _begun(manifest, target, threads)
+    for number in range(passes):
+        for group in _groups(manifest, raw, number):
+            raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress)
+            write(target, raw)
+    return raw
+
+
+def work(manifest: Raw, raw: Raw | None, passes: int) -> int:
+    """Candidates times passes that are still to be timed."""
+    return sum(len(_missing(manifest, raw, number)) for number in range(passes))
+
+
+def read_manifest(folder: Path) -> Raw:
+    """The folder's list of networks, if all its files are what they were.
+
+    Raises:
+        MeasureError: Something is missing or damaged.
+    """
+    manifest = read(folder / MANIFEST, "convsurgeon_candidates")
+    try:
+        files = {**manifest["files"]}
+        names = {network["file"] for network in manifest["networks"].values()} | set(files)
+        _ = manifest["networks"][DENSE], manifest["inputs"][0], [manifest[name] for name in _ABOUT]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise MeasureError(f"{folder / MANIFEST}: is damaged ({error!r}); copy the whole folder again") from None
+    for name in sorted(names):
+        path = folder / str(name)
+        if Path(str(name)).name != name or not path.is_file():
+            raise MeasureError(f"{path}: is missing; copy the whole folder again")
+        if digest(path) != files.get(name):
+            raise MeasureError(f"{path}: is damaged (checksum); copy the whole folder again")
+    return manifest
+
+
+def read(path: Path, mark: str) -> Raw:
+    """A JSON object that bears a mark with this format's number.
+
+    Raises:
+        MeasureError: It is none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MeasureError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError):
+        raise MeasureError(f"{path}: is damaged (no JSON); delete it, or take another copy") from None
+    if not isinstance(values, dict) or mark not in values:
+        raise MeasureError(f"{path}: is another kind of file (no {mark} in it); pass the right one")
+    if values[mark] != FORMAT:
+        raise MeasureError(f"{path}: has format {values[mark]!r}, expected {FORMAT}; make it again")
+    return values
+
+
+def write(path: Path, values: Raw) -> None:
+    """Writes JSON under a temporary name and renames it: nobody ever sees half of it."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(values, file, separators=(",", ":"))
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink()
+        raise
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def machine() -> dict[str, Any]:
+    """What a time means nothing without."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.machine()}",
+        "onnxruntime": ort.__version__,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
+    }
+
+
+def same_machine(one: Raw, other: Raw) -> bool:
+    """Whether times of both may stand side by side."""
+    return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "system", "onnxruntime"))
+
+
+def _cpu() -> str:
+    for place in ("/proc/device-tree/model", "/proc/cpuinfo"):
+        try:
+            text = Path(place).read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        except OSError:
+            continue
+        if place.endswith("model"):
+            return text.strip()
+        for line in text.splitlines():
+            if line.startswith("model name") and ":" in line:
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _begun(manifest: Raw, target: Path, threads: int) -> Raw:
+    """The results so far, with the manifest's networks added; none if the target does not exist."""
+    here = machine()
+    empty: Raw = {"convsurgeon_device": FORMAT, "machine": here, "threads": threads, "networks": {}, "samples": []}
+    raw: Raw = read(target, "convsurgeon_device") if target.exists() else empty
+    try:
+        fits = same_machine(raw["machine"], here) and raw["threads"] == threads
+        fits = fits and raw.get("network", manifest["network"]) == manifest["network"]
+        raw["networks"] = {**raw["networks"], **manifest["networks"]}
+        known = {(sample["pass"], sample["network"]) for sample in raw["samples"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MeasureError(f"{target}: is damaged ({error!r}); delete it to measure again") from None
+    if not fits and known:
+        raise MeasureError(f"{target}: was measured elsewhere or otherwise; move it away, or choose another --out")
+    return {**raw, **{name: manifest[name] for name in _ABOUT}}
+
+
+def _missing(manifest: Raw, raw: Raw | None, number: int) -> list[str]:
+    """Networks that this pass has no times of."""
+    known = {sample["network"] for sample in (raw or {"samples": []})["samples"] if sample["pass"] == number}
+    return [name for name in manifest["networks"] if name not in known and name != DENSE]
+
+
+def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
+    """What to open together, within the memory; just the dense network where there is no candidate at all."""
+    names = _missing(manifest, raw, number)
+    if not names and len(manifest["networks"]) == 1 and not raw["samples"]:
+        yield []
+    names = names if number % 2 == 0 else names[::-1]
+    room = min(_SESSION_BYTES, 0.4 * _free_bytes())
+    networks = manifest["networks"]
+    while names:
+        group, used = [names[0]], sum(_session_bytes(networks[name]) for name in (DENSE, names[0]))
+        for name in names[1:GROUP]:
+            used += _session_bytes(networks[name])
+            if used > room:
+                break
+            group.append(name)
+        yield group
+        names = names[len(group) :]
+
+
+def _session_bytes(network: Raw) -> float:
+    return 2.0 * float(network["weight_bytes"]) + 5e7
+
+
+def _free_bytes() -> float:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * float(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        pass
+    return 4e9
+
+
+def _group(
+    folder: Path,
+    manifest: Raw,
+    group: list[str],
+    number: int,
+    threads: int,
+    seconds: float,
+    progress: Progress | None,
+) -> list[Raw]:
+    """One pass over the dense network and some candidates: what each took, by node and in all."""
+    names = [DENSE, *group]
+    with tempfile.TemporaryDirectory() as logs:
+        sessions = []
+        for name in names if number % 2 == 0 else names[::-1]:
+            network = manifest["networks"][name]
+            sessions.append((name, _open(folder / network["file"], Path(logs) / network["file"], threads)))
+        feeds = _feeds(manifest["inputs"])
+        warm = [min(_clock(session, feeds) for _ in range(3)) for _, session in sessions]
+        runs = min(max(int(seconds / max(1e-6, float(np.mean(warm)))), _RUNS[0]), _RUNS[1])
+        _rounds(sessions, feeds, runs)
+        nodes = {name: _nodes(Path(session.end_profiling()), runs) for name, session in sessions}
+        totals = _rounds(sessions, feeds, runs)
+        for name, _ in sessions:
+            if progress is not None and name != DENSE:
+                progress(str(manifest["networks"][name]["label"]))
+    dense = _low(totals[DENSE])
+    return [
+        {"pass": number, "network": name, "total_ms": _low(totals[name]), "dense_ms": dense, "nodes": nodes[name]}
+        for name in names
+    ]
+
+
+def _open(path: Path, log: Path, threads: int) -> Any:
+    how = ort.SessionOptions()
+    how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
+    how.log_severity_level = 4
+    how.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    how.enable_profiling = True
+    how.profile_file_prefix = str(log)
+    try:
+        return ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions have no common base but Exception
+        raise MeasureError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None
+
+
+def _feeds(inputs: list[Raw]) -> dict[str, Any]:
+    """Noise for floats, zeros for everything else."""
+    random = np.random.default_rng(0)
+    feeds = {}
+    for one in inputs:
+        dtype = np.dtype(one["dtype"])
+        floating = np.issubdtype(dtype, np.floating)
+        values = random.standard_normal(one["shape"]) if floating else np.zeros(one["shape"])
+        feeds[one["name"]] = np.asarray(values, dtype=dtype)
+    return feeds
+
+
+def _rounds(sessions: list[tuple[str, Any]], feeds: dict[str, Any], runs: int) -> dict[str, list[float]]:
+    """Milliseconds of every run; every second round goes backwards."""
+    times: dict[str, list[float]] = {name: [] for name, _ in sessions}
+    for turn in range(runs):
+        for name, session in sessions if turn % 2 == 0 else sessions[::-1]:
+            times[name].append(1e3 * _clock(session, feeds))
+    return times
+
+
+def _clock(session: Any, feeds: dict[str, Any]) -> float:
+    started = time.perf_counter()
+    try:
+        session.run(None, feeds)
+    except Exception as error:
+        raise MeasureError(f"a network cannot be run: {str(error).splitlines()[0][:200]}") from None
+    return time.perf_counter() - started
+
+
+def _nodes(log: Path, runs: int) -> list[list[Any]]:
+    """[name, operator, ms] of every node in the order of execution, over the last runs."""
+    events = json.loads(log.read_text(encoding="utf-8"))
+    begun = sorted(event["ts"] for event in events if event.get("name") == "model_run")[-runs:]
+    kernels = [event for event in events if str(event.get("name", "")).endswith(_KERNEL)]
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in sorted(kernels, key=lambda event: float(event["ts"])):
+        if event["ts"] >= begun[0]:
+            key = (event["name"][: -len(_KERNEL)], str(event["args"]["op_name"]))
+            times.setdefault(key, []).append(event["dur"] / 1e3)
+    return [
+        [name, operator, _low(found) * max(1, round(len(found) / runs))] for (name, operator), found in times.items()
+    ]
+
+
+def _low(times: list[float]) -> float:
+    """The mean over the fastest quarter: what the machine takes when nobody disturbs it."""
+    return float(np.mean(sorted(times)[: max(2, math.ceil(len(times) / 4))]))
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description="Times the networks of this folder and writes device.json.")
+    parser.add_argument("--threads", type=int, default=1, help="of the runtime (default 1)")
+    parser.add_argument("--passes", type=int, default=3, help="sets of fresh sessions (default 3)")
+    parser.add_argument("--out", default=None, help="where to write (default: device.json in the folder)")
+    options = parser.parse_args()
+    folder = Path(__file__).resolve().parent
+    target = Path(options.out) if options.out else folder / RESULT
+    try:
+        if options.threads < 1 or options.passes < 1:
+            raise MeasureError("threads and passes: pass at least 1")
+        manifest = read_manifest(folder)
+        total, count = (
+            max(1, work(manifest, read(target, "convsurgeon_device") if target.exists() else None, options.passes)),
+            [0],
+        )
+
+        def told(name: str) -> None:
+            count[0] += 1
+            print(f"\r{count[0]} of {total}: {name:40}", end="", file=sys.stderr, flush=True)
+
+        measure(folder, target, options.threads, options.passes, told)
+    except (MeasureError, OSError) as error:
+        print(f"measure.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmeasure.py: stopped; start it again to go on", file=sys.stderr)
+        return 1
+    print(f"\nwritten: {target}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
