@@ -62,6 +62,7 @@ from convsurgeon.tradeoff import Sweep, sweep
 if TYPE_CHECKING:
     from convsurgeon.deploy.bench import bench
     from convsurgeon.deploy.bundle import export
+    from convsurgeon.deploy.device import write_device_folder
     from convsurgeon.deploy.export import export_onnx
     from convsurgeon.deploy.latency import compare_latency
     from convsurgeon.deploy.memory import peak_memory
@@ -69,18 +70,23 @@ if TYPE_CHECKING:
     from convsurgeon.deploy.parity import check_parity
     from convsurgeon.deploy.profiling import profile_nodes
     from convsurgeon.deploy.quantize import convert_fp16, quantize_int8
+    from convsurgeon.deploy.table import LatencyTable
+    from convsurgeon.deploy.table_measure import measure_whole
 
 _LATE = {
+    "LatencyTable": "convsurgeon.deploy.table",
     "bench": "convsurgeon.deploy.bench",
     "check_parity": "convsurgeon.deploy.parity",
     "compare_latency": "convsurgeon.deploy.latency",
     "convert_fp16": "convsurgeon.deploy.quantize",
     "export": "convsurgeon.deploy.bundle",
     "export_onnx": "convsurgeon.deploy.export",
+    "measure_whole": "convsurgeon.deploy.table_measure",
     "mobile_check": "convsurgeon.deploy.mobile",
     "peak_memory": "convsurgeon.deploy.memory",
     "profile_nodes": "convsurgeon.deploy.profiling",
     "quantize_int8": "convsurgeon.deploy.quantize",
+    "write_device_folder": "convsurgeon.deploy.device",
 }
 """Names whose modules import onnx or onnxruntime, and load on first use."""
 
@@ -114,6 +120,7 @@ __all__ = [
     "FormError",
     "Geometry",
     "LatencyError",
+    "LatencyTable",
     "LoadError",
     "OutputError",
     "ParityError",
@@ -143,6 +150,7 @@ __all__ = [
     "export_onnx",
     "inspect",
     "kernel_size",
+    "measure_whole",
     "min_channels",
     "min_macs",
     "min_params",
@@ -159,4 +167,5 @@ __all__ = [
     "stem",
     "stride",
     "sweep",
+    "write_device_folder",
 ]

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from convsurgeon.budget import Budget
 from convsurgeon.cli_deploy import add_bench, add_export, check_export, export_bundle, print_bundle, run_bench
+from convsurgeon.cli_device import add_device, add_latencies, latencies, write_device
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.errors import BudgetError, CalibrationError, ConvSurgeonError, LoadError
 from convsurgeon.example import Example
@@ -70,7 +71,8 @@ def _inspect(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     choices = _choices(options)
     make = plan if "budget" not in choices else _plan_within
-    made = make(*_model_and_example(options), **choices)
+    model, example = _model_and_example(options)
+    made = make(model, example, **choices, **latencies(options, model, example, choices))
     if options.out:
         made.save(options.out, overwrite=options.force)
     print(json.dumps(made.to_dict(), indent=1) if options.json else made)
@@ -89,7 +91,8 @@ def _convert(options: argparse.Namespace) -> None:
         planned = Plan.load(options.plan) if options.plan else None
         data = _calibration(options, example)
         if planned is None:
-            result = convert(model, example, **_choices(options), **data)
+            choices = _choices(options)
+            result = convert(model, example, **choices, **latencies(options, model, example, choices), **data)
         else:
             result = carry_out(model, planned, example, **data)
         if metric is not None:
@@ -98,6 +101,11 @@ def _convert(options: argparse.Namespace) -> None:
             result = result.with_metric(options.metric.rpartition(":")[2], *values)
         bundles = [export_bundle(options, result, data.get("calibration"), stage)] if options.out else []
     _print_result(options, result, bundles)
+
+
+def _device(options: argparse.Namespace) -> None:
+    choices = _choices(options)
+    write_device(options, *_model_and_example(options), choices)
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -195,11 +203,13 @@ def _parser() -> argparse.ArgumentParser:
     plans = _command(commands, "plan", _plan, "what would become of every conv, and what that would cost")
     _add_model(plans)
     _add_choices(plans)
+    add_latencies(plans)
     plans.add_argument("--out", metavar="PLAN.json", help="save the plan")
     plans.add_argument("--force", action="store_true", help="replace an existing file")
     converts = _command(commands, "convert", _convert, "rewrite, report, export to ONNX, check and time")
     _add_model(converts)
     _add_choices(converts)
+    add_latencies(converts)
     _add_outputs(converts)
     sweeps = _command(commands, "sweep", _sweep, "the trade-off between MACs and error, one budget after the other")
     _add_model(sweeps)
@@ -208,6 +218,12 @@ def _parser() -> argparse.ArgumentParser:
     sweeps.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs")
     sweeps.add_argument("--out", metavar="PLOT.svg", help="draw the curve: .svg, .png or .pdf (needs matplotlib)")
     sweeps.add_argument("--force", action="store_true", help="replace an existing file")
+    device = _command(
+        commands, "device", _device, "a folder to take to a device, with a script that times layers there"
+    )
+    _add_model(device)
+    _add_choices(device)
+    add_device(device)
     bench = _command(commands, "bench", run_bench, "time ONNX files against the first one, in interleaved pairs")
     add_bench(bench)
     return parser
@@ -254,8 +270,8 @@ def _add_choices(command: argparse.ArgumentParser) -> None:
         "--budget",
         type=_budget,
         metavar="macs=0.5",
-        help="what the model may cost: macs=, params=, bytes= as shares or amounts (params=20M), or lost= for the "
-        "cheapest within an error; all of --form and --rank are candidates then",
+        help="what the model may cost: macs=, params=, bytes=, latency= as shares or amounts (params=20M), "
+        "latency=faster, or lost= for the cheapest within an error; all of --form and --rank are candidates then",
     )
     command.add_argument("--width", type=float, default=0.25, help="inner width of the subspace form (default 0.25)")
     command.add_argument(

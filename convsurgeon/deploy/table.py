@@ -13,23 +13,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
-from convsurgeon.capture import Capture, capture
+from convsurgeon.capture import capture
 from convsurgeon.deploy import device_measure as measuring
-from convsurgeon.deploy.export import exported_graph
 from convsurgeon.deploy.table_cache import cache_file, fingerprint
-from convsurgeon.deploy.table_candidates import fitting, timeable, uncovered
-from convsurgeon.deploy.table_folder import Candidate, write_folder
-from convsurgeon.deploy.table_graph import obstacle, skeleton
+from convsurgeon.deploy.table_candidates import fitting, uncovered
+from convsurgeon.deploy.table_measure import measured
 from convsurgeon.deploy.table_reduce import Row, reduce
 from convsurgeon.errors import FormError, LatencyError
 from convsurgeon.files import new_file
@@ -40,7 +36,6 @@ from convsurgeon.policy import Predicate
 from convsurgeon.tables import Table
 
 _MARK = "convsurgeon_latencies"
-_QUIET_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -102,7 +97,7 @@ class LatencyTable:
         raw = _stored(target)
         wanted = uncovered(fitting(seen, forms, policy), raw, passes)
         if wanted or raw is None:
-            raw = _measured(seen, wanted, target, threads, passes, progress)
+            raw = measured(seen, wanted, target, threads, passes, progress)
         return _table(raw)
 
     @staticmethod
@@ -208,35 +203,6 @@ class LatencyTable:
         return {_MARK: 1, **head, "rows": [{**row, "flags": list(row["flags"])} for row in rows]}
 
 
-def measure_whole(
-    model: nn.Module,
-    example: object,
-    plans: Sequence[Plan],
-    *,
-    threads: int = 1,
-    passes: int = 3,
-    progress: bool = True,
-) -> tuple[float, tuple[float, ...]]:
-    """Milliseconds of a network as it is, and once each plan is carried out: for confirming what a table predicts.
-
-    Raises:
-        ExportError: the model has no ONNX form.
-        LatencyError: a plan holds a form that cannot be timed.
-    """
-    seen = capture(model, example)
-    made = [
-        Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
-        for number, plan in enumerate(plans)
-    ]
-    distinct = {one.key: one for one in made if one.chosen}
-    with tempfile.TemporaryDirectory() as folder:
-        raw = _measured(seen, list(distinct.values()), Path(folder) / measuring.RESULT, threads, passes, progress)
-    figures = reduce(raw)
-    return figures.total_ms, tuple(
-        figures.networks[distinct[one.key].label] if one.chosen else figures.total_ms for one in made
-    )
-
-
 def _stored(target: Path) -> measuring.Raw | None:
     """What was measured before."""
     try:
@@ -249,50 +215,6 @@ def _stored(target: Path) -> measuring.Raw | None:
         except LatencyError as error:
             raise LatencyError(f"{target}: {error}; delete it to measure again") from error
     return raw
-
-
-def _measured(
-    seen: Capture, candidates: Sequence[Candidate], target: Path, threads: int, passes: int, progress: bool
-) -> measuring.Raw:
-    """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit."""
-    if passes < 1:
-        raise LatencyError(f"passes={passes}: pass at least 1")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        with _bar(1, "exporting", progress):
-            write_candidates(folder, seen, candidates)
-        with _bar(len(candidates) * passes, "timing", progress) as bar:
-
-            def told(label: str) -> None:
-                bar.set_postfix_str(label, refresh=False)
-                bar.update()
-
-            try:
-                return measuring.measure(folder, target, threads, passes, told)
-            except measuring.MeasureError as error:
-                raise LatencyError(str(error)) from error
-
-
-def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
-    """Exports a network and writes it into a folder, dense and with each candidate's forms.
-
-    Raises:
-        ExportError: the model has no ONNX form.
-    """
-    bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
-    barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
-    made = {}
-    for one in candidates:
-        chosen = {name: form for name, form in one.chosen.items() if name not in barred}
-        if chosen:
-            made[Candidate(one.label, chosen).key] = Candidate(one.label, chosen)
-    about = {"network": fingerprint(seen), "model": type(seen.model).__name__, "example": str(seen.example)}
-    write_folder(folder, bare, list(made.values()), {**about, "barred": barred})
-
-
-def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:
-    """A bar that appears only when the work takes longer than two seconds."""
-    return tqdm(total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=not progress)
 
 
 def _table(raw: measuring.Raw) -> LatencyTable:

@@ -41,6 +41,11 @@ def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> l
     return found
 
 
+def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Those that differ in what they build."""
+    return list({one.key: one for one in candidates}.values())
+
+
 def timeable(forms: Mapping[str, Form]) -> dict[str, Branched]:
     """The forms, if all of them are of a kind whose graph is known.
 

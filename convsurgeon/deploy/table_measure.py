@@ -1,0 +1,111 @@
+"""Building networks for timing and timing them, here and now."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from torch import nn
+from tqdm import tqdm
+
+from convsurgeon.capture import Capture, capture
+from convsurgeon.deploy import device_measure as measuring
+from convsurgeon.deploy.export import exported_graph
+from convsurgeon.deploy.table_cache import fingerprint
+from convsurgeon.deploy.table_candidates import distinct, timeable
+from convsurgeon.deploy.table_folder import Candidate, write_folder
+from convsurgeon.deploy.table_graph import obstacle, skeleton
+from convsurgeon.deploy.table_reduce import reduce
+from convsurgeon.errors import LatencyError
+from convsurgeon.plan import Plan
+
+_QUIET_S = 2.0
+
+
+def measure_whole(
+    model: nn.Module,
+    example: object,
+    plans: Sequence[Plan],
+    *,
+    threads: int = 1,
+    passes: int = 3,
+    progress: bool = True,
+) -> tuple[float, tuple[float, ...]]:
+    """Milliseconds of a network as it is, and once each plan is carried out: for confirming what a table predicts.
+
+    Args:
+        model: the dense network.
+        example: as for `LatencyTable.measure`.
+        plans: what to make of it; the weights do not matter and are not fitted.
+        threads: of the runtime.
+        passes: sets of fresh sessions.
+        progress: whether a bar appears when it takes longer than two seconds.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+        LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
+    """
+    seen = capture(model, example)
+    made = [
+        Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
+        for number, plan in enumerate(plans)
+    ]
+    changing = distinct(one for one in made if one.chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = measured(seen, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
+    for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
+        raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
+    figures = reduce(raw)
+    times = {one.key: figures.networks[one.label] for one in changing}
+    return figures.total_ms, tuple(times.get(one.key, figures.total_ms) for one in made)
+
+
+def measured(
+    seen: Capture, candidates: Sequence[Candidate], target: Path, threads: int, passes: int, progress: bool
+) -> measuring.Raw:
+    """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+        LatencyError: no passes or threads, or a network cannot be run.
+    """
+    if passes < 1:
+        raise LatencyError(f"passes={passes}: pass at least 1")
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        with _bar(1, "exporting", progress):
+            write_candidates(folder, seen, candidates)
+        with _bar(len(candidates) * passes, "timing", progress) as bar:
+
+            def told(label: str) -> None:
+                bar.set_postfix_str(label, refresh=False)
+                bar.update()
+
+            try:
+                return measuring.measure(folder, target, threads, passes, told)
+            except measuring.MeasureError as error:
+                raise LatencyError(str(error)) from error
+
+
+def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
+    """Exports a network and writes it into a folder, dense and with each candidate's forms.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+    """
+    bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
+    barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
+    made = {}
+    for one in candidates:
+        chosen = {name: form for name, form in one.chosen.items() if name not in barred}
+        if chosen:
+            made[Candidate(one.label, chosen).key] = Candidate(one.label, chosen)
+    about = {"network": fingerprint(seen), "model": type(seen.model).__name__, "example": str(seen.example)}
+    write_folder(folder, bare, list(made.values()), {**about, "barred": barred})
+
+
+def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:
+    """A bar that appears only when the work takes longer than two seconds."""
+    return tqdm(total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=not progress)

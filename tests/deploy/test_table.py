@@ -1,0 +1,123 @@
+"""The table of latencies: it adds up, is measured once, reads back, and plans keep what it promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.deploy import table as tables
+from tests import nets
+
+FORMS: list[cs.Form] = [cs.DepthwiseSeparable(rank=1), cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=1)]
+EXAMPLE = torch.zeros(1, 32, 24, 24)
+NET = [f"{nets.__file__}:Plain", "--input", "1x3x12x12"]
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 10, 1),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latencies")
+
+
+@pytest.fixture(scope="module")
+def table(cache: Path) -> cs.LatencyTable:
+    return cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, progress=False)
+
+
+def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
+    dense = sum(table.ms(site, None) for site in ("0", "3"))
+    assert 0 < dense <= table.total_ms * 1.001
+    assert table.rest_ms + dense == pytest.approx(table.total_ms)
+    for form in FORMS:
+        assert table.has("3", form)
+        assert table.ms("3", form) > 0
+    assert not table.has("3", cs.Blueprint(rank=5))
+    with pytest.raises(cs.LatencyError, match=r"3: blueprint rank 5 is not in the table"):
+        table.ms("3", cs.Blueprint(rank=5))
+    assert "separable rank 2" in str(table)
+
+
+def test_what_was_measured_is_not_measured_again(
+    table: cs.LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(tables, "measured", measured)
+    again = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, progress=False)
+    assert again.rows == table.rows
+
+
+def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.json")
+    assert cs.LatencyTable.load(tmp_path / "table.json") == table
+    with pytest.raises(cs.OutputError, match="exists already"):
+        table.save(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"convsurgeon_latencies": 1}', '{"convsurgeon_device": 1}', '{"rows": 3}', "null"]
+)
+def test_what_is_no_table_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    with pytest.raises(cs.LatencyError, match=r"table\.json: ") as caught:
+        cs.LatencyTable.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path: Path) -> None:
+    del table
+    (stored,) = cache.glob("*.json")
+    (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
+    with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+
+
+def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
+    for limit in ("faster", 0.8):
+        result = cs.convert(
+            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency=limit), latencies=table,
+            allow_growth=True,
+        )  # fmt: skip
+        assert result.changes
+        for name, change in result.changes.items():
+            assert table.ms(name, change.form) < table.ms(name, None)
+    assert table.predict(result.plan) <= 0.8 * table.total_ms * 1.001
+
+
+def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "device"
+    command = ["device", *NET, "--rank", "1", "--out", str(out)]
+    assert cli.main(command) == 0
+    assert "measure.py" in capsys.readouterr().out
+    assert cli.main(command) == 1
+    assert "exists already" in capsys.readouterr().err
+    done = subprocess.run(
+        [sys.executable, "-I", str(out / "measure.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = [*out.glob("device.json"), *tmp_path.glob("device.json")]
+    loaded = cs.LatencyTable.load(found)
+    assert loaded.total_ms > 0
+    assert loaded.has("body", cs.DepthwiseSeparable(rank=1))
+    planned = ["plan", *NET, "--rank", "1", "--budget", "latency=faster", "--device", str(found), "--json"]
+    assert cli.main(planned) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert {layer["name"] for layer in layers} == {"stem", "body", "down"}
