@@ -175,6 +175,7 @@ class _Writer:
         self._margin = margin if geometry.padding_mode != "zeros" else None
         self._source = self._margin.source if self._margin is not None else conv.input[0]
         self._count = 0
+        self._margins: dict[tuple[str, Shape], str] = {}
 
     def branches(self, site: str, form: Branched) -> list[NodeProto]:
         """Chains of convs and their sum, which has the name that the conv's output had."""
@@ -206,11 +207,8 @@ class _Writer:
         nodes: list[NodeProto] = []
         pads = self._pads(stage)
         if self._margin is not None and any(pads):
-            amounts = np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], dtype=np.int64)
-            name = self._fresh()
-            self._graph.initializer.append(numpy_helper.from_array(amounts, f"{name}.pads"))
-            nodes.append(helper.make_node("Pad", [source, f"{name}.pads"], [name], mode=self._margin.mode))
-            source, pads = name, [0, 0, 0, 0]
+            nodes, source = self._padded(source, tuple(pads), self._margin.mode)
+            pads = [0, 0, 0, 0]
         shape = (stage.out_channels, stage.in_per_group, *stage.kernel_size)
         if int(np.prod(shape)) >= _LARGE:
             self._weights[weight] = shape
@@ -224,6 +222,15 @@ class _Writer:
         attributes |= {"dilations": list(stage.dilation)}
         conv = helper.make_node("Conv", [source, weight, *bias], [self._fresh()], group=stage.groups, **attributes)
         return [*nodes, conv]
+
+    def _padded(self, source: str, pads: Shape, mode: str) -> tuple[list[NodeProto], str]:
+        """A margin around a value, made once for all branches, as the exporter does."""
+        if (source, pads) in self._margins:
+            return [], self._margins[source, pads]
+        name = self._margins[source, pads] = self._fresh()
+        amounts = np.array([0, 0, *pads[:2], 0, 0, *pads[2:]], dtype=np.int64)
+        self._graph.initializer.append(numpy_helper.from_array(amounts, f"{name}.pads"))
+        return [helper.make_node("Pad", [source, f"{name}.pads"], [name], mode=mode)], name
 
     def _pads(self, stage: Geometry) -> list[int]:
         """What of the conv's own padding a stage takes: that of the axes along which it has the window."""
