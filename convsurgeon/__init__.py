@@ -12,6 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from convsurgeon.augment import Augment
 from convsurgeon.budget import Budget
 from convsurgeon.capture import Capture, capture
 from convsurgeon.conversion import Result, carry_out, convert
@@ -29,6 +30,7 @@ from convsurgeon.errors import (
     ParityError,
     PlanError,
     PolicyError,
+    RecoveryError,
 )
 from convsurgeon.example import Example
 from convsurgeon.fidelity import Fidelity
@@ -53,6 +55,8 @@ from convsurgeon.policy import (
 )
 from convsurgeon.policy_text import parse_policy
 from convsurgeon.reconstruct import Reconstruction
+from convsurgeon.recover import recover
+from convsurgeon.recovery import Recovery
 from convsurgeon.report import Report
 from convsurgeon.site import Call, Site
 from convsurgeon.surgery import operate, rebuild
@@ -100,6 +104,7 @@ def __getattr__(name: str) -> Any:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Augment",
     "Blueprint",
     "BlueprintSubspace",
     "Budget",
@@ -129,6 +134,8 @@ __all__ = [
     "Policy",
     "PolicyError",
     "Reconstruction",
+    "Recovery",
+    "RecoveryError",
     "Report",
     "Result",
     "Share",
@@ -164,6 +171,7 @@ __all__ = [
     "profile_nodes",
     "quantize_int8",
     "rebuild",
+    "recover",
     "stem",
     "stride",
     "sweep",

@@ -46,8 +46,8 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
     """
     taken: list[Example] = []
     count = 0
-    for index, batch in enumerate(_batches(batches)):
-        example = _as_example(batch, like, index)
+    for index, batch in enumerate(batches_of(batches)):
+        example = as_example(batch, like, index)
         room = limit - count
         example = example if images_in(example) <= room else first(example, room)
         taken.append(example)
@@ -89,7 +89,7 @@ def rest(example: Example, start: int) -> Example:
     return example.map(lambda tensor: tensor[start:] if tensor.dim() and tensor.shape[0] == size else tensor)
 
 
-def _batches(value: object) -> Iterator[Any]:
+def batches_of(value: object) -> Iterator[Any]:
     """Batches out of whatever was passed; one that ends, or fails, is reported where it does."""
     if isinstance(value, Tensor) or hasattr(value, "__array__"):
         tensor = torch.as_tensor(value)
@@ -105,8 +105,12 @@ def _batches(value: object) -> Iterator[Any]:
         )
 
 
-def _as_example(batch: Any, like: Example, index: int) -> Example:
-    """One batch as arguments of the model, labels taken off."""
+def as_example(batch: Any, like: Example, index: int = 0) -> Example:
+    """One batch as arguments of the model, labels taken off.
+
+    Raises:
+        CalibrationError: it holds no tensor, is of another shape than the example, or not finite.
+    """
     if not isinstance(batch, Example | Mapping | Tensor | tuple | list) and hasattr(batch, "__array__"):
         batch = torch.as_tensor(batch)
     arguments = len(like.args)

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon import world
 from convsurgeon.budget import Budget
 from convsurgeon.cli_deploy import add_bench, add_export, check_export, export_bundle, print_bundle, run_bench
 from convsurgeon.cli_device import add_device, add_latencies, latencies, write_device
+from convsurgeon.cli_recover import add_recovery, check_recovery, run_recovery
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.errors import BudgetError, CalibrationError, ConvSurgeonError, LoadError
 from convsurgeon.example import Example
@@ -46,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except ConvSurgeonError as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written")
+    except KeyboardInterrupt as stop:
+        return _fail(f"interrupted; {stop}" if str(stop) else "interrupted; nothing was written")
     except BrokenPipeError:  # `| head` went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -126,6 +128,28 @@ def _sweep(options: argparse.Namespace) -> None:
     print(json.dumps(found.table.records(), indent=1) if options.json else found)
     if options.out:
         found.draw(options.out, overwrite=options.force)
+
+
+def _recover(options: argparse.Namespace) -> None:
+    check_recovery(options)
+    check_export(options)
+    metric = load_function(options.metric) if options.metric else None
+    with world.joined():
+        model, example = _model_and_example(options)
+        choices = _choices(options)
+        late = partial(latencies, options, model, example, choices)
+        converted, result, images = run_recovery(options, model, example, choices, late)
+        if world.rank():
+            return
+    with _stages(options) as stage:
+        if metric is not None:
+            stage("metric")
+            name = options.metric.rpartition(":")[2]
+            networks = (result.original, converted.model, result.model)
+            original, before, after = (_measure(options.metric, metric, network) for network in networks)
+            result = result.with_metric(f"{name}, as converted", original, before).with_metric(name, original, after)
+        bundles = [export_bundle(options, result, images, stage)] if options.out else []
+    _print_result(options, result, bundles)
 
 
 def _print_result(options: argparse.Namespace, result: Result, bundles: list[Any]) -> None:
@@ -218,6 +242,13 @@ def _parser() -> argparse.ArgumentParser:
     sweeps.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs")
     sweeps.add_argument("--out", metavar="PLOT.svg", help="draw the curve: .svg, .png or .pdf (needs matplotlib)")
     sweeps.add_argument("--force", action="store_true", help="replace an existing file")
+    recovers = _command(commands, "recover", _recover, "train a converted model to answer as its original, no labels")
+    _add_model(recovers)
+    _add_choices(recovers)
+    add_latencies(recovers)
+    _add_reading(recovers)
+    add_recovery(recovers)
+    add_export(recovers)
     device = _command(
         commands, "device", _device, "a folder to take to a device, with a script that times layers there"
     )
@@ -294,9 +325,13 @@ def _add_calibration(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibrate", metavar="IMAGES", help="folder of images, .npy or .npz: fit the weights to them"
     )
+    _add_reading(command)
+
+
+def _add_reading(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mean", nargs="+", type=float, default=[], help="subtracted from every channel in [0, 1]")
     command.add_argument("--std", nargs="+", type=float, default=[], help="divides every channel then")
-    command.add_argument("--images", type=int, default=1024, help="most images to use (default 1024)")
+    command.add_argument("--images", type=int, default=1024, help="most images to calibrate on (default 1024)")
     command.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
     command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after")
 

@@ -136,13 +136,13 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
-    values = () if on_meta else _compared(outputs(model, shown), outputs(converted, shown))
+    values = () if on_meta else compared(outputs(model, shown), outputs(converted, shown))
     tensors = learnable_rows(model, converted)
     report = Report(before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits)
     return Result(converted, done, report, model, example)
 
 
-def _compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity, ...]:
+def compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity, ...]:
     """Fidelity, or none where nothing can be compared: no float outputs, or sizes that depend on the values."""
     shapes = [[tensor.shape for tensor in outs] for outs in (original, converted)]
     if shapes[0] != shapes[1] or not sum(tensor.numel() for tensor in original):

@@ -7,6 +7,7 @@
     |-- PlanError         a plan file is damaged, or was made for another model
     |-- BudgetError       a budget cannot be read, or cannot be reached
     |-- CalibrationError  the calibration data are empty, of another shape, or not finite
+    |-- RecoveryError     a recipe for recovery is out of range, or a checkpoint belongs to another run
     |-- LoadError         a model factory or a weight file cannot be read
     |-- OutputError       the place to write to exists already or cannot be written
     |-- ExportError       the model has no ONNX form, or the file is not what was asked for
@@ -45,6 +46,10 @@ class BudgetError(ConvSurgeonError):
 
 class CalibrationError(ConvSurgeonError):
     """The calibration data are empty, of another shape, or not finite."""
+
+
+class RecoveryError(ConvSurgeonError):
+    """A recipe for recovery is out of range, or a checkpoint belongs to another run."""
 
 
 class LoadError(ConvSurgeonError):

@@ -261,6 +261,10 @@ class Branched:
         if bias is not None:
             module.branches[0][-1].bias = nn.Parameter(bias.detach().clone())  # type: ignore[index]
 
+    def regularization(self, module: nn.Module) -> Tensor:
+        """What training this form from scratch may add to the loss; 0 but for the subspace form."""
+        return next(module.parameters()).new_zeros(())
+
     def to_dict(self) -> dict[str, Any]:
         """The form as JSON: its name and the fields that differ from their defaults."""
         values: dict[str, Any] = {"form": self.name}

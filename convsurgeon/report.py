@@ -15,6 +15,7 @@ from convsurgeon.cost import Cost
 from convsurgeon.fidelity import Fidelity
 from convsurgeon.plan import Change, Skip, layer_table
 from convsurgeon.reconstruct import Reconstruction
+from convsurgeon.recovery import Recovery
 from convsurgeon.tables import Table, jsonable
 
 
@@ -24,8 +25,7 @@ class Report:
 
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
     own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
-    weighed under a budget. Costs are counted on the
-    models, not predicted.
+    weighed under a budget, `recovery` what training did. Costs are counted on the models, not predicted.
     """
 
     before: Cost
@@ -37,6 +37,7 @@ class Report:
     metrics: tuple[tuple[str, float, float], ...] = ()
     reconstruction: tuple[Reconstruction, ...] = ()
     judged: tuple[Judged, ...] = ()
+    recovery: tuple[Recovery, ...] = ()
 
     @property
     def summary(self) -> Table:
@@ -64,7 +65,7 @@ class Report:
         """Fidelity on the example, or on held-back images with calibration: original against converted."""
         columns = (("sqnr_db", "decibel"), ("cosine", "number"), ("top1_agreement", "share"), ("rows", "count"))
         rows = ((item.sqnr_db, item.cosine, item.agreement, item.rows) for item in self.fidelity)
-        where = "held-back images" if self.reconstruction else "the example"
+        where = "held-back images" if self.reconstruction or self.recovery else "the example"
         return Table(f"Fidelity on {where}: original against converted", columns, tuple(rows))
 
     @property
@@ -95,9 +96,25 @@ class Report:
         return Table(title, (*columns, ("taken", "text")), tuple(rows))
 
     @property
+    def recovered(self) -> Table:
+        """What training did: distance to the original and agreement with it on held-back images, before and after."""
+        columns = (("weights", "text"), ("distance", "number"), ("top1_agreement", "share"))
+        rows = []
+        for done in self.recovery:
+            kept = f"step {done.best_step} of {done.steps}" + (", averaged" if done.averaged else "")
+            rows += [("as converted", done.before.distance, done.before.agreement)]
+            rows += [(kept if done.best_step else "as converted, kept", done.after.distance, done.after.agreement)]
+        used = [
+            f": {d.images} images, judged on {d.held_back} others, rate {d.lr:.0e}, {d.seconds:.0f} s, {d.ended}"
+            for d in self.recovery
+        ]
+        return Table(f"Recovery{''.join(used)}", columns, tuple(rows))
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
-        every = (self.summary, self.closeness, self.weighed, self.calibrated, self.layers, self.fits, self.learnables)
+        tried = (self.weighed, self.calibrated, self.recovered)
+        every = (self.summary, self.closeness, *tried, self.layers, self.fits, self.learnables)
         return tuple(table for table in every if table.rows)
 
     def with_metric(self, name: str, before: float, after: float) -> Report:
@@ -107,7 +124,7 @@ class Report:
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        shown = (self.layers, self.fits, self.weighed, self.calibrated, self.summary, self.closeness)
+        shown = (self.layers, self.fits, self.weighed, self.calibrated, self.recovered, self.summary, self.closeness)
         return "\n\n".join([*(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
@@ -132,6 +149,7 @@ class Report:
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
             "weighed": self.weighed.records(),
             "calibration": self.calibrated.records(),
+            "recovery": self.recovered.records(),
             "layers": self.layers.records(),
             "fits": self.fits.records(),
             "learnables": self.learnables.records(),

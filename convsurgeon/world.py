@@ -2,8 +2,38 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Joins the processes that `torchrun` started, if it did, and leaves them at the end.
+
+    Tensors on the CPU go through gloo and those on a GPU through nccl; with GPUs every process takes its own.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or _running():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        backend = "cpu:gloo,cuda:nccl"
+    store, number, count = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one machine torchrun keeps its store when it restarts the workers, and a new one may then find the address
+        # that a killed one left (gloo: connection refused). So every attempt gets keys of its own.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def size() -> int:
@@ -23,6 +53,12 @@ def added(*tensors: Tensor) -> list[Tensor]:
     sums = [tensor.clone() for tensor in tensors]
     for tensor in sums:
         dist.all_reduce(tensor)
+    return sums
+
+
+def totals(*numbers: float) -> list[float]:
+    """Numbers summed over all processes, in float64."""
+    sums: list[float] = added(torch.tensor(numbers, dtype=torch.float64))[0].tolist()
     return sums
 
 

@@ -1,0 +1,62 @@
+"""A learning rate by trial: short runs from the same start over the same batches, and the best end wins.
+
+A range test that raises the rate step by step (Smith 2017) reads the training loss, whose noise from batch to batch is
+larger than what a step changes here: the start is already close to the original. So every rate gets a whole small
+schedule, warm-up and decay included, and is judged by the held-back images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from convsurgeon.objective import Judge
+from convsurgeon.stream import Stream
+from convsurgeon.training import Training, saved
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+"""That are tried, for Adam."""
+STEPS = 40
+"""Of each trial."""
+
+
+def best_rate(
+    model: nn.Module,
+    make: Callable[[float, int], Training],
+    stream: Stream,
+    judge: Judge,
+    silent: bool | None,
+    rates: Sequence[float] = RATES,
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """The rate whose trial ends nearest to the original, and (rate, distance) of every trial.
+
+    Args:
+        model: is left with the weights it came with.
+        make: rate, steps -> a fresh run of the model.
+        stream: whose first batches are used.
+        judge: of the held-back images.
+        silent: whether to hide the bar.
+        rates: to be tried.
+    """
+    start = saved(model)
+    found: list[tuple[float, float]] = []
+    bar: tqdm[Any] = tqdm(total=len(rates) * STEPS, desc="learning rates", unit="step", leave=False, disable=silent)
+    with bar:
+        for rate in rates:
+            found.append((rate, _trial(make(rate, STEPS), stream, judge, bar)))
+            model.load_state_dict(start)
+    return min(found, key=lambda pair: pair[1])[0], tuple(found)
+
+
+def _trial(training: Training, stream: Stream, judge: Judge, bar: tqdm[Any]) -> float:
+    for batch in stream.steps(0, STEPS):
+        try:
+            training.advance(batch)
+        except FloatingPointError:
+            return math.inf
+        bar.update()
+    return judge.score(training.model).distance
