@@ -59,6 +59,9 @@ class Table:
         """Names of the columns."""
         return [name for name, _ in self.columns]
 
+    def __str__(self) -> str:
+        return self.text()
+
     def text(self) -> str:
         """For a terminal."""
         return f"{self.title}\n{self._draw('simple')}" if self.title else self._draw("simple")
