@@ -53,6 +53,7 @@ from convsurgeon.policy import (
 )
 from convsurgeon.policy_text import parse_policy
 from convsurgeon.reconstruct import Reconstruction
+from convsurgeon.refit import refit_average, refit_optimizer, stale_parameters
 from convsurgeon.report import Report
 from convsurgeon.site import Call, Site
 from convsurgeon.surgery import operate, rebuild
@@ -164,6 +165,9 @@ __all__ = [
     "profile_nodes",
     "quantize_int8",
     "rebuild",
+    "refit_average",
+    "refit_optimizer",
+    "stale_parameters",
     "stem",
     "stride",
     "sweep",

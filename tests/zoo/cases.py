@@ -98,7 +98,7 @@ def enliven(model: nn.Module, example: tuple[Tensor, ...]) -> None:
             norm.eval().momentum = momentum
         for norm in norms:  # one pixel per channel has no spread
             if norm.running_var is not None:
-                norm.running_var.nan_to_num_(1.0).clamp_(min=0.1)
+                norm.running_var.nan_to_num_(1.0).clamp_(min=1e-4)
 
 
 def _draw(name: str, parameter: Tensor) -> None:
