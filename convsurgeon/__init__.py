@@ -57,6 +57,7 @@ from convsurgeon.policy_text import parse_policy
 from convsurgeon.reconstruct import Reconstruction
 from convsurgeon.recover import recover
 from convsurgeon.recovery import Recovery
+from convsurgeon.refit import refit_average, refit_optimizer, stale_parameters
 from convsurgeon.report import Report
 from convsurgeon.site import Call, Site
 from convsurgeon.surgery import operate, rebuild
@@ -172,6 +173,9 @@ __all__ = [
     "quantize_int8",
     "rebuild",
     "recover",
+    "refit_average",
+    "refit_optimizer",
+    "stale_parameters",
     "stem",
     "stride",
     "sweep",

@@ -24,6 +24,7 @@ from convsurgeon.errors import CaptureError
 from convsurgeon.example import Example
 from convsurgeon.geometry import Geometry
 from convsurgeon.obstacle import module_obstacle, reading_obstacle
+from convsurgeon.refusal import refuse
 from convsurgeon.site import Call, Site
 from convsurgeon.state import undisturbed
 from convsurgeon.trace import Traced, trace, untraced
@@ -36,6 +37,10 @@ _FUNCTIONS = {
     torch.conv_transpose1d: -1,
     torch.conv_transpose2d: -2,
     torch.conv_transpose3d: -3,
+    torch.ops.aten.conv1d.default: 1,
+    torch.ops.aten.conv2d.default: 2,
+    torch.ops.aten.conv2d.padding: 2,
+    torch.ops.aten.conv3d.default: 3,
 }
 """The functional convs and their dimensions, negative where transposed."""
 
@@ -62,7 +67,7 @@ def capture(model: nn.Module, example: object) -> Capture:
     Raises:
         CaptureError: the model is of a kind that has no layers to rewrite, or does not run on the example.
     """
-    _refuse(model)
+    refuse(model)
     inputs = Example.of(example).map(_compact)
     with undisturbed(model):
         traced = trace(model, inputs)
@@ -84,43 +89,17 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_meta or tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.detach().clone()
 
 
-def _refuse(model: object) -> None:
-    """Turns away wrappers, whose inner model is what can be rewritten, and what is no module at all."""
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if hasattr(model, "_orig_mod"):
-        raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise CaptureError(f"model: it is wrapped in {type(model).__name__}; pass model.module and wrap the result")
-    if isinstance(model, _CONVS):
-        raise CaptureError(f"model: it is a bare {type(model).__name__}; wrap it in nn.Sequential")
-    try:
-        modules = list(model.named_modules(remove_duplicate=False))
-    except RecursionError:
-        raise CaptureError(
-            "model: one of its modules contains itself; keep references to a parent out of the modules"
-        ) from None
-    for name, module in modules:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise CaptureError(
-                f"model: {name or 'it'} is a TorchScript module, whose layers are compiled; put back the original"
-            )
-    lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
-    if lazy:
-        raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")
-
-
 def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, int]:
     """Runs the graph on fake tensors, or on the example if the model looks at values."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        return _run(model, traced, [tensor.to("meta") for tensor in example.tensors()], None)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    if not on_meta:
+        try:
+            return _run(model, traced, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
+        except Exception:  # whatever operator has no fake version, or asks for a value
+            pass
     try:
-        return _run(model, traced, example.tensors(), fake)
-    except Exception:  # whatever operator has no fake version, or asks for a value
-        pass
-    try:
-        return _run(model, traced, [tensor.clone() for tensor in example.tensors()], None)
+        inputs = [tensor.to("meta") if on_meta else tensor.clone() for tensor in example.tensors()]
+        return _run(model, traced, inputs, None)
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(
@@ -287,17 +266,21 @@ def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:
         if isinstance(module, _CONVS):
             names.setdefault(id(module), []).append(name)
             convs[id(module)] = module
-    weights = Counter(id(parameter) for conv in convs.values() for parameter in conv.parameters(recurse=False))
-    sites = [_site(conv, names[key], watch, weights) for key, conv in convs.items()]
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    sites = [_site(conv, names[key], watch, holders) for key, conv in convs.items()]
     for index, (conv, where) in enumerate(watch.unregistered.values()):
         why = f"an unregistered module that runs in {where}; put it into an nn.ModuleList"
-        sites.append(replace(_site(conv, [f"{where}:unregistered.{index}"], watch, weights), obstacle=why))
+        sites.append(replace(_site(conv, [f"{where}:unregistered.{index}"], watch, holders), obstacle=why))
     return sites
 
 
-def _site(conv: _CONVS, names: list[str], watch: _Watch, uses: Counter[int]) -> Site:
+def _site(conv: _CONVS, names: list[str], watch: _Watch, holders: Mapping[int, list[nn.Module]]) -> Site:
     calls = tuple(watch.calls.get(id(conv), ()))
-    obstacle = module_obstacle(conv, uses) or reading_obstacle(conv, names[0], watch.readers)
+    obstacle = module_obstacle(conv, holders) or reading_obstacle(conv, names[0], watch.readers)
     if not obstacle and not calls:
         obstacle = "the example never reaches it in eval mode"
     return Site(

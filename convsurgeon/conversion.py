@@ -21,6 +21,7 @@ from convsurgeon.planning import CALIBRATED_FORMS, DEFAULT_FORMS, plan_captured
 from convsurgeon.policy import Predicate
 from convsurgeon.reconstruct import reconstruct
 from convsurgeon.report import Report, learnable_rows
+from convsurgeon.state import undisturbed
 from convsurgeon.surgery import operate
 
 
@@ -133,16 +134,23 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     model, example = before.model, before.example
     converted, done = operate(model, wanted, example)
     fits = () if data is None or not done.changes else (reconstruct(before, converted, done, data, seed, progress),)
-    after = capture(converted, example)
+    with undisturbed(model):  # a closure that the copy holds may still run modules of the original
+        after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
-    values = () if on_meta else compared(outputs(model, shown), outputs(converted, shown))
+    values = () if on_meta else compared(model, converted, shown)
     tensors = learnable_rows(model, converted)
     report = Report(before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits)
     return Result(converted, done, report, model, example)
 
 
-def compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity, ...]:
+def compared(model: nn.Module, converted: nn.Module, example: Example) -> tuple[Fidelity, ...]:
+    """Fidelity on an example, or none where nothing can be compared."""
+    with undisturbed(model):
+        return _compared(outputs(model, example), outputs(converted, example))
+
+
+def _compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity, ...]:
     """Fidelity, or none where nothing can be compared: no float outputs, or sizes that depend on the values."""
     shapes = [[tensor.shape for tensor in outs] for outs in (original, converted)]
     if shapes[0] != shapes[1] or not sum(tensor.numel() for tensor in original):

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from convsurgeon.geometry import Geometry
 
 _CONVS = nn.modules.conv._ConvNd
-_OWN = ("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__", "weight", "bias")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OWN = (
+    *("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__", "__getattribute__", "weight", "bias"),
+    *("stride", "padding", "dilation", "groups", "padding_mode", "_reversed_padding_repeated_twice"),
+)
+_HOOKS = (
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+)
+_GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def module_obstacle(conv: _CONVS, uses: Counter[int]) -> str:
+def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) -> str:
     """Why a module cannot be rewritten whatever the form; empty where it can.
 
     Args:
         conv: a conv module of any kind.
-        uses: how many conv modules hold each parameter, by `id`.
+        holders: the modules that hold each parameter, by `id`.
     """
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__}: only Conv2d is rewritten"
@@ -32,15 +39,19 @@ def module_obstacle(conv: _CONVS, uses: Counter[int]) -> str:
     own = _own_behaviour(conv)
     if own:
         return own
-    if any(getattr(conv, name) for name in _HOOKS):
+    if any(getattr(conv, name) for name in _HOOKS) or any(
+        getattr(parameter, name, None) for parameter in conv.parameters(recurse=False) for name in _GRADIENT_HOOKS
+    ):
         return "it carries hooks that would be lost; remove them first"
     if conv._buffers or conv._modules or set(conv._parameters) - {"weight", "bias"}:
         return "it holds buffers, parameters or modules of its own that would be lost"
     geometry = Geometry.of(conv)
     if conv.weight.shape != (geometry.out_channels, geometry.in_per_group, *geometry.kernel_size):
         return f"its weight has shape {tuple(conv.weight.shape)}, which is not what its attributes say"
-    if any(uses[id(parameter)] > 1 for parameter in conv.parameters()):
-        return "its weight is tied to another conv's"
+    if padding := _stale_padding(conv, geometry):
+        return padding
+    if tied := _tied(conv, holders):
+        return tied
     if not conv.weight.dtype.is_floating_point:
         return f"its weight is {str(conv.weight.dtype).removeprefix('torch.')}"
     return ""
@@ -64,3 +75,24 @@ def _own_behaviour(conv: nn.Conv2d) -> str:
         if any(name in vars(cls) for name in _OWN):
             return f"{type(conv).__name__} is a subclass with its own behaviour"
     return ""
+
+
+def _tied(conv: nn.Conv2d, holders: Mapping[int, Sequence[nn.Module]]) -> str:
+    others = [other for parameter in conv.parameters() for other in holders.get(id(parameter), ()) if other is not conv]
+    if any(isinstance(other, _CONVS) for other in others):
+        return "its weight is tied to another conv's"
+    return f"its weight is tied to another module's, a {type(others[0]).__name__}" if others else ""
+
+
+def _stale_padding(conv: nn.Conv2d, geometry: Geometry) -> str:
+    """Torch works out the padding of the modes but zeros once, when a conv is made; attributes set later do nothing."""
+    if geometry.padding_mode == "zeros":
+        return ""
+    with torch.device("meta"):
+        fresh = geometry.module()
+    if list(fresh._reversed_padding_repeated_twice) == list(conv._reversed_padding_repeated_twice):
+        return ""
+    return (
+        f"its {geometry.padding_mode} padding was changed after it was made, and torch goes on with the old one; "
+        "make it anew with the padding it should have"
+    )

@@ -118,5 +118,6 @@ def settled(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> tupl
     macs = sum(site.images(call) * form.macs(geometry, site.size(call)) for call in site.calls)
     params = form.params(geometry)
     if not allow_growth and (macs >= site.macs or params > site.params):
-        return f"{form.label} has {macs / site.macs:.2f} of its MACs and {params / site.params:.2f} of its parameters"
+        share = macs / max(1, site.macs)  # an example without images costs nothing
+        return f"{form.label} has {share:.2f} of its MACs and {params / site.params:.2f} of its parameters"
     return form, params, macs

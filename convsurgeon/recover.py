@@ -17,7 +17,6 @@ from convsurgeon.checkpoint import RunFolder, check_run
 from convsurgeon.conversion import Result, compared
 from convsurgeon.errors import RecoveryError
 from convsurgeon.example import Example
-from convsurgeon.fidelity import outputs
 from convsurgeon.objective import Judge, Loss, Objective
 from convsurgeon.rates import best_rate
 from convsurgeon.recipe import Recipe
@@ -281,6 +280,6 @@ def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Exa
     """The result with the recovered weights in a copy of its model, device, memory format and mode as they were."""
     model = copy.deepcopy(result.model)
     model.load_state_dict(weights)
-    values = compared(outputs(result.original, shown), outputs(model, shown))
+    values = compared(result.original, model, shown)
     report = dataclasses.replace(result.report, fidelity=values, recovery=(done,), metrics=())
     return dataclasses.replace(result, model=model, report=report)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _CONTAINERS = (dict, list, set)
 
@@ -49,8 +49,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             _restore(module, copies, original)
         with torch.no_grad():
             for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
+                _refill_buffer(buffer, value)
 
 
 def _shallow(value: Any) -> Any:
@@ -75,6 +74,16 @@ def _same(now: Any, before: Any) -> bool:
     if isinstance(now, dict):
         return all(k1 == k2 and v1 is v2 for (k1, v1), (k2, v2) in zip(now.items(), before.items(), strict=True))
     return all(one is two for one, two in zip(now, before, strict=True)) if isinstance(now, list) else now == before
+
+
+def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
+    """Gives a buffer back its content, and its size where an observer has grown it."""
+    if buffer.layout is not torch.strided or buffer.is_nested:
+        buffer.copy_(value)
+    elif buffer.shape != value.shape:
+        buffer.resize_(value.shape).copy_(value)
+    elif not torch.equal(buffer, value):
+        buffer.copy_(value)
 
 
 def _refill(container: Any, content: Any) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from convsurgeon.capture import capture
 from convsurgeon.errors import CaptureError, PlanError
@@ -36,7 +38,8 @@ def operate(model: nn.Module, plan: Plan, example: object) -> tuple[nn.Module, P
     """
     inputs = Example.of(example)
     converted = rebuild(model, plan)
-    failed = _not_running(converted, plan, inputs)
+    with undisturbed(model):  # a closure that the copy holds may still run modules of the original
+        failed = _not_running(converted, plan, inputs)
     if failed is None:  # the copy does not even run: find out which sites it cannot do without
         capture(model, inputs)  # if the original does not either, this says so
         names = _culprits(model, plan, inputs, list(plan.changes))
@@ -53,20 +56,29 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
         PlanError: the plan was made for another model.
         CaptureError: the model cannot be copied.
     """
-    new = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
+    new: dict[int, Any] = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
     try:
-        converted = copy.deepcopy(model, dict(new))
+        converted = copy.deepcopy(model, new | _detached(model))
+        placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(
             f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {line}); "
             "copy.deepcopy(model) must work, and the model you pass is never changed in place"
         ) from error
-    placed = {id(module) for module in converted.modules()}
     if any(id(module) not in placed for module in new.values()):
         kind = type(model).__name__
         raise CaptureError(f"model: {kind} copies itself in its own way (__deepcopy__, __reduce__); remove that first")
     return converted
+
+
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    """Copies of the tensors that modules keep of a forward (activations, weights that a hook has computed), by `id`.
+
+    `copy.deepcopy` refuses them for the graph behind them; whoever keeps them computes them anew.
+    """
+    kept = (value for module in model.modules() for value in pytree.tree_leaves(list(vars(module).values())))
+    return {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:

@@ -88,7 +88,10 @@ class _Tracer(fx.Tracer):
         if module_qualified_name in self._paths or type(m) in self._kinds:
             self.leaves.add(module_qualified_name)
             return True
-        return isinstance(m, _CONVS) or super().is_leaf_module(m, module_qualified_name)
+        if isinstance(m, _CONVS):
+            return True
+        holds_convs = any(isinstance(inner, _CONVS) for inner in nn.Module.modules(m))  # such as nn.DataParallel
+        return not holds_convs and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -4,8 +4,8 @@ python tests/benchmarks/bench_recover.py resnet20 [--macs 0.3] [--starts calibra
     [--seeds 0] [--threads 2] [--save FOLDER]
 
 CIFAR networks: the 7728 training images without labels, mirrored and shifted by up to 4 pixels; top-1 on 932 test
-images. DnCNN: 3000 noisy 40x40 crops of `photos/`, PSNR on the 12 images of Set12 at sigma 25; VDSR: 3000 blurred crops,
-PSNR x2 on Set5. The plan comes from `Budget(macs=...)` with 1024 images (200 crops of 64x64), or with `--latency` from a
+images. DnCNN: 3000 noisy 40x40 crops of `photos/`, PSNR on the 12 images of Set12 at sigma 25; VDSR: 3000 blurred ones,
+PSNR x2 on Set5. The plan comes from `Budget(macs=...)` with 1024 images (200 crops of 64x64), with `--latency` from a
 table that is measured first. From random weights batch norm takes new statistics; from the others it is frozen.
 """
 
