@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from convsurgeon.cost import Cost
 from convsurgeon.fidelity import Fidelity
 from convsurgeon.plan import Change, Skip, layer_table
 from convsurgeon.reconstruct import Reconstruction
+from convsurgeon.revision import Timing
 from convsurgeon.tables import Table, jsonable
 
 
@@ -24,8 +26,7 @@ class Report:
 
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
     own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
-    weighed under a budget. Costs are counted on the
-    models, not predicted.
+    weighed under a budget, `timings` the whole networks that were timed. Costs are counted on the models.
     """
 
     before: Cost
@@ -37,6 +38,7 @@ class Report:
     metrics: tuple[tuple[str, float, float], ...] = ()
     reconstruction: tuple[Reconstruction, ...] = ()
     judged: tuple[Judged, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
     @property
     def summary(self) -> Table:
@@ -95,10 +97,27 @@ class Report:
         return Table(title, (*columns, ("taken", "text")), tuple(rows))
 
     @property
+    def timed(self) -> Table:
+        """Under a latency budget: what the table promised of every plan and what its whole network took."""
+        columns = (("plan", "text"), ("predicted_ms", "ms"), ("measured_ms", "ms"), ("off", "share"))
+        rows = []
+        for one in self.timings:
+            limit = one.limit_ms if math.isfinite(one.limit_ms) else None
+            name = one.measure if one.round == 1 else f"{one.measure}, revised {one.round - 1}x"
+            off = one.measured_ms / one.predicted_ms - 1
+            speedup = one.dense_ms / one.measured_ms
+            slower = ", ".join(one.slower) or None
+            rows.append(
+                (name, one.predicted_ms, one.measured_ms, off, limit, speedup, slower, "yes" if one.taken else "no")
+            )
+        more = (("limit_ms", "ms"), ("speed_up", "times"), ("slower_layers", "text"), ("taken", "text"))
+        return Table("Whole networks, timed", (*columns, *more), tuple(rows))
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
-        every = (self.summary, self.closeness, self.weighed, self.calibrated, self.layers, self.fits, self.learnables)
-        return tuple(table for table in every if table.rows)
+        every = (self.summary, self.closeness, self.weighed, self.timed, self.calibrated, self.layers, self.fits)
+        return tuple(table for table in (*every, self.learnables) if table.rows)
 
     def with_metric(self, name: str, before: float, after: float) -> Report:
         """The report with one more line in its summary."""
@@ -107,7 +126,7 @@ class Report:
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        shown = (self.layers, self.fits, self.weighed, self.calibrated, self.summary, self.closeness)
+        shown = (self.layers, self.fits, self.weighed, self.timed, self.calibrated, self.summary, self.closeness)
         return "\n\n".join([*(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
@@ -131,6 +150,7 @@ class Report:
             "summary": self.summary.records(),
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
             "weighed": self.weighed.records(),
+            "timed": self.timed.records(),
             "calibration": self.calibrated.records(),
             "layers": self.layers.records(),
             "fits": self.fits.records(),

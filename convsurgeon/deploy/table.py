@@ -21,11 +21,11 @@ from typing import Any
 
 from torch import nn
 
-from convsurgeon.capture import capture
+from convsurgeon.capture import Capture, capture
 from convsurgeon.deploy import device_measure as measuring
 from convsurgeon.deploy.table_cache import cache_file, fingerprint
 from convsurgeon.deploy.table_candidates import fitting, uncovered
-from convsurgeon.deploy.table_measure import measured
+from convsurgeon.deploy.table_measure import measured, measured_wholes
 from convsurgeon.deploy.table_reduce import Row, reduce
 from convsurgeon.errors import FormError, LatencyError
 from convsurgeon.files import new_file
@@ -33,6 +33,7 @@ from convsurgeon.form import Form
 from convsurgeon.forms import form_from_dict
 from convsurgeon.plan import Plan
 from convsurgeon.policy import Predicate
+from convsurgeon.revision import Whole
 from convsurgeon.tables import Table
 
 _MARK = "convsurgeon_latencies"
@@ -170,6 +171,27 @@ class LatencyTable:
         changes = plan.changes.values()
         gains = (self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
         return self.total_ms - sum(gains)
+
+    def wholes(self, seen: Capture, plans: Sequence[Plan], progress: bool) -> tuple[Whole, ...] | None:
+        """Times the whole network of every plan, for confirming what the table predicts.
+
+        Args:
+            seen: the dense network, captured.
+            plans: what to make of it.
+            progress: whether a bar appears when it takes longer than two seconds.
+
+        Returns:
+            Milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have slowed
+            one of the two measurements. None if the table was measured on another machine.
+
+        Raises:
+            LatencyError: a plan changes a conv that cannot be timed.
+        """
+        if not measuring.same_machine(dict(self.machine), measuring.machine()):
+            return None
+        dense_ms, found = measured_wholes(seen, plans, self.threads, max(1, self.passes), progress)
+        scale = self.total_ms / dense_ms
+        return tuple(Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}) for one in found)
 
     @property
     def table(self) -> Table:

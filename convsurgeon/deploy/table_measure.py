@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from convsurgeon.capture import Capture, capture
 from convsurgeon.deploy import device_measure as measuring
+from convsurgeon.deploy.device_measure import DENSE
 from convsurgeon.deploy.export import exported_graph
 from convsurgeon.deploy.table_cache import fingerprint
 from convsurgeon.deploy.table_candidates import distinct, timeable
@@ -20,6 +21,7 @@ from convsurgeon.deploy.table_graph import obstacle, skeleton
 from convsurgeon.deploy.table_reduce import reduce
 from convsurgeon.errors import LatencyError
 from convsurgeon.plan import Plan
+from convsurgeon.revision import Whole
 
 _QUIET_S = 2.0
 
@@ -47,7 +49,14 @@ def measure_whole(
         ExportError: the model has no ONNX form.
         LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
     """
-    seen = capture(model, example)
+    dense_ms, found = measured_wholes(capture(model, example), plans, threads, passes, progress)
+    return dense_ms, tuple(whole.total_ms for whole in found)
+
+
+def measured_wholes(
+    seen: Capture, plans: Sequence[Plan], threads: int, passes: int, progress: bool
+) -> tuple[float, tuple[Whole, ...]]:
+    """`measure_whole` for a model that is captured already, with what each changed site takes in each network."""
     made = [
         Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
         for number, plan in enumerate(plans)
@@ -57,9 +66,15 @@ def measure_whole(
         raw = measured(seen, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
-    figures = reduce(raw)
-    times = {one.key: figures.networks[one.label] for one in changing}
-    return figures.total_ms, tuple(times.get(one.key, figures.total_ms) for one in made)
+    found = {DENSE: Whole(reduce(raw).total_ms, {})} | {one.key: _whole(raw, one) for one in changing}
+    return found[DENSE].total_ms, tuple(found[one.key if one.chosen else DENSE] for one in made)
+
+
+def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
+    """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
+    alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
+    figures = reduce({**raw, "samples": alone})
+    return Whole(figures.networks[one.label], {row.site: row.ms for row in figures.rows if row.form is not None})
 
 
 def measured(
