@@ -80,7 +80,7 @@ def _tried(name: str, way: str, seed: int, shares: list[float], cache: str | Non
     timed = torch.zeros(TIMED[name])
     table = cs.LatencyTable.measure(model, timed, WAYS[way], POLICY, cache=cache, progress=False)
     seen = cs.capture(model, timed)
-    data = None if way == "svd" else read(images, cs.capture(model, images[:1]).example, len(images))
+    data = None if way == "svd" else read(images, seen.example, len(images))
     rated = appraise(seen, WAYS[way], POLICY, False, data, seed, progress=False)
     for share in shares:
         started = time.perf_counter()
@@ -89,7 +89,7 @@ def _tried(name: str, way: str, seed: int, shares: list[float], cache: str | Non
         except cs.BudgetError as error:
             print(error, flush=True)
             return
-        found = case.metric(_converted(model, best.plan, None if way == "svd" else images, seed))
+        found = case.metric(_converted(name, best.plan, None if way == "svd" else images, seed))
         (timing,) = (one for one in best.timings if one.taken)
         equal = found >= dense - TOLERANCES[name]
         speeds = (timing.dense_ms / timing.predicted_ms, timing.dense_ms / timing.measured_ms)
@@ -100,16 +100,9 @@ def _tried(name: str, way: str, seed: int, shares: list[float], cache: str | Non
             return
 
 
-def _converted(model: nn.Module, plan: cs.Plan, images: torch.Tensor | None, seed: int) -> nn.Module:
-    if images is None:
-        return cs.carry_out(model, plan, torch.zeros(_shape(plan)), progress=False).model
-    kept = {"calibration": images, "images": len(images), "seed": seed, "progress": False}
-    return cs.carry_out(model, plan, images[:1], **kept).model  # type: ignore[arg-type]
-
-
-def _shape(plan: cs.Plan) -> tuple[int, ...]:
-    """Of the input of the first conv, which is that of all these networks."""
-    return plan.steps[0].site.calls[0].input_shape
+def _converted(name: str, plan: cs.Plan, images: torch.Tensor | None, seed: int) -> nn.Module:
+    kept = {"calibration": images, "images": 1024, "seed": seed, "progress": False}
+    return cs.carry_out(pretrained(name), plan, torch.zeros(TIMED[name]), **kept).model  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
