@@ -73,6 +73,7 @@ class LatencyTable:
         threads: int = 1,
         passes: int = 3,
         cache: str | Path | None = None,
+        prune: bool = True,
         progress: bool = True,
     ) -> LatencyTable:
         """Measures on this machine, or reads what was measured before.
@@ -86,6 +87,7 @@ class LatencyTable:
             passes: sets of fresh sessions; times differ by up to 10 % from one to the next.
             cache: folder of earlier measurements, one file per network, machine, runtime version and thread count; the
                 user's cache folder if not given. A stopped measurement goes on from there.
+            prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
             progress: whether a bar appears when it takes longer than two seconds.
 
         Raises:
@@ -96,9 +98,9 @@ class LatencyTable:
         seen = capture(model, example)
         target = cache_file(cache, fingerprint(seen), threads)
         raw = _stored(target)
-        wanted = uncovered(fitting(seen, forms, policy), raw, passes)
+        wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune)
         if wanted or raw is None:
-            raw = measured(seen, wanted, target, threads, passes, progress)
+            raw = measured(seen, wanted, target, threads, passes, progress, prune)
         return _table(raw)
 
     @staticmethod

@@ -15,9 +15,10 @@ from convsurgeon.deploy import device_measure as measuring
 from convsurgeon.deploy.device_measure import DENSE
 from convsurgeon.deploy.export import exported_graph
 from convsurgeon.deploy.table_cache import fingerprint
-from convsurgeon.deploy.table_candidates import distinct, timeable
+from convsurgeon.deploy.table_candidates import distinct, timeable, uncovered
 from convsurgeon.deploy.table_folder import Candidate, write_folder
-from convsurgeon.deploy.table_graph import obstacle, skeleton
+from convsurgeon.deploy.table_graph import Skeleton, obstacle, skeleton
+from convsurgeon.deploy.table_prune import cheapest, hopeless, without
 from convsurgeon.deploy.table_reduce import reduce
 from convsurgeon.errors import LatencyError
 from convsurgeon.plan import Plan
@@ -78,9 +79,24 @@ def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
 
 
 def measured(
-    seen: Capture, candidates: Sequence[Candidate], target: Path, threads: int, passes: int, progress: bool
+    seen: Capture,
+    candidates: Sequence[Candidate],
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: bool,
+    prune: bool = False,
 ) -> measuring.Raw:
     """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit.
+
+    Args:
+        seen: the dense network, captured.
+        candidates: what to time beside it.
+        target: where earlier results are, and all of them go.
+        threads: of the runtime.
+        passes: sets of fresh sessions.
+        progress: whether bars appear.
+        prune: leave out what can hardly pay, see `table_prune`; results say what that was.
 
     Raises:
         ExportError: the model has no ONNX form.
@@ -88,20 +104,44 @@ def measured(
     """
     if passes < 1:
         raise LatencyError(f"passes={passes}: pass at least 1")
-    with tempfile.TemporaryDirectory() as place:
+    with _bar(1, "exporting", progress):
+        bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
+
+    def timed(chosen: Sequence[Candidate]) -> measuring.Raw:
+        return _timed(seen, bare, chosen, target, threads, passes, progress)
+
+    sites = {site.name: site for site in seen.sites}
+    if not prune:
+        return timed(candidates)
+    raw = timed(cheapest(candidates, sites))
+    out = hopeless(candidates, reduce(raw).rows, sites)
+    rest = uncovered(without(candidates, out), raw, passes)
+    raw = {**(timed(rest) if rest else raw), "pruned": [*raw.get("pruned", []), *map(list, out)]}
+    measuring.write(target, raw)
+    return raw
+
+
+def _timed(
+    seen: Capture,
+    bare: Skeleton,
+    candidates: Sequence[Candidate],
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: bool,
+) -> measuring.Raw:
+    with tempfile.TemporaryDirectory() as place, _bar(len(candidates) * passes, "timing", progress) as bar:
         folder = Path(place)
-        with _bar(1, "exporting", progress):
-            write_candidates(folder, seen, candidates)
-        with _bar(len(candidates) * passes, "timing", progress) as bar:
+        _write(folder, seen, bare, candidates)
 
-            def told(label: str) -> None:
-                bar.set_postfix_str(label, refresh=False)
-                bar.update()
+        def told(label: str) -> None:
+            bar.set_postfix_str(label, refresh=False)
+            bar.update()
 
-            try:
-                return measuring.measure(folder, target, threads, passes, told)
-            except measuring.MeasureError as error:
-                raise LatencyError(str(error)) from error
+        try:
+            return measuring.measure(folder, target, threads, passes, told)
+        except measuring.MeasureError as error:
+            raise LatencyError(str(error)) from error
 
 
 def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
@@ -110,7 +150,10 @@ def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate
     Raises:
         ExportError: the model has no ONNX form.
     """
-    bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
+    _write(folder, seen, skeleton(exported_graph(seen.model, seen.example), seen.sites), candidates)
+
+
+def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate]) -> None:
     barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
     made = {}
     for one in candidates:

@@ -17,6 +17,9 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.deploy import device_measure
 from convsurgeon.deploy import table as tables
+from convsurgeon.deploy.table_folder import Candidate
+from convsurgeon.deploy.table_prune import cheapest, hopeless, without
+from convsurgeon.deploy.table_reduce import Row
 from tests import nets
 
 FORMS: list[cs.Form] = [cs.DepthwiseSeparable(rank=1), cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=1)]
@@ -40,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(cache: Path) -> cs.LatencyTable:
-    return cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, progress=False)
+    return cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, prune=False, progress=False)
 
 
 def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
@@ -92,9 +95,25 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(device_measure, "_group", rest)
     table = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
-    assert len(timed) == len(set(timed)) == 2 * len(FORMS)  # each network once in each pass, none again
+    assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
     assert json.loads(stored.read_text())["samples"][: len(before)] == before
-    assert all(table.has("3", form) for form in FORMS)
+    assert all(table.has("3", form) for form in (FORMS[0], FORMS[2]))
+
+
+def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
+    net = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
+    sites = {site.name: site for site in cs.capture(net, EXAMPLE).sites}
+    ranks = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
+    candidates = [Candidate(form.label, dict.fromkeys(sites, form)) for form in (*ranks[::-1], cs.Blueprint(rank=3))]
+    assert [one.label for one in cheapest(candidates, sites)] == ["separable rank 1", "blueprint rank 3"]
+    rows = [Row("0", None, 1.0, 0.0, ()), Row("1", None, 1.0, 0.0, ())]
+    rows += [Row("0", ranks[0], 0.5, 0.0, ()), Row("1", ranks[0], 0.2, 0.0, ())]
+    out = hopeless(candidates, rows, sites)
+    assert out == [("0", "separable rank 4")]  # 0.7 of four times a half is more than 1; twice is not
+    left = {one.label: set(one.chosen) for one in without(candidates, out)}
+    assert left == {one.label: {"0", "1"} for one in candidates} | {"separable rank 4": {"1"}}
+    slow = [*rows, Row("0", ranks[2], 3.0, 0.0, ())]
+    assert hopeless(candidates, slow, sites) == []  # what was timed is known
 
 
 def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) -> None:
