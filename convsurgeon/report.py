@@ -99,18 +99,21 @@ class Report:
     @property
     def timed(self) -> Table:
         """Under a latency budget: what the table promised of every plan and what its whole network took."""
-        columns = (("plan", "text"), ("predicted_ms", "ms"), ("measured_ms", "ms"), ("off", "share"))
+        columns = (("plan", "text"), ("predicted_ms", "ms"), ("measured_ms", "ms"), ("spread", "share"))
         rows = []
         for one in self.timings:
             limit = one.limit_ms if math.isfinite(one.limit_ms) else None
             name = one.measure if one.round == 1 else f"{one.measure}, revised {one.round - 1}x"
             off = one.measured_ms / one.predicted_ms - 1
-            speedup = one.dense_ms / one.measured_ms
-            slower = ", ".join(one.slower) or None
-            rows.append(
-                (name, one.predicted_ms, one.measured_ms, off, limit, speedup, slower, "yes" if one.taken else "no")
-            )
-        more = (("limit_ms", "ms"), ("speed_up", "times"), ("slower_layers", "text"), ("taken", "text"))
+            times = (one.predicted_ms, one.measured_ms, one.spread, off, limit, one.dense_ms / one.measured_ms)
+            rows.append((name, *times, ", ".join(one.slower) or None, "yes" if one.taken else "no"))
+        more = (
+            ("off", "share"),
+            ("limit_ms", "ms"),
+            ("speed_up", "times"),
+            ("slower_layers", "text"),
+            ("taken", "text"),
+        )
         return Table("Whole networks, timed", (*columns, *more), tuple(rows))
 
     @property

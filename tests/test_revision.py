@@ -35,6 +35,7 @@ class Table:
     company: dict[str, float]
     total_ms: float = 10.0
     timed: int = 0
+    spread: float = 0.0
     elsewhere: bool = False
 
     def has(self, site: str, form: cs.Form | None) -> bool:
@@ -51,7 +52,7 @@ class Table:
 
     def _whole(self, plan: cs.Plan) -> Whole:
         sites = {name: self.company[name] * self.ms(name, change.form) for name, change in plan.changes.items()}
-        return Whole(self.total_ms - sum(DENSE[name] for name in sites) + sum(sites.values()), sites)
+        return Whole(self.total_ms - sum(DENSE[name] for name in sites) + sum(sites.values()), sites, self.spread)
 
 
 def _converted(table: Table, **budget: float | str) -> cs.Result:
@@ -83,6 +84,14 @@ def test_a_plan_whose_parts_do_not_add_up_is_revised(company: float) -> None:
     if company < 1:  # what was left is spent
         assert last.measured_ms > first.measured_ms
     assert "revised 1x" in result.report.timed.text()
+
+
+def test_what_is_within_the_noise_is_not_revised() -> None:
+    table = Table(dict.fromkeys(DENSE, 1.1), spread=0.08)
+    (timing,) = _converted(table, latency=0.5).timings
+    assert timing.taken
+    assert timing.kept
+    assert timing.measured_ms > 1.03 * timing.predicted_ms
 
 
 def test_faster_puts_back_what_is_slower_in_company() -> None:

@@ -193,7 +193,10 @@ class LatencyTable:
             return None
         dense_ms, found = measured_wholes(seen, plans, self.threads, max(1, self.passes), progress)
         scale = self.total_ms / dense_ms
-        return tuple(Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}) for one in found)
+        return tuple(
+            Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
+            for one in found
+        )
 
     @property
     def table(self) -> Table:

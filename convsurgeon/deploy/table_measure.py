@@ -75,7 +75,10 @@ def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
     """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
     alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
     figures = reduce({**raw, "samples": alone})
-    return Whole(figures.networks[one.label], {row.site: row.ms for row in figures.rows if row.form is not None})
+    total_ms = figures.networks[one.label]
+    shares = [sample["total_ms"] / sample["dense_ms"] for sample in alone if sample["network"] == one.key]
+    spread = (max(shares) - min(shares)) / 2 * figures.total_ms / total_ms
+    return Whole(total_ms, {row.site: row.ms for row in figures.rows if row.form is not None}, spread)
 
 
 def measured(
