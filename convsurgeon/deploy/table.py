@@ -184,12 +184,12 @@ class LatencyTable:
 
         Returns:
             Milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have slowed
-            one of the two measurements. None if the table was measured on another machine.
+            one of the two measurements. None if the table was measured on another machine or with another input.
 
         Raises:
             LatencyError: a plan changes a conv that cannot be timed.
         """
-        if not measuring.same_machine(dict(self.machine), measuring.machine()):
+        if not measuring.same_machine(dict(self.machine), measuring.machine()) or str(seen.example) != self.example:
             return None
         dense_ms, found = measured_wholes(seen, plans, self.threads, max(1, self.passes), progress)
         scale = self.total_ms / dense_ms

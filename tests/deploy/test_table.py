@@ -126,6 +126,7 @@ def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) ->
     assert taken.dense_ms == table.total_ms
     elsewhere = dataclasses.replace(table, machine={**table.machine, "cpu": "another"})
     assert elsewhere.wholes(cs.capture(_net(), EXAMPLE), [result.plan], progress=False) is None
+    assert table.wholes(cs.capture(_net(), EXAMPLE[..., :12]), [result.plan], progress=False) is None
 
 
 def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
