@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -193,6 +194,15 @@ def whole(seen: Capture, table: Latencies | None, kind: str) -> float:
         return table.total_ms
     counted = {"macs": seen.cost.macs, "params": seen.cost.params, "bytes": seen.cost.weight_bytes}
     return float(counted[kind])
+
+
+def predicted(table: Latencies, plan: Plan) -> float:
+    """Milliseconds of the whole network once a plan is carried out, by its parts; nan where one was not measured."""
+    changes = plan.changes.values()
+    if not all(table.has(change.name, change.form) for change in changes):
+        return math.nan
+    gains = (table.ms(change.name, None) - table.ms(change.name, change.form) for change in changes)
+    return table.total_ms - sum(gains)
 
 
 def distinct(problem: Problem, measures: Measures) -> dict[str, Plan]:

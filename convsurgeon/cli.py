@@ -19,7 +19,14 @@ from tqdm import tqdm
 from convsurgeon import world
 from convsurgeon.budget import Budget
 from convsurgeon.cli_deploy import add_bench, add_export, check_export, export_bundle, print_bundle, run_bench
-from convsurgeon.cli_device import add_device, add_latencies, latencies, write_device
+from convsurgeon.cli_device import (
+    add_device,
+    add_latencies,
+    add_milliseconds,
+    latencies,
+    shown_milliseconds,
+    write_device,
+)
 from convsurgeon.cli_recover import add_recovery, check_recovery, run_recovery
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.errors import BudgetError, CalibrationError, ConvSurgeonError, LoadError
@@ -123,8 +130,10 @@ def _sweep(options: argparse.Namespace) -> None:
     model, example = _model_and_example(options)
     metric = load_function(options.metric) if options.metric else None
     measured = None if metric is None else partial(_measure, options.metric, metric)
-    choices = _choices(options) | _calibration(options, example)
-    found = sweep(model, example, shares=options.shares, metric=measured, **choices)
+    choices = _choices(options)
+    times = shown_milliseconds(options, model, example, choices)
+    data = _calibration(options, example)
+    found = sweep(model, example, shares=options.shares, metric=measured, **choices, **times, **data)
     print(json.dumps(found.table.records(), indent=1) if options.json else found)
     if options.out:
         found.draw(options.out, overwrite=options.force)
@@ -239,6 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(sweeps)
     _add_choices(sweeps)
     _add_calibration(sweeps)
+    add_milliseconds(sweeps)
     sweeps.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs")
     sweeps.add_argument("--out", metavar="PLOT.svg", help="draw the curve: .svg, .png or .pdf (needs matplotlib)")
     sweeps.add_argument("--force", action="store_true", help="replace an existing file")

@@ -46,6 +46,32 @@ def latencies(
         if options.device:
             raise BudgetError("--device: no latency is asked for; add --budget latency=0.5, or latency=faster")
         return {}
+    return _table(options, model, example, choices)
+
+
+def add_milliseconds(command: argparse.ArgumentParser) -> None:
+    """Options of `sweep`, which plans in MACs and may show milliseconds beside them."""
+    command.add_argument(
+        "--milliseconds", action="store_true", help="measure every layer in onnxruntime here, and show the sums"
+    )
+    command.add_argument("--device", metavar="FILE.json", help="or take what was measured on a device")
+    command.add_argument("--cache", metavar="DIR", help="where latencies of this machine are kept")
+
+
+def shown_milliseconds(
+    options: argparse.Namespace, model: nn.Module, example: Example, choices: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The table of latencies that a sweep shows, as keyword arguments; none where it was not asked for.
+
+    Raises:
+        LatencyError: the file is damaged, or the network cannot be timed.
+    """
+    return _table(options, model, example, choices) if options.device or options.milliseconds else {}
+
+
+def _table(
+    options: argparse.Namespace, model: nn.Module, example: Example, choices: Mapping[str, Any]
+) -> dict[str, Any]:
     from convsurgeon.deploy.table import LatencyTable
 
     if options.device:

@@ -7,6 +7,7 @@ the energy of the weights.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import nn
 
 from convsurgeon.appraisal import Measures, by_data, by_weights
 from convsurgeon.budget import Budget
-from convsurgeon.budgeting import Judged, Latencies, Problem, distinct, problem
+from convsurgeon.budgeting import Judged, Latencies, Problem, problem
 from convsurgeon.calibration import Calibration, leading
 from convsurgeon.capture import Capture
 from convsurgeon.errors import BudgetError
@@ -24,6 +25,7 @@ from convsurgeon.plan import Change, Plan
 from convsurgeon.planning import candidates, plan_captured
 from convsurgeon.policy import Predicate
 from convsurgeon.reconstruct import reconstruct
+from convsurgeon.revision import Timing, confirmed
 from convsurgeon.surgery import operate
 
 TRIAL_IMAGES = 256
@@ -60,8 +62,23 @@ def appraise(
     return Appraised(seen, base, options, measures, () if data is None else (data,), seed)
 
 
-def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None) -> tuple[Plan, tuple[Judged, ...]]:
+@dataclass(frozen=True)
+class Best:
+    """The plan to carry out, every plan it was chosen from, and what the whole networks took that were timed."""
+
+    plan: Plan
+    judged: tuple[Judged, ...]
+    timings: tuple[Timing, ...] = ()
+
+
+def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None, progress: bool = False) -> Best:
     """The plan to carry out under a budget, and what it was chosen from.
+
+    Args:
+        rated: the candidates.
+        budget: what the converted model may cost.
+        latencies: milliseconds of every site; with a latency budget the plans are timed whole if it can do that.
+        progress: whether to show a bar while timing.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -69,14 +86,19 @@ def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None) -> 
     task = problem(rated.seen, rated.base, rated.options, budget, latencies)
     if budget.lost is not None:
         return _cheapest(rated, task, budget.lost)
-    plans = distinct(task, rated.measures)
+    plans, timings = confirmed(task, rated.measures, progress)
     if not rated.data or len(plans) == 1:
         (name, only), *_ = plans.items()
-        return only, (Judged(name, only.macs_after, math.nan, taken=True),)
+        return Best(only, (Judged(name, only.macs_after, math.nan, taken=True),), _taken(timings, name))
     errors = {name: trial(rated, plan)[1] for name, plan in plans.items()}
     best = min(errors, key=lambda name: errors[name])
     judged = (Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items())
-    return plans[best], tuple(judged)
+    return Best(plans[best], tuple(judged), _taken(timings, best))
+
+
+def _taken(timings: Sequence[Timing], name: str) -> tuple[Timing, ...]:
+    """The timings, of which only the one of the plan that is carried out stays marked."""
+    return tuple(dataclasses.replace(one, taken=one.taken and one.measure == name) for one in timings)
 
 
 def trial(rated: Appraised, plan: Plan) -> tuple[nn.Module, float]:
@@ -90,12 +112,12 @@ def trial(rated: Appraised, plan: Plan) -> tuple[nn.Module, float]:
     return converted, fitted.error_after
 
 
-def _cheapest(rated: Appraised, task: Problem, lost: float) -> tuple[Plan, tuple[Judged, ...]]:
+def _cheapest(rated: Appraised, task: Problem, lost: float) -> Best:
     """The cheapest plan within an error: by halving, as the network's error grows with what the layers may lose."""
     name, errors = next(iter(rated.measures.items()))
     if not rated.data:  # the mean share of energy lost, over the layers that may change
         plan = task.cheapest(errors, lost * len(task.options))
-        return plan, (Judged(name, plan.macs_after, math.nan, taken=True),)
+        return Best(plan, (Judged(name, plan.macs_after, math.nan, taken=True),))
     worst = sum(max(errors[site, change.form.label] for change in changes) for site, changes in task.options.items())
     low, high = worst * 1e-6, worst
     tried: list[tuple[Plan, float]] = []
@@ -109,4 +131,4 @@ def _cheapest(rated: Appraised, task: Problem, lost: float) -> tuple[Plan, tuple
     if not kept:
         raise BudgetError(f"budget: lost={lost:g} leaves every layer dense; the least tried loses {tried[-1][1]:.3g}")
     best = min(kept, key=lambda plan: plan.macs_after)
-    return best, tuple(Judged(name, plan.macs_after, error, plan is best) for plan, error in tried)
+    return Best(best, tuple(Judged(name, plan.macs_after, error, plan is best) for plan, error in tried))

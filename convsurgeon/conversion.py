@@ -21,6 +21,7 @@ from convsurgeon.planning import CALIBRATED_FORMS, DEFAULT_FORMS, plan_captured
 from convsurgeon.policy import Predicate
 from convsurgeon.reconstruct import reconstruct
 from convsurgeon.report import Report, learnable_rows
+from convsurgeon.revision import Timing
 from convsurgeon.state import undisturbed
 from convsurgeon.surgery import operate
 
@@ -48,6 +49,11 @@ class Result:
     def judged(self) -> tuple[Judged, ...]:
         """Under a budget every plan that was weighed: how it was made, its cost and its error."""
         return self.report.judged
+
+    @property
+    def timings(self) -> tuple[Timing, ...]:
+        """Under a latency budget every whole network that was timed: predicted, measured, and which was taken."""
+        return self.report.timings
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
@@ -82,7 +88,9 @@ def convert(
         policy: which sites may be touched; the default leaves the stem alone.
         budget: what the converted model may cost. Plans are made by several measures of a layer's error; with
             calibration the whole network's error on held-back images decides between them.
-        latencies: measured milliseconds of every site, for a latency budget; a `LatencyTable`.
+        latencies: measured milliseconds of every site, for a latency budget; a `LatencyTable`. One that was measured
+            on this machine also times the whole planned network; the plan is revised where that is not the sum of its
+            parts, and `timings` says so.
         allow_growth: take a form even where it has more MACs or parameters than the conv.
         calibration: unlabelled images to fit the weights to: a tensor, an iterable of batches or a `DataLoader`.
             Without it the weights are the best approximation of the kernels, which at low rank is not enough.
@@ -102,9 +110,10 @@ def convert(
     if budget is not None:
         candidates = BUDGET_FORMS if forms is None else forms
         rated = appraise(before, candidates, policy, allow_growth, data, seed, progress)
-        wanted, judged = best_plan(rated, budget, latencies)
-        result = _carry_out(before, wanted, data, seed, progress)
-        return dataclasses.replace(result, report=dataclasses.replace(result.report, judged=judged))
+        best = best_plan(rated, budget, latencies, progress)
+        result = _carry_out(before, best.plan, data, seed, progress)
+        report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings)
+        return dataclasses.replace(result, report=report)
     chosen = forms if forms is not None else (DEFAULT_FORMS if data is None else CALIBRATED_FORMS)
     return _carry_out(before, plan_captured(before, chosen, policy, allow_growth), data, seed, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from convsurgeon.fidelity import Fidelity
 from convsurgeon.plan import Change, Skip, layer_table
 from convsurgeon.reconstruct import Reconstruction
 from convsurgeon.recovery import Recovery
+from convsurgeon.revision import Timing
 from convsurgeon.tables import Table, jsonable
 
 
@@ -25,7 +27,8 @@ class Report:
 
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
     own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
-    weighed under a budget, `recovery` what training did. Costs are counted on the models, not predicted.
+    weighed under a budget, `timings` the whole networks that were timed, `recovery` what training did. Costs are
+    counted on the models.
     """
 
     before: Cost
@@ -38,6 +41,7 @@ class Report:
     reconstruction: tuple[Reconstruction, ...] = ()
     judged: tuple[Judged, ...] = ()
     recovery: tuple[Recovery, ...] = ()
+    timings: tuple[Timing, ...] = ()
 
     @property
     def summary(self) -> Table:
@@ -111,9 +115,29 @@ class Report:
         return Table(f"Recovery{''.join(used)}", columns, tuple(rows))
 
     @property
+    def timed(self) -> Table:
+        """Under a latency budget: what the table promised of every plan and what its whole network took."""
+        columns = (("plan", "text"), ("predicted_ms", "ms"), ("measured_ms", "ms"), ("spread", "share"))
+        rows = []
+        for one in self.timings:
+            limit = one.limit_ms if math.isfinite(one.limit_ms) else None
+            name = one.measure if one.round == 1 else f"{one.measure}, revised {one.round - 1}x"
+            off = one.measured_ms / one.predicted_ms - 1
+            times = (one.predicted_ms, one.measured_ms, one.spread, off, limit, one.dense_ms / one.measured_ms)
+            rows.append((name, *times, ", ".join(one.slower) or None, "yes" if one.taken else "no"))
+        more = (
+            ("off", "share"),
+            ("limit_ms", "ms"),
+            ("speed_up", "times"),
+            ("slower_layers", "text"),
+            ("taken", "text"),
+        )
+        return Table("Whole networks, timed", (*columns, *more), tuple(rows))
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
-        tried = (self.weighed, self.calibrated, self.recovered)
+        tried = (self.weighed, self.timed, self.calibrated, self.recovered)
         every = (self.summary, self.closeness, *tried, self.layers, self.fits, self.learnables)
         return tuple(table for table in every if table.rows)
 
@@ -124,7 +148,8 @@ class Report:
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        shown = (self.layers, self.fits, self.weighed, self.calibrated, self.recovered, self.summary, self.closeness)
+        tried = (self.weighed, self.timed, self.calibrated, self.recovered)
+        shown = (self.layers, self.fits, *tried, self.summary, self.closeness)
         return "\n\n".join([*(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
@@ -148,6 +173,7 @@ class Report:
             "summary": self.summary.records(),
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
             "weighed": self.weighed.records(),
+            "timed": self.timed.records(),
             "calibration": self.calibrated.records(),
             "recovery": self.recovered.records(),
             "layers": self.layers.records(),

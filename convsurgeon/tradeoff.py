@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
 from convsurgeon.budget import Budget
-from convsurgeon.budgeting import BUDGET_FORMS
+from convsurgeon.budgeting import BUDGET_FORMS, Latencies, predicted
 from convsurgeon.calibration import read
 from convsurgeon.capture import capture
 from convsurgeon.contest import Appraised, appraise, best_plan, trial
@@ -33,12 +34,16 @@ SHARES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 
 @dataclass(frozen=True)
 class Point:
-    """One budget: the plan it gave, the network's relative error on held-back images, and the user's own metric."""
+    """One budget: the plan it gave, the network's relative error on held-back images, and the user's own metric.
+
+    `ms` is what a table of latencies predicts, and of the original; empty where no table was given.
+    """
 
     share: float
     plan: Plan
     error: float
     metric: tuple[float, ...]
+    ms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ class Sweep:
     def table(self) -> Table:
         """A row per budget."""
         names = (("metric", "number"),) if any(point.metric for point in self.points) else ()
-        columns = (("budget", "ratio"), ("macs", "count"), ("macs_ratio", "ratio"), ("params_ratio", "ratio"))
+        times = (("ms", "ms"), ("speed_up", "times")) if any(point.ms for point in self.points) else ()
+        columns = (("budget", "ratio"), ("macs", "count"), ("macs_ratio", "ratio"), ("params_ratio", "ratio"), *times)
         rows = []
         for point in self.points:
             plan = point.plan
             ratios = (plan.macs_after / plan.cost.macs, plan.params_after / plan.cost.params)
             knee = "knee" if point is self.knee else ""
-            rows.append((point.share, plan.macs_after, *ratios, point.error, *point.metric, knee))
+            speeds = (point.ms[0], point.ms[1] / point.ms[0]) if point.ms else ()
+            rows.append((point.share, plan.macs_after, *ratios, *speeds, point.error, *point.metric, knee))
         missing = ", ".join(f"{share:g}" for share in self.unreachable)
         title = f"Trade-off for an input of {self.example}" + (f"; cannot be reached: {missing}" if missing else "")
         return Table(title, (*columns, ("output_error", "number"), *names, ("", "text")), tuple(rows))
@@ -78,27 +85,36 @@ class Sweep:
     def draw(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Draws the trade-off as PNG, SVG or PDF, by the file's ending; needs matplotlib.
 
+        Beside the MACs a second plot shows the milliseconds, where they are known.
+
         Raises:
             OutputError: the file exists and `overwrite` is false, it cannot be written, or matplotlib is missing.
         """
         check_drawable(path)
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.subplots()
         points = sorted(self.points, key=lambda point: point.plan.macs_after)
-        macs = [point.plan.macs_after / point.plan.cost.macs for point in points]
+        costs = {"share of the original's MACs": [point.plan.macs_after / point.plan.cost.macs for point in points]}
+        if all(point.ms for point in points):
+            costs["ms, by the table of latencies"] = [point.ms[0] for point in points]
+        figure = Figure(figsize=(6.4 if len(costs) == 1 else 10.0, 3.8), layout="constrained")
+        plots = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
+        for axes, (name, values) in zip(plots, costs.items(), strict=True):
+            self._curve(axes, points, values)
+            axes.set_xlabel(name)
+        plots[0].set_ylabel("metric" if points[0].metric else "relative output error")
+        with new_file(path, overwrite) as temporary:
+            figure.savefig(temporary, format=Path(path).suffix.lower().lstrip("."))
+
+    def _curve(self, axes: Any, points: Sequence[Point], costs: Sequence[float]) -> None:
+        """One curve of the points over a cost, with the knee marked."""
         values = [point.metric[0] if point.metric else point.error for point in points]
-        axes.plot(macs, values, marker="o")
+        axes.plot(costs, values, marker="o")
         where = points.index(self.knee)
-        axes.annotate("knee", (macs[where], values[where]), textcoords="offset points", xytext=(8, 8))
-        name = "metric" if points[0].metric else "relative output error"
-        axes.set(xlabel="share of the original's MACs", ylabel=name)
+        axes.annotate("knee", (costs[where], values[where]), textcoords="offset points", xytext=(8, 8))
         if not points[0].metric and min(values) > 0:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        with new_file(path, overwrite) as temporary:
-            figure.savefig(temporary, format=Path(path).suffix.lower().lstrip("."))
 
 
 def check_drawable(path: str | os.PathLike[str]) -> None:
@@ -122,6 +138,7 @@ def sweep(
     forms: Sequence[Form] = BUDGET_FORMS,
     policy: Predicate | None = None,
     metric: Callable[[nn.Module], float] | None = None,
+    latencies: Latencies | None = None,
     allow_growth: bool = False,
     images: int = 1024,
     seed: int = 0,
@@ -140,6 +157,7 @@ def sweep(
         forms: candidates for every site.
         policy: which sites may be touched; the default leaves the stem alone.
         metric: a number for a model, for example its accuracy; measured for every point.
+        latencies: measured milliseconds of every site in every form, to show beside the MACs; a `LatencyTable`.
         allow_growth: take a form even where it has more MACs or parameters than the conv.
         images: how many images to use at most.
         seed: of the positions and projections that are drawn from them.
@@ -156,7 +174,7 @@ def sweep(
     unreachable: list[float] = []
     for share in tqdm(sorted(set(shares)), desc="budgets", disable=None if progress else True):
         try:
-            points.append(_point(rated, share, metric))
+            points.append(_point(rated, share, metric, latencies))
         except BudgetError as error:
             unreachable.append(share)
             reason = error
@@ -165,11 +183,14 @@ def sweep(
     return Sweep(tuple(points), tuple(unreachable), str(seen.example))
 
 
-def _point(rated: Appraised, share: float, metric: Callable[[nn.Module], float] | None) -> Point:
-    plan, _ = best_plan(rated, Budget(macs=float(share)), None)
+def _point(
+    rated: Appraised, share: float, metric: Callable[[nn.Module], float] | None, latencies: Latencies | None
+) -> Point:
+    plan = best_plan(rated, Budget(macs=float(share)), None).plan
     converted, error = trial(rated, plan)
     values = () if metric is None else (float(metric(converted)),)
-    return Point(share, plan, error, values)
+    times = () if latencies is None else (predicted(latencies, plan), latencies.total_ms)
+    return Point(share, plan, error, values, times)
 
 
 def _farthest(x: Sequence[float], y: Sequence[float]) -> int:

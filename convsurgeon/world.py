@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 @contextmanager
@@ -24,11 +26,11 @@ def joined() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    store, number, count = next(dist.rendezvous("env://"))
+    store, number, count = next(rendezvous("env://"))
     if os.environ.get("GROUP_WORLD_SIZE") == "1":
         # On one machine torchrun keeps its store when it restarts the workers, and a new one may then find the address
         # that a killed one left (gloo: connection refused). So every attempt gets keys of its own.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
     try:
         yield

@@ -33,7 +33,7 @@ MANIFEST, RESULT, DENSE = "manifest.json", "device.json", "dense"
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
 SECONDS = 0.35
-"""Spent on each network in each pass with the profiler, and as much again without."""
+"""Of a core, spent on each network in each pass with the profiler, and as much again without."""
 
 _ABOUT = ("network", "model", "example", "sites", "barred")
 _RUNS = (3, 80)
@@ -244,7 +244,7 @@ def _group(
             network = manifest["networks"][name]
             sessions.append((name, _open(folder / network["file"], Path(logs) / network["file"], threads)))
         feeds = _feeds(manifest["inputs"])
-        warm = float(np.mean([min(_clock(session, feeds) for _ in range(2)) for _, session in sessions]))
+        warm = float(np.mean([min(_effort(session, feeds, threads) for _ in range(2)) for _, session in sessions]))
         runs = min(max(int(seconds / warm), _RUNS[0]), _RUNS[1])
         _rounds(sessions, feeds, runs)
         profiles = {name: _profile(Path(session.end_profiling()), runs) for name, session in sessions}
@@ -317,6 +317,13 @@ def _clock(session: Any, feeds: dict[str, Any]) -> float:
     except Exception as error:
         raise MeasureError(f"a network cannot be run: {str(error).splitlines()[0][:200]}") from None
     return time.perf_counter() - started
+
+
+def _effort(session: Any, feeds: dict[str, Any], threads: int) -> float:
+    """Seconds of a core that a run takes: a busy machine needs no fewer runs, though each is longer."""
+    started = time.process_time()
+    seconds = _clock(session, feeds)
+    return min(seconds, (time.process_time() - started) / threads or seconds)
 
 
 def _profile(log: Path, runs: int) -> tuple[list[list[Any]], float]:

@@ -21,11 +21,11 @@ from typing import Any
 
 from torch import nn
 
-from convsurgeon.capture import capture
+from convsurgeon.capture import Capture, capture
 from convsurgeon.deploy import device_measure as measuring
 from convsurgeon.deploy.table_cache import cache_file, fingerprint
 from convsurgeon.deploy.table_candidates import fitting, uncovered
-from convsurgeon.deploy.table_measure import measured
+from convsurgeon.deploy.table_measure import measured, measured_wholes
 from convsurgeon.deploy.table_reduce import Row, reduce
 from convsurgeon.errors import FormError, LatencyError
 from convsurgeon.files import new_file
@@ -33,6 +33,7 @@ from convsurgeon.form import Form
 from convsurgeon.forms import form_from_dict
 from convsurgeon.plan import Plan
 from convsurgeon.policy import Predicate
+from convsurgeon.revision import Whole
 from convsurgeon.tables import Table
 
 _MARK = "convsurgeon_latencies"
@@ -72,6 +73,7 @@ class LatencyTable:
         threads: int = 1,
         passes: int = 3,
         cache: str | Path | None = None,
+        prune: bool = True,
         progress: bool = True,
     ) -> LatencyTable:
         """Measures on this machine, or reads what was measured before.
@@ -85,6 +87,7 @@ class LatencyTable:
             passes: sets of fresh sessions; times differ by up to 10 % from one to the next.
             cache: folder of earlier measurements, one file per network, machine, runtime version and thread count; the
                 user's cache folder if not given. A stopped measurement goes on from there.
+            prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
             progress: whether a bar appears when it takes longer than two seconds.
 
         Raises:
@@ -95,9 +98,9 @@ class LatencyTable:
         seen = capture(model, example)
         target = cache_file(cache, fingerprint(seen), threads)
         raw = _stored(target)
-        wanted = uncovered(fitting(seen, forms, policy), raw, passes)
+        wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune)
         if wanted or raw is None:
-            raw = measured(seen, wanted, target, threads, passes, progress)
+            raw = measured(seen, wanted, target, threads, passes, progress, prune)
         return _table(raw)
 
     @staticmethod
@@ -170,6 +173,30 @@ class LatencyTable:
         changes = plan.changes.values()
         gains = (self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
         return self.total_ms - sum(gains)
+
+    def wholes(self, seen: Capture, plans: Sequence[Plan], progress: bool) -> tuple[Whole, ...] | None:
+        """Times the whole network of every plan, for confirming what the table predicts.
+
+        Args:
+            seen: the dense network, captured.
+            plans: what to make of it.
+            progress: whether a bar appears when it takes longer than two seconds.
+
+        Returns:
+            Milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have slowed
+            one of the two measurements. None if the table was measured on another machine or with another input.
+
+        Raises:
+            LatencyError: a plan changes a conv that cannot be timed.
+        """
+        if not measuring.same_machine(dict(self.machine), measuring.machine()) or str(seen.example) != self.example:
+            return None
+        dense_ms, found = measured_wholes(seen, plans, self.threads, max(1, self.passes), progress)
+        scale = self.total_ms / dense_ms
+        return tuple(
+            Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
+            for one in found
+        )
 
     @property
     def table(self) -> Table:

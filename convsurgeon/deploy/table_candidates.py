@@ -60,14 +60,17 @@ def timeable(forms: Mapping[str, Form]) -> dict[str, Branched]:
     return found
 
 
-def uncovered(candidates: Sequence[Candidate], raw: Raw | None, passes: int) -> list[Candidate]:
+def uncovered(candidates: Sequence[Candidate], raw: Raw | None, passes: int, prune: bool = False) -> list[Candidate]:
     """What is left to build: candidates with a site whose form was not yet timed in every pass.
 
-    A candidate that was begun keeps its network; of another only the sites that are missing are built.
+    A candidate that was begun keeps its network; of another only the sites that are missing are built. With `prune`
+    what was found hopeless before is not missing.
     """
     barred = raw.get("barred", {}) if raw is not None else {}
     begun = raw["networks"] if raw is not None else {}
     done = _timed(raw, passes) if raw is not None else set()
+    if raw is not None and prune:
+        done |= {(str(site), str(label)) for site, label in raw.get("pruned", [])}
     left: dict[str, Candidate] = {}
     for one in candidates:
         whole = Candidate(one.label, {name: form for name, form in one.chosen.items() if name not in barred})

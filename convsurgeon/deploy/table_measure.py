@@ -12,14 +12,17 @@ from tqdm import tqdm
 
 from convsurgeon.capture import Capture, capture
 from convsurgeon.deploy import device_measure as measuring
+from convsurgeon.deploy.device_measure import DENSE
 from convsurgeon.deploy.export import exported_graph
 from convsurgeon.deploy.table_cache import fingerprint
-from convsurgeon.deploy.table_candidates import distinct, timeable
+from convsurgeon.deploy.table_candidates import distinct, timeable, uncovered
 from convsurgeon.deploy.table_folder import Candidate, write_folder
-from convsurgeon.deploy.table_graph import obstacle, skeleton
+from convsurgeon.deploy.table_graph import Skeleton, obstacle, skeleton
+from convsurgeon.deploy.table_prune import cheapest, hopeless, without
 from convsurgeon.deploy.table_reduce import reduce
 from convsurgeon.errors import LatencyError
 from convsurgeon.plan import Plan
+from convsurgeon.revision import Whole
 
 _QUIET_S = 2.0
 
@@ -47,7 +50,14 @@ def measure_whole(
         ExportError: the model has no ONNX form.
         LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
     """
-    seen = capture(model, example)
+    dense_ms, found = measured_wholes(capture(model, example), plans, threads, passes, progress)
+    return dense_ms, tuple(whole.total_ms for whole in found)
+
+
+def measured_wholes(
+    seen: Capture, plans: Sequence[Plan], threads: int, passes: int, progress: bool
+) -> tuple[float, tuple[Whole, ...]]:
+    """`measure_whole` for a model that is captured already, with what each changed site takes in each network."""
     made = [
         Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
         for number, plan in enumerate(plans)
@@ -57,15 +67,39 @@ def measure_whole(
         raw = measured(seen, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
-    figures = reduce(raw)
-    times = {one.key: figures.networks[one.label] for one in changing}
-    return figures.total_ms, tuple(times.get(one.key, figures.total_ms) for one in made)
+    found = {DENSE: Whole(reduce(raw).total_ms, {})} | {one.key: _whole(raw, one) for one in changing}
+    return found[DENSE].total_ms, tuple(found[one.key if one.chosen else DENSE] for one in made)
+
+
+def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
+    """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
+    alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
+    figures = reduce({**raw, "samples": alone})
+    total_ms = figures.networks[one.label]
+    shares = [sample["total_ms"] / sample["dense_ms"] for sample in alone if sample["network"] == one.key]
+    spread = (max(shares) - min(shares)) / 2 * figures.total_ms / total_ms
+    return Whole(total_ms, {row.site: row.ms for row in figures.rows if row.form is not None}, spread)
 
 
 def measured(
-    seen: Capture, candidates: Sequence[Candidate], target: Path, threads: int, passes: int, progress: bool
+    seen: Capture,
+    candidates: Sequence[Candidate],
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: bool,
+    prune: bool = False,
 ) -> measuring.Raw:
     """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit.
+
+    Args:
+        seen: the dense network, captured.
+        candidates: what to time beside it.
+        target: where earlier results are, and all of them go.
+        threads: of the runtime.
+        passes: sets of fresh sessions.
+        progress: whether bars appear.
+        prune: leave out what can hardly pay, see `table_prune`; results say what that was.
 
     Raises:
         ExportError: the model has no ONNX form.
@@ -73,20 +107,44 @@ def measured(
     """
     if passes < 1:
         raise LatencyError(f"passes={passes}: pass at least 1")
-    with tempfile.TemporaryDirectory() as place:
+    with _bar(1, "exporting", progress):
+        bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
+
+    def timed(chosen: Sequence[Candidate]) -> measuring.Raw:
+        return _timed(seen, bare, chosen, target, threads, passes, progress)
+
+    sites = {site.name: site for site in seen.sites}
+    if not prune:
+        return timed(candidates)
+    raw = timed(cheapest(candidates, sites))
+    out = hopeless(candidates, reduce(raw).rows, sites)
+    rest = uncovered(without(candidates, out), raw, passes)
+    raw = {**(timed(rest) if rest else raw), "pruned": [*raw.get("pruned", []), *map(list, out)]}
+    measuring.write(target, raw)
+    return raw
+
+
+def _timed(
+    seen: Capture,
+    bare: Skeleton,
+    candidates: Sequence[Candidate],
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: bool,
+) -> measuring.Raw:
+    with tempfile.TemporaryDirectory() as place, _bar(len(candidates) * passes, "timing", progress) as bar:
         folder = Path(place)
-        with _bar(1, "exporting", progress):
-            write_candidates(folder, seen, candidates)
-        with _bar(len(candidates) * passes, "timing", progress) as bar:
+        _write(folder, seen, bare, candidates)
 
-            def told(label: str) -> None:
-                bar.set_postfix_str(label, refresh=False)
-                bar.update()
+        def told(label: str) -> None:
+            bar.set_postfix_str(label, refresh=False)
+            bar.update()
 
-            try:
-                return measuring.measure(folder, target, threads, passes, told)
-            except measuring.MeasureError as error:
-                raise LatencyError(str(error)) from error
+        try:
+            return measuring.measure(folder, target, threads, passes, told)
+        except measuring.MeasureError as error:
+            raise LatencyError(str(error)) from error
 
 
 def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
@@ -95,7 +153,10 @@ def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate
     Raises:
         ExportError: the model has no ONNX form.
     """
-    bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
+    _write(folder, seen, skeleton(exported_graph(seen.model, seen.example), seen.sites), candidates)
+
+
+def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate]) -> None:
     barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
     made = {}
     for one in candidates:

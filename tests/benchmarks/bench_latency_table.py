@@ -1,14 +1,19 @@
-"""How well latencies of layers, measured in networks of one form, add up to networks of many.
+"""How well latencies of layers, measured in networks of one form, add up to networks of many; what plans make of it.
 
     python tests/benchmarks/bench_latency_table.py [resnet20 resnet18 ...] [--mixes 8] [--threads 1]
 
-For each network: seconds to measure the table cold and to read it from the cache, then random mixes (every conv dense
-or in one of the forms that fit it, all equally likely), each predicted from the table and measured as a whole.
+For each network: seconds to plan within a latency with nothing measured, from the cache, and with the table at hand
+(`cpu`: of this process, which on a busy machine is nearer to what a calm one takes); then whole networks, each
+predicted from the table and measured: random mixes (every conv dense or in one of the forms that fit it, all equally
+likely), one rank everywhere, and plans within latencies. Weights are random: only time counts. A plan with a form
+that was not worth timing has no prediction.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import random
 import statistics
 import sys
@@ -24,6 +29,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
+from convsurgeon.budgeting import predicted, problem
+from convsurgeon.contest import Appraised, appraise
 from tests import networks
 
 FORMS: list[cs.Form] = [
@@ -33,11 +40,13 @@ FORMS: list[cs.Form] = [
 """Three forms, four ranks."""
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet20": (lambda: networks.cifar_resnet(20), (1, 3, 32, 32)),
     "resnet18": (lambda: networks.import_torchvision().models.resnet18(), (1, 3, 224, 224)),
     "resnet50": (lambda: networks.import_torchvision().models.resnet50(), (1, 3, 224, 224)),
-    "resnet20": (lambda: networks.cifar_resnet(20), (1, 3, 32, 32)),
+    "vgg16": (lambda: networks.import_torchvision().models.vgg16(), (1, 3, 224, 224)),
     "dncnn": (networks.dncnn, (1, 1, 256, 256)),
 }
+LATENCIES = (0.5, 0.35)
 
 
 def main() -> None:
@@ -45,49 +54,82 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--mixes", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", help="keep the tables here; without it every run starts cold")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row(name, options.mixes, options.threads) for name in options.networks]
-    headers = ("network", "dense ms", "cold s", "cached s", "mixes", "error mean", "error worst", "bias", "flagged")
     print(f"seed 0, {options.mixes} mixes each, threads {options.threads}, {len(FORMS)} forms and ranks")
-    print(tabulate(rows, headers))
+    rows = [_network(name, options.mixes, options.threads, options.cache) for name in options.networks]
+    times = ("cold s", "cpu", "cached s", "cpu", "plan s", "dense ms")
+    print(tabulate(rows, ("network", *times, "error mean", "error worst", "bias", "load"), tablefmt="pipe"))
 
 
-def row(name: str, mixes: int, threads: int) -> tuple[object, ...]:
+def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[object, ...]:
     build, shape = NETWORKS[name]
     torch.manual_seed(0)
     model, example = build().eval(), torch.randn(shape)
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as fresh:
         seconds = []
         for _ in range(2):
-            started = time.perf_counter()
-            table = cs.LatencyTable.measure(model, example, FORMS, threads=threads, cache=cache)
-            seconds.append(time.perf_counter() - started)
-    plans = [mix(model, example, table, seed) for seed in range(mixes)]
-    dense_ms, found = cs.measure_whole(model, example, plans, threads=threads)
+            started, worked = time.perf_counter(), time.process_time()
+            table = cs.LatencyTable.measure(
+                model, example, FORMS, threads=threads, cache=cache or fresh, progress=False
+            )
+            rated = appraise(cs.capture(model, example), FORMS, None, False, None, 0, progress=False)
+            _within(rated, table, 0.5)
+            seconds += [time.perf_counter() - started, time.process_time() - worked]
+    started = time.perf_counter()
+    _within(rated, table, 0.5)
+    seconds.append(time.perf_counter() - started)
+    plans = {f"mix {seed}": _mix(rated, table, seed) for seed in range(mixes)}
+    plans |= {f"rank {rank}": _uniform(rated, f"separable rank {rank}") for rank in (1, 4)}
+    plans |= {f"latency {share}": plan for share in LATENCIES if (plan := _within(rated, table, share)) is not None}
+    dense_ms, found = cs.measure_whole(model, example, list(plans.values()), threads=threads, progress=False)
     # shares of the dense time: the machine may have been busier in one of the two measurements
-    errors = [table.predict(plan) / table.total_ms / (ms / dense_ms) - 1 for plan, ms in zip(plans, found, strict=True)]
-    for plan, ms, error in zip(plans, found, errors, strict=True):
-        print(f"{name}: predicted {table.predict(plan):.3f} ms, measured {ms:.3f} (dense {dense_ms:.3f}), {error:+.1%}")
+    rows = [
+        _row(name, label, plan, table, ms / dense_ms) for (label, plan), ms in zip(plans.items(), found, strict=True)
+    ]
+    headers = ("network", "plan", "MACs", "predicted", "measured", "off", "speed-up", "of MAC ratio", "slower layers")
+    print(tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f"), flush=True)
+    pairs = [
+        (predicted(table, plan) / table.total_ms, ms / dense_ms) for plan, ms in zip(plans.values(), found, strict=True)
+    ]
+    errors = [promised / share - 1 for promised, share in pairs if math.isfinite(promised)]
     sizes = [abs(error) for error in errors]
-    flagged = sum(bool(one.flags) for one in table.rows)
-    shown = (statistics.mean(sizes), max(sizes), statistics.mean(errors))
-    return name, table.total_ms, *seconds, mixes, *(f"{value:.1%}" for value in shown), flagged
+    shown = (f"{value:+.1%}" for value in (statistics.mean(sizes), max(sizes), statistics.mean(errors)))
+    return (name, *(round(one, 2) for one in seconds), round(table.total_ms, 3), *shown, f"{os.getloadavg()[0]:.1f}")
 
 
-def mix(model: nn.Module, example: torch.Tensor, table: cs.LatencyTable, seed: int) -> cs.Plan:
-    """A plan with every conv dense or in one of the forms that were measured for it."""
+def _row(name: str, label: str, plan: cs.Plan, table: cs.LatencyTable, share: float) -> tuple[object, ...]:
+    macs, promised = plan.macs_after / plan.cost.macs, predicted(table, plan) / table.total_ms
+    known = [one for one in plan.changes.values() if table.has(one.name, one.form)]
+    slower = sum(table.ms(one.name, one.form) > table.ms(one.name, None) for one in known)
+    return name, label, macs, promised, share, f"{promised / share - 1:+.1%}", 1 / share, macs / share, slower
+
+
+def _within(rated: Appraised, table: cs.LatencyTable, share: float) -> cs.Plan | None:
+    """The plan by the energy of the weights, not yet confirmed by timing it; None where it cannot be reached."""
+    task = problem(rated.seen, rated.base, rated.options, cs.Budget(latency=share), table)
+    try:
+        return task.plan(rated.measures["weights"])
+    except cs.BudgetError as error:
+        print(error)
+        return None
+
+
+def _uniform(rated: Appraised, label: str) -> cs.Plan:
+    return _made(rated, lambda changes: next((one for one in changes if one.form.label == label), None))
+
+
+def _mix(rated: Appraised, table: cs.LatencyTable, seed: int) -> cs.Plan:
+    """Every conv dense or in one of the forms that were measured for it."""
     draw = random.Random(seed)
-    base = cs.plan(model, example, forms=FORMS)
-    steps: list[cs.Change | cs.Skip] = []
-    for step in base.steps:
-        forms = [row.form for row in table.rows if row.site == step.name]
-        form = draw.choice(forms) if isinstance(step, cs.Change) else None
-        if form is None:
-            steps.append(cs.Skip(step.site, "dense in this mix"))
-        else:
-            steps.append(cs.Change(step.site, form, None, 0, 0))  # only the time matters here
-    return cs.Plan(tuple(steps), base.cost, base.example)
+    return _made(rated, lambda changes: draw.choice([None, *(one for one in changes if table.has(one.name, one.form))]))
+
+
+def _made(rated: Appraised, choice: Callable[[list[cs.Change]], cs.Change | None]) -> cs.Plan:
+    taken = {name: choice(changes) for name, changes in rated.options.items()}
+    steps = [taken.get(step.name) or cs.Skip(step.site, "dense here") for step in rated.base.steps]
+    return cs.Plan(tuple(steps), rated.base.cost, rated.base.example)
 
 
 if __name__ == "__main__":
