@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
 
 @contextmanager
@@ -22,6 +20,9 @@ def joined() -> Iterator[None]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or _running():
         yield
         return
+    from torch._C._distributed_c10d import PrefixStore  # not in every build of torch
+    from torch.distributed.rendezvous import rendezvous
+
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
