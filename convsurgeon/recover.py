@@ -136,7 +136,7 @@ def recover(
         seed=seed,
     )
     own = Own(loss, label_loss, optimizer, scheduler, transform)
-    _check(result)
+    _check(result, recipe, own)
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)
     with kept_chance():
@@ -184,7 +184,9 @@ class Setup:
         )
 
 
-def _check(result: Result) -> None:
+def _check(result: Result, recipe: Recipe, own: Own) -> None:
+    if recipe.lr is not None and own.optimizer is not None:
+        raise RecoveryError("recover: lr is for the optimiser that is made here; set the rate in your optimizer alone")
     if not result.changes:
         raise RecoveryError("recover: no conv of this result was rewritten, so there is nothing to win back")
     if any(parameter.is_meta for parameter in result.model.parameters()):
@@ -236,11 +238,16 @@ def _trained(model: nn.Module, names: list[str], recipe: Recipe) -> tuple[nn.Par
 
 def _identity(result: Result, setup: Setup) -> dict[str, Any]:
     """What a run must have been started with to be gone on with."""
-    own = {name: getattr(value, "__qualname__", type(value).__name__) for name, value in vars(setup.own).items()}
+    own = {name: _named(value) for name, value in vars(setup.own).items()}
     planned = json.dumps(result.plan.to_dict(), sort_keys=True).encode()
     images = {"images": len(setup.stream.numbers) + setup.held_back}
     plan = {"plan": hashlib.sha256(planned).hexdigest()[:16]}
     return dataclasses.asdict(setup.recipe) | own | images | plan
+
+
+def _named(part: Any) -> str:
+    """A user's own part, as well as it can be told from another."""
+    return repr(part) if dataclasses.is_dataclass(part) else getattr(part, "__qualname__", type(part).__name__)
 
 
 def _carried_out(

@@ -262,6 +262,7 @@ def test_all_kinds_of_data_are_read() -> None:
         ({"norms": "melted"}, cs.RecoveryError, "norms must be one of frozen, updated, got 'melted'"),
         ({"parameters": "some"}, cs.RecoveryError, "parameters must be one of all, rewritten"),
         ({"features": -1.0}, cs.RecoveryError, "weights in the loss"),
+        ({"optimizer": torch.optim.Adam}, cs.RecoveryError, "set the rate in your optimizer alone"),
         ({"resume": True}, cs.RecoveryError, "resume needs the folder"),
         ({"transform": lambda _images: None}, cs.RecoveryError, "the transform fails"),
         ({"batches": X[:1]}, cs.CalibrationError, "1 images; pass at least two"),
@@ -315,7 +316,7 @@ def test_ten_interruptions_change_no_bit(options: dict[str, Any], tmp_path: Path
     def sgd(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
-    options = {**options, "epochs": 4, "seed": 2} | ({"optimizer": sgd} if "optimizer" in options else {})
+    options = {**options, "epochs": 4, "seed": 2} | ({"optimizer": sgd, "lr": None} if "optimizer" in options else {})
     whole = _recover(converted, transform=_interrupting(0), **options)
     draw = random.Random(len(options))
     left = 36
@@ -351,6 +352,8 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path, converted: cs.Result
     _recover(converted, run=tmp_path / "run", epochs=1)
     with pytest.raises(cs.RecoveryError, match="was started with epochs 1, now it is 2"):
         _recover(converted, run=tmp_path / "run", resume=True)
+    with pytest.raises(cs.RecoveryError, match=r"with transform NoneType, now it is Augment\(flip=True, shift=2\)"):
+        _recover(converted, run=tmp_path / "run", resume=True, epochs=1, transform=cs.Augment(shift=2))
     (tmp_path / "run" / "last.pt").write_bytes(b"no")
     with pytest.raises(cs.RecoveryError, match="is no checkpoint of a recovery"):
         _recover(converted, run=tmp_path / "run", resume=True)
