@@ -95,9 +95,9 @@ def _short(reason: str) -> str:
     return reason.split(";")[0]
 
 
-_PEERS = """The timm models again, as far as they were run. bsconv knows no rank but 1 and draws new weights, so its output
-cannot be right; what counts is that the model still runs. tensorly-torch factors by Tucker at the full rank of every
-mode, where it should be exact.
+_PEERS = """The timm models again, as far as they were run. bsconv knows no rank but 1 and draws new weights, so its
+output cannot be right; what counts is that the model still runs. tensorly-torch factors by Tucker at the full rank
+of every mode, where it should be exact.
 """
 
 
