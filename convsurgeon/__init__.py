@@ -38,6 +38,7 @@ from convsurgeon.form import Energy, Form, Share
 from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
 from convsurgeon.geometry import Geometry
 from convsurgeon.inspection import inspect
+from convsurgeon.keras_layout import from_keras_kernels, to_keras_kernels
 from convsurgeon.lowrank import SpatialSeparable, Tucker
 from convsurgeon.plan import Change, Plan, Skip
 from convsurgeon.planning import plan
@@ -156,6 +157,7 @@ __all__ = [
     "everything",
     "export",
     "export_onnx",
+    "from_keras_kernels",
     "inspect",
     "kernel_size",
     "measure_whole",
@@ -179,5 +181,6 @@ __all__ = [
     "stem",
     "stride",
     "sweep",
+    "to_keras_kernels",
     "write_device_folder",
 ]

@@ -130,14 +130,20 @@ def _read_checkpoint(path: Path) -> Any:
 
 def _refuse_programs(path: Path) -> None:
     """Archives that hold code."""
-    if not zipfile.is_zipfile(path):
-        return
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if any("/code/" in name or name.endswith("constants.pkl") for name in names):
-            raise LoadError(f"{path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
-        if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
-            raise LoadError(f"{path}: is an exported program (.pt2), which holds code; save model.state_dict() instead")
+    names = _archived(path)
+    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+        raise LoadError(f"{path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        raise LoadError(f"{path}: is an exported program (.pt2), which holds code; save model.state_dict() instead")
+
+
+def _archived(path: Path) -> list[str]:
+    """Names in a zip archive; none where it is none, or damaged, which torch then says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # BadZipFile, UnicodeDecodeError, NotImplementedError, struct.error, ...
+        return []
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -106,6 +106,8 @@ class _Parser:
 
 
 def _value(text: str) -> int | float | tuple[int, ...]:
+    if len(text) > 40:  # Python refuses whole numbers of thousands of digits, and with another error
+        raise PolicyError(f"policy: {text[:40]!r}... is no number")
     if re.fullmatch(r"\d+(x\d+)+", text):
         return tuple(map(int, text.split("x")))
     try:

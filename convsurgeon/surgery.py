@@ -77,8 +77,18 @@ def _detached(model: nn.Module) -> dict[int, Tensor]:
 
     `copy.deepcopy` refuses them for the graph behind them; whoever keeps them computes them anew.
     """
-    kept = (value for module in model.modules() for value in pytree.tree_leaves(list(vars(module).values())))
-    return {id(value): value.detach().clone() for value in kept if isinstance(value, Tensor) and not value.is_leaf}
+    kept = [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_modules") and (isinstance(value, Tensor) or _filled(value))
+    ]
+    leaves = pytree.tree_leaves(kept)
+    return {id(leaf): leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf}
+
+
+def _filled(value: object) -> bool:
+    return isinstance(value, dict | list | tuple) and len(value) > 0
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:

@@ -90,8 +90,9 @@ class _Tracer(fx.Tracer):
             return True
         if isinstance(m, _CONVS):
             return True
-        holds_convs = any(isinstance(inner, _CONVS) for inner in nn.Module.modules(m))  # such as nn.DataParallel
-        return not holds_convs and super().is_leaf_module(m, module_qualified_name)
+        if not super().is_leaf_module(m, module_qualified_name):
+            return False
+        return not any(isinstance(inner, _CONVS) for inner in m.modules())  # nn.DataParallel is torch's, but holds some
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -180,6 +180,22 @@ def _halved(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
 
 
+def _unreadable(path: Path) -> None:
+    """A zip archive whose directory holds a name that is no UTF-8."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("nét", "")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xd6n"))
+
+
+def _on_many_disks(path: Path) -> None:
+    """A zip archive that says it is in parts, found by fuzzing."""
+    torch.save(_state(), path)
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x06\x07")  # the locator of the directory's end; its last field counts the disks
+    data[at + 16 : at + 20] = b"\x09\0\0\0"
+    path.write_bytes(bytes(data))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -192,8 +208,13 @@ def _halved(path: Path) -> None:
         (_program, r"is an exported program \(.pt2\)"),
         (_truncated, "is a damaged safetensors file"),
         (_halved, "is no weight file"),
+        (_unreadable, "is no weight file"),
+        (_on_many_disks, "is no weight file"),
     ],
-    ids=["empty", "garbage", "pickle", "list", "numbers", "script", "program", "truncated", "halved"],
+    ids=[
+        *("empty", "garbage", "pickle", "list", "numbers", "script"),
+        *("program", "truncated", "halved", "unreadable", "disks"),
+    ],
 )
 def test_files_that_are_no_weights(make: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "net.bin"

@@ -145,3 +145,9 @@ def test_misspelt_names_suggest_the_nearest(policy: cs.Policy, message: str) -> 
 def test_what_is_no_policy_is_refused() -> None:
     with pytest.raises(cs.PolicyError, match="expected a policy or a function of a site, got int"):
         cs.plan(nn.Sequential(nn.Conv2d(8, 8, 3)), __import__("torch").zeros(1, 8, 4, 4), policy=3)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "3x" + "9" * 5000])
+def test_a_number_of_thousands_of_digits_is_refused(text: str) -> None:
+    with pytest.raises(cs.PolicyError, match=r"is no number"):
+        cs.parse_policy(f"kernel_size({text})")

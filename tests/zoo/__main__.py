@@ -54,13 +54,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--export", default="0/10", help="which part of the models is exported too, 0/1 for all")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one model")
     parser.add_argument("--peers", action="store_true", help="bsconv and tensorly-torch instead of convsurgeon")
-    parser.add_argument("--again", action="store_true", help="also models that have a row; the last row counts")
+    parser.add_argument("--again", action="store_true", help="also models that are right already; the last row counts")
     return parser.parse_args()
 
 
 def _todo(options: argparse.Namespace) -> Iterator[tuple[Case, str]]:
-    """Cases and checks (`""` is convsurgeon's own) that have no row yet."""
-    done = set() if options.again else {(row["case"], row.get("peer", "")) for row in read(options.rows)}
+    """Cases and checks (`""` is convsurgeon's own) that have no row yet, or none that is right."""
+    rows = [] if options.again else read(options.rows)
+    done = {(row["case"], row.get("peer", "")) for row in rows if "peer" in row or row["status"] == "ok"}
     for case in cases():
         if options.names and not any(fnmatch.fnmatch(case.key, name) for name in options.names):
             continue

@@ -1,0 +1,103 @@
+"""Weight files and ONNX files of damaged, cut and made-up bytes; a pickle in them must never run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import pickle
+import random
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save
+
+import convsurgeon as cs
+from convsurgeon.load import load_weights
+from tests import nets
+
+ran: list[str] = []
+"""What a pickle would write to if it were executed."""
+
+
+class Bomb:
+    """An object whose pickle runs code."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ran.append, ("executed",)
+
+
+@functools.cache
+def _model() -> nets.Plain:
+    torch.manual_seed(0)
+    return nets.Plain().eval()
+
+
+@functools.cache
+def _originals() -> tuple[bytes, ...]:
+    state = _model().state_dict()
+    wrapped: list[Any] = [state, {"state_dict": state, "epoch": 3}, {"model": _model()}, {"bomb": Bomb()}, [1, 2]]
+    files = [save(state)]
+    for value in wrapped:
+        for zipped in (True, False):
+            buffer = io.BytesIO()
+            torch.save(value, buffer, _use_new_zipfile_serialization=zipped)
+            files.append(buffer.getvalue())
+    return (*files, pickle.dumps(Bomb()), pickle.dumps(state), b"", b"{}", b"\x93NUMPY")
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """Bytes flipped, cut out, doubled or put in; now and then none."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((0, 1, 1, 2, 8))):
+        at = rng.randint(0, min(len(changed), rng.choice((16, 512, 10**9))))
+        what = rng.random()
+        if what < 0.4 and at < len(changed):
+            changed[at] = rng.randrange(256)
+        elif what < 0.6:
+            del changed[at : at + rng.choice((1, 8, 1000, 10**9))]
+        else:
+            changed[at:at] = rng.randbytes(rng.choice((1, 8, 100)))
+    return bytes(changed)
+
+
+def weights(rng: random.Random) -> None:
+    """A weight file loads or is refused; nothing in it is executed; what loads is finite in number and shape."""
+    model = nets.Plain()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / rng.choice(("net.pt", "net.safetensors", "net.bin"))
+        path.write_bytes(damaged(rng, rng.choice(_originals())))
+        with contextlib.suppress(cs.ConvSurgeonError):
+            load_weights(model, path)
+    assert not ran, "a pickle was executed"
+
+
+@functools.cache
+def _onnx() -> bytes:
+    """One conv, put together by hand: exporting one takes longer than all cases of a test run."""
+    weight = numpy_helper.from_array(torch.ones(4, 3, 3, 3).numpy(), "weight")
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, side, side])
+        for name, channels, side in (("x", 3, 8), ("y", 4, 6))
+    )
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "weight"], ["y"])], "net", [x], [y], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def onnx(rng: random.Random) -> None:
+    """`bench` times a file or refuses it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.onnx"
+        path.write_bytes(damaged(rng, _onnx()) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
+        with contextlib.suppress(cs.ConvSurgeonError):
+            cs.bench(path, pairs=2, threads=[1], levels=["all"], progress=False)
+
+
+def prepare() -> None:
+    """What all cases share, made before the workers are forked."""
+    _originals()
+    _onnx()
