@@ -43,7 +43,7 @@ def main() -> None:
     budget = cs.Budget(latency=0.5)
     result = cs.convert(model, images[:1], forms=FORMS, budget=budget, latencies=table, calibration=images)
     result = result.with_metric("accuracy", accuracy(model), accuracy(result.model))
-    bundle = cs.export(result, options.out, overwrite=True)
+    bundle = cs.export(result, options.out, overwrite=True, calibration=images)
     print(result.report.summary)
     print(bundle.sentence)
 

@@ -156,4 +156,6 @@ def _time(session: ort.InferenceSession, feed: Feed) -> float:
 
 def _bar(total: int, progress: bool) -> tqdm[NoReturn]:
     """A bar that appears only when the work takes longer than two seconds."""
-    return tqdm(total=total, desc="timing", unit="round", delay=_QUIET_S, leave=False, disable=not progress)
+    return tqdm(
+        total=total, desc="timing", unit="round", delay=_QUIET_S, leave=False, disable=None if progress else True
+    )

@@ -169,4 +169,6 @@ def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Can
 
 def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:
     """A bar that appears only when the work takes longer than two seconds."""
-    return tqdm(total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=not progress)
+    return tqdm(
+        total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=None if progress else True
+    )
