@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
+            return _fail(f"{str(error.filename)[:200]}: {error.strerror}; choose another path")
         line = (str(error).strip().splitlines() or [""])[0]
         return _fail(f"internal error, {type(error).__name__}: {line}; --debug shows where, please report it")
 

@@ -239,3 +239,9 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError, match="division"), new_folder(tmp_path / "a") as path:
         (path / "b").write_text(str(1 / 0))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_the_system_refuses_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _error(["inspect", f"{'9' * 300}.py:Plain", "--input", "1x3x8x8"], capsys)
+    assert "File name too long; choose another path" in found
+    assert len(found) < 300
