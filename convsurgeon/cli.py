@@ -356,9 +356,9 @@ def _budget(text: str) -> Budget:
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    sizes = tuple(int(part) if part.isdigit() else 0 for part in text.lower().split("x"))
+    sizes = tuple(int(part) if part.isdecimal() and len(part) < 10 else 0 for part in text.lower().split("x"))
     if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape; write for example 1x3x224x224")
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no shape; write for example 1x3x224x224")
     return sizes
 
 
