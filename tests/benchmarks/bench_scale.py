@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_scale.py [--layers 50 200 800 2000] [--models vgg19 wide_resnet101_2] [--rank 2]
 
 Every row is a process of its own, so that its peak (`VmHWM`) is its own too. Chains are residual blocks of 16 channels;
-models are timm's, with random weights. The peak is given above what the process held before the conversion, in sizes
-of the model; the target is 2.5 times the model in all, that is 1.5 above the model itself.
+models are timm's, with random weights. The peak is given above what the process held before the model was made, in
+sizes of the model where that is large: the model itself is in it, and the target is 2.5.
 """
 
 from __future__ import annotations
