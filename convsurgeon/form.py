@@ -18,6 +18,9 @@ from convsurgeon.modules import ACTIVATIONS, NORMS, SummedBranches, chain
 
 Stages = tuple[tuple[str, Geometry], ...]
 
+Spectra = dict[type["Branched"], Tensor]
+"""Of one kernel, by kind of form: what `energies` computed."""
+
 
 class Form(Protocol):
     """What the pass asks of a form. All methods are pure but `fill`."""
@@ -188,7 +191,7 @@ class Branched:
             return f"rank {self.rank} exceeds {full} ({_limit(geometry, full)}); pass rank <= {full}"
         return None
 
-    def settle(self, geometry: Geometry, weight: Tensor) -> Self:
+    def settle(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> Self:
         """The form with an `Energy` rule replaced by the rank it gives for this kernel (O, C/groups, kh, kw)."""
         if isinstance(self.rank, int):
             return self
@@ -203,17 +206,23 @@ class Branched:
             return dataclasses.replace(self, rank=self.rank.rank(self.full_rank(geometry), macs, geometry.macs(size)))
         if weight.is_meta:
             raise FormError(f"{self.label}: the rule reads weights, and this model is on the meta device; pass an int")
-        return dataclasses.replace(self, rank=self.rank.rank(self.spectrum(geometry, weight)))
+        return dataclasses.replace(self, rank=self.rank.rank(self.spectrum(geometry, weight, known)))
 
-    def spectrum(self, geometry: Geometry, weight: Tensor) -> Tensor:
-        """Energy in each singular direction, largest first, summed over the layer: (full rank,) float64."""
-        return factor.spectrum(self.matrices(geometry, weight))
+    def spectrum(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> Tensor:
+        """Energy in each singular direction, largest first, summed over the layer: (full rank,) float64.
 
-    def lost(self, geometry: Geometry, weight: Tensor) -> float | None:
+        Args:
+            geometry: of the conv.
+            weight: its kernel (O, C/groups, kh, kw).
+            known: spectra of this very kernel; what is missing is added, so that forms of many ranks share one.
+        """
+        return self._recalled(geometry, weight, known)
+
+    def lost(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> float | None:
         """Share of the kernel's energy dropped; None for `init="random"` and on the meta device."""
         if self.init == "random" or weight.is_meta:
             return None
-        return factor.lost(self.spectrum(geometry, weight), self._rank)
+        return factor.lost(self.spectrum(geometry, weight, known), self._rank)
 
     def params(self, geometry: Geometry) -> int:
         """Parameters of all branches; the bias is counted once."""
@@ -273,6 +282,17 @@ class Branched:
             if item.name == "rank" or value != item.default:
                 values[item.name] = {type(value).__name__.lower(): value.share} if isinstance(value, Rule) else value
         return values
+
+    def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
+        """What is to be known of a kernel to tell what any rank loses: its spectrum."""
+        return factor.spectrum(self.matrices(geometry, weight))
+
+    def _recalled(self, geometry: Geometry, weight: Tensor, known: Spectra | None) -> Tensor:
+        """`energies`, computed once for all forms of a kind."""
+        known = {} if known is None else known
+        if type(self) not in known:
+            known[type(self)] = self.energies(geometry, weight)
+        return known[type(self)]
 
     @property
     def branches(self) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from convsurgeon import factor
 from convsurgeon.errors import FormError
-from convsurgeon.form import Branched, Energy, Form, Rule, Share, Stages
+from convsurgeon.form import Branched, Energy, Form, Rule, Share, Spectra, Stages
 from convsurgeon.geometry import Geometry
 from convsurgeon.lowrank import SpatialSeparable, Tucker
 
@@ -127,11 +127,11 @@ class BlueprintSubspace(Blueprint):
         depthwise = _depthwise(geometry, geometry.out_channels, bias=geometry.bias)
         return ("subspace", narrow), ("pointwise", _pointwise(geometry, inner, bias=False)), ("depthwise", depthwise)
 
-    def lost(self, geometry: Geometry, weight: Tensor) -> float | None:
+    def lost(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> float | None:
         """Share of the kernel's energy dropped by the rank and by the width together."""
         if self.init == "random" or weight.is_meta:
             return None
-        energies = self.spectrum(geometry, weight)
+        energies = self.spectrum(geometry, weight, known)
         factors = factor.truncate(self.matrices(geometry, weight), self._rank)
         total = float(energies.sum())
         mixings = self._mixings(geometry, factors)[0].flatten(0, 1)

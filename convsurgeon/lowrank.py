@@ -20,7 +20,7 @@ from torch import Tensor
 
 from convsurgeon import factor
 from convsurgeon.errors import FormError
-from convsurgeon.form import Branched, Stages
+from convsurgeon.form import Branched, Spectra, Stages
 from convsurgeon.geometry import Geometry
 
 
@@ -118,13 +118,26 @@ class Tucker(Branched):
         grouped: Tensor = weight.flatten(1).unflatten(0, (geometry.groups, -1))
         return grouped.transpose(1, 2)
 
-    def lost(self, geometry: Geometry, weight: Tensor) -> float | None:
+    def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
+        """Energy of the whole core at each pair of an output and an input direction, largest first: (O, C) of a group.
+
+        The core of a truncated higher-order SVD is the leading part of the whole one.
+        """
+        whole = dataclasses.replace(self, rank=geometry.out_per_group, inputs=geometry.in_per_group)
+        return torch.stack([core.square().sum(2) for _, core, _ in whole._factored(geometry, weight)]).sum(0)
+
+    def spectrum(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> Tensor:
+        """Energy in each output direction, largest first: (O,) of a group, float64."""
+        return self._recalled(geometry, weight, known).sum(1)
+
+    def lost(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> float | None:
         """Share of the kernel's energy outside the core."""
         if self.init == "random" or weight.is_meta:
             return None
-        energy = float(weight.detach().double().square().sum())
-        kept = sum(float(core.square().sum()) for _, core, _ in self._factored(geometry, weight))
-        return max(0.0, 1 - kept / energy) if energy > 0 else 0.0
+        energies = self._recalled(geometry, weight, known)
+        total = float(energies.sum())
+        kept = float(energies[: self._rank, : self.inner(geometry)].sum())
+        return max(0.0, 1 - kept / total) if total > 0 else 0.0
 
     def fill(self, module: torch.nn.Module, geometry: Geometry, weight: Tensor, bias: Tensor | None) -> None:
         """Reduce (inner, C/groups, 1, 1), core (rank, inner, kh, kw), expand (O, rank, 1, 1)."""
@@ -141,11 +154,17 @@ class Tucker(Branched):
         """Truncated higher-order SVD of every group: reduce (inner, C), core (rank, inner, taps), expand (O, rank)."""
         found = []
         for kernel in weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1)):
-            outer = torch.linalg.eigh(kernel.flatten(1) @ kernel.flatten(1).T)[1][:, -self._rank :]
-            piled = kernel.transpose(0, 1).flatten(1)
-            inner = torch.linalg.eigh(piled @ piled.T)[1][:, -self.inner(geometry) :]
+            outer = _leading(kernel, self._rank)
+            inner = _leading(kernel.transpose(0, 1), self.inner(geometry))
             found.append((inner.T, torch.einsum("ock,oa,cb->abk", kernel, outer, inner), outer))
         return found
+
+
+def _leading(kernel: Tensor, count: int) -> Tensor:
+    """Orthonormal columns (N, count): the directions of most energy of a kernel along its first axis, largest first."""
+    rows = kernel.flatten(1)
+    vectors: Tensor = torch.linalg.eigh(rows @ rows.T)[1]
+    return vectors.flip(1)[:, :count]
 
 
 def _along(geometry: Geometry, axis: int) -> Geometry:

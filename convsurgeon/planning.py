@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch import nn
 
 from convsurgeon.capture import Capture, capture
 from convsurgeon.errors import FormError
-from convsurgeon.form import Energy, Form
+from convsurgeon.form import Branched, Energy, Form, Spectra
 from convsurgeon.forms import DepthwiseSeparable
+from convsurgeon.geometry import Geometry
 from convsurgeon.plan import Change, Plan, Skip
 from convsurgeon.policy import Policy, Predicate, as_policy, check_names, default_policy
 from convsurgeon.site import Site
@@ -54,10 +56,10 @@ def plan_captured(seen: Capture, forms: Sequence[Form], policy: Predicate | None
         raise FormError("forms: the list is empty; pass at least one form, for example DepthwiseSeparable(rank=2)")
     chosen = default_policy() if policy is None else as_policy(policy)
     demanded = check_names(chosen, seen.sites)
-    convs = dict(seen.model.named_modules(remove_duplicate=False))
+    kernels = kernels_of(seen)
     steps = []
     for site in seen.sites:
-        step = _step(site, convs.get(site.name), forms, chosen, allow_growth)
+        step = _step(site, kernels.get(site.name), forms, chosen, allow_growth)
         if isinstance(step, Skip) and not demanded.isdisjoint(site.names):
             raise FormError(
                 f"{site.name}: {step.reason}; it was asked for by name: leave the name out to go on without"
@@ -68,29 +70,58 @@ def plan_captured(seen: Capture, forms: Sequence[Form], policy: Predicate | None
 
 def candidates(seen: Capture, base: Plan, forms: Sequence[Form], allow_growth: bool) -> dict[str, list[Change]]:
     """Every change that the forms could make to every site that `base`, made of the same forms, changes at all."""
-    convs = dict(seen.model.named_modules(remove_duplicate=False))
+    kernels = kernels_of(seen)
     found: dict[str, list[Change]] = {}
     for name, step in base.changes.items():
-        conv = convs[name]
-        assert isinstance(conv, nn.Conv2d)
-        tried = (change_of(step.site, conv, form, allow_growth) for form in forms)
+        tried = (change_of(step.site, kernels[name], form, allow_growth) for form in forms)
         changes = {change.form.label: change for change in tried if isinstance(change, Change)}
         found[name] = list(changes.values())
     return found
 
 
+class Kernel:
+    """A conv's weight, and what was found out about it for the forms tried so far."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        self.weight = conv.weight
+        self._spectra: Spectra = {}
+
+    @cached_property
+    def finite(self) -> bool:
+        """Whether no value is NaN or infinity; taken for granted on the meta device."""
+        return self.weight.is_meta or bool(self.weight.isfinite().all())
+
+    def settle(self, form: Form, geometry: Geometry) -> Form:
+        """The form with its rank settled."""
+        if isinstance(form, Branched):
+            return form.settle(geometry, self.weight, self._spectra)
+        return form.settle(geometry, self.weight)
+
+    def lost(self, form: Form, geometry: Geometry) -> float | None:
+        """Share of the energy that a settled form drops."""
+        if isinstance(form, Branched):
+            return form.lost(geometry, self.weight, self._spectra)
+        return form.lost(geometry, self.weight)
+
+
+def kernels_of(seen: Capture) -> dict[str, Kernel]:
+    """The kernels of all convs, by every name they have."""
+    named = seen.model.named_modules(remove_duplicate=False)
+    return {name: Kernel(conv) for name, conv in named if isinstance(conv, nn.Conv2d)}
+
+
 def _step(
-    site: Site, conv: nn.Module | None, forms: Sequence[Form], policy: Policy, allow_growth: bool
+    site: Site, kernel: Kernel | None, forms: Sequence[Form], policy: Policy, allow_growth: bool
 ) -> Change | Skip:
     """What becomes of one site."""
     if site.obstacle:
         return Skip(site, site.obstacle)
     if not policy(site):
         return Skip(site, f"left out by the policy {policy}")
-    assert isinstance(conv, nn.Conv2d)
+    assert kernel is not None
     reasons: list[str] = []
     for form in forms:
-        found = change_of(site, conv, form, allow_growth)
+        found = change_of(site, kernel, form, allow_growth)
         if isinstance(found, Change):
             return found
         if found not in reasons:
@@ -98,23 +129,23 @@ def _step(
     return Skip(site, "; ".join(reasons))
 
 
-def change_of(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> Change | str:
+def change_of(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Change | str:
     """The change that a form makes to a site, or why it makes none."""
-    found = settled(site, conv, form, allow_growth)
+    found = settled(site, kernel, form, allow_growth)
     if isinstance(found, str):
         return found
     form, params, macs = found
-    return Change(site, form, form.lost(site.geometry, conv.weight), params, macs)
+    return Change(site, form, kernel.lost(form, site.geometry), params, macs)
 
 
-def settled(site: Site, conv: nn.Conv2d, form: Form, allow_growth: bool) -> tuple[Form, int, int] | str:
+def settled(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> tuple[Form, int, int] | str:
     """The form with its rank settled, its parameters and its MACs at a site, or why the site does not take it."""
     geometry = site.geometry
     if reason := form.check(geometry):
         return reason
-    if not conv.weight.is_meta and not bool(conv.weight.isfinite().all()):
+    if not kernel.finite:
         return "its weight holds NaN or infinity"
-    form = form.settle(geometry, conv.weight)
+    form = kernel.settle(form, geometry)
     macs = sum(site.images(call) * form.macs(geometry, site.size(call)) for call in site.calls)
     params = form.params(geometry)
     if not allow_growth and (macs >= site.macs or params > site.params):

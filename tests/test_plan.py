@@ -12,9 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import convsurgeon as cs
+from convsurgeon import factor
+from convsurgeon.forms import FORMS
+from convsurgeon.planning import candidates, plan_captured
 from tests import nets
+from tests.layers import convs
 
 X = torch.zeros(2, 3, 12, 12)
 PLAN = cs.plan(nets.Shared().eval(), X, forms=[cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=1)])
@@ -33,6 +38,32 @@ def test_a_plan_prints_every_conv(golden: Callable[[str, str], None]) -> None:
     torch.manual_seed(0)
     made = cs.plan(nets.Shared().eval(), X, forms=[cs.DepthwiseSeparable(rank=2)])
     golden("plan.txt", str(made) + "\n")
+
+
+@given(convs())
+def test_known_spectra_change_nothing(case: tuple[nn.Conv2d, Tensor]) -> None:
+    conv, _ = case
+    geometry, known = cs.Geometry.of(conv), {}
+    for kind in FORMS:
+        for rank in (1, 2, cs.Energy(0.8), cs.Energy(1.0)):
+            form = kind(rank=rank).settle(geometry, conv.weight, known)
+            assert form == kind(rank=rank).settle(geometry, conv.weight)
+            if form.check(geometry) is None:
+                assert form.lost(geometry, conv.weight, known) == form.lost(geometry, conv.weight)
+    assert set(known) == set(FORMS)
+
+
+def test_forms_of_many_ranks_share_one_spectrum(monkeypatch: pytest.MonkeyPatch) -> None:
+    factored = []
+    spectrum = factor.spectrum
+    monkeypatch.setattr(factor, "spectrum", lambda matrices: factored.append(1) or spectrum(matrices))
+    seen = cs.capture(nets.Shared().eval(), X)
+    forms = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 3, 4, cs.Energy(0.5))]
+    base = plan_captured(seen, forms, cs.everything(), allow_growth=True)
+    before = len(factored)
+    options = candidates(seen, base, forms, allow_growth=True)
+    assert all(len(changes) > 1 for changes in options.values())
+    assert len(factored) - before == len(options)
 
 
 def _damaged(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from torch import nn
-
 from convsurgeon.capture import Capture
 from convsurgeon.deploy.device_measure import DENSE, Raw
 from convsurgeon.deploy.table_folder import Candidate
 from convsurgeon.errors import LatencyError
 from convsurgeon.form import Branched, Form
 from convsurgeon.forms import form_from_dict
-from convsurgeon.planning import settled
+from convsurgeon.planning import kernels_of, settled
 from convsurgeon.policy import Predicate, as_policy, check_names, default_policy
 
 
@@ -25,15 +23,13 @@ def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> l
     """
     chosen = default_policy() if policy is None else as_policy(policy)
     check_names(chosen, seen.sites)
-    convs = dict(seen.model.named_modules(remove_duplicate=False))
+    kernels = kernels_of(seen)
     open_sites = [site for site in seen.sites if not site.obstacle and chosen(site)]
     found = []
     for form in forms:
         fits = {}
         for site in open_sites:
-            conv = convs[site.name]
-            assert isinstance(conv, nn.Conv2d)
-            settles = settled(site, conv, form, allow_growth=False)
+            settles = settled(site, kernels[site.name], form, allow_growth=False)
             if not isinstance(settles, str):
                 fits[site.name] = settles[0]
         if fits:

@@ -2,11 +2,14 @@
 
 python tests/benchmarks/bench_recover.py resnet20 [--macs 0.3] [--starts calibrated svd random] [--epochs 12]
     [--seeds 0] [--threads 2] [--save FOLDER]
+python tests/benchmarks/bench_recover.py resnet20 --latency 0.45 --low-rank     # speed at equal accuracy
 
 CIFAR networks: the 7728 training images without labels, mirrored and shifted by up to 4 pixels; top-1 on 932 test
-images. DnCNN: 3000 noisy 40x40 crops of `photos/`, PSNR on the 12 images of Set12 at sigma 25; VDSR: 3000 blurred ones,
-PSNR x2 on Set5. The plan comes from `Budget(macs=...)` with 1024 images (200 crops of 64x64), with `--latency` from a
-table that is measured first. From random weights batch norm takes new statistics; from the others it is frozen.
+images. DnCNN: 3000 noisy 40x40 crops of `photos/`, PSNR on the 12 images of Set12 at sigma 25; VDSR: 3000 blurred
+ones, PSNR x2 on Set5. The plan comes from `Budget(macs=...)`, calibrated as in `bench_calibrated.py`, or with
+`--latency` from a table that is measured first. From random weights batch norm takes new statistics; from the others it
+is frozen. `speed-up` is of the whole network in onnxruntime with one thread, in turns with the original, of the inputs
+that `bench_equal_accuracy.py` times.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,50 +30,28 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from tests.networks import (
-    blurred_crops,
-    cifar_calibration,
-    cifar_top1,
-    noisy_crops,
-    pretrained,
-    set12_psnr,
-    vdsr_psnr,
-)
+from convsurgeon.budgeting import BUDGET_FORMS
+from tests.benchmarks.bench_budget import LOW_RANK
+from tests.benchmarks.bench_calibrated import CASES
+from tests.benchmarks.bench_equal_accuracy import POLICY, TIMED
+from tests.networks import blurred_crops, cifar_calibration, noisy_crops, pretrained
 
-
-@dataclass(frozen=True)
-class Case:
-    """What a network is calibrated on, learns from, and is measured by."""
-
-    calibration: Callable[[int], Tensor]
-    images: Callable[[int], Tensor]
-    metric: Callable[[nn.Module], float]
-    transform: Callable[[Tensor], Tensor]
-
-
-CIFAR = Case(
-    lambda seed: cifar_calibration(1024, seed),
-    lambda seed: cifar_calibration(7728, seed),
-    cifar_top1,
-    cs.Augment(shift=4),
-)
-CASES = {
-    "resnet20": CIFAR,
-    "resnet56": CIFAR,
-    "dncnn": Case(
-        lambda seed: noisy_crops(200, 64, seed), lambda seed: noisy_crops(3000, 40, seed), set12_psnr, cs.Augment()
-    ),
-    "vdsr": Case(
-        lambda seed: blurred_crops(200, 64, seed), lambda seed: blurred_crops(3000, 40, seed), vdsr_psnr, cs.Augment()
-    ),
+LEARNED: dict[str, tuple[Callable[[int], Tensor], cs.Augment]] = {
+    "resnet20": (lambda seed: cifar_calibration(7728, seed), cs.Augment(shift=4)),
+    "resnet56": (lambda seed: cifar_calibration(7728, seed), cs.Augment(shift=4)),
+    "dncnn": (lambda seed: noisy_crops(3000, 40, seed), cs.Augment()),
+    "vdsr": (lambda seed: blurred_crops(3000, 40, seed), cs.Augment()),
 }
+"""What each network learns from, and how that is varied."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("network", choices=list(CASES))
     parser.add_argument("--macs", type=float, default=0.3)
-    parser.add_argument("--latency", type=float)
+    parser.add_argument("--latency", type=float, help="share of the milliseconds, instead of MACs")
+    parser.add_argument("--low-rank", action="store_true", help="spatial and Tucker forms as candidates, too")
+    parser.add_argument("--cache", help="folder of latency tables; the user's if not given")
     parser.add_argument("--starts", nargs="+", default=["calibrated"], choices=["calibrated", "svd", "random"])
     parser.add_argument("--epochs", type=float, nargs="+", default=[12])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -83,14 +63,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [row for seed in options.seeds for row in _rows(options, seed)]
-    headers = ["network", "MACs", "start", "epochs", "seed", "dense", "before", "after", "lr", "steps", "minutes"]
+    headers = ["network", "MACs", "start", "epochs", "seed", "dense", "before", "after"]
+    headers += ["lr", "steps", "minutes", "speed-up"]
     print(tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f"))
 
 
 def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
     case, model = CASES[options.network], pretrained(options.network)
-    images = case.images(seed)
-    calibrated = _converted(options, model, case, seed)
+    learned, transform = LEARNED[options.network]
+    images, example = learned(seed), torch.zeros(TIMED[options.network])
+    calibrated = _converted(options, model, case.images(seed), seed)
+    dense_ms, (ms,) = cs.measure_whole(model, example, [calibrated.plan], progress=False)
     share = calibrated.report.after.macs / calibrated.report.before.macs
     dense = case.metric(model)
     rows = []
@@ -107,13 +90,14 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
                 images,
                 epochs=epochs,
                 batch_size=options.batch_size,
-                transform=case.transform,
+                transform=transform,
                 seed=seed,
                 **settings,
             )
             minutes = (time.perf_counter() - began) / 60
             done = better.report.recovery[0]
-            values = (dense, before, case.metric(better.model), done.lr, f"{done.best_step}/{done.steps}", minutes)
+            steps = f"{done.best_step}/{done.steps}"
+            values = (dense, before, case.metric(better.model), done.lr, steps, minutes, dense_ms / ms)
             rows.append((options.network, share, start, epochs, seed, *values))
             print(rows[-1], done.before, done.after, done.trials, flush=True)
             if options.save:
@@ -121,15 +105,15 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _converted(options: argparse.Namespace, model: nn.Module, case: Case, seed: int) -> cs.Result:
-    images = case.calibration(seed)
+def _converted(options: argparse.Namespace, model: nn.Module, images: Tensor, seed: int) -> cs.Result:
+    example = torch.zeros(TIMED[options.network])
     settings: dict[str, Any] = {"calibration": images, "images": len(images), "seed": seed, "progress": False}
+    forms = (*BUDGET_FORMS, *(LOW_RANK if options.low_rank else ()))
     if options.latency is None:
-        return cs.convert(model, images[:1], budget=cs.Budget(macs=options.macs), **settings)
-    from convsurgeon.budgeting import BUDGET_FORMS
-
-    table = cs.LatencyTable.measure(model, images[:1], BUDGET_FORMS)
-    return cs.convert(model, images[:1], budget=cs.Budget(latency=options.latency), latencies=table, **settings)
+        return cs.convert(model, images[:1], forms=forms, budget=cs.Budget(macs=options.macs), **settings)
+    table = cs.LatencyTable.measure(model, example, forms, POLICY, cache=options.cache)
+    settings |= {"policy": POLICY, "latencies": table}
+    return cs.convert(model, example, forms=forms, budget=cs.Budget(latency=options.latency), **settings)
 
 
 def _started(calibrated: cs.Result, start: str) -> cs.Result:

@@ -22,6 +22,7 @@ from tests.networks import import_timm, import_torchvision
 
 CHOSEN = Path(__file__).parent / "timm.json"
 _SIZES = (96, 224)
+_LARGE = 320  # for detectors
 _VIDEO = {"raft_large": 2, "raft_small": 2}
 
 
@@ -123,7 +124,7 @@ def examples(case: Case, model: nn.Module) -> Iterator[tuple[Tensor, ...]]:
     elif family == "optical_flow":
         yield images(1, 3, 128, 128), images(1, 3, 128, 128)
     else:
-        for size in dict.fromkeys((*_SIZES, wanted[-1])):
+        for size in dict.fromkeys((*_SIZES, wanted[-1], _LARGE)):
             yield (images(2, wanted[0], size, size),)
 
 
