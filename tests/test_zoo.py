@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import re
 
 import pytest
 
 from tests.networks import import_timm
 from tests.zoo.cases import Case, timm_cases
 from tests.zoo.check import check
+from tests.zoo.counters import check_counter
 from tests.zoo.page import page
 
 ALWAYS = ("levit", "vision_transformer_hybrid")
@@ -29,6 +31,9 @@ def test_a_model_of_the_zoo_is_right(case: Case) -> None:
     (row,) = check(case, export=False)
     assert row["status"] == "ok", row
     assert row["dense_converted"] == row["dense"] > 0 or row["dense_left"]
+    counted = check_counter(case, "torch")
+    assert counted["status"] == "ok", counted
+    assert counted["ours"] > 0
 
 
 @pytest.mark.slow
@@ -45,9 +50,14 @@ def test_the_page_counts_what_the_rows_say() -> None:
     good = shared | {"case": "timm:a", "name": "a", "status": "ok", "dense_converted": 1, "error": 2e-4}
     good |= {"error64": 1e-12, "skipped": {"already depthwise": 1}, "dense_left": {}, "export": "ok", "converted": 1}
     bad = {"case": "timm:b", "source": "timm", "family": "g", "name": "b", "status": "crash: exit code -9"}
-    text = page([good | {"status": "another output at full rank"}, good, bad], [bad | {"peer": "bsconv"}])
+    text = page(
+        [good | {"status": "another output at full rank"}, good, bad],
+        [bad | {"peer": "bsconv"}],
+        [good | {"peer": "torch"}],
+    )
     assert "1 of 2 (50.00 %)" in text
     assert "* timm:b: crash: exit code -9" in text
     assert "2e-04 (1e-12 in float64)" in text
     assert "another output" not in text
+    assert re.search(r"\| torch +\| 1 +\| 1 +\| 0 +\|", text)
     assert "* bsconv, 1 times: exit code -9" in text

@@ -16,7 +16,7 @@ import sys
 import traceback
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tqdm import tqdm
 from tests.networks import import_timm, import_torchvision
 from tests.zoo.cases import Case, cases
 from tests.zoo.check import Row, check
+from tests.zoo.counters import COUNTERS, check_counter
 from tests.zoo.peers import PEERS, check_peer
 
 ROWS = Path(__file__).parent / "rows.jsonl"
@@ -54,6 +55,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--export", default="0/10", help="which part of the models is exported too, 0/1 for all")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one model")
     parser.add_argument("--peers", action="store_true", help="bsconv and tensorly-torch instead of convsurgeon")
+    parser.add_argument("--counters", action="store_true", help="MACs by torch, fvcore and torchinfo instead")
     parser.add_argument("--again", action="store_true", help="also models that are right already; the last row counts")
     return parser.parse_args()
 
@@ -65,7 +67,7 @@ def _todo(options: argparse.Namespace) -> Iterator[tuple[Case, str]]:
     for case in cases():
         if options.names and not any(fnmatch.fnmatch(case.key, name) for name in options.names):
             continue
-        for what in PEERS if options.peers else ("",):
+        for what in PEERS if options.peers else COUNTERS if options.counters else ("",):
             if (case.key, what) not in done:
                 yield case, what
 
@@ -108,7 +110,7 @@ def _child(there: Connection, case: Case, what: str, export: bool) -> None:
     sys.stderr = sys.stdout = Path("/dev/null").open("w")  # noqa: SIM115  # models print
     row: dict[str, Any] = {"case": case.key, "source": case.source, "family": case.family, "name": case.name}
     try:
-        for known in [check_peer(case, what)] if what else check(case, export):
+        for known in _checks(case, what, export):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             there.send(row | known | {"peak_mb": peak // 1024})
     except BaseException as error:
@@ -118,6 +120,13 @@ def _child(there: Connection, case: Case, what: str, export: bool) -> None:
         there.send(
             row | ({"peer": what} if what else {}) | {"status": f"crash: {type(error).__name__}: {line} ({where})"}
         )
+
+
+def _checks(case: Case, what: str, export: bool) -> Iterable[Row]:
+    """Rows of one case, each knowing more than the one before."""
+    if what in COUNTERS:
+        return [check_counter(case, what)]
+    return [check_peer(case, what)] if what else check(case, export)
 
 
 if __name__ == "__main__":

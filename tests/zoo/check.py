@@ -106,8 +106,11 @@ def difference(one: nn.Module, two: nn.Module, example: Inputs) -> float:
 
 def _in_double(model: nn.Module, plan: cs.Plan, example: Inputs) -> float:
     doubled = copy.deepcopy(model).double()
-    wide = tuple(tensor.double() for tensor in example)
-    return difference(doubled, cs.operate(doubled, plan, wide)[0], wide)
+    return difference(doubled, cs.operate(doubled, plan, _wide(example))[0], _wide(example))
+
+
+def _wide(example: Inputs) -> Inputs:
+    return tuple(tensor.double() for tensor in example)
 
 
 def _plain_trace(model: nn.Module) -> bool:
@@ -163,12 +166,16 @@ def _rank_one(model: nn.Module, seen: cs.Capture, example: Inputs) -> Row:
         for one, two in zip(again.state_dict().values(), converted.state_dict().values(), strict=True)
     )
     del again
-    return {"heard": heard, "rebuilt": same, "gradients": _learns(converted, done, example)}
+    learns = _learns(converted, done, example)
+    if not learns:  # random weights may make values that overflow float32
+        converted.double().zero_grad()
+        learns = _learns(converted, done, _wide(example))
+    return {"heard": heard, "rebuilt": same, "gradients": learns}
 
 
 def _learns(converted: nn.Module, plan: cs.Plan, example: Inputs) -> bool:
     """Whether every new parameter gets a finite gradient."""
-    loss = sum(leaf.float().square().mean() for leaf in tensors_in(converted(*example)) if leaf.is_floating_point())
+    loss = sum(leaf.square().mean() for leaf in tensors_in(converted(*example)) if leaf.is_floating_point())
     assert isinstance(loss, Tensor)
     loss.backward()
     modules = dict(converted.named_modules(remove_duplicate=False))

@@ -1,6 +1,6 @@
 """The table of the sweep, from its rows.
 
-python -m tests.zoo.page        # rewrites tests/zoo/README.md from rows.jsonl and peers.jsonl
+python -m tests.zoo.page        # rewrites tests/zoo/README.md from rows.jsonl, peers.jsonl and counters.jsonl
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tests.zoo.__main__ import ROWS, read
 from tests.zoo.check import ROUNDING, Row
 
 PEERS = Path(__file__).parent / "peers.jsonl"
+COUNTERS = Path(__file__).parent / "counters.jsonl"
 PAGE = Path(__file__).parent / "README.md"
 
 _HEAD = """# The zoo
@@ -26,7 +27,9 @@ back from plan and state dict to the bit. What a model's own conv subclasses and
 told. Made by
 
     pip install --no-deps torchvision==0.28.0 timm && pip install pillow pyyaml huggingface_hub
-    python -m tests.zoo --export 3/10 && python -m tests.zoo 'timm:*' --peers --rows tests/zoo/peers.jsonl
+    python -m tests.zoo --export 3/10
+    python -m tests.zoo 'timm:*' --peers --rows tests/zoo/peers.jsonl          # bsconv==0.4.0, tensorly-torch
+    python -m tests.zoo --counters --rows tests/zoo/counters.jsonl             # fvcore, torchinfo
     python -m tests.zoo.page
 
 The first goes on where it stopped and tries again what was not right. `error` is the largest difference over the
@@ -38,7 +41,7 @@ outputs say nothing; such a model needs livelier weights.
 """
 
 
-def page(rows: list[Row], peers: list[Row]) -> str:
+def page(rows: list[Row], peers: list[Row], counters: list[Row]) -> str:
     """The whole page."""
     last = {row["case"]: row for row in rows}
     ordered = sorted(last.values(), key=lambda row: (row["source"], row["family"], row["name"]))
@@ -48,7 +51,9 @@ def page(rows: list[Row], peers: list[Row]) -> str:
         parts += ["## Not right\n", "\n".join(f"* {row['case']}: {row['status']}" for row in wrong) + "\n"]
     parts += ["## What is left alone, and why\n", _reasons(ordered)]
     if peers:
-        parts += ["## Other tools\n", _PEERS, _peers(list({(r["case"], r["peer"]): r for r in peers}.values()), last)]
+        parts += ["## Other tools\n", _PEERS, _peers(_distinct(peers), last)]
+    if counters:
+        parts += ["## MACs by other counters\n", _COUNTERS, _counters(_distinct(counters))]
     parts += ["## By family\n", _families(ordered)]
     return "\n".join(parts)
 
@@ -98,6 +103,11 @@ def _short(reason: str) -> str:
     return reason.split(";")[0]
 
 
+def _distinct(rows: list[Row]) -> list[Row]:
+    """The last row of every case and tool."""
+    return list({(row["case"], row["peer"]): row for row in rows}.values())
+
+
 _PEERS = """The timm models again, as far as they were run. bsconv knows no rank but 1 and draws new weights, so its
 output cannot be right; what counts is that the model still runs. tensorly-torch factors by Tucker at the full rank
 of every mode, where it should be exact.
@@ -116,6 +126,23 @@ def _peers(peers: list[Row], own: dict[str, Row]) -> str:
     told = "\n".join(f"* {peer}, {count} times: {what}" for (peer, what), count in failures.most_common(12))
     heads = ["", "models", "survived", "dense convs", "converted", "right at full rank", "nothing converted"]
     return _markdown(heads, table) + f"\n{told}\n"
+
+
+_COUNTERS = """MACs of each model on the input of the sweep, compared kind by kind (convolutions, matrix products,
+attention): torch's `FlopCounterMode` all of them, fvcore what it has a formula for, torchinfo the convs without their
+bias. What the others add for norms, pooling and biases is left out.
+"""
+
+
+def _counters(rows: list[Row]) -> str:
+    table, told = [], []
+    for name in dict.fromkeys(row["peer"] for row in rows):
+        own = [row for row in rows if row["peer"] == name]
+        crashed = sum("crash" in row["status"] for row in own)
+        table.append([name, len(own), sum(row["status"] == "ok" for row in own), crashed])
+        reasons = Counter(row["status"] for row in own if row["status"] != "ok")
+        told += [f"* {name}, {count} times: {reason[:110]}" for reason, count in reasons.most_common()]
+    return _markdown(["", "models", "equal", "crashed"], table) + "\n" + "\n".join(told) + "\n"
 
 
 def _tool(name: str, rows: list[Row]) -> list[object]:
@@ -166,7 +193,7 @@ def _markdown(heads: list[str], table: list[list[object]]) -> str:
 
 
 def main() -> None:
-    PAGE.write_text(page(read(ROWS), read(PEERS)), encoding="utf-8")
+    PAGE.write_text(page(read(ROWS), read(PEERS), read(COUNTERS)), encoding="utf-8")
 
 
 if __name__ == "__main__":
