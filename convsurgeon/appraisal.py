@@ -62,7 +62,7 @@ def by_data(
     patches_of = _second_moments(model, list(options), batches, seed)
     output: dict[tuple[str, str], float] = {}
     network: dict[tuple[str, str], float] = {}
-    for name, changes in tqdm(options.items(), desc="appraising", unit="site", disable=None if progress else True):
+    for name, changes in tqdm(options.items(), desc="appraising", unit="site", disable=world.silent(progress)):
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         site = _Site(conv, patches_of[name], gradients[name])
@@ -137,8 +137,7 @@ def _second_moments(model: nn.Module, names: Sequence[str], batches: Sequence[Ex
                 if number % world.size() == world.rank():
                     for watcher in watchers.values():
                         watcher.generator.manual_seed(seed * 7919 + number)
-                    own = batch.map(torch.clone)
-                    model(*own.args, **own.kwargs)
+                    batch.run(model)
         finally:
             for handle in handles:
                 handle.remove()

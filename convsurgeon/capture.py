@@ -20,7 +20,7 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from convsurgeon.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
-from convsurgeon.errors import CaptureError
+from convsurgeon.errors import CaptureError, described
 from convsurgeon.example import Example
 from convsurgeon.geometry import Geometry
 from convsurgeon.obstacle import module_obstacle, reading_obstacle
@@ -101,10 +101,9 @@ def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, 
         inputs = [tensor.to("meta") if on_meta else tensor.clone() for tensor in example.tensors()]
         return _run(model, traced, inputs, None)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(
             f"example: {type(model).__name__} does not run on an input of shape {example}: "
-            f"{type(error).__name__}: {line}; pass an example that model(...) accepts"
+            f"{described(error)}; pass an example that model(...) accepts"
         ) from error
 
 

@@ -29,7 +29,7 @@ from convsurgeon.cli_device import (
 )
 from convsurgeon.cli_recover import add_recovery, check_recovery, run_recovery
 from convsurgeon.conversion import Result, carry_out, convert
-from convsurgeon.errors import BudgetError, CalibrationError, ConvSurgeonError, LoadError
+from convsurgeon.errors import BudgetError, CalibrationError, ConvSurgeonError, LoadError, described
 from convsurgeon.example import Example
 from convsurgeon.files import check_file
 from convsurgeon.form import Branched, Energy, Rule, Share
@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
             return _fail(f"{str(error.filename)[:200]}: {error.strerror}; choose another path")
-        line = (str(error).strip().splitlines() or [""])[0]
-        return _fail(f"internal error, {type(error).__name__}: {line}; --debug shows where, please report it")
+        return _fail(f"internal error, {described(error)}; --debug shows where, please report it")
 
 
 def _fail(message: str) -> int:
@@ -187,10 +186,7 @@ def _measure(name: str, metric: Any, model: nn.Module) -> float:
     try:
         return float(metric(model))
     except Exception as error:  # the user's own code
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise LoadError(
-            f"{name}: the metric fails ({type(error).__name__}: {line}); it takes a model, gives a number"
-        ) from error
+        raise LoadError(f"{name}: the metric fails ({described(error)}); it takes a model, gives a number") from error
 
 
 def _model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:

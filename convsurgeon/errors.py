@@ -70,3 +70,16 @@ class ParityError(ExportError):
 
 class LatencyError(ConvSurgeonError):
     """An ONNX file cannot be timed."""
+
+
+def first_line(error: BaseException) -> str:
+    """One short line that says what an exception of another library said."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def described(error: BaseException) -> str:
+    """The class of an exception and its first line: what there is to say of one that others raise."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line}"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from convsurgeon.errors import CaptureError
@@ -56,6 +57,11 @@ class Example:
 
         args, kwargs = pytree.tree_map(apply, (self.args, self.kwargs))
         return Example(args, kwargs)
+
+    def run(self, model: nn.Module) -> Any:
+        """What a model gives for copies of these arguments: a forward may work on its input in place."""
+        own = self.map(torch.clone)
+        return model(*own.args, **own.kwargs)
 
     def __str__(self) -> str:
         return ", ".join("x".join(map(str, tensor.shape)) for tensor in self.tensors())

@@ -31,9 +31,12 @@ class Fidelity:
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
     with undisturbed(model):
-        own = example.map(torch.clone)  # a forward may work on its input in place
-        result = model(*own.args, **own.kwargs)
-    return [leaf for leaf in tensors_in(result) if leaf.is_floating_point()]
+        return floating(example.run(model))
+
+
+def floating(output: object) -> list[Tensor]:
+    """The floating-point tensors of an output, as `tensors_in` finds them."""
+    return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
 
 
 def tensors_in(value: object) -> list[Tensor]:

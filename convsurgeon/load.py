@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convsurgeon.errors import LoadError
+from convsurgeon.errors import LoadError, described
 from convsurgeon.policy import nearest
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
@@ -172,7 +172,7 @@ def _module(name: str, asked: str) -> ModuleType:
         with _importing_from_here():
             return importlib.import_module(name)
     except Exception as error:  # whatever an import raises
-        raise LoadError(f"{asked}: {name} cannot be imported ({type(error).__name__}: {error})") from error
+        raise LoadError(f"{asked}: {name} cannot be imported ({described(error)})") from error
 
 
 def _file(path: Path) -> ModuleType:
@@ -187,7 +187,7 @@ def _file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the file raises
-        raise LoadError(f"{path}: fails when it is imported ({type(error).__name__}: {error})") from error
+        raise LoadError(f"{path}: fails when it is imported ({described(error)})") from error
     return module
 
 
@@ -204,8 +204,7 @@ def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) ->
     try:
         return factory(**arguments)
     except Exception as error:  # whatever the factory raises
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise LoadError(f"{asked}: the factory fails ({type(error).__name__}: {line})") from error
+        raise LoadError(f"{asked}: the factory fails ({described(error)})") from error
 
 
 @contextlib.contextmanager

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from convsurgeon import world
 from convsurgeon.errors import RecoveryError
-from convsurgeon.example import Example
-from convsurgeon.fidelity import tensors_in
+from convsurgeon.fidelity import floating
 from convsurgeon.state import evaluating, undisturbed
 from convsurgeon.stream import Batch
 
@@ -71,9 +70,9 @@ class Objective:
         self._loss, self._label_loss, self._label_weight = loss, label_loss, label_weight
         self._names = list(names) if features else []
         with undisturbed(original):
-            answers = [tensors(_run(original, batch.example)) for batch in sample]
+            answers = [floating(batch.example.run(original)) for batch in sample]
             with _watched(original, self._names) as seen:
-                _run(original, sample[0].example)
+                sample[0].example.run(original)
         self.classifier = all(len(outs) == 1 and outs[0].dim() == 2 and outs[0].shape[1] > 1 for outs in answers)
         self._scales = [_scale(list(column)) for column in zip(*answers, strict=True)]
         self._powers = [_scale([outs]) for outs in seen]
@@ -85,9 +84,9 @@ class Objective:
             RecoveryError: labels are asked for and the batch has none.
         """
         with torch.no_grad(), evaluating(self._original), _watched(self._original, self._names) as wanted:
-            answer = _run(self._original, batch.example)
+            answer = batch.example.run(self._original)
         with _watched(bare, self._names) as found:
-            given = _run(model, batch.example)
+            given = batch.example.run(model)
         loss = self.distance(given, answer)
         if self._names:
             parts = [_squared(a, b, scale) for a, b, scale in zip(found, wanted, self._powers, strict=True)]
@@ -102,7 +101,7 @@ class Objective:
         """Of two outputs, as a mean over the rows."""
         if self._loss is not None:
             return self._loss(given, answer)
-        pairs = list(zip(tensors(given), tensors(answer), strict=True))
+        pairs = list(zip(floating(given), floating(answer), strict=True))
         return torch.stack([_squared(a, b, scale) for (a, b), scale in zip(pairs, self._scales, strict=True)]).mean()
 
 
@@ -113,32 +112,22 @@ class Judge:
         self._objective = objective
         self._batches = [batch.example for batch in batches[world.rank() :: world.size()]]
         with undisturbed(original):
-            self._answers = [_run(original, example) for example in self._batches]
+            self._answers = [example.run(original) for example in self._batches]
 
     def score(self, model: nn.Module) -> Score:
         """Over all processes; an infinite distance where an output is not finite."""
         far = agreed = rows = 0.0
         with evaluating(model):
             for example, answer in zip(self._batches, self._answers, strict=True):
-                given = _run(model, example)
+                given = example.run(model)
                 count = example.tensors()[0].shape[0]
                 far += float(self._objective.distance(given, answer)) * count
                 rows += count
                 if self._objective.classifier:
-                    agreed += float((tensors(given)[0].argmax(1) == tensors(answer)[0].argmax(1)).sum())
+                    agreed += float((floating(given)[0].argmax(1) == floating(answer)[0].argmax(1)).sum())
         far, agreed, rows = world.totals(far, agreed, rows)
         distance = far / rows if torch.isfinite(torch.tensor(far)) else float("inf")
         return Score(distance, agreed / rows if self._objective.classifier else None)
-
-
-def tensors(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output."""
-    return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
-
-
-def _run(model: nn.Module, example: Example) -> Any:
-    own = example.map(torch.clone)  # a forward may work on its input in place
-    return model(*own.args, **own.kwargs)
 
 
 def _squared(given: Tensor, answer: Tensor, scale: float) -> Tensor:

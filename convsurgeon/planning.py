@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.capture import Capture, capture
 from convsurgeon.errors import FormError
@@ -80,11 +80,16 @@ def candidates(seen: Capture, base: Plan, forms: Sequence[Form], allow_growth: b
 
 
 class Kernel:
-    """A conv's weight, and what was found out about it for the forms tried so far."""
+    """A conv's weight, read when it is first asked for, and what the forms tried so far found out about it."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        self.weight = conv.weight
+        self._conv = conv
         self._spectra: Spectra = {}
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The kernel; to read a parametrised one may change the model."""
+        return self._conv.weight
 
     @cached_property
     def finite(self) -> bool:

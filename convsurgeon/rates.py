@@ -14,9 +14,11 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon import world
 from convsurgeon.objective import Judge
+from convsurgeon.state import saved
 from convsurgeon.stream import Stream
-from convsurgeon.training import Training, saved
+from convsurgeon.training import Training
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """That are tried, for Adam."""
@@ -29,7 +31,7 @@ def best_rate(
     make: Callable[[float, int], Training],
     stream: Stream,
     judge: Judge,
-    silent: bool | None,
+    progress: bool,
     rates: Sequence[float] = RATES,
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
     """The rate whose trial ends nearest to the original, and (rate, distance) of every trial.
@@ -39,12 +41,13 @@ def best_rate(
         make: rate, steps -> a fresh run of the model.
         stream: whose first batches are used.
         judge: of the held-back images.
-        silent: whether to hide the bar.
+        progress: whether to show a bar.
         rates: to be tried.
     """
     start = saved(model)
     found: list[tuple[float, float]] = []
-    bar: tqdm[Any] = tqdm(total=len(rates) * STEPS, desc="learning rates", unit="step", leave=False, disable=silent)
+    total, hidden = len(rates) * STEPS, world.silent(progress)
+    bar: tqdm[Any] = tqdm(total=total, desc="learning rates", unit="step", leave=False, disable=hidden)
     with bar:
         for rate in rates:
             found.append((rate, _trial(make(rate, STEPS), stream, judge, bar)))

@@ -18,11 +18,11 @@ from convsurgeon import world
 from convsurgeon.calibration import Calibration, images_in
 from convsurgeon.capture import Capture
 from convsurgeon.example import Example
-from convsurgeon.fidelity import tensors_in
+from convsurgeon.fidelity import floating
 from convsurgeon.plan import Plan
 from convsurgeon.samples import relative
 from convsurgeon.sequential import SiteFit, fit_in_order
-from convsurgeon.state import evaluating, undisturbed
+from convsurgeon.state import evaluating, put_back, saved, undisturbed
 
 RENEWED = 256
 """Images that new batch-norm statistics are taken from."""
@@ -69,12 +69,12 @@ def reconstruct(
     """
     judge = _Judge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
-    start = _saved(converted)
+    start = saved(converted)
     sites = fit_in_order(seen, converted, plan, data, seed, progress)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
     if any(_renewable(module) for module in converted.modules()):
-        fitted = _saved(converted)
+        fitted = saved(converted)
         _renew_norms(converted, _leading(data.fitted, RENEWED)[world.rank() :: world.size()])
         steps.append(_tried("batch norm re-estimated", converted, judge, fitted, best))
     positions = sum(site.positions for site in sites)
@@ -88,7 +88,7 @@ def _tried(
     error = judge.error(model)
     kept = error < best
     if not kept:
-        _put_back(model, before)
+        put_back(model, before)
     return what, error, kept
 
 
@@ -99,34 +99,19 @@ class _Judge:
         self.batches = batches[world.rank() :: world.size()]
         self.images = sum(map(images_in, batches))
         with undisturbed(original):
-            self.wanted = [_outputs(original, batch) for batch in self.batches]
+            self.wanted = [floating(batch.run(original)) for batch in self.batches]
 
     def error(self, model: nn.Module) -> float:
         """Over all processes; infinite where an output is not finite."""
         wrong = energy = 0.0
         with evaluating(model):
             for batch, wanted in zip(self.batches, self.wanted, strict=True):
-                for one, two in zip(wanted, _outputs(model, batch), strict=True):
+                for one, two in zip(wanted, floating(batch.run(model)), strict=True):
                     wrong += float((one.double() - two.double()).square().sum())
                     energy += float((one.double() - one.double().mean()).square().sum())
         sums = world.added(torch.tensor([wrong, energy], dtype=torch.float64))[0]
         error = relative(float(sums[0]), float(sums[1]))
         return error if math.isfinite(error) else math.inf
-
-
-def _outputs(model: nn.Module, batch: Example) -> list[Tensor]:
-    own = batch.map(torch.clone)
-    return [leaf for leaf in tensors_in(model(*own.args, **own.kwargs)) if leaf.is_floating_point()]
-
-
-def _saved(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def _put_back(model: nn.Module, state: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            tensor.copy_(state[name])
 
 
 def _leading(batches: Sequence[Example], images: int) -> list[Example]:
@@ -150,7 +135,7 @@ def _renew_norms(model: nn.Module, batches: Sequence[Example]) -> None:
             norm.momentum, norm.training = None, True
         try:
             for batch in batches:
-                _outputs(model, batch)
+                batch.run(model)
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum, norm.training = momentum, False

@@ -29,7 +29,6 @@ from convsurgeon.training import (
     Training,
     Transform,
     as_channels_last,
-    silent,
     train,
     unheard,
 )
@@ -280,7 +279,7 @@ def _rate(setup: Setup, progress: bool) -> tuple[float, tuple[tuple[float, float
         return setup.recipe.lr, ()
     if setup.own.optimizer is not None:
         return 0.0, ()
-    return best_rate(setup.model, setup.training, setup.stream, setup.judge, silent(progress))
+    return best_rate(setup.model, setup.training, setup.stream, setup.judge, progress)
 
 
 def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Example) -> Result:

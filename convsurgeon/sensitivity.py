@@ -124,9 +124,8 @@ def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
 
 def _output_positions(model: nn.Module, one: Example) -> int:
     """Height times width of the largest output of an image, 1 for vectors."""
-    own = one.map(torch.clone)
     with torch.no_grad():
-        outputs = tensors_in(model(*own.args, **own.kwargs))
+        outputs = tensors_in(one.run(model))
     return max((out.shape[2:].numel() for out in outputs if out.dim() == 4), default=1)
 
 

@@ -63,7 +63,7 @@ def fit_in_order(
     """
     with undisturbed(seen.model), evaluating(converted):
         job = Job(seen, converted, plan, data, seed)
-        with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=None if progress else True) as bar:
+        with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=world.silent(progress)) as bar:
             found = []
             for done in job.run():
                 found.append(done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,18 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 _refill_buffer(buffer, value)
+
+
+def saved(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state."""
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Gives a model the state that `saved` copied, in its very tensors."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(state[name])
 
 
 def _shallow(value: Any) -> Any:

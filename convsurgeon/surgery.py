@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convsurgeon.capture import capture
-from convsurgeon.errors import CaptureError, PlanError
+from convsurgeon.errors import CaptureError, PlanError, described
 from convsurgeon.example import Example
 from convsurgeon.form import Form
 from convsurgeon.geometry import Geometry, keeps_channels_last
@@ -61,9 +61,8 @@ def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
         converted = copy.deepcopy(model, new | _detached(model))
         placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
     except Exception as error:
-        line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureError(
-            f"model: {type(model).__name__} cannot be copied ({type(error).__name__}: {line}); "
+            f"model: {type(model).__name__} cannot be copied ({described(error)}); "
             "copy.deepcopy(model) must work, and the model you pass is never changed in place"
         ) from error
     if any(id(module) not in placed for module in new.values()):

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from convsurgeon.errors import CaptureError
+from convsurgeon.errors import CaptureError, described
 from convsurgeon.example import Example
 
 _CONVS = nn.modules.conv._ConvNd
@@ -48,7 +48,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
             if not type(failure.module).__module__.startswith("torch.nn"):
                 kinds |= {type(failure.module)}
         except Exception as error:  # whatever user code raises while it is traced
-            return untraced(model, example, _reason(error))
+            return untraced(model, example, described(error))
         else:
             siblings = {type(model.get_submodule(path)): reason for path, reason in opaque.items()}
             kept = {path: opaque.get(path) or siblings[type(model.get_submodule(path))] for path in tracer.leaves}
@@ -106,7 +106,7 @@ class _Tracer(fx.Tracer):
         except _UntraceableError:
             raise
         except Exception as error:
-            raise _UntraceableError(path, m, _reason(error)) from error
+            raise _UntraceableError(path, m, described(error)) from error
 
 
 class Whole(nn.Module):
@@ -126,11 +126,5 @@ def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
     try:
         graph.output(graph.call_module(WHOLE, args, kwargs))
     except Exception as error:
-        raise CaptureError(f"example: an argument torch.fx cannot hold ({_reason(error)}); pass tensors") from error
+        raise CaptureError(f"example: an argument torch.fx cannot hold ({described(error)}); pass tensors") from error
     return Traced(fx.GraphModule(Whole(model), graph), {"": reason})
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error, with its class."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon import world
 from convsurgeon.budget import Budget
 from convsurgeon.budgeting import BUDGET_FORMS, Latencies, predicted
 from convsurgeon.calibration import read
@@ -172,7 +173,7 @@ def sweep(
     rated = appraise(seen, forms, policy, allow_growth, data, seed, progress)
     points: list[Point] = []
     unreachable: list[float] = []
-    for share in tqdm(sorted(set(shares)), desc="budgets", disable=None if progress else True):
+    for share in tqdm(sorted(set(shares)), desc="budgets", disable=world.silent(progress)):
         try:
             points.append(_point(rated, share, metric, latencies))
         except BudgetError as error:

@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from convsurgeon import world
 from convsurgeon.checkpoint import RunFolder
-from convsurgeon.errors import RecoveryError
+from convsurgeon.errors import RecoveryError, described
 from convsurgeon.example import Example
 from convsurgeon.objective import Judge, Objective, Score
 from convsurgeon.recipe import Recipe
+from convsurgeon.state import saved
 from convsurgeon.stream import Batch, Stream, own_chance
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
@@ -66,8 +67,7 @@ class Training:
             self.scheduler: LRScheduler = LambdaLR(self.optimizer, lambda step: recipe.factor(step, steps))
         else:
             self.scheduler = scheduler(self.optimizer, steps)
-        wrap = world.size() > 1
-        self._wrapped = DistributedDataParallel(model) if wrap else model
+        self._wrapped = DistributedDataParallel(model) if world.size() > 1 else model
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         self.step = 0
 
@@ -202,7 +202,8 @@ def train(
     """
     began = time.monotonic() - log.seconds
     every = max(1, min(stream.epoch, training.steps // 10 or 1))
-    bar = tqdm(total=training.steps, initial=training.step, desc="recovering", unit="step", disable=silent(progress))
+    total, hidden = training.steps, world.silent(progress)
+    bar = tqdm(total=total, initial=training.step, desc="recovering", unit="step", disable=hidden)
 
     def save(ended: str) -> None:
         log.seconds = time.monotonic() - began
@@ -266,11 +267,6 @@ class Interruption:
         self._asked = True
 
 
-def saved(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
 def as_channels_last(tensor: Tensor) -> Tensor:
     """Images (N, C, H, W) in the memory format that torch's convs like best; other tensors as they are."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
@@ -284,11 +280,6 @@ def unheard(training: Training, batch: Batch) -> list[nn.Parameter]:
     return [parameter for parameter in found if parameter.requires_grad]
 
 
-def silent(progress: bool) -> bool | None:
-    """For tqdm's `disable`: one process shows a bar, and only on a terminal."""
-    return None if progress and world.rank() == 0 else True
-
-
 def _transformed(transform: Transform, example: Example) -> Example:
     """The user's transform gets the tensor of a model that takes one, and the `Example` of any other."""
     alone = len(example.args) == 1 and not example.kwargs and isinstance(example.args[0], Tensor)
@@ -297,8 +288,7 @@ def _transformed(transform: Transform, example: Example) -> Example:
     except RecoveryError:
         raise
     except Exception as error:  # the user's own code
-        line = (str(error).strip().splitlines() or [""])[0]
-        raise RecoveryError(f"recover: the transform fails ({type(error).__name__}: {line})") from error
+        raise RecoveryError(f"recover: the transform fails ({described(error)})") from error
 
 
 def _row(step: int, epoch: float, loss: float | None, score: Score, lr: float, seconds: float) -> dict[str, Any]:

@@ -74,3 +74,8 @@ def agree(module: nn.Module) -> None:
 
 def _running() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def silent(progress: bool) -> bool | None:
+    """For tqdm's `disable`: one process shows a bar, and only on a terminal."""
+    return None if progress and rank() == 0 else True

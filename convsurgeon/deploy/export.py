@@ -26,8 +26,8 @@ from convsurgeon.deploy import graph, names, proto
 from convsurgeon.deploy.inputs import ordered, resized
 from convsurgeon.deploy.metadata import input_metadata
 from convsurgeon.deploy.parity import Parity, check_parity
-from convsurgeon.deploy.quiet import first_line, on_cpu, quiet, root_cause
-from convsurgeon.errors import ExportError, ParityError
+from convsurgeon.deploy.quiet import on_cpu, quiet, root_cause
+from convsurgeon.errors import ExportError, ParityError, first_line
 from convsurgeon.example import Example
 from convsurgeon.files import check_file, new_file
 from convsurgeon.state import undisturbed

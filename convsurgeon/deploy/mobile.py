@@ -22,9 +22,8 @@ from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.tools.mobile_helpers import usability_checker
 
 from convsurgeon.deploy import proto
-from convsurgeon.deploy.quiet import first_line
 from convsurgeon.deploy.session import checked, options
-from convsurgeon.errors import ExportError, LatencyError
+from convsurgeon.errors import ExportError, LatencyError, first_line
 from convsurgeon.tables import Table
 
 Suitability = Literal["yes", "maybe", "no"]

@@ -23,8 +23,8 @@ from tabulate import tabulate
 from torch import nn
 
 from convsurgeon.deploy import inputs
-from convsurgeon.deploy.quiet import first_line, on_cpu
-from convsurgeon.errors import ParityError
+from convsurgeon.deploy.quiet import on_cpu
+from convsurgeon.errors import ParityError, first_line
 from convsurgeon.example import Example
 from convsurgeon.state import undisturbed
 

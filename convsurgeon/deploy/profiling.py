@@ -20,9 +20,8 @@ from onnx import GraphProto, NodeProto
 from tabulate import tabulate
 
 from convsurgeon.deploy import proto
-from convsurgeon.deploy.quiet import first_line
 from convsurgeon.deploy.session import Level, checked, opened, options, random_feed, run
-from convsurgeon.errors import LatencyError
+from convsurgeon.errors import LatencyError, first_line
 
 LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""

@@ -36,9 +36,8 @@ from convsurgeon.deploy.agreement import Agreement, agreement
 from convsurgeon.deploy.equalise import equalise
 from convsurgeon.deploy.export import version
 from convsurgeon.deploy.feeds import feeds_of
-from convsurgeon.deploy.quiet import first_line
 from convsurgeon.deploy.session import Feed, checked
-from convsurgeon.errors import ExportError, LatencyError, ParityError
+from convsurgeon.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.files import check_file, new_file
 from convsurgeon.tables import Table
 

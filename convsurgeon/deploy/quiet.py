@@ -44,13 +44,6 @@ def on_cpu(model: nn.Module) -> nn.Module:
     return model if places <= {"cpu"} else copy.deepcopy(model).cpu()
 
 
-def first_line(error: BaseException) -> str:
-    """One short line that says what an exception of another library said."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
 def root_cause(error: BaseException) -> BaseException:
     """The exception at the bottom of a `raise ... from ...` chain."""
     while error.__cause__ is not None:

@@ -21,6 +21,7 @@ import numpy as np
 import onnxruntime as ort
 from tqdm import tqdm
 
+from convsurgeon import world
 from convsurgeon.deploy.session import Feed, Level, opened, options, random_feed, run
 from convsurgeon.deploy.verdict import Samples
 
@@ -156,6 +157,4 @@ def _time(session: ort.InferenceSession, feed: Feed) -> float:
 
 def _bar(total: int, progress: bool) -> tqdm[NoReturn]:
     """A bar that appears only when the work takes longer than two seconds."""
-    return tqdm(
-        total=total, desc="timing", unit="round", delay=_QUIET_S, leave=False, disable=None if progress else True
-    )
+    return tqdm(total=total, desc="timing", unit="round", delay=_QUIET_S, leave=False, disable=world.silent(progress))

@@ -13,8 +13,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.deploy import proto
-from convsurgeon.deploy.quiet import first_line
-from convsurgeon.errors import LatencyError
+from convsurgeon.errors import LatencyError, first_line
 
 Level = Literal["all", "extended", "basic", "off"]
 Feed = dict[str, npt.NDArray[Any]]

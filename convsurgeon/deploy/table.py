@@ -27,7 +27,7 @@ from convsurgeon.deploy.table_cache import cache_file, fingerprint
 from convsurgeon.deploy.table_candidates import fitting, uncovered
 from convsurgeon.deploy.table_measure import measured, measured_wholes
 from convsurgeon.deploy.table_reduce import Row, reduce
-from convsurgeon.errors import FormError, LatencyError
+from convsurgeon.errors import FormError, LatencyError, described
 from convsurgeon.files import new_file
 from convsurgeon.form import Form
 from convsurgeon.forms import form_from_dict
@@ -273,7 +273,7 @@ def _parsed(values: Any) -> LatencyTable:
             dict(values["machine"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:
-        raise LatencyError(f"is damaged ({type(error).__name__}: {error}); measure again") from error
+        raise LatencyError(f"is damaged ({described(error)}); measure again") from error
 
 
 def _number(value: Any) -> float:

@@ -10,6 +10,7 @@ from typing import NoReturn
 from torch import nn
 from tqdm import tqdm
 
+from convsurgeon import world
 from convsurgeon.capture import Capture, capture
 from convsurgeon.deploy import device_measure as measuring
 from convsurgeon.deploy.device_measure import DENSE
@@ -169,6 +170,4 @@ def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Can
 
 def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:
     """A bar that appears only when the work takes longer than two seconds."""
-    return tqdm(
-        total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=None if progress else True
-    )
+    return tqdm(total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=world.silent(progress))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convsurgeon.deploy.device_measure import DENSE, Raw
-from convsurgeon.errors import FormError, LatencyError
+from convsurgeon.errors import FormError, LatencyError, described
 from convsurgeon.form import Form
 from convsurgeon.forms import form_from_dict
 
@@ -71,7 +71,7 @@ def reduce(raw: Raw) -> Figures:
     except LatencyError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, FormError) as error:
-        raise LatencyError(f"measurements: damaged ({type(error).__name__}: {error}); measure again") from error
+        raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
 
 
 def _reduced(raw: Raw) -> Figures:

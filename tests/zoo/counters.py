@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
+from convsurgeon.errors import described
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import Row
 
@@ -101,8 +102,7 @@ def check_counter(case: Case, counter: str) -> Row:
         with torch.no_grad():
             row |= COUNTERS[counter](model, example, seen)
     except Exception as error:  # whatever it raises
-        line = (str(error).strip().splitlines() or [""])[0]
-        return row | {"status": f"crash: {type(error).__name__}: {line[:120]}"}
+        return row | {"status": f"crash: {described(error)[:140]}"}
     return row | {"status": row["why"] or "ok"}
 
 

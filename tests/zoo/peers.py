@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from convsurgeon.errors import described
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import HEARD, ROUNDING, Row, difference
 from tests.zoo.choose import dense
@@ -51,8 +52,7 @@ def check_peer(case: Case, peer: str) -> Row:
             converted, row["converted"] = PEERS[peer](model)
         row["error"] = difference(model, converted.eval(), example)
     except Exception as error:  # whatever it raises
-        line = (str(error).strip().splitlines() or [""])[0]
-        return row | {"status": f"crash: {type(error).__name__}: {line[:120]}"}
+        return row | {"status": f"crash: {described(error)[:140]}"}
     right = row["error"] <= ROUNDING
     row["status"] = "ok" if right and row["converted"] else ("nothing converted" if right else "another output")
     return row | {"seconds": round(time.perf_counter() - start, 1), "heard": row["error"] > HEARD}
