@@ -8,7 +8,7 @@ Kendall & Cipolla 2017): a VGG-16 encoder that hands the places of its maxima to
 channels.
 
 The light networks are made from the dense one by `convert` with `init="random"`: the same sites, the same shapes, new
-weights, with batch norm and ReLU between the convs as MobileNet has them. `BlueprintSubspace` adds BSConv-S with its
+weights. `mobile` has batch norm and ReLU between the convs, as MobileNet does; `subspace` is BSConv-S with its
 orthonormality loss.
 """
 
@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--images", type=int, default=1200)
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--only", nargs="+", help="of dense, separable, blueprint, subspace")
+    parser.add_argument("--only", nargs="+", help="of dense, separable, mobile, blueprint, subspace")
     parser.add_argument("--out", default="segment.png", help="needs matplotlib")
     options = parser.parse_args()
     images, labels = pictures(options.images, seed=0)
@@ -180,7 +180,8 @@ def main() -> None:
     subspace = cs.BlueprintSubspace(rank=1, width=0.25, init="random")
     networks: dict[str, tuple[nn.Module, Penalty]] = {
         "dense": (dense, lambda _: torch.zeros(())),
-        "separable": (lighter(dense, cs.DepthwiseSeparable(rank=1, **fresh)).model, lambda _: torch.zeros(())),
+        "separable": (lighter(dense, cs.DepthwiseSeparable(rank=1, init="random")).model, lambda _: torch.zeros(())),
+        "mobile": (lighter(dense, cs.DepthwiseSeparable(rank=1, **fresh)).model, lambda _: torch.zeros(())),
         "blueprint": (lighter(dense, cs.Blueprint(rank=1, init="random")).model, lambda _: torch.zeros(())),
         "subspace": (lighter(dense, subspace).model, lambda model: 0.1 * subspace.regularization(model)),
     }
