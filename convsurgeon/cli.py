@@ -232,15 +232,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model(shows)
     plans = _command(commands, "plan", _plan, "what would become of every conv, and what that would cost")
-    _add_model(plans)
-    _add_choices(plans)
-    add_latencies(plans)
-    plans.add_argument("--out", metavar="PLAN.json", help="save the plan")
-    plans.add_argument("--force", action="store_true", help="replace an existing file")
+    _add_planning(plans)
+    _add_file(plans, "PLAN.json", "save the plan")
     converts = _command(commands, "convert", _convert, "rewrite, report, export to ONNX, check and time")
-    _add_model(converts)
-    _add_choices(converts)
-    add_latencies(converts)
+    _add_planning(converts)
     _add_outputs(converts)
     sweeps = _command(commands, "sweep", _sweep, "the trade-off between MACs and error, one budget after the other")
     _add_model(sweeps)
@@ -248,12 +243,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibration(sweeps)
     add_milliseconds(sweeps)
     sweeps.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs")
-    sweeps.add_argument("--out", metavar="PLOT.svg", help="draw the curve: .svg, .png or .pdf (needs matplotlib)")
-    sweeps.add_argument("--force", action="store_true", help="replace an existing file")
+    _add_file(sweeps, "PLOT.svg", "draw the curve: .svg, .png or .pdf (needs matplotlib)")
     recovers = _command(commands, "recover", _recover, "train a converted model to answer as its original, no labels")
-    _add_model(recovers)
-    _add_choices(recovers)
-    add_latencies(recovers)
+    _add_planning(recovers)
     _add_reading(recovers)
     add_recovery(recovers)
     add_export(recovers)
@@ -276,6 +268,17 @@ def _command(commands: Any, name: str, run: Any, words: str) -> argparse.Argumen
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
     command.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
     return command
+
+
+def _add_planning(command: argparse.ArgumentParser) -> None:
+    _add_model(command)
+    _add_choices(command)
+    add_latencies(command)
+
+
+def _add_file(command: argparse.ArgumentParser, metavar: str, words: str) -> None:
+    command.add_argument("--out", metavar=metavar, help=words)
+    command.add_argument("--force", action="store_true", help="replace an existing file")
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:

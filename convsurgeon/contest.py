@@ -22,7 +22,7 @@ from convsurgeon.capture import Capture
 from convsurgeon.errors import BudgetError
 from convsurgeon.form import Form
 from convsurgeon.plan import Change, Plan
-from convsurgeon.planning import candidates, plan_captured
+from convsurgeon.planning import candidates, kernels_of, plan_captured
 from convsurgeon.policy import Predicate
 from convsurgeon.reconstruct import reconstruct
 from convsurgeon.revision import Timing, confirmed
@@ -56,8 +56,9 @@ def appraise(
     progress: bool,
 ) -> Appraised:
     """Gathers the candidates and their errors: from the weights, and from calibration data where there are any."""
-    base = plan_captured(seen, forms, policy, allow_growth)
-    options = candidates(seen, base, forms, allow_growth)
+    kernels = kernels_of(seen)
+    base = plan_captured(seen, forms, policy, allow_growth, kernels)
+    options = candidates(base, kernels, forms, allow_growth)
     measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
     return Appraised(seen, base, options, measures, () if data is None else (data,), seed)
 

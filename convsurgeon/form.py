@@ -218,6 +218,17 @@ class Branched:
         """
         return self._recalled(geometry, weight, known)
 
+    def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
+        """What is to be known of a kernel to tell what any rank loses: its spectrum."""
+        return factor.spectrum(self.matrices(geometry, weight))
+
+    def _recalled(self, geometry: Geometry, weight: Tensor, known: Spectra | None) -> Tensor:
+        """`energies`, computed once for all forms of a kind."""
+        known = {} if known is None else known
+        if type(self) not in known:
+            known[type(self)] = self.energies(geometry, weight)
+        return known[type(self)]
+
     def lost(self, geometry: Geometry, weight: Tensor, known: Spectra | None = None) -> float | None:
         """Share of the kernel's energy dropped; None for `init="random"` and on the meta device."""
         if self.init == "random" or weight.is_meta:
@@ -282,17 +293,6 @@ class Branched:
             if item.name == "rank" or value != item.default:
                 values[item.name] = {type(value).__name__.lower(): value.share} if isinstance(value, Rule) else value
         return values
-
-    def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
-        """What is to be known of a kernel to tell what any rank loses: its spectrum."""
-        return factor.spectrum(self.matrices(geometry, weight))
-
-    def _recalled(self, geometry: Geometry, weight: Tensor, known: Spectra | None) -> Tensor:
-        """`energies`, computed once for all forms of a kind."""
-        known = {} if known is None else known
-        if type(self) not in known:
-            known[type(self)] = self.energies(geometry, weight)
-        return known[type(self)]
 
     @property
     def branches(self) -> int:

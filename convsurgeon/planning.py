@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -50,13 +50,19 @@ def plan(
     return plan_captured(capture(model, example), forms, policy, allow_growth)
 
 
-def plan_captured(seen: Capture, forms: Sequence[Form], policy: Predicate | None, allow_growth: bool) -> Plan:
-    """`plan` for a model that is captured already."""
+def plan_captured(
+    seen: Capture,
+    forms: Sequence[Form],
+    policy: Predicate | None,
+    allow_growth: bool,
+    kernels: Mapping[str, Kernel] | None = None,
+) -> Plan:
+    """`plan` for a model that is captured already, and perhaps its kernels."""
     if not forms:
         raise FormError("forms: the list is empty; pass at least one form, for example DepthwiseSeparable(rank=2)")
     chosen = default_policy() if policy is None else as_policy(policy)
     demanded = check_names(chosen, seen.sites)
-    kernels = kernels_of(seen)
+    kernels = kernels_of(seen) if kernels is None else kernels
     steps = []
     for site in seen.sites:
         step = _step(site, kernels.get(site.name), forms, chosen, allow_growth)
@@ -68,9 +74,10 @@ def plan_captured(seen: Capture, forms: Sequence[Form], policy: Predicate | None
     return Plan(tuple(steps), seen.cost, str(seen.example))
 
 
-def candidates(seen: Capture, base: Plan, forms: Sequence[Form], allow_growth: bool) -> dict[str, list[Change]]:
+def candidates(
+    base: Plan, kernels: Mapping[str, Kernel], forms: Sequence[Form], allow_growth: bool
+) -> dict[str, list[Change]]:
     """Every change that the forms could make to every site that `base`, made of the same forms, changes at all."""
-    kernels = kernels_of(seen)
     found: dict[str, list[Change]] = {}
     for name, step in base.changes.items():
         tried = (change_of(step.site, kernels[name], form, allow_growth) for form in forms)

@@ -202,8 +202,13 @@ def train(
     """
     began = time.monotonic() - log.seconds
     every = max(1, min(stream.epoch, training.steps // 10 or 1))
-    total, hidden = training.steps, world.silent(progress)
-    bar = tqdm(total=total, initial=training.step, desc="recovering", unit="step", disable=hidden)
+    bar = tqdm(
+        total=training.steps,
+        initial=training.step,
+        desc="recovering",
+        unit="step",
+        disable=world.silent(progress),
+    )
 
     def save(ended: str) -> None:
         log.seconds = time.monotonic() - began

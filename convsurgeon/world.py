@@ -72,10 +72,10 @@ def agree(module: nn.Module) -> None:
             dist.broadcast(tensor.data, 0)
 
 
-def _running() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
 def silent(progress: bool) -> bool | None:
     """For tqdm's `disable`: one process shows a bar, and only on a terminal."""
     return None if progress and rank() == 0 else True
+
+
+def _running() -> bool:
+    return dist.is_available() and dist.is_initialized()

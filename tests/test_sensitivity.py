@@ -13,7 +13,7 @@ from convsurgeon import sensitivity
 from convsurgeon.appraisal import by_data
 from convsurgeon.calibration import Calibration, read
 from convsurgeon.capture import capture
-from convsurgeon.planning import candidates, plan_captured
+from convsurgeon.planning import candidates, kernels_of, plan_captured
 from convsurgeon.samples import moments, second_moment
 
 
@@ -90,7 +90,7 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
     forms: list[cs.Form] = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
     forms += [cs.SpatialSeparable(rank=4), cs.Tucker(rank=4), cs.Blueprint(rank=2)]
     base = plan_captured(seen, forms, cs.everything(), allow_growth=True)
-    options = candidates(seen, base, forms, allow_growth=True)
+    options = candidates(base, kernels_of(seen), forms, allow_growth=True)
     data = read(images, seen.example)
     measures = by_data(model, options, data, seed=0, progress=False)
     assert all(set(errors) == {("0", form.label) for form in forms} for errors in measures.values())
