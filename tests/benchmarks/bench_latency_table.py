@@ -5,8 +5,9 @@
 For each network: seconds to plan within a latency with nothing measured, from the cache, and with the table at hand
 (`cpu`: of this process, which on a busy machine is nearer to what a calm one takes); then whole networks, each
 predicted from the table and measured: random mixes (every conv dense or in one of the forms that fit it, all equally
-likely), one rank everywhere, and plans within latencies. Weights are random: only time counts. A plan with a form
-that was not worth timing has no prediction.
+likely), one rank or share everywhere, and plans within latencies. `rest` is the share of the dense network's time
+that is in no conv that may change. Weights are random: only time counts. A plan with a form that was not worth timing
+has no prediction.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import convsurgeon as cs
 from convsurgeon.budgeting import predicted, problem
 from convsurgeon.contest import Appraised, appraise
+from convsurgeon.planning import plan_captured
 from tests import networks
 
 FORMS: list[cs.Form] = [
@@ -59,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"seed 0, {options.mixes} mixes each, threads {options.threads}, {len(FORMS)} forms and ranks")
     rows = [_network(name, options.mixes, options.threads, options.cache) for name in options.networks]
-    times = ("cold s", "cpu", "cached s", "cpu", "plan s", "dense ms")
+    times = ("cold s", "cpu", "cached s", "cpu", "plan s", "dense ms", "rest")
     print(tabulate(rows, ("network", *times, "error mean", "error worst", "bias", "load"), tablefmt="pipe"))
 
 
@@ -81,7 +83,8 @@ def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[ob
     _within(rated, table, 0.5)
     seconds.append(time.perf_counter() - started)
     plans = {f"mix {seed}": _mix(rated, table, seed) for seed in range(mixes)}
-    plans |= {f"rank {rank}": _uniform(rated, f"separable rank {rank}") for rank in (1, 4)}
+    plans |= {f"separable {rank}": _uniform(rated, cs.DepthwiseSeparable(rank=rank)) for rank in (1, 4)}
+    plans |= {f"spatial {share}": _uniform(rated, cs.SpatialSeparable(rank=cs.Share(share))) for share in (0.25, 0.5)}
     plans |= {f"latency {share}": plan for share in LATENCIES if (plan := _within(rated, table, share)) is not None}
     dense_ms, found = cs.measure_whole(model, example, list(plans.values()), threads=threads, progress=False)
     # shares of the dense time: the machine may have been busier in one of the two measurements
@@ -96,7 +99,8 @@ def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[ob
     errors = [promised / share - 1 for promised, share in pairs if math.isfinite(promised)]
     sizes = [abs(error) for error in errors]
     shown = (f"{value:+.1%}" for value in (statistics.mean(sizes), max(sizes), statistics.mean(errors)))
-    return (name, *(round(one, 2) for one in seconds), round(table.total_ms, 3), *shown, f"{os.getloadavg()[0]:.1f}")
+    times = (*(round(one, 2) for one in seconds), round(table.total_ms, 3), f"{table.rest_ms / table.total_ms:.0%}")
+    return (name, *times, *shown, f"{os.getloadavg()[0]:.1f}")
 
 
 def _row(name: str, label: str, plan: cs.Plan, table: cs.LatencyTable, share: float) -> tuple[object, ...]:
@@ -116,8 +120,8 @@ def _within(rated: Appraised, table: cs.LatencyTable, share: float) -> cs.Plan |
         return None
 
 
-def _uniform(rated: Appraised, label: str) -> cs.Plan:
-    return _made(rated, lambda changes: next((one for one in changes if one.form.label == label), None))
+def _uniform(rated: Appraised, form: cs.Form) -> cs.Plan:
+    return plan_captured(rated.seen, [form], None, allow_growth=False)
 
 
 def _mix(rated: Appraised, table: cs.LatencyTable, seed: int) -> cs.Plan:
