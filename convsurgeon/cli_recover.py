@@ -18,6 +18,7 @@ from convsurgeon.images import load_images
 from convsurgeon.load import load_weights
 from convsurgeon.plan import Plan
 from convsurgeon.recover import recover
+from convsurgeon.training import OPTIMIZERS
 
 _EVERY = 1 << 31
 
@@ -37,6 +38,7 @@ def add_recovery(command: argparse.ArgumentParser) -> None:
     command.add_argument("--epochs", type=float, default=20, help="passes over the images (default 20)")
     command.add_argument("--batch-size", type=int, default=64, help="of all processes together (default 64)")
     command.add_argument("--lr", type=float, help="highest learning rate (default: the best of short trials)")
+    command.add_argument("--optimizer", choices=list(OPTIMIZERS), default="soap", help="that moves them (default soap)")
     command.add_argument("--flip", action="store_true", help="mirror images at random")
     command.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="shift them by up to so much")
     command.add_argument("--features", type=float, default=0.0, help="weight of the rewritten layers' own outputs")
@@ -72,7 +74,10 @@ def run_recovery(
         converted = _taken_up(Path(options.bundle), model, example)
     else:
         converted = convert(model, example, **choices, **late(), calibration=images, images=options.images, **quiet)
-    names = ("epochs", "batch_size", "lr", "features", "parameters", "norms", "ema", "patience", "amp", "save_every")
+    names = (
+        *("epochs", "batch_size", "lr", "optimizer", "features", "parameters", "norms"),
+        *("ema", "patience", "amp", "save_every"),
+    )
     settings = {name: getattr(options, name) for name in names}
     settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
     return converted, recover(converted, images, run=options.folder, resume=options.resume, **settings, **quiet), images

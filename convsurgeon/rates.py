@@ -21,7 +21,7 @@ from convsurgeon.stream import Stream
 from convsurgeon.training import Training
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-"""That are tried, for Adam."""
+"""That are tried, for SOAP and Adam alike."""
 STEPS = 40
 """Of each trial."""
 

@@ -19,6 +19,7 @@ class Recipe:
     epochs: float = 20
     batch_size: int = 64
     lr: float | None = None
+    optimizer: str = "soap"
     warm_up: float = 0.05
     parameters: str = "all"
     norms: str = "frozen"
@@ -38,6 +39,7 @@ class Recipe:
         _positive(self, "epochs", "batch_size", "lr", "clip", "patience", "hold_back", "images", "save_every")
         _within(self, "warm_up", 0, 1)
         _within(self, "ema", 0, 1)
+        _chosen(self, "optimizer", "soap", "adam")
         _chosen(self, "parameters", "all", "rewritten")
         _chosen(self, "norms", "frozen", "updated")
         if not self.features >= 0 or not self.label_weight >= 0:

@@ -49,7 +49,7 @@ def recover(
     loss: Loss | None = None,
     label_loss: Loss | None = None,
     label_weight: float = 1.0,
-    optimizer: OptimizerFactory | None = None,
+    optimizer: str | OptimizerFactory = "soap",
     scheduler: SchedulerFactory | None = None,
     warm_up: float = 0.05,
     clip: float | None = None,
@@ -87,7 +87,7 @@ def recover(
             variance of the original's output.
         label_loss: (converted's output, labels) -> mean over the rows, added for those who have labels.
         label_weight: its weight.
-        optimizer: parameters -> optimiser; Adam with `lr` by default. With one of your own the rate is yours, too.
+        optimizer: `"soap"` (see `soap`) or `"adam"`, with `lr`; or parameters -> optimiser, whose rate is yours, too.
         scheduler: (optimiser, steps) -> schedule, stepped after every step; by default a linear warm-up over a share
             `warm_up` of the steps and half a cosine down to zero.
         warm_up: see `scheduler`.
@@ -115,10 +115,12 @@ def recover(
     Returns:
         A new result with the recovered model and a report of it.
     """
+    named = optimizer if isinstance(optimizer, str) else Recipe.optimizer
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
+        optimizer=named,
         warm_up=warm_up,
         parameters=parameters,
         norms=norms,
@@ -134,7 +136,7 @@ def recover(
         save_every=save_every,
         seed=seed,
     )
-    own = Own(loss, label_loss, optimizer, scheduler, transform)
+    own = Own(loss, label_loss, None if isinstance(optimizer, str) else optimizer, scheduler, transform)
     _check(result, recipe, own)
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)
@@ -237,11 +239,12 @@ def _trained(model: nn.Module, names: list[str], recipe: Recipe) -> tuple[nn.Par
 
 def _identity(result: Result, setup: Setup) -> dict[str, Any]:
     """What a run must have been started with to be gone on with."""
-    own = {name: _named(value) for name, value in vars(setup.own).items()}
+    settings = dataclasses.asdict(setup.recipe)
+    own = {name: _named(value) for name, value in vars(setup.own).items() if value is not None or name not in settings}
     planned = json.dumps(result.plan.to_dict(), sort_keys=True).encode()
     images = {"images": len(setup.stream.numbers) + setup.held_back}
     plan = {"plan": hashlib.sha256(planned).hexdigest()[:16]}
-    return dataclasses.asdict(setup.recipe) | own | images | plan
+    return settings | own | images | plan
 
 
 def _named(part: Any) -> str:

@@ -24,10 +24,13 @@ from convsurgeon.errors import RecoveryError, described
 from convsurgeon.example import Example
 from convsurgeon.objective import Judge, Objective, Score
 from convsurgeon.recipe import Recipe
+from convsurgeon.soap import Soap
 from convsurgeon.state import saved
 from convsurgeon.stream import Batch, Stream, own_chance
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -43,7 +46,7 @@ class Training:
         recipe: the settings.
         lr: the highest learning rate.
         steps: of the whole run.
-        optimizer: makes one for the parameters, or None for Adam with `lr`.
+        optimizer: makes one for the parameters, or None for the recipe's with `lr`.
         scheduler: makes one for the optimiser and the number of steps, or None for a warm-up and half a cosine.
         transform: of the inputs, or None.
     """
@@ -62,7 +65,10 @@ class Training:
     ) -> None:
         self.model, self.objective, self.recipe, self.steps = model, objective, recipe, steps
         self._parameters, self._transform = list(parameters), transform
-        self.optimizer = optimizer(self._parameters) if optimizer else torch.optim.Adam(self._parameters, lr=lr)
+        if optimizer is None:
+            self.optimizer: Optimizer = OPTIMIZERS[recipe.optimizer](self._parameters, lr=lr)
+        else:
+            self.optimizer = optimizer(self._parameters)
         if scheduler is None:
             self.scheduler: LRScheduler = LambdaLR(self.optimizer, lambda step: recipe.factor(step, steps))
         else:

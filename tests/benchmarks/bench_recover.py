@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--features", type=float)
+    parser.add_argument("--optimizer", choices=["soap", "adam"])
     parser.add_argument("--save", type=Path, help="weights and plan of every recovered network go there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -81,7 +82,7 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
         result = _started(calibrated, start)
         before = case.metric(result.model)
         for epochs in options.epochs:
-            settings = {name: value for name in ("lr", "features") if (value := getattr(options, name)) is not None}
+            settings = {name: value for name in ("lr", "features", "optimizer") if (value := getattr(options, name))}
             if start == "random":
                 settings["norms"] = "updated"
             began = time.perf_counter()

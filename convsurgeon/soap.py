@@ -1,0 +1,124 @@
+r"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas, Morwani, Zhao et al. 2024, arXiv:2409.11321).
+
+The factors of a rewritten conv are multiplied with one another with nothing between them, so the entries of a gradient
+hang together, and Adam, which scales each by itself, takes many small steps. SOAP keeps a moving average of `G G^T`
+along every axis of a kernel and scales the entries in the eigenvectors of these: rotating the channels changes nothing.
+The matrices are as large as an axis is long, so this costs next to nothing beside a conv's backward pass.
+
+On random gradients of full rank it takes the very steps of `pytorch_optimizer.SOAP`, which would be a dependency of
+every user's for these lines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+LONGEST = 1024
+"""Axes that are longer get no basis: to find it would take longer than the step."""
+
+
+class Soap(Optimizer):
+    """Adam in slowly moving eigenbases; vectors, such as biases, get plain Adam.
+
+    The first step only looks, as in the authors' code: it takes a basis from the first gradient and moves nothing.
+
+    Args:
+        params: to be trained, or groups of them.
+        lr: learning rate; those that suit Adam suit it, too.
+        betas: decays of the averages of the gradient, and of its squares and products.
+        eps: added to the root of the squares.
+        every: steps from one basis to the next, each by one round of power iteration and a QR decomposition.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.95, 0.95),
+        eps: float = 1e-8,
+        every: int = 10,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "every": every})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; the closure's loss, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+        return loss
+
+    def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        if not state:
+            state["step"] = 0
+            state["mean"], state["squares"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+            state["products"] = [None if product is None else (1 - beta2) * product for product in _products(gradient)]
+            state["bases"] = [None if product is None else _eigenvectors(product) for product in state["products"]]
+            return
+        state["step"] += 1
+        bases = state["bases"]
+        state["mean"].lerp_(gradient, 1 - beta1)
+        state["squares"].lerp_(_turned(gradient, bases).square(), 1 - beta2)
+        ahead = _turned(state["mean"], bases) / (state["squares"].sqrt() + group["eps"])
+        rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        parameter.add_(_turned(ahead, bases, back=True), alpha=-rate)
+        for product, new in zip(state["products"], _products(gradient), strict=True):
+            if product is not None:
+                product.lerp_(new, 1 - beta2)
+        if state["step"] % group["every"] == 0:
+            _follow(state)
+
+
+def _products(gradient: Tensor) -> list[Tensor | None]:
+    """`G G^T` along every axis, (n, n) for an axis of n; None for one that gets no basis.
+
+    One that is longer than the others are together gets none: a gradient says nothing of most directions then, rounding
+    would choose among them, and two processes would soon be far from one.
+    """
+    found: list[Tensor | None] = []
+    for axis, length in enumerate(gradient.shape):
+        if 1 < length <= min(LONGEST, gradient.numel() // length):
+            flat = gradient.movedim(axis, 0).flatten(1)
+            found.append(flat @ flat.T)
+        else:
+            found.append(None)
+    return found
+
+
+def _turned(tensor: Tensor, bases: list[Tensor | None], back: bool = False) -> Tensor:
+    """The tensor in the bases of its axes, or back from there."""
+    for basis in bases:
+        if basis is None:
+            tensor = tensor.movedim(0, -1)
+        else:
+            tensor = torch.tensordot(tensor, basis, dims=([0], [1 if back else 0]))
+    return tensor
+
+
+def _eigenvectors(product: Tensor) -> Tensor:
+    """Of a symmetric matrix, as columns, the largest value's first; of what is not finite, any basis will do."""
+    vectors: Tensor = torch.linalg.eigh(product.double().nan_to_num(0.0, 0.0, 0.0)).eigenvectors
+    return vectors.flip(1).to(product.dtype)
+
+
+def _follow(state: dict[str, Any]) -> None:
+    """Turns every basis towards the eigenvectors that the products have now, and puts the squares in their order."""
+    for axis, (product, basis) in enumerate(zip(state["products"], state["bases"], strict=True)):
+        if product is not None:
+            ahead = product @ basis
+            order = (basis * ahead).sum(0).argsort(descending=True, stable=True)
+            state["squares"] = state["squares"].index_select(axis, order)
+            state["bases"][axis] = torch.linalg.qr(ahead[:, order].double()).Q.to(basis.dtype)

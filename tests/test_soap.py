@@ -1,0 +1,131 @@
+"""SOAP: rotations change nothing, a saved state goes on to the bit, vectors get Adam, products of factors converge."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from convsurgeon import soap
+from convsurgeon.soap import Soap
+
+SHAPES = ((6, 6), (5, 5, 1, 1), (4, 6, 3, 1), (5, 4, 3, 3))
+
+
+def _run(optimizer: Callable[..., Optimizer], shape: tuple[int, ...], gradients: list[Tensor]) -> Tensor:
+    parameter = nn.Parameter(torch.zeros(shape, dtype=gradients[0].dtype))
+    _steps(optimizer([parameter], lr=0.01), parameter, gradients)
+    return parameter.detach()
+
+
+def _steps(optimizer: Optimizer, parameter: nn.Parameter, gradients: list[Tensor]) -> None:
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+
+
+def _gradients(shape: tuple[int, ...], steps: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(steps)]
+
+
+def _rotation(size: int, generator: torch.Generator) -> Tensor:
+    return torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+
+
+@given(st.sampled_from(SHAPES), st.integers(0, 99))
+def test_rotated_gradients_give_rotated_steps(shape: tuple[int, ...], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    left, right = _rotation(shape[0], generator), _rotation(shape[1], generator)
+
+    def turned(tensor: Tensor) -> Tensor:
+        return torch.einsum("ab,bc...,dc->ad...", left, tensor, right)
+
+    gradients = _gradients(shape, 35, seed)
+    moved = _run(Soap, shape, gradients)
+    torch.testing.assert_close(_run(Soap, shape, [turned(one) for one in gradients]), turned(moved))
+    assert not torch.allclose(_run(torch.optim.Adam, shape, [turned(one) for one in gradients]), turned(moved))
+
+
+def test_vectors_get_adam_after_a_first_look() -> None:
+    gradients = _gradients((7,), 20)
+    expected = _run(functools.partial(torch.optim.Adam, betas=(0.95, 0.95)), (7,), gradients[1:])
+    torch.testing.assert_close(_run(Soap, (7,), gradients), expected, rtol=1e-6, atol=1e-9)
+    assert not _run(Soap, (7,), gradients[:1]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_saved_state_goes_on_to_the_bit(dtype: torch.dtype) -> None:
+    gradients = [one.to(dtype) for one in _gradients((6, 5, 3, 3), 40)]
+    whole = _run(Soap, (6, 5, 3, 3), gradients)
+    parameter, file = nn.Parameter(torch.zeros(6, 5, 3, 3, dtype=dtype)), io.BytesIO()
+    before, after = Soap([parameter], lr=0.01), Soap([parameter], lr=0.01)
+    _steps(before, parameter, gradients[:17])
+    torch.save(before.state_dict(), file)
+    file.seek(0)
+    after.load_state_dict(torch.load(file, weights_only=True))
+    _steps(after, parameter, gradients[17:])
+    assert torch.equal(parameter, whole)
+
+
+def test_axes_that_one_gradient_says_little_of_have_no_basis() -> None:
+    parameter = nn.Parameter(torch.zeros(8, 1, 3, 3))  # a depthwise kernel: nine numbers for each of eight channels
+    mover = Soap([parameter])
+    _steps(mover, parameter, [torch.ones(8, 1, 3, 3)])
+    assert [basis is not None for basis in mover.state[parameter]["bases"]] == [True, False, True, True]
+    wider = nn.Parameter(torch.zeros(10, 1, 3, 3))
+    mover = Soap([wider])
+    _steps(mover, wider, [torch.ones(10, 1, 3, 3)])
+    assert [basis is not None for basis in mover.state[wider]["bases"]] == [False, False, True, True]
+
+
+def test_long_axes_have_no_basis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soap, "LONGEST", 5)
+    parameter = nn.Parameter(torch.zeros(6, 5, 3))
+    mover = Soap([parameter])
+    _steps(mover, parameter, [torch.ones(6, 5, 3)])
+    assert [None if basis is None else basis.shape[0] for basis in mover.state[parameter]["bases"]] == [None, 5, 3]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_left_to_the_loss_to_show(value: float) -> None:
+    parameter = nn.Parameter(torch.zeros(3, 3))
+    _steps(Soap([parameter], every=1), parameter, [torch.full((3, 3), value)] * 3)
+    assert parameter.isnan().all()
+
+
+def test_low_precision_is_averaged_in_float32() -> None:
+    parameter = nn.Parameter(torch.zeros(4, 4, dtype=torch.bfloat16))
+    mover = Soap([parameter])
+    _steps(mover, parameter, [one.to(torch.bfloat16) for one in _gradients((4, 4), 12)])
+    assert parameter.dtype == torch.bfloat16
+    assert parameter.any()
+    assert parameter.isfinite().all()
+    assert mover.state[parameter]["mean"].dtype == torch.float32
+
+
+def test_factors_of_a_matrix_need_fewer_steps_than_with_adam() -> None:
+    """Two factors, correlated inputs, noisy batches: what a rewritten conv is."""
+
+    def ends(optimizer: Callable[..., Optimizer]) -> float:
+        generator = torch.Generator().manual_seed(0)
+        mixing = torch.randn(16, 16, generator=generator) * torch.logspace(0, -1.5, 16)
+        target = torch.randn(16, 16, generator=generator)
+        first, second = (nn.Parameter(0.3 * torch.randn(*shape, generator=generator)) for shape in ((8, 16), (16, 8)))
+        mover = optimizer([first, second], lr=0.01)
+        best = torch.linalg.svdvals(target @ mixing)[8:].square().sum()
+        for _ in range(300):
+            inputs = mixing @ torch.randn(16, 64, generator=generator)
+            mover.zero_grad()
+            ((second @ first - target) @ inputs).square().mean().backward()
+            mover.step()
+        return float((((second @ first - target) @ mixing).square().sum() - best).detach())
+
+    assert ends(Soap) < 0.5 * ends(torch.optim.Adam)
