@@ -160,6 +160,14 @@ def test_the_users_own_parts_are_used(converted: cs.Result) -> None:
     assert {"optimizer", "scheduler of 9", "transform", "loss"} == set(asked)
 
 
+def test_the_optimiser_can_be_named(converted: cs.Result, tmp_path: Path) -> None:
+    models = {name: _recover(converted, optimizer=name, run=tmp_path / name).model for name in ("soap", "adam")}
+    assert _same(models["soap"], _recover(converted).model)
+    assert not _same(models["soap"], models["adam"])
+    with pytest.raises(cs.RecoveryError, match="optimizer"):
+        _recover(converted, optimizer="adam", run=tmp_path / "soap", resume=True)
+
+
 def test_labels_are_learned_where_asked_for(converted: cs.Result) -> None:
     labels = torch.zeros(160, dtype=torch.long)
     data = TensorDataset(X, labels)
@@ -263,6 +271,7 @@ def test_all_kinds_of_data_are_read() -> None:
         ({"parameters": "some"}, cs.RecoveryError, "parameters must be one of all, rewritten"),
         ({"features": -1.0}, cs.RecoveryError, "weights in the loss"),
         ({"optimizer": torch.optim.Adam}, cs.RecoveryError, "set the rate in your optimizer alone"),
+        ({"optimizer": "sgd"}, cs.RecoveryError, "optimizer must be one of soap, adam, got 'sgd'"),
         ({"resume": True}, cs.RecoveryError, "resume needs the folder"),
         ({"transform": lambda _images: None}, cs.RecoveryError, "the transform fails"),
         ({"batches": X[:1]}, cs.CalibrationError, "1 images; pass at least two"),
@@ -311,12 +320,19 @@ def _interrupting(at: int) -> Callable[[Tensor], Tensor]:
     return transform
 
 
-@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "norms": "updated", "features": 0.1}, {"optimizer": "sgd"}])
-def test_ten_interruptions_change_no_bit(options: dict[str, Any], tmp_path: Path, converted: cs.Result) -> None:
-    def sgd(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
+def _sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9)
 
-    options = {**options, "epochs": 4, "seed": 2} | ({"optimizer": sgd, "lr": None} if "optimizer" in options else {})
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({}, {"ema": 0.9, "norms": "updated", "features": 0.1}),
+        *({"optimizer": "adam"}, {"optimizer": _sgd, "lr": None}),
+    ],
+)
+def test_ten_interruptions_change_no_bit(options: dict[str, Any], tmp_path: Path, converted: cs.Result) -> None:
+    options = {**options, "epochs": 4, "seed": 2}
     whole = _recover(converted, transform=_interrupting(0), **options)
     draw = random.Random(len(options))
     left = 36
@@ -503,5 +519,6 @@ def test_ctrl_c_saves_and_says_where(bundle: list[str], tmp_path: Path) -> None:
 def test_resnet20_gains_from_a_few_steps() -> None:
     model, images = networks.pretrained("resnet20"), networks.cifar_calibration(256, seed=0)
     result = cs.convert(model, images[:1], forms=[cs.DepthwiseSeparable(rank=3)], progress=False)
-    better = _recover(result, images, epochs=2, batch_size=32, transform=cs.Augment(shift=4), hold_back=64)
-    assert _done(better).after.distance < 0.7 * _done(better).before.distance
+    better = _recover(result, images, epochs=2, batch_size=32, transform=cs.Augment(shift=4))
+    assert _done(better).after.distance < 0.5 * _done(better).before.distance
+    assert networks.cifar_top1(better.model) > networks.cifar_top1(result.model) + 10
