@@ -1,4 +1,4 @@
-r"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas, Morwani, Zhao et al. 2024, arXiv:2409.11321).
+"""SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas, Morwani, Zhao et al. 2024, arXiv:2409.11321).
 
 The factors of a rewritten conv are multiplied with one another with nothing between them, so the entries of a gradient
 hang together, and Adam, which scales each by itself, takes many small steps. SOAP keeps a moving average of `G G^T`
@@ -26,7 +26,8 @@ LONGEST = 1024
 class Soap(Optimizer):
     """Adam in slowly moving eigenbases; vectors, such as biases, get plain Adam.
 
-    The first step only looks, as in the authors' code: it takes a basis from the first gradient and moves nothing.
+    The first step only looks, as in the authors' code: it takes a basis from the first gradient and moves nothing. All
+    averages have the parameter's type, as those of torch's Adam; decompositions are made in float64.
 
     Args:
         params: to be trained, or groups of them.
@@ -61,7 +62,6 @@ class Soap(Optimizer):
 
     def _move(self, parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
         if not state:
             state["step"] = 0
             state["mean"], state["squares"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
