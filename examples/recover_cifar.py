@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--macs", type=float, default=0.3)
-    parser.add_argument("--epochs", type=float, default=30)
+    parser.add_argument("--epochs", type=float, default=6)
     parser.add_argument("--run")
     parser.add_argument("--resume", action="store_true")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
 """Recovery by one process with two threads against two processes with one each: time per image, and the same result?
 
-python tests/benchmarks/bench_processes.py [--images 2048] [--epochs 2] [--batch-size 128] [--rounds 3]
+    python tests/benchmarks/bench_processes.py [--images 2048] [--epochs 2] [--batch-size 128] [--optimizer soap]
 
-ResNet-20 at 0.3 of its MACs, weights from the SVD, Adam at 1e-3, no augmentation; the two take turns. `torchrun` starts
-the two processes, gloo sums their gradients.
+ResNet-20 at 0.3 of its MACs, weights from the SVD, a rate of 1e-3, no augmentation; the two take turns for
+`--rounds` rounds. `torchrun` starts the two processes, gloo sums their gradients.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--optimizer", default="soap", choices=["soap", "adam"])
     parser.add_argument("--into", type=Path, help="be one of the processes")
     options = parser.parse_args()
     if options.into:
@@ -47,9 +48,9 @@ def main() -> None:
 def _work(options: argparse.Namespace) -> None:
     model, images = pretrained("resnet20"), cifar_calibration(options.images, 0)
     result = cs.convert(model, images[:1], forms=[cs.Blueprint(rank=2)])
-    how = {"epochs": options.epochs, "batch_size": options.batch_size, "lr": 1e-3, "hold_back": 128}
+    how = {name: getattr(options, name) for name in ("epochs", "batch_size", "optimizer")}
     with world.joined():
-        better = cs.recover(result, images, progress=False, **how)
+        better = cs.recover(result, images, lr=1e-3, hold_back=128, progress=False, **how)
         if world.rank() == 0:
             done = better.report.recovery[0]
             torch.save(better.model.state_dict(), options.into / "weights.pt")
@@ -79,7 +80,7 @@ def _compare(options: argparse.Namespace, folder: Path) -> None:
 
 def _start(options: argparse.Namespace, into: Path, processes: int, threads: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", __file__]
-    for name in ("images", "epochs", "batch_size"):
+    for name in ("images", "epochs", "batch_size", "optimizer"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, "--into", str(into)], check=True, env=environment, stderr=subprocess.DEVNULL)
