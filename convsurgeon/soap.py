@@ -5,8 +5,10 @@ hang together, and Adam, which scales each by itself, takes many small steps. SO
 along every axis of a kernel and scales the entries in the eigenvectors of these: rotating the channels changes nothing.
 The matrices are as large as an axis is long, so this costs next to nothing beside a conv's backward pass.
 
-On random gradients of full rank it takes the very steps of `pytorch_optimizer.SOAP`, which would be a dependency of
-every user's for these lines.
+Directions that a gradient hardly has are all rounding, and to scale them up like the others would take two processes
+far from where one goes. So, other than in the paper, the bases are continuous functions of the gradients: they begin at
+the identity, and move by power iterations of the products plus a share `SHIFT` of their mean eigenvalue; and roots are
+compared with the largest of their kernel. Without both it takes the steps of `pytorch_optimizer.SOAP`, and agrees less.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+SHIFT = 0.1
+"""Of the mean eigenvalue, added to all of them when a basis moves."""
+FIRST = 5
+"""Power iterations that the first basis is found by."""
 LONGEST = 1024
 """Axes that are longer get no basis: to find it would take longer than the step."""
 
@@ -33,8 +39,8 @@ class Soap(Optimizer):
         params: to be trained, or groups of them.
         lr: learning rate; those that suit Adam suit it, too.
         betas: decays of the averages of the gradient, and of its squares and products.
-        eps: added to the root of the squares.
-        every: steps from one basis to the next, each by one round of power iteration and a QR decomposition.
+        eps: least root of the squares that counts in full, as a share of the kernel's largest.
+        every: steps from one basis to the next, each by one power iteration and a QR decomposition.
     """
 
     def __init__(
@@ -42,7 +48,7 @@ class Soap(Optimizer):
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.95, 0.95),
-        eps: float = 1e-8,
+        eps: float = 1e-4,
         every: int = 10,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "every": every})
@@ -56,7 +62,7 @@ class Soap(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is not None and parameter.numel():
                     self._move(parameter, parameter.grad, group)
         return loss
 
@@ -66,13 +72,20 @@ class Soap(Optimizer):
             state["step"] = 0
             state["mean"], state["squares"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             state["products"] = [None if product is None else (1 - beta2) * product for product in _products(gradient)]
-            state["bases"] = [None if product is None else _eigenvectors(product) for product in state["products"]]
+            state["bases"] = [
+                None if product is None else torch.eye(len(product)).to(product) for product in state["products"]
+            ]
+            for _ in range(FIRST):
+                _follow(state)
             return
         state["step"] += 1
         bases = state["bases"]
         state["mean"].lerp_(gradient, 1 - beta1)
         state["squares"].lerp_(_turned(gradient, bases).square(), 1 - beta2)
-        ahead = _turned(state["mean"], bases) / (state["squares"].sqrt() + group["eps"])
+        roots = state["squares"].sqrt()
+        ahead = _turned(state["mean"], bases) / (roots + group["eps"] * roots.max()).clamp_min(
+            torch.finfo(roots.dtype).tiny
+        )
         rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
         parameter.add_(_turned(ahead, bases, back=True), alpha=-rate)
         for product, new in zip(state["products"], _products(gradient), strict=True):
@@ -108,17 +121,10 @@ def _turned(tensor: Tensor, bases: list[Tensor | None], back: bool = False) -> T
     return tensor
 
 
-def _eigenvectors(product: Tensor) -> Tensor:
-    """Of a symmetric matrix, as columns, the largest value's first; of what is not finite, any basis will do."""
-    vectors: Tensor = torch.linalg.eigh(product.double().nan_to_num(0.0, 0.0, 0.0)).eigenvectors
-    return vectors.flip(1).to(product.dtype)
-
-
 def _follow(state: dict[str, Any]) -> None:
-    """Turns every basis towards the eigenvectors that the products have now, and puts the squares in their order."""
+    """Turns every basis towards the eigenvectors that the products have now."""
     for axis, (product, basis) in enumerate(zip(state["products"], state["bases"], strict=True)):
         if product is not None:
-            ahead = product @ basis
-            order = (basis * ahead).sum(0).argsort(descending=True, stable=True)
-            state["squares"] = state["squares"].index_select(axis, order)
-            state["bases"][axis] = torch.linalg.qr(ahead[:, order].double()).Q.to(basis.dtype)
+            wide = product.double()
+            wide = wide + SHIFT * wide.diagonal().mean() * torch.eye(len(wide)).to(wide)
+            state["bases"][axis] = torch.linalg.qr(wide @ basis.double()).Q.to(basis.dtype)
