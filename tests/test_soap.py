@@ -1,4 +1,4 @@
-"""SOAP: rounding stays rounding, bases converge, a saved state goes on to the bit, products of factors need fewer steps."""
+"""SOAP: rounding stays rounding, bases converge, a saved state goes on to the bit, factors need fewer steps."""
 
 from __future__ import annotations
 
