@@ -2,7 +2,7 @@
 
 The factors of a rewritten conv are multiplied with one another with nothing between them, so the entries of a gradient
 hang together, and Adam, which scales each by itself, takes many small steps. SOAP keeps a moving average of `G G^T`
-along every axis of a kernel and scales the entries in the eigenvectors of these: rotating the channels changes nothing.
+along every axis of a kernel and scales the entries in the eigenvectors of these, which turn as the channels are turned.
 The matrices are as large as an axis is long, so this costs next to nothing beside a conv's backward pass.
 
 Directions that a gradient hardly has are all rounding, and to scale them up like the others would take two processes
