@@ -17,8 +17,8 @@ from convsurgeon.example import Example
 from convsurgeon.images import load_images
 from convsurgeon.load import load_weights
 from convsurgeon.plan import Plan
+from convsurgeon.recipe import OPTIMIZERS
 from convsurgeon.recover import recover
-from convsurgeon.training import OPTIMIZERS
 
 _EVERY = 1 << 31
 

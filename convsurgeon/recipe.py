@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch.optim import Optimizer
+
 from convsurgeon.errors import RecoveryError
+from convsurgeon.soap import Soap
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
+"""That a recovery may name; each is called with the parameters and `lr`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Recipe:
         _positive(self, "epochs", "batch_size", "lr", "clip", "patience", "hold_back", "images", "save_every")
         _within(self, "warm_up", 0, 1)
         _within(self, "ema", 0, 1)
-        _chosen(self, "optimizer", "soap", "adam")
+        _chosen(self, "optimizer", *OPTIMIZERS)
         _chosen(self, "parameters", "all", "rewritten")
         _chosen(self, "norms", "frozen", "updated")
         if not self.features >= 0 or not self.label_weight >= 0:

@@ -115,7 +115,7 @@ def recover(
     Returns:
         A new result with the recovered model and a report of it.
     """
-    named = optimizer if isinstance(optimizer, str) else Recipe.optimizer
+    named, maker = (optimizer, None) if isinstance(optimizer, str) else (Recipe.optimizer, optimizer)
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
@@ -136,7 +136,7 @@ def recover(
         save_every=save_every,
         seed=seed,
     )
-    own = Own(loss, label_loss, None if isinstance(optimizer, str) else optimizer, scheduler, transform)
+    own = Own(loss, label_loss, maker, scheduler, transform)
     _check(result, recipe, own)
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)

@@ -8,7 +8,7 @@ The matrices are as large as an axis is long, so this costs next to nothing besi
 Directions that a gradient hardly has are all rounding, and to scale them up like the others would take two processes
 far from where one goes. So, other than in the paper, the bases are continuous functions of the gradients: they begin at
 the identity, and move by power iterations of the products plus a share `SHIFT` of their mean eigenvalue; and roots are
-compared with the largest of their kernel. Without both it takes the steps of `pytorch_optimizer.SOAP`, and agrees less.
+compared with the largest of their kernel. Axes that a gradient says little of get none.
 """
 
 from __future__ import annotations
@@ -125,6 +125,6 @@ def _follow(state: dict[str, Any]) -> None:
     """Turns every basis towards the eigenvectors that the products have now."""
     for axis, (product, basis) in enumerate(zip(state["products"], state["bases"], strict=True)):
         if product is not None:
-            wide = product.double()
-            wide = wide + SHIFT * wide.diagonal().mean() * torch.eye(len(wide)).to(wide)
-            state["bases"][axis] = torch.linalg.qr(wide @ basis.double()).Q.to(basis.dtype)
+            wide, turned = product.double(), basis.double()
+            ahead = wide @ turned + SHIFT * wide.diagonal().mean() * turned
+            state["bases"][axis] = torch.linalg.qr(ahead).Q.to(basis.dtype)

@@ -23,14 +23,11 @@ from convsurgeon.checkpoint import RunFolder
 from convsurgeon.errors import RecoveryError, described
 from convsurgeon.example import Example
 from convsurgeon.objective import Judge, Objective, Score
-from convsurgeon.recipe import Recipe
-from convsurgeon.soap import Soap
+from convsurgeon.recipe import OPTIMIZERS, Recipe
 from convsurgeon.state import saved
 from convsurgeon.stream import Batch, Stream, own_chance
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]

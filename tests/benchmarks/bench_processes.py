@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
 from convsurgeon import world
+from convsurgeon.recipe import OPTIMIZERS
 from tests.networks import cifar_calibration, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--optimizer", default="soap", choices=["soap", "adam"])
+    parser.add_argument("--optimizer", default="soap", choices=list(OPTIMIZERS))
     parser.add_argument("--into", type=Path, help="be one of the processes")
     options = parser.parse_args()
     if options.into:

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
 from convsurgeon.budgeting import BUDGET_FORMS
+from convsurgeon.recipe import OPTIMIZERS
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
 from tests.benchmarks.bench_equal_accuracy import POLICY, TIMED
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--features", type=float)
-    parser.add_argument("--optimizer", choices=["soap", "adam"])
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS))
     parser.add_argument("--save", type=Path, help="weights and plan of every recovered network go there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -82,7 +83,8 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
         result = _started(calibrated, start)
         before = case.metric(result.model)
         for epochs in options.epochs:
-            settings = {name: value for name in ("lr", "features", "optimizer") if (value := getattr(options, name))}
+            given = {name: getattr(options, name) for name in ("lr", "features", "optimizer")}
+            settings = {name: value for name, value in given.items() if value is not None}
             if start == "random":
                 settings["norms"] = "updated"
             began = time.perf_counter()
