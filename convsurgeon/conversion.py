@@ -91,7 +91,8 @@ def convert(
         latencies: measured milliseconds of every site, for a latency budget; a `LatencyTable`. One that was measured
             on this machine also times the whole planned network; the plan is revised where that is not the sum of its
             parts, and `timings` says so.
-        allow_growth: take a form even where it has more MACs or parameters than the conv.
+        allow_growth: take a form even where it has more MACs or parameters than the conv. Under a latency budget
+            milliseconds decide that: a head with one output is three times as fast in two convs, which are exact.
         calibration: unlabelled images to fit the weights to: a tensor, an iterable of batches or a `DataLoader`.
             Without it the weights are the best approximation of the kernels, which at low rank is not enough.
         images: how many of them to use at most.
@@ -109,7 +110,7 @@ def convert(
     data = None if calibration is None else read(calibration, before.example, images)
     if budget is not None:
         candidates = BUDGET_FORMS if forms is None else forms
-        rated = appraise(before, candidates, policy, allow_growth, data, seed, progress)
+        rated = appraise(before, candidates, policy, allow_growth or budget.by_time, data, seed, progress)
         best = best_plan(rated, budget, latencies, progress)
         result = _carry_out(before, best.plan, data, seed, progress)
         report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings)

@@ -8,7 +8,7 @@ again, `ROUNDS` times at most. Law: a table corrected by a plan predicts of that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -39,12 +39,16 @@ class Whole:
     """Half the range of `total_ms` over the passes, as a share of it."""
 
 
+Stopwatch = Callable[[Sequence[Plan]], tuple[Whole, ...]]
+"""What each plan's network takes, here and now."""
+
+
 @runtime_checkable
 class Timer(Protocol):
-    """A table that can also time whole networks, here and now."""
+    """A table that can also time whole networks."""
 
-    def wholes(self, seen: Capture, plans: Sequence[Plan], progress: bool) -> tuple[Whole, ...] | None:
-        """What each plan's network takes; None where it was not this machine that the table is of."""
+    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
+        """Times the networks of plans of a model; None where it was not this machine that the table is of."""
         ...
 
 
@@ -140,13 +144,13 @@ def confirmed(task: Problem, measures: Measures, progress: bool) -> tuple[dict[s
     plans = distinct(task, measures)
     if task.table is None or not isinstance(task.table, Timer):
         return plans, ()
-    timer, tasks = task.table, dict.fromkeys(plans, task)
+    timed = task.table.stopwatch(task.seen, progress)
+    if timed is None:
+        return plans, ()
+    tasks = dict.fromkeys(plans, task)
     tried: dict[str, list[_Tried]] = {name: [] for name in plans}
     for number in range(1, ROUNDS + 1):
-        wholes = timer.wholes(task.seen, list(plans.values()), progress)
-        if wholes is None:
-            return plans, ()
-        now = dict(zip(plans, wholes, strict=True))
+        now = dict(zip(plans, timed(list(plans.values())), strict=True))
         for name, plan in plans.items():
             tried[name].append(_Tried(plan, _timing(name, number, tasks[name], plan, now[name])))
         off = {name: plan for name, plan in plans.items() if not tried[name][-1].timing.agrees}

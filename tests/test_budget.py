@@ -184,6 +184,21 @@ def test_with_a_latency_budget_no_chosen_layer_is_slower_than_dense() -> None:
         assert "2" not in result.changes
 
 
+def test_a_latency_budget_may_spend_macs_where_that_is_faster() -> None:
+    """A head with one output is exact in two convs of 1.1 times its MACs, and often several times as fast."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 1, 3, padding=1)).eval()
+    forms = [cs.DepthwiseSeparable(rank=1)]
+    result = cs.convert(
+        net, EXAMPLE, forms=forms, policy=cs.named("0"), budget=cs.Budget(latency=0.85), latencies=Table()
+    )
+    assert result.changes["0"].macs_after > result.changes["0"].macs_before
+    assert result.changes["0"].lost == pytest.approx(0.0, abs=1e-9)
+    torch.testing.assert_close(result.model(_images()), net(_images()))
+    with pytest.raises(cs.FormError, match=r"1\.11 of its MACs"):
+        cs.convert(net, EXAMPLE, forms=forms, policy=cs.named("0"), budget=cs.Budget(macs=1.0))
+
+
 def test_a_latency_budget_needs_measured_milliseconds() -> None:
     with pytest.raises(cs.BudgetError, match="pass latencies"):
         cs.convert(_net(), EXAMPLE, budget=cs.Budget(latency=0.5))

@@ -12,7 +12,7 @@ from torch import nn
 import convsurgeon as cs
 from convsurgeon.budgeting import predicted
 from convsurgeon.capture import Capture
-from convsurgeon.revision import ROUNDS, Corrected, Whole
+from convsurgeon.revision import ROUNDS, Corrected, Stopwatch, Whole
 
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
 EXAMPLE = torch.zeros(1, 8, 16, 16)
@@ -35,6 +35,7 @@ class Table:
     company: dict[str, float]
     total_ms: float = 10.0
     timed: int = 0
+    exported: int = 0
     spread: float = 0.0
     elsewhere: bool = False
 
@@ -44,9 +45,11 @@ class Table:
     def ms(self, site: str, form: cs.Form | None) -> float:
         return DENSE[site] * (1.0 if form is None else 0.1 * int(getattr(form, "rank", 1)))
 
-    def wholes(self, seen: Capture, plans: Sequence[cs.Plan], progress: bool) -> tuple[Whole, ...] | None:
-        if self.elsewhere:
-            return None
+    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
+        self.exported += 1
+        return None if self.elsewhere else self._wholes
+
+    def _wholes(self, plans: Sequence[cs.Plan]) -> tuple[Whole, ...]:
         self.timed += 1
         return tuple(self._whole(plan) for plan in plans)
 
@@ -108,6 +111,7 @@ def test_the_fastest_stands_where_the_whole_never_keeps_the_budget() -> None:
     table = Table(dict.fromkeys(DENSE, 4.0))
     result = _converted(table, latency=0.2)
     assert table.timed <= ROUNDS
+    assert table.exported == 1
     (taken,) = (timing for timing in result.timings if timing.taken)
     assert not taken.kept
     assert taken.measured_ms == min(timing.measured_ms for timing in result.timings)

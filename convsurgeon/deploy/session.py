@@ -13,6 +13,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.deploy import proto
+from convsurgeon.deploy.device_measure import session_options
 from convsurgeon.errors import LatencyError, first_line
 
 Level = Literal["all", "extended", "basic", "off"]
@@ -65,16 +66,13 @@ def file_bytes(path: Path, model: ModelProto) -> int:
 
 
 def options(threads: int, level: Level) -> ort.SessionOptions:
-    """Session options for honest timing: no spinning (idle sessions would steal the cores), no chatter."""
+    """Session options for honest timing: threads as in use, but quiet between runs; no chatter."""
     if level not in _LEVELS:
         raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
     if threads < 1:
         raise LatencyError(f"threads={threads}: pass at least 1")
-    made = ort.SessionOptions()
-    made.intra_op_num_threads, made.inter_op_num_threads = threads, 1
+    made: ort.SessionOptions = session_options(threads)
     made.graph_optimization_level = _LEVELS[level]
-    made.log_severity_level = 4
-    made.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return made
 
 

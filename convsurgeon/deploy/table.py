@@ -25,7 +25,7 @@ from convsurgeon.capture import Capture, capture
 from convsurgeon.deploy import device_measure as measuring
 from convsurgeon.deploy.table_cache import cache_file, fingerprint
 from convsurgeon.deploy.table_candidates import fitting, uncovered
-from convsurgeon.deploy.table_measure import measured, measured_wholes
+from convsurgeon.deploy.table_measure import exported, measured, measured_wholes
 from convsurgeon.deploy.table_reduce import Row, reduce
 from convsurgeon.errors import FormError, LatencyError, described
 from convsurgeon.files import new_file
@@ -33,7 +33,7 @@ from convsurgeon.form import Form
 from convsurgeon.forms import form_from_dict
 from convsurgeon.plan import Plan
 from convsurgeon.policy import Predicate
-from convsurgeon.revision import Whole
+from convsurgeon.revision import Stopwatch, Whole
 from convsurgeon.tables import Table
 
 _MARK = "convsurgeon_latencies"
@@ -100,7 +100,7 @@ class LatencyTable:
         raw = _stored(target)
         wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune)
         if wanted or raw is None:
-            raw = measured(seen, wanted, target, threads, passes, progress, prune)
+            raw = measured(seen, exported(seen, progress), wanted, target, threads, passes, progress, prune)
         return _table(raw)
 
     @staticmethod
@@ -174,29 +174,34 @@ class LatencyTable:
         gains = (self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
         return self.total_ms - sum(gains)
 
-    def wholes(self, seen: Capture, plans: Sequence[Plan], progress: bool) -> tuple[Whole, ...] | None:
-        """Times the whole network of every plan, for confirming what the table predicts.
+    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
+        """What times the whole network of every plan, for confirming what the table predicts.
 
         Args:
             seen: the dense network, captured.
-            plans: what to make of it.
             progress: whether a bar appears when it takes longer than two seconds.
 
         Returns:
-            Milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have slowed
-            one of the two measurements. None if the table was measured on another machine or with another input.
+            Plans -> milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have
+            slowed one of the two measurements; a plan that changes a conv that cannot be timed is a LatencyError. None
+            if the table was measured on another machine or with another input.
 
         Raises:
-            LatencyError: a plan changes a conv that cannot be timed.
+            ExportError: the model has no ONNX form.
         """
         if not measuring.same_machine(dict(self.machine), measuring.machine()) or str(seen.example) != self.example:
             return None
-        dense_ms, found = measured_wholes(seen, plans, self.threads, max(1, self.passes), progress)
-        scale = self.total_ms / dense_ms
-        return tuple(
-            Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
-            for one in found
-        )
+        bare = exported(seen, progress)
+
+        def timed(plans: Sequence[Plan]) -> tuple[Whole, ...]:
+            dense_ms, found = measured_wholes(seen, bare, plans, self.threads, max(1, self.passes), progress)
+            scale = self.total_ms / dense_ms
+            return tuple(
+                Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
+                for one in found
+            )
+
+        return timed
 
     @property
     def table(self) -> Table:

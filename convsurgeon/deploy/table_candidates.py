@@ -15,7 +15,7 @@ from convsurgeon.policy import Predicate, as_policy, check_names, default_policy
 
 
 def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> list[Candidate]:
-    """One candidate per form, with its settled form at every site that takes it and gets cheaper by it.
+    """One candidate per form, with its settled form at every site that takes it, more MACs or fewer: time decides.
 
     Raises:
         LatencyError: a form that cannot be timed.
@@ -29,7 +29,7 @@ def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> l
     for form in forms:
         fits = {}
         for site in open_sites:
-            settles = settled(site, kernels[site.name], form, allow_growth=False)
+            settles = settled(site, kernels[site.name], form, allow_growth=True)
             if not isinstance(settles, str):
                 fits[site.name] = settles[0]
         if fits:

@@ -51,21 +51,32 @@ def measure_whole(
         ExportError: the model has no ONNX form.
         LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
     """
-    dense_ms, found = measured_wholes(capture(model, example), plans, threads, passes, progress)
+    seen = capture(model, example)
+    dense_ms, found = measured_wholes(seen, exported(seen, progress), plans, threads, passes, progress)
     return dense_ms, tuple(whole.total_ms for whole in found)
 
 
+def exported(seen: Capture, progress: bool) -> Skeleton:
+    """The graph that networks are built from, which takes seconds to make.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+    """
+    with _bar(1, "exporting", progress):
+        return skeleton(exported_graph(seen.model, seen.example), seen.sites)
+
+
 def measured_wholes(
-    seen: Capture, plans: Sequence[Plan], threads: int, passes: int, progress: bool
+    seen: Capture, bare: Skeleton, plans: Sequence[Plan], threads: int, passes: int, progress: bool
 ) -> tuple[float, tuple[Whole, ...]]:
-    """`measure_whole` for a model that is captured already, with what each changed site takes in each network."""
+    """`measure_whole` for a model that is exported already, with what each changed site takes in each network."""
     made = [
         Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
         for number, plan in enumerate(plans)
     ]
     changing = distinct(one for one in made if one.chosen)
     with tempfile.TemporaryDirectory() as folder:
-        raw = measured(seen, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
+        raw = measured(seen, bare, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
     found = {DENSE: Whole(reduce(raw).total_ms, {})} | {one.key: _whole(raw, one) for one in changing}
@@ -84,6 +95,7 @@ def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
 
 def measured(
     seen: Capture,
+    bare: Skeleton,
     candidates: Sequence[Candidate],
     target: Path,
     threads: int,
@@ -95,6 +107,7 @@ def measured(
 
     Args:
         seen: the dense network, captured.
+        bare: its graph, see `exported`.
         candidates: what to time beside it.
         target: where earlier results are, and all of them go.
         threads: of the runtime.
@@ -103,13 +116,10 @@ def measured(
         prune: leave out what can hardly pay, see `table_prune`; results say what that was.
 
     Raises:
-        ExportError: the model has no ONNX form.
         LatencyError: no passes or threads, or a network cannot be run.
     """
     if passes < 1:
         raise LatencyError(f"passes={passes}: pass at least 1")
-    with _bar(1, "exporting", progress):
-        bare = skeleton(exported_graph(seen.model, seen.example), seen.sites)
 
     def timed(chosen: Sequence[Candidate]) -> measuring.Raw:
         return _timed(seen, bare, chosen, target, threads, passes, progress)
@@ -154,7 +164,7 @@ def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate
     Raises:
         ExportError: the model has no ONNX form.
     """
-    _write(folder, seen, skeleton(exported_graph(seen.model, seen.example), seen.sites), candidates)
+    _write(folder, seen, exported(seen, progress=False), candidates)
 
 
 def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate]) -> None:

@@ -36,7 +36,6 @@ from tests.networks import pretrained
 TOLERANCES = {"resnet20": 1.0, "resnet56": 1.0, "dncnn": 0.2, "vdsr": 0.2}
 TIMED = {"resnet20": (1, 3, 32, 32), "resnet56": (1, 3, 32, 32), "dncnn": (1, 1, 128, 128), "vdsr": (1, 1, 128, 128)}
 WAYS = {"branches": BUDGET_FORMS, "low-rank": (*BUDGET_FORMS, *LOW_RANK), "svd": BUDGET_FORMS}
-POLICY = cs.min_channels(16)
 
 
 def main() -> None:
@@ -78,10 +77,10 @@ def _tried(name: str, way: str, seed: int, shares: list[float], cache: str | Non
     dense = case.metric(model)
     images = case.images(seed)
     timed = torch.zeros(TIMED[name])
-    table = cs.LatencyTable.measure(model, timed, WAYS[way], POLICY, cache=cache, progress=False)
+    table = cs.LatencyTable.measure(model, timed, WAYS[way], cache=cache, progress=False)
     seen = cs.capture(model, timed)
     data = None if way == "svd" else read(images, seen.example, len(images))
-    rated = appraise(seen, WAYS[way], POLICY, False, data, seed, progress=False)
+    rated = appraise(seen, WAYS[way], None, True, data, seed, progress=False)
     for share in shares:
         started = time.perf_counter()
         try:

@@ -34,7 +34,7 @@ from convsurgeon.budgeting import BUDGET_FORMS
 from convsurgeon.recipe import OPTIMIZERS
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
-from tests.benchmarks.bench_equal_accuracy import POLICY, TIMED
+from tests.benchmarks.bench_equal_accuracy import TIMED
 from tests.networks import blurred_crops, cifar_calibration, noisy_crops, pretrained
 
 LEARNED: dict[str, tuple[Callable[[int], Tensor], cs.Augment]] = {
@@ -114,9 +114,9 @@ def _converted(options: argparse.Namespace, model: nn.Module, images: Tensor, se
     forms = (*BUDGET_FORMS, *(LOW_RANK if options.low_rank else ()))
     if options.latency is None:
         return cs.convert(model, images[:1], forms=forms, budget=cs.Budget(macs=options.macs), **settings)
-    table = cs.LatencyTable.measure(model, example, forms, POLICY, cache=options.cache)
-    settings |= {"policy": POLICY, "latencies": table}
-    return cs.convert(model, example, forms=forms, budget=cs.Budget(latency=options.latency), **settings)
+    table = cs.LatencyTable.measure(model, example, forms, cache=options.cache)
+    budget = cs.Budget(latency=options.latency)
+    return cs.convert(model, example, forms=forms, budget=budget, latencies=table, **settings)
 
 
 def _started(calibrated: cs.Result, start: str) -> cs.Result:

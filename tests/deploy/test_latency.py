@@ -92,7 +92,8 @@ def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch
 def test_sessions_are_honest() -> None:
     made = options(2, "extended")
     assert (made.intra_op_num_threads, made.inter_op_num_threads) == (2, 1)
-    assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert made.get_session_config_entry("session.intra_op.allow_spinning") == "1"  # as in use, within a run
+    assert made.get_session_config_entry("session.force_spinning_stop") == "1"  # but idle sessions leave the cores
     assert made.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
