@@ -6,8 +6,9 @@ For each network: seconds to plan within a latency with nothing measured, from t
 (`cpu`: of this process, which on a busy machine is nearer to what a calm one takes); then whole networks, each
 predicted from the table and measured: random mixes (every conv dense or in one of the forms that fit it, all equally
 likely), one rank or share everywhere, and plans within latencies. `rest` is the share of the dense network's time
-that is in no conv that may change. Weights are random: only time counts. A plan with a form that was not worth timing
-has no prediction.
+that is in no conv that may change, such as reading the weights of linear layers; `of the convs' ratio` leaves it and
+its MACs out: the speed-up of the convs that may change over the ratio of their MACs. Weights are random: only time
+counts. A plan with a form that was not worth timing has no prediction.
 """
 
 from __future__ import annotations
@@ -89,25 +90,32 @@ def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[ob
     dense_ms, found = cs.measure_whole(model, example, list(plans.values()), threads=threads, progress=False)
     # shares of the dense time: the machine may have been busier in one of the two measurements
     rows = [
-        _row(name, label, plan, table, ms / dense_ms) for (label, plan), ms in zip(plans.items(), found, strict=True)
+        _row(name, label, plan, rated, table, ms / dense_ms)
+        for (label, plan), ms in zip(plans.items(), found, strict=True)
     ]
-    headers = ("network", "plan", "MACs", "predicted", "measured", "off", "speed-up", "of MAC ratio", "slower layers")
-    print(tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f"), flush=True)
+    shown = ("MACs", "predicted", "measured", "off", "speed-up", "of MAC ratio", "of the convs' ratio", "slower layers")
+    print(tabulate(rows, ("network", "plan", *shown), tablefmt="pipe", floatfmt=".3f"), flush=True)
     pairs = [
         (predicted(table, plan) / table.total_ms, ms / dense_ms) for plan, ms in zip(plans.values(), found, strict=True)
     ]
     errors = [promised / share - 1 for promised, share in pairs if math.isfinite(promised)]
     sizes = [abs(error) for error in errors]
-    shown = (f"{value:+.1%}" for value in (statistics.mean(sizes), max(sizes), statistics.mean(errors)))
+    percent = (f"{value:+.1%}" for value in (statistics.mean(sizes), max(sizes), statistics.mean(errors)))
     times = (*(round(one, 2) for one in seconds), round(table.total_ms, 3), f"{table.rest_ms / table.total_ms:.0%}")
-    return (name, *times, *shown, f"{os.getloadavg()[0]:.1f}")
+    return (name, *times, *percent, f"{os.getloadavg()[0]:.1f}")
 
 
-def _row(name: str, label: str, plan: cs.Plan, table: cs.LatencyTable, share: float) -> tuple[object, ...]:
+def _row(
+    name: str, label: str, plan: cs.Plan, rated: Appraised, table: cs.LatencyTable, share: float
+) -> tuple[object, ...]:
     macs, promised = plan.macs_after / plan.cost.macs, predicted(table, plan) / table.total_ms
     known = [one for one in plan.changes.values() if table.has(one.name, one.form)]
     slower = sum(table.ms(one.name, one.form) > table.ms(one.name, None) for one in known)
-    return name, label, macs, promised, share, f"{promised / share - 1:+.1%}", 1 / share, macs / share, slower
+    fixed = plan.cost.macs - sum(changes[0].macs_before for changes in rated.options.values())
+    rest = table.rest_ms / table.total_ms
+    convs = (plan.macs_after - fixed) / (plan.cost.macs - fixed) * (1 - rest) / (share - rest)
+    off = f"{promised / share - 1:+.1%}"
+    return name, label, macs, promised, share, off, 1 / share, macs / share, convs, slower
 
 
 def _within(rated: Appraised, table: cs.LatencyTable, share: float) -> cs.Plan | None:

@@ -1,0 +1,114 @@
+"""Do times of sessions in turns say what a session by itself takes, and what do its threads have to do with it?
+
+    python tests/benchmarks/bench_threads.py [resnet18 resnet20] [--threads 2] [--rounds 3]
+
+Each network as it is and in four forms. `alone`: processes with one session of the runtime's own settings, as in use.
+`in turns`: all sessions in one process, one run each, back and forth, with the settings of `session_options` (`as
+timed`) and with workers that sleep between the nodes of a run (`asleep`). Speed-ups over dense, from the mean of the
+fastest quarter of the runs, median of the rounds; `A/A` is that of a second dense session. Random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from tabulate import tabulate
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import convsurgeon as cs
+from convsurgeon.deploy.device_measure import session_options
+from tests.benchmarks.bench_latency_table import NETWORKS
+
+FORMS: dict[str, cs.Form] = {
+    "separable 1": cs.DepthwiseSeparable(rank=1),
+    "separable 4": cs.DepthwiseSeparable(rank=4),
+    "spatial 0.5": cs.SpatialSeparable(rank=cs.Share(0.5)),
+    "spatial 0.25": cs.SpatialSeparable(rank=cs.Share(0.25)),
+}
+SECONDS = 1.5
+"""Per network and round."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("networks", nargs="*", default=["resnet18", "resnet20"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(_low(_runs({"": _session(Path(options.alone), options.threads, "alone")})[""])))
+        return
+    torch.set_num_threads(1)
+    rows = []
+    for name in options.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            files = _files(name, Path(folder))
+            for how in ("alone", "as timed", "asleep"):
+                found = [_round(files, options.threads, how) for _ in range(options.rounds)]
+                medians = {label: float(np.median([one[label] for one in found])) for label in found[0]}
+                dense = medians["dense"]
+                rows.append((name, how, dense, *(dense / medians[label] for label in (*FORMS, "dense again"))))
+    print(f"threads {options.threads}, {options.rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    print(tabulate(rows, ("network", "sessions", "dense ms", *FORMS, "A/A"), tablefmt="pipe", floatfmt=".2f"))
+
+
+def _files(name: str, folder: Path) -> dict[str, Path]:
+    build, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    model, example = build().eval(), torch.randn(shape)
+    made = {"dense": model} | {label: cs.convert(model, example, forms=[form]).model for label, form in FORMS.items()}
+    files = {label: folder / f"{number}.onnx" for number, label in enumerate(made)}
+    for label, file in files.items():
+        cs.export_onnx(made[label], example, file)
+    return files | {"dense again": files["dense"]}
+
+
+def _round(files: dict[str, Path], threads: int, how: str) -> dict[str, float]:
+    if how == "alone":
+        command = [sys.executable, __file__, "--threads", str(threads), "--alone"]
+        return {label: json.loads(subprocess.check_output([*command, str(file)])) for label, file in files.items()}
+    times = _runs({label: _session(file, threads, how) for label, file in files.items()})
+    return {label: _low(found) for label, found in times.items()}
+
+
+def _session(file: Path, threads: int, how: str) -> ort.InferenceSession:
+    settings = ort.SessionOptions() if how == "alone" else session_options(threads)
+    settings.intra_op_num_threads, settings.log_severity_level = threads, 4
+    if how == "asleep":
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+
+
+def _runs(sessions: dict[str, ort.InferenceSession]) -> dict[str, list[float]]:
+    """Milliseconds of every run; every second turn goes backwards."""
+    inputs = {label: session.get_inputs()[0] for label, session in sessions.items()}
+    noise = np.random.default_rng(0).standard_normal(next(iter(inputs.values())).shape).astype(np.float32)
+    times: dict[str, list[float]] = {label: [] for label in sessions}
+    until, turn = time.perf_counter() + SECONDS * len(sessions), 0
+    while time.perf_counter() < until or turn < 5:
+        for label in list(sessions)[:: 1 if turn % 2 == 0 else -1]:
+            started = time.perf_counter()
+            sessions[label].run(None, {inputs[label].name: noise})
+            times[label].append(1e3 * (time.perf_counter() - started))
+        turn += 1
+    return times
+
+
+def _low(times: list[float]) -> float:
+    return float(np.mean(sorted(times)[: max(1, len(times) // 4)]))
+
+
+if __name__ == "__main__":
+    main()
