@@ -101,7 +101,7 @@ def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[ob
     errors = [promised / share - 1 for promised, share in pairs if math.isfinite(promised)]
     sizes = [abs(error) for error in errors]
     percent = (f"{value:+.1%}" for value in (statistics.mean(sizes), max(sizes), statistics.mean(errors)))
-    times = (*(round(one, 2) for one in seconds), round(table.total_ms, 3), f"{table.rest_ms / table.total_ms:.0%}")
+    times = (*(round(one, 2) for one in seconds), round(table.total_ms, 3), f"{_rest(rated, table):.0%}")
     return (name, *times, *percent, f"{os.getloadavg()[0]:.1f}")
 
 
@@ -112,10 +112,15 @@ def _row(
     known = [one for one in plan.changes.values() if table.has(one.name, one.form)]
     slower = sum(table.ms(one.name, one.form) > table.ms(one.name, None) for one in known)
     fixed = plan.cost.macs - sum(changes[0].macs_before for changes in rated.options.values())
-    rest = table.rest_ms / table.total_ms
+    rest = _rest(rated, table)
     convs = (plan.macs_after - fixed) / (plan.cost.macs - fixed) * (1 - rest) / (share - rest)
     off = f"{promised / share - 1:+.1%}"
     return name, label, macs, promised, share, off, 1 / share, macs / share, convs, slower
+
+
+def _rest(rated: Appraised, table: cs.LatencyTable) -> float:
+    """Share of the dense time that is in no conv that may change."""
+    return 1 - sum(table.ms(name, None) for name in rated.options) / table.total_ms
 
 
 def _within(rated: Appraised, table: cs.LatencyTable, share: float) -> cs.Plan | None:
