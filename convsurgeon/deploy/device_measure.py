@@ -279,9 +279,9 @@ def _total(nodes: list[list[Any]], between_ms: float, wall_ms: float) -> float:
 def session_options(threads: int) -> Any:
     """Threads that do to a network what they do to it in use, and nothing to the other networks that are being timed.
 
-    The runtime's workers spin between the nodes of a run, and that decides what short nodes cost: of a CIFAR ResNet-20
-    with two threads rank 1 is 1.8 times as fast as dense, and 3.0 times if workers sleep. By default they also spin
-    between runs and take the cores from other sessions; that is left out.
+    The runtime's workers spin between the nodes of a run, and that decides what short nodes cost: with two threads a
+    CIFAR ResNet-20 of rank 1 is 1.8 times as fast as dense, and 2 to 3 times if workers sleep. By default they spin
+    between runs, too, and take the cores from other sessions; that is left out.
     """
     how = ort.SessionOptions()
     how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
