@@ -1,4 +1,4 @@
-"""Times a folder of candidate networks on this machine; needs Python 3.9, numpy and onnxruntime, and nothing else.
+"""Times a folder of candidate networks on this machine; needs Python 3.9, numpy, onnxruntime 1.12, and nothing else.
 
     python measure.py                 # in the folder that `convsurgeon device` wrote; writes device.json beside it
 
