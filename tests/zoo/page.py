@@ -49,6 +49,8 @@ def page(rows: list[Row], peers: list[Row], counters: list[Row]) -> str:
     parts = [_HEAD.format(timm=timm, rounding=ROUNDING), "## Totals\n", _totals(ordered)]
     if wrong := [row for row in ordered if row["status"] != "ok"]:
         parts += ["## Not right\n", "\n".join(f"* {row['case']}: {row['status']}" for row in wrong) + "\n"]
+    if refused := [row for row in ordered if row.get("export", "ok") != "ok"]:
+        parts += ["## Not exported\n", "\n".join(f"* {row['case']}: {row['export']}" for row in refused) + "\n"]
     parts += ["## What is left alone, and why\n", _reasons(ordered)]
     if peers:
         parts += ["## Other tools\n", _PEERS, _peers(_distinct(peers), last)]
