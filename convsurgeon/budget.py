@@ -72,11 +72,6 @@ class Budget:
             values[name] = _number(value)
         return Budget(**values)  # type: ignore[arg-type]
 
-    @property
-    def by_time(self) -> bool:
-        """Whether measured milliseconds say what pays, so that a form may have more MACs than the conv."""
-        return self.latency is not None
-
     def limits(self, whole: Callable[[str], float]) -> dict[str, float]:
         """Name -> limit in the name's unit (MACs, parameters, bytes, milliseconds), `lost` and "faster" left out.
 

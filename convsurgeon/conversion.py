@@ -110,7 +110,8 @@ def convert(
     data = None if calibration is None else read(calibration, before.example, images)
     if budget is not None:
         candidates = BUDGET_FORMS if forms is None else forms
-        rated = appraise(before, candidates, policy, allow_growth or budget.by_time, data, seed, progress)
+        growth = allow_growth or budget.latency is not None
+        rated = appraise(before, candidates, policy, growth, data, seed, progress)
         best = best_plan(rated, budget, latencies, progress)
         result = _carry_out(before, best.plan, data, seed, progress)
         report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import convsurgeon as cs
 from convsurgeon.deploy import proto
 from convsurgeon.deploy.profiling import profile_nodes
+from convsurgeon.deploy.work import work_of
 from tests.benchmarks.bench_latency_table import NETWORKS
 
 FORMS: dict[str, cs.Form | None] = {
@@ -90,6 +91,7 @@ def _work(file: Path) -> tuple[dict[str, tuple[str, float, float]], int]:
     shapes: dict[str, tuple[int, ...]] = {one.name: tuple(one.dims) for one in graph.initializer}
     values = (*graph.input, *graph.value_info, *graph.output)
     shapes |= {name: tuple(map(int, shape)) for name, shape in proto.signature(values) if all(shape)}
+    macs = work_of(file).by_node
     found: dict[str, tuple[str, float, float]] = {}
     largest = 0
     for node in graph.node:
@@ -98,8 +100,8 @@ def _work(file: Path) -> tuple[dict[str, tuple[str, float, float]], int]:
         if node.op_type == "Conv":
             taken, weight = shapes[node.input[0]], shapes[node.input[1]]
             sizes = sum(int(np.prod(one)) for one in (taken, weight, made))
-            macs = float(np.prod(made)) * float(np.prod(weight[1:]))
-            found[node.name or node.output[0]] = (_kind(weight, taken), macs, 4.0 * sizes)
+            name = node.name or node.output[0]
+            found[name] = (_kind(weight, taken), float(macs[name]), 4.0 * sizes)
     return found, largest
 
 

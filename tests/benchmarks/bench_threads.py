@@ -16,7 +16,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,8 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.deploy.device_measure import session_options
+from convsurgeon.deploy import device_measure as measuring
+from convsurgeon.deploy.session import opened
 from tests.benchmarks.bench_latency_table import NETWORKS
 
 FORMS: dict[str, cs.Form] = {
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.alone:
-        print(json.dumps(_low(_runs({"": _session(Path(options.alone), options.threads, "alone")})[""])))
+        print(json.dumps(_times({"": _session(Path(options.alone), options.threads, "alone")})[""]))
         return
     torch.set_num_threads(1)
     rows = []
@@ -79,35 +79,24 @@ def _round(files: dict[str, Path], threads: int, how: str) -> dict[str, float]:
     if how == "alone":
         command = [sys.executable, __file__, "--threads", str(threads), "--alone"]
         return {label: json.loads(subprocess.check_output([*command, str(file)])) for label, file in files.items()}
-    times = _runs({label: _session(file, threads, how) for label, file in files.items()})
-    return {label: _low(found) for label, found in times.items()}
+    return _times({label: _session(file, threads, how) for label, file in files.items()})
 
 
 def _session(file: Path, threads: int, how: str) -> ort.InferenceSession:
-    settings = ort.SessionOptions() if how == "alone" else session_options(threads)
+    settings = ort.SessionOptions() if how == "alone" else measuring.session_options(threads)
     settings.intra_op_num_threads, settings.log_severity_level = threads, 4
     if how == "asleep":
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(file), settings, providers=["CPUExecutionProvider"])
+    return opened(file, settings)
 
 
-def _runs(sessions: dict[str, ort.InferenceSession]) -> dict[str, list[float]]:
-    """Milliseconds of every run; every second turn goes backwards."""
-    inputs = {label: session.get_inputs()[0] for label, session in sessions.items()}
-    noise = np.random.default_rng(0).standard_normal(next(iter(inputs.values())).shape).astype(np.float32)
-    times: dict[str, list[float]] = {label: [] for label in sessions}
-    until, turn = time.perf_counter() + SECONDS * len(sessions), 0
-    while time.perf_counter() < until or turn < 5:
-        for label in list(sessions)[:: 1 if turn % 2 == 0 else -1]:
-            started = time.perf_counter()
-            sessions[label].run(None, {inputs[label].name: noise})
-            times[label].append(1e3 * (time.perf_counter() - started))
-        turn += 1
-    return times
-
-
-def _low(times: list[float]) -> float:
-    return float(np.mean(sorted(times)[: max(1, len(times) // 4)]))
+def _times(sessions: dict[str, ort.InferenceSession]) -> dict[str, float]:
+    """Milliseconds of each, in turns, over about `SECONDS` for each."""
+    pairs, (taken, *_) = list(sessions.items()), next(iter(sessions.values())).get_inputs()
+    feeds = {taken.name: np.random.default_rng(0).standard_normal(taken.shape).astype(np.float32)}
+    turn_ms = sum(min(found) for found in measuring._rounds(pairs, feeds, 2).values())
+    found = measuring._rounds(pairs, feeds, max(5, int(1e3 * SECONDS * len(pairs) / turn_ms)))
+    return {label: measuring._low(times) for label, times in found.items()}
 
 
 if __name__ == "__main__":
