@@ -12,12 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from convsurgeon.augment import Augment
-from convsurgeon.budget import Budget
-from convsurgeon.capture import Capture, capture
-from convsurgeon.conversion import Result, carry_out, convert
-from convsurgeon.cost import Cost
-from convsurgeon.errors import (
+from convsurgeon.base.errors import (
     BudgetError,
     CalibrationError,
     CaptureError,
@@ -32,17 +27,25 @@ from convsurgeon.errors import (
     PolicyError,
     RecoveryError,
 )
-from convsurgeon.example import Example
-from convsurgeon.fidelity import Fidelity
-from convsurgeon.form import Energy, Form, Share
-from convsurgeon.forms import Blueprint, BlueprintSubspace, DepthwiseSeparable
-from convsurgeon.geometry import Geometry
-from convsurgeon.inspection import inspect
-from convsurgeon.keras_layout import from_keras_kernels, to_keras_kernels
-from convsurgeon.lowrank import SpatialSeparable, Tucker
-from convsurgeon.plan import Change, Plan, Skip
-from convsurgeon.planning import plan
-from convsurgeon.policy import (
+from convsurgeon.base.tables import Table
+from convsurgeon.budget.budget import Budget
+from convsurgeon.budget.sweep import Sweep, sweep
+from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.fit.fidelity import Fidelity
+from convsurgeon.fit.reconstruct import Reconstruction
+from convsurgeon.forms.catalogue import Blueprint, BlueprintSubspace, DepthwiseSeparable
+from convsurgeon.forms.form import Energy, Form, Share
+from convsurgeon.forms.geometry import Geometry
+from convsurgeon.forms.keras import from_keras_kernels, to_keras_kernels
+from convsurgeon.forms.lowrank import SpatialSeparable, Tucker
+from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.cost import Cost
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.site import Call, Site
+from convsurgeon.plan.candidates import plan
+from convsurgeon.plan.inspection import inspect
+from convsurgeon.plan.plan import Change, Plan, Skip
+from convsurgeon.plan.policy import (
     Policy,
     everything,
     kernel_size,
@@ -54,45 +57,42 @@ from convsurgeon.policy import (
     stem,
     stride,
 )
-from convsurgeon.policy_text import parse_policy
-from convsurgeon.reconstruct import Reconstruction
-from convsurgeon.recover import recover
-from convsurgeon.recovery import Recovery
-from convsurgeon.refit import refit_average, refit_optimizer, stale_parameters
-from convsurgeon.report import Report
-from convsurgeon.site import Call, Site
-from convsurgeon.surgery import operate, rebuild
-from convsurgeon.tables import Table
-from convsurgeon.tradeoff import Sweep, sweep
+from convsurgeon.plan.policy_text import parse_policy
+from convsurgeon.plan.surgery import operate, rebuild
+from convsurgeon.recover.augment import Augment
+from convsurgeon.recover.recover import recover
+from convsurgeon.recover.refit import refit_average, refit_optimizer, stale_parameters
+from convsurgeon.report.recovery import Recovery
+from convsurgeon.report.report import Report
 
 if TYPE_CHECKING:
-    from convsurgeon.deploy.bench import bench
-    from convsurgeon.deploy.bundle import export
-    from convsurgeon.deploy.device import write_device_folder
-    from convsurgeon.deploy.export import export_onnx
-    from convsurgeon.deploy.latency import compare_latency
-    from convsurgeon.deploy.memory import peak_memory
-    from convsurgeon.deploy.mobile import mobile_check
-    from convsurgeon.deploy.parity import check_parity
-    from convsurgeon.deploy.profiling import profile_nodes
-    from convsurgeon.deploy.quantize import convert_fp16, quantize_int8
-    from convsurgeon.deploy.table import LatencyTable
-    from convsurgeon.deploy.table_measure import measure_whole
+    from convsurgeon.deploy.bundle.bundle import export
+    from convsurgeon.deploy.bundle.mobile import mobile_check
+    from convsurgeon.deploy.int8.quantize import convert_fp16, quantize_int8
+    from convsurgeon.deploy.onnx.export import export_onnx
+    from convsurgeon.deploy.onnx.parity import check_parity
+    from convsurgeon.deploy.table.device import write_device_folder
+    from convsurgeon.deploy.table.measure import measure_whole
+    from convsurgeon.deploy.table.table import LatencyTable
+    from convsurgeon.deploy.timing.bench import bench
+    from convsurgeon.deploy.timing.latency import compare_latency
+    from convsurgeon.deploy.timing.memory import peak_memory
+    from convsurgeon.deploy.timing.profile import profile_nodes
 
 _LATE = {
-    "LatencyTable": "convsurgeon.deploy.table",
-    "bench": "convsurgeon.deploy.bench",
-    "check_parity": "convsurgeon.deploy.parity",
-    "compare_latency": "convsurgeon.deploy.latency",
-    "convert_fp16": "convsurgeon.deploy.quantize",
-    "export": "convsurgeon.deploy.bundle",
-    "export_onnx": "convsurgeon.deploy.export",
-    "measure_whole": "convsurgeon.deploy.table_measure",
-    "mobile_check": "convsurgeon.deploy.mobile",
-    "peak_memory": "convsurgeon.deploy.memory",
-    "profile_nodes": "convsurgeon.deploy.profiling",
-    "quantize_int8": "convsurgeon.deploy.quantize",
-    "write_device_folder": "convsurgeon.deploy.device",
+    "LatencyTable": "convsurgeon.deploy.table.table",
+    "bench": "convsurgeon.deploy.timing.bench",
+    "check_parity": "convsurgeon.deploy.onnx.parity",
+    "compare_latency": "convsurgeon.deploy.timing.latency",
+    "convert_fp16": "convsurgeon.deploy.int8.quantize",
+    "export": "convsurgeon.deploy.bundle.bundle",
+    "export_onnx": "convsurgeon.deploy.onnx.export",
+    "measure_whole": "convsurgeon.deploy.table.measure",
+    "mobile_check": "convsurgeon.deploy.bundle.mobile",
+    "peak_memory": "convsurgeon.deploy.timing.memory",
+    "profile_nodes": "convsurgeon.deploy.timing.profile",
+    "quantize_int8": "convsurgeon.deploy.int8.quantize",
+    "write_device_folder": "convsurgeon.deploy.table.device",
 }
 """Names whose modules import onnx or onnxruntime, and load on first use."""
 

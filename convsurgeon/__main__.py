@@ -2,6 +2,6 @@
 
 import sys
 
-from convsurgeon.cli import main
+from convsurgeon.cli.main import main
 
 sys.exit(main())

@@ -8,22 +8,23 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convsurgeon.budget import Budget
-from convsurgeon.budgeting import BUDGET_FORMS, Judged, Latencies
-from convsurgeon.calibration import Calibration, read
-from convsurgeon.capture import Capture, capture
-from convsurgeon.contest import appraise, best_plan
-from convsurgeon.example import Example
-from convsurgeon.fidelity import Fidelity, fidelity, outputs
-from convsurgeon.form import Form
-from convsurgeon.plan import Change, Plan, Skip
-from convsurgeon.planning import CALIBRATED_FORMS, DEFAULT_FORMS, plan_captured
-from convsurgeon.policy import Predicate
-from convsurgeon.reconstruct import reconstruct
-from convsurgeon.report import Report, learnable_rows
-from convsurgeon.revision import Timing
-from convsurgeon.state import undisturbed
-from convsurgeon.surgery import operate
+from convsurgeon.budget.budget import Budget
+from convsurgeon.budget.confirmation import Timing
+from convsurgeon.budget.problem import BUDGET_FORMS, Judged, Latencies
+from convsurgeon.budget.trial import appraise, best_plan
+from convsurgeon.fit.calibration import Calibration, read
+from convsurgeon.fit.fidelity import Fidelity, fidelity, outputs
+from convsurgeon.fit.reconstruct import reconstruct
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
+from convsurgeon.plan.candidates import CALIBRATED_FORMS, DEFAULT_FORMS, plan_captured
+from convsurgeon.plan.plan import Change, Plan, Skip
+from convsurgeon.plan.policy import Predicate
+from convsurgeon.plan.surgery import operate
+from convsurgeon.report.report import Report
+from convsurgeon.report.rows import learnable_rows
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.fidelity import fidelity, outputs
+from convsurgeon.fit.fidelity import fidelity, outputs
 from tests import hostile
 from tests.hostile import X
 from tests.nets import Plain

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import convsurgeon as cs
-from convsurgeon.deploy import device_measure as measuring
-from convsurgeon.deploy.table_cache import cache_file, fingerprint
+from convsurgeon.deploy.table.cache import cache_file, fingerprint
+from convsurgeon.deploy.timing import standalone as measuring
 from tests.kept.network import Kept, kept
 
 HERE = Path(__file__).parent / "kept"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import convsurgeon as cs
-from convsurgeon.cli import main
+from convsurgeon.cli.main import main
 from tests import networks
 
 pytestmark = networks.needs_data

@@ -30,7 +30,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.deploy.bundle import Bundle
+from convsurgeon.deploy.bundle.bundle import Bundle
 from tests import networks
 
 _VISION = ("resnet18", "resnet50", "mobilenet_v3_small", "efficientnet_b0")

@@ -31,9 +31,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budgeting import predicted, problem
-from convsurgeon.contest import Appraised, appraise
-from convsurgeon.planning import plan_captured
+from convsurgeon.budget.problem import predicted, problem
+from convsurgeon.budget.trial import Appraised, appraise
+from convsurgeon.plan.candidates import plan_captured
 from tests import networks
 
 FORMS: list[cs.Form] = [

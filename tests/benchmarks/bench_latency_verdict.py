@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convsurgeon.deploy.latency import compare_latency
+from convsurgeon.deploy.timing.latency import compare_latency
 from tests.deploy.small import conv_stack
 
 

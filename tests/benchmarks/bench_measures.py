@@ -22,9 +22,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budgeting import BUDGET_FORMS, problem
-from convsurgeon.calibration import read
-from convsurgeon.contest import Appraised, appraise, trial
+from convsurgeon.budget.problem import BUDGET_FORMS, problem
+from convsurgeon.budget.trial import Appraised, appraise, trial
+from convsurgeon.fit.calibration import read
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained
 

@@ -23,8 +23,8 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon import world
-from convsurgeon.recipe import OPTIMIZERS
+from convsurgeon.base import world
+from convsurgeon.recover.recipe import OPTIMIZERS
 from tests.networks import cifar_calibration, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]

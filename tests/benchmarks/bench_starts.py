@@ -22,18 +22,18 @@ from torch import Tensor, fx, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon import sensitivity, sequential, sitefit
+from convsurgeon.fit import in_order, sensitivity, site
 from tests.networks import cifar_calibration, cifar_top1, pretrained
 
 Patch = Callable[[], object]
 
 
 def _from_original() -> object:
-    def inputs(job: sequential.Job, source: fx.Node) -> Sequence[Tensor]:
+    def inputs(job: in_order.Job, source: fx.Node) -> Sequence[Tensor]:
         values: Sequence[Tensor] = job.runners[0].of(source)
         return values
 
-    return mock.patch.object(sequential.Job, "inputs", inputs)
+    return mock.patch.object(in_order.Job, "inputs", inputs)
 
 
 def _alike() -> object:
@@ -45,7 +45,7 @@ def _alike() -> object:
 
 
 def _no_relu() -> object:
-    return mock.patch.object(sitefit, "ROUNDS", 0)
+    return mock.patch.object(site, "ROUNDS", 0)
 
 
 VARIANTS: dict[str, list[Patch]] = {

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
 
 import convsurgeon as cs
-from convsurgeon.load import load_weights
+from convsurgeon.graph.load import load_weights
 from tests import nets
 
 ran: list[str] = []

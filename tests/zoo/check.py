@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import convsurgeon as cs
-from convsurgeon.fidelity import outputs, tensors_in
-from convsurgeon.planning import plan_captured
-from convsurgeon.state import undisturbed
+from convsurgeon.fit.fidelity import outputs, tensors_in
+from convsurgeon.graph.state import undisturbed
+from convsurgeon.plan.candidates import plan_captured
 from tests.zoo.cases import Case, ready
 from tests.zoo.choose import dense
 

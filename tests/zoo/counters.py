@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
-from convsurgeon.errors import described
+from convsurgeon.base.errors import described
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import Row
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convsurgeon.errors import described
+from convsurgeon.base.errors import described
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import HEARD, ROUNDING, Row, difference
 from tests.zoo.choose import dense

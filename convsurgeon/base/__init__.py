@@ -1,0 +1,1 @@
+"""What knows nothing of networks: errors, files that appear whole, tables, and the processes of a run."""

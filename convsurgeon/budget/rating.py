@@ -1,0 +1,170 @@
+r"""What each change of each conv would cost in accuracy, without building any of them.
+
+Three measures, none of which is always right:
+
+* `weights`: the share of the kernel's energy that is lost. Needs no data.
+* `output`: the share of the conv's own output energy that is lost on calibration data, after a fit to them.
+* `network`: what that does to the output of the network, to first order: `tr(G D S D^T)` with `D` the error of the
+  kernel, `S` the second moment of the patches, `G` that of the gradients (see `sensitivity`).
+
+They are sums over layers, and errors of layers do not add up; so plans are made from each and judged as whole networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from convsurgeon.base import world
+from convsurgeon.fit import sensitivity
+from convsurgeon.fit.calibration import Calibration, images_in, leading
+from convsurgeon.fit.samples import patches, positions, positions_per_image
+from convsurgeon.fit.site import fittable, scheme_of
+from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
+from convsurgeon.plan.plan import Change
+
+Measures = dict[str, dict[tuple[str, str], float]]
+"""Measure -> (site, form's label) -> error."""
+
+IMAGES = 256
+_SWEEPS = 1
+
+
+def by_weights(options: Mapping[str, Sequence[Change]]) -> Measures:
+    """The measure that needs no data; a form that keeps nothing on purpose loses everything."""
+    found = {
+        (name, change.form.label): 1.0 if change.lost is None else change.lost
+        for name, changes in options.items()
+        for change in changes
+    }
+    return {"weights": found}
+
+
+def by_data(
+    model: nn.Module, options: Mapping[str, Sequence[Change]], data: Calibration, seed: int, progress: bool
+) -> Measures:
+    """All three measures.
+
+    Args:
+        model: the original.
+        options: the changes in question, by site.
+        data: calibration batches, of which the first `IMAGES` images are used.
+        seed: of the positions and projections that are drawn.
+        progress: whether to show a bar over the sites.
+    """
+    batches = leading(data.fitted, IMAGES)
+    gradients = sensitivity.moments(model, options, batches, seed)
+    patches_of = _second_moments(model, list(options), batches, seed)
+    output: dict[tuple[str, str], float] = {}
+    network: dict[tuple[str, str], float] = {}
+    for name, changes in tqdm(options.items(), desc="appraising", unit="site", disable=world.silent(progress)):
+        conv = model.get_submodule(name)
+        assert isinstance(conv, nn.Conv2d)
+        site = _Site(conv, patches_of[name], gradients[name])
+        for change in changes:
+            output[name, change.form.label], network[name, change.form.label] = site.errors(change)
+    return {"network": network, "output": output, **by_weights(options)}
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Second moment of a conv's patches, per group (G, p, p), and how many rows it was taken from."""
+
+    values: Tensor
+    rows: int
+
+
+class _Site:
+    """A conv with its statistics."""
+
+    def __init__(self, conv: nn.Conv2d, moment: Moment, gradient: Tensor) -> None:
+        self.conv, self.moment, self.gradient = conv, moment, gradient
+        self.ridges = [oas_ridge(values, moment.rows) for values in moment.values]
+        self.normals = [self._normal(group) for group in range(conv.groups)]
+
+    def errors(self, change: Change) -> tuple[float, float]:
+        """Relative error of the conv's output, and squared error of the network's."""
+        if not fittable(change.form):
+            lost, groups = 1.0 if change.lost is None else change.lost, range(self.conv.groups)
+            return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
+        wrong = energy = network = 0.0
+        eye = torch.eye(self.conv.out_channels, dtype=torch.float64)
+        for group, normal in enumerate(self.normals):
+            kernel = self._kernel(group)
+            scheme = scheme_of(change.form, self.conv)
+            factors = alternate(scheme, normal, scheme.start(normal, kernel.to(normal.cross.dtype)), _SWEEPS)
+            error = kernel - scheme.kernel(factors).double()
+            wrong += self._cost(group, error, eye)
+            energy += self._cost(group, kernel, eye)
+            network += self._cost(group, error, self.gradient)
+        return (wrong / energy if energy > 0 else 0.0), network
+
+    def _own(self, group: int) -> slice:
+        size = self.conv.out_channels // self.conv.groups
+        return slice(group * size, (group + 1) * size)
+
+    def _kernel(self, group: int) -> Tensor:
+        return self.conv.weight.detach()[self._own(group)].flatten(2).double()
+
+    def _cost(self, group: int, kernel: Tensor, metric: Tensor) -> float:
+        own = self._own(group)
+        flat = kernel.flatten(1)
+        return float(((flat @ self.moment.values[group].double()) * (metric[own, own] @ flat)).sum())
+
+    def _normal(self, group: int) -> Normal:
+        own = self._own(group)
+        covariance = self.moment.values[group].double().clone()
+        covariance.diagonal().add_(self.ridges[group])
+        kernel = self._kernel(group)
+        channels, taps = kernel.shape[1:]
+        cross = (kernel.flatten(1) @ covariance).reshape(kernel.shape)
+        metric = sensitivity.mixed(self.gradient[own, own])
+        return Normal(covariance.reshape(channels, taps, channels, taps), cross, metric)
+
+
+def _second_moments(model: nn.Module, names: Sequence[str], batches: Sequence[Example], seed: int) -> dict[str, Moment]:
+    """Second moments of the patches that every named conv sees, of random positions of all its calls."""
+    watchers = {name: _Watcher(model.get_submodule(name), sum(map(images_in, batches))) for name in names}
+    with undisturbed(model):
+        handles = [watcher.conv.register_forward_hook(watcher) for watcher in watchers.values()]
+        try:
+            for number, batch in enumerate(batches):
+                if number % world.size() == world.rank():
+                    for watcher in watchers.values():
+                        watcher.generator.manual_seed(seed * 7919 + number)
+                    batch.run(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return {name: watcher.moment() for name, watcher in watchers.items()}
+
+
+class _Watcher:
+    """Forward hook of a conv: gathers the second moment of its patches."""
+
+    def __init__(self, conv: nn.Module, images: int) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        self.conv = conv
+        self.size = conv.weight[0].numel()
+        self.count = positions_per_image(images, self.size * conv.groups)
+        self.total = torch.zeros(conv.groups, self.size, self.size, dtype=torch.float64)
+        self.rows = 0
+        self.generator = torch.Generator()
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        where = positions(output.shape, self.count, self.generator)
+        rows = patches(args[0].detach(), self.conv, where)
+        for group in range(self.conv.groups):
+            self.total[group] += rows[:, group].T @ rows[:, group]
+        self.rows += len(rows)
+
+    def moment(self) -> Moment:
+        """Over all processes."""
+        total, rows = world.added(self.total, torch.tensor(self.rows))
+        return Moment(total / max(1, int(rows)), int(rows))

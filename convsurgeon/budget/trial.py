@@ -1,0 +1,135 @@
+"""Which plan keeps a budget best: several are made, each by another measure of a layer's error, and tried as a whole.
+
+Errors of single layers do not add up, so no measure is right everywhere. With calibration each plan is carried out and
+fitted to a part of the images, and the error of the whole network on held-back images decides. Without, there is only
+the energy of the weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from convsurgeon.base.errors import BudgetError
+from convsurgeon.budget.budget import Budget
+from convsurgeon.budget.confirmation import Timing, confirmed
+from convsurgeon.budget.problem import Judged, Latencies, Problem, problem
+from convsurgeon.budget.rating import Measures, by_data, by_weights
+from convsurgeon.fit.calibration import Calibration, leading
+from convsurgeon.fit.reconstruct import reconstruct
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture
+from convsurgeon.plan.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.plan.plan import Change, Plan
+from convsurgeon.plan.policy import Predicate
+from convsurgeon.plan.surgery import operate
+
+TRIAL_IMAGES = 256
+"""Images that a plan on trial is fitted to."""
+
+_HALVINGS = 7
+
+
+@dataclass(frozen=True)
+class Appraised:
+    """A captured model with every change that could be made, and what each would lose by every measure."""
+
+    seen: Capture
+    base: Plan
+    options: dict[str, list[Change]]
+    measures: Measures
+    data: tuple[Calibration, ...]
+    seed: int
+
+
+def appraise(
+    seen: Capture,
+    forms: Sequence[Form],
+    policy: Predicate | None,
+    allow_growth: bool,
+    data: Calibration | None,
+    seed: int,
+    progress: bool,
+) -> Appraised:
+    """Gathers the candidates and their errors: from the weights, and from calibration data where there are any."""
+    kernels = kernels_of(seen)
+    base = plan_captured(seen, forms, policy, allow_growth, kernels)
+    options = candidates(base, kernels, forms, allow_growth)
+    measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
+    return Appraised(seen, base, options, measures, () if data is None else (data,), seed)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The plan to carry out, every plan it was chosen from, and what the whole networks took that were timed."""
+
+    plan: Plan
+    judged: tuple[Judged, ...]
+    timings: tuple[Timing, ...] = ()
+
+
+def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None, progress: bool = False) -> Best:
+    """The plan to carry out under a budget, and what it was chosen from.
+
+    Args:
+        rated: the candidates.
+        budget: what the converted model may cost.
+        latencies: milliseconds of every site; with a latency budget the plans are timed whole if it can do that.
+        progress: whether to show a bar while timing.
+
+    Raises:
+        BudgetError: the budget cannot be reached.
+    """
+    task = problem(rated.seen, rated.base, rated.options, budget, latencies)
+    if budget.lost is not None:
+        return _cheapest(rated, task, budget.lost)
+    plans, timings = confirmed(task, rated.measures, progress)
+    if not rated.data or len(plans) == 1:
+        (name, only), *_ = plans.items()
+        return Best(only, (Judged(name, only.macs_after, math.nan, taken=True),), _taken(timings, name))
+    errors = {name: trial(rated, plan)[1] for name, plan in plans.items()}
+    best = min(errors, key=lambda name: errors[name])
+    judged = (Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items())
+    return Best(plans[best], tuple(judged), _taken(timings, best))
+
+
+def _taken(timings: Sequence[Timing], name: str) -> tuple[Timing, ...]:
+    """The timings, of which only the one of the plan that is carried out stays marked."""
+    return tuple(dataclasses.replace(one, taken=one.taken and one.measure == name) for one in timings)
+
+
+def trial(rated: Appraised, plan: Plan) -> tuple[nn.Module, float]:
+    """The model of a plan, fitted to some of the images, and its relative error on those that are held back."""
+    if not plan.changes:
+        return rated.seen.model, 0.0
+    (data,) = rated.data
+    converted, done = operate(rated.seen.model, plan, rated.seen.example)
+    part = Calibration(tuple(leading(data.fitted, TRIAL_IMAGES)), data.held_back)
+    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False)
+    return converted, fitted.error_after
+
+
+def _cheapest(rated: Appraised, task: Problem, lost: float) -> Best:
+    """The cheapest plan within an error: by halving, as the network's error grows with what the layers may lose."""
+    name, errors = next(iter(rated.measures.items()))
+    if not rated.data:  # the mean share of energy lost, over the layers that may change
+        plan = task.cheapest(errors, lost * len(task.options))
+        return Best(plan, (Judged(name, plan.macs_after, math.nan, taken=True),))
+    worst = sum(max(errors[site, change.form.label] for change in changes) for site, changes in task.options.items())
+    low, high = worst * 1e-6, worst
+    tried: list[tuple[Plan, float]] = []
+    for _ in range(_HALVINGS):
+        allowed = math.sqrt(low * high)
+        plan = task.cheapest(errors, allowed)
+        error = trial(rated, plan)[1] if plan.changes else 0.0
+        tried.append((plan, error))
+        low, high = (allowed, high) if error <= lost else (low, allowed)
+    kept = [plan for plan, error in tried if error <= lost]
+    if not kept:
+        raise BudgetError(f"budget: lost={lost:g} leaves every layer dense; the least tried loses {tried[-1][1]:.3g}")
+    best = min(kept, key=lambda plan: plan.macs_after)
+    return Best(best, tuple(Judged(name, plan.macs_after, error, plan is best) for plan, error in tried))

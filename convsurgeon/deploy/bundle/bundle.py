@@ -1,0 +1,276 @@
+"""The bundle: everything a device and its engineer need, in one folder that appears whole or not at all.
+
+Everything is written to and measured in a temporary folder beside the target, which then takes its place in one step
+(see `convsurgeon.files`): a failure leaves nothing, a kill leaves the old folder or the new one, never a mixture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from convsurgeon.base.errors import CalibrationError, LatencyError
+from convsurgeon.base.files import BUNDLE, new_folder
+from convsurgeon.conversion import Result
+from convsurgeon.deploy.bundle import variants
+from convsurgeon.deploy.bundle.deployment import Deployment
+from convsurgeon.deploy.bundle.golden import save_golden
+from convsurgeon.deploy.bundle.mobile import mobile_check
+from convsurgeon.deploy.bundle.readme import readme
+from convsurgeon.deploy.int8.quantize import Calibrator, Quantized
+from convsurgeon.deploy.onnx import inputs
+from convsurgeon.deploy.onnx.export import Dynamic, OnnxFile, check_opset, export_onnx
+from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
+from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
+from convsurgeon.deploy.timing.session import Level
+from convsurgeon.deploy.timing.verdict import MIN_PAIRS
+from convsurgeon.fit.calibration import Calibration, read
+from convsurgeon.graph.example import Example
+from convsurgeon.plan.energy import energy_curves
+from convsurgeon.report.page import page
+from convsurgeon.report.sentence import sentence
+
+ORIGINAL, CONVERTED = "original.onnx", "model.onnx"
+_PARITY_IMAGES = 4
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Where the files are, and what was measured on them."""
+
+    folder: Path
+    deployment: Deployment
+    sentence: str
+    """What came of it, in one sentence."""
+
+    @property
+    def original(self) -> OnnxFile:
+        """The network as it was."""
+        return self.deployment.original
+
+    @property
+    def converted(self) -> OnnxFile:
+        """The network after the surgery."""
+        return self.deployment.converted
+
+    @property
+    def quantized(self) -> tuple[Quantized, ...]:
+        """int8 and fp16 versions of both."""
+        return self.deployment.quantized
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What was asked for."""
+
+    opset: int
+    dynamic: Dynamic
+    kinds: tuple[variants.Kind, ...]
+    calibrator: Calibrator
+    exclude_worst: int
+    preparation: Preparation
+    pairs: int
+    threads: tuple[int, ...]
+    levels: tuple[Level, ...]
+    progress: bool
+    command: str
+    before: Callable[[str], None]
+
+
+def export(
+    result: Result,
+    folder: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    opset: int = 18,
+    dynamic: Dynamic = None,
+    int8: bool = False,
+    fp16: bool = False,
+    calibration: object = None,
+    images: int = 1024,
+    calibrator: Calibrator = "percentile",
+    exclude_worst: int = 0,
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+    classes: Sequence[str] = (),
+    pairs: int = 100,
+    threads: Sequence[int] = (),
+    levels: Sequence[Level] = LEVELS,
+    progress: bool = True,
+    command: str = "",
+    before: Callable[[str], None] = lambda _stage: None,
+) -> Bundle:
+    """Writes ONNX files, weights, plan, golden pair, checksums, a README and the report as JSON, Markdown and HTML.
+
+    Args:
+        result: A conversion.
+        folder: Is made; an existing one is replaced whole if `overwrite` is true and it holds nothing but a bundle.
+        overwrite: Whether it may be.
+        opset: Of all ONNX files.
+        dynamic: Which dimensions stay open: None, `"batch"` or `"size"`.
+        int8: Whether to write static int8 versions of both networks too; needs `calibration`.
+        fp16: Whether to write half-precision versions of both.
+        calibration: Unlabelled inputs, best those the conversion was calibrated on: the first part sets the ranges of
+            int8, the last fifth tells how near all files are to the original.
+        images: Most of them to use.
+        calibrator: How int8 ranges are found: `"percentile"` or `"minmax"`.
+        exclude_worst: Layers to leave in float in int8 files, those that would add most noise.
+        mean: Subtracted from pixels in [0, 1]; goes into the files' metadata, as do `std` and `classes`.
+        std: Divides them then.
+        classes: Names of the outputs.
+        pairs: Interleaved timing rounds; 0 for no timing.
+        threads: Of the runtime when timing; 1 and the number of cores if not given.
+        levels: Of the runtime's optimisations when timing.
+        progress: Whether bars appear.
+        command: What was typed, for the report.
+        before: Is told each stage before it begins.
+
+    Raises:
+        OutputError: The folder exists or cannot be written.
+        CalibrationError: int8 without calibration, or with one that does not fit.
+        ExportError: One of the models has no ONNX form; ParityError if a file computes something else.
+        LatencyError: A timing setting is out of range.
+    """
+    wanted: dict[variants.Kind, bool] = {"int8": int8, "fp16": fp16}
+    kinds = tuple(kind for kind, asked in wanted.items() if asked)
+    check_order(opset, int8 and calibration is None, pairs, threads)
+    preparation = Preparation(tuple(mean), tuple(std), tuple(classes))
+    measured = (pairs, tuple(threads), tuple(levels), progress)
+    order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
+    data = None if calibration is None else _read(calibration, result, images)
+    with new_folder(folder, overwrite, BUNDLE) as temporary:
+        deployment = _write_models(result, data, order, temporary)
+        words = sentence(result.report, deployment.to_dict())
+        _write_papers(result, deployment, words, temporary)
+    target = Path(folder)
+    return Bundle(target, deployment.moved_to(target), words)
+
+
+def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[int]) -> None:
+    """Refuses what cannot work; made to be asked before a conversion, which may take long.
+
+    Args:
+        opset: Of the files.
+        lacks_images: Whether int8 is wanted and there is nothing to calibrate it on.
+        pairs: Timing rounds, 0 for none.
+        threads: Of the runtime.
+
+    Raises:
+        CalibrationError: int8 without images.
+        ExportError: No such opset.
+        LatencyError: Too few rounds for a verdict, or a thread count below 1.
+    """
+    if lacks_images:
+        raise CalibrationError("int8: needs images to find its ranges on; pass calibration (--calibrate)")
+    check_opset(opset)
+    if pairs and pairs < MIN_PAIRS:
+        raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more, or 0 for no timing")
+    if any(count < 1 for count in threads):
+        raise LatencyError(f"threads={min(threads)}: pass at least 1")
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes a state dict under all its names; tensors that share storage are written once per name."""
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    path.write_bytes(save(tensors))  # save_file would make the file private
+
+
+def _read(calibration: object, result: Result, images: int) -> Calibration:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="calibration: .* are few")  # the conversion has said so
+        found = read(calibration, result.example, images)
+    parts = [tuple(inputs.ordered(result.original, one) for one in part) for part in (found.fitted, found.held_back)]
+    return Calibration(*parts)
+
+
+def _write_models(result: Result, data: Calibration | None, order: _Order, folder: Path) -> Deployment:
+    """Everything that computes, and all that is measured on it."""
+    like = inputs.ordered(result.original, result.example)
+    held_back = () if data is None else data.held_back
+    real = variants.single_batches(held_back, like)
+    original, converted = (_float(result, name, real[:_PARITY_IMAGES], order, folder) for name in (ORIGINAL, CONVERTED))
+    order.before("weights.safetensors")
+    save_weights(result.model, folder / "weights.safetensors")
+    save_golden(result.model, real[0] if real else like, converted, folder)
+    quantized = variants.write(
+        (original, converted), data, like, order.kinds, order.calibrator, order.exclude_worst, order.before
+    )
+    files: list[OnnxFile | Quantized] = [original, converted, *quantized]
+    order.before("fidelity and mobile check")
+    near, where = variants.compare(files, real, like)
+    timed = _timed([one.path for one in files], like, order)
+    return Deployment(
+        original=original,
+        converted=converted,
+        quantized=quantized,
+        agreement=near,
+        agreement_on=where,
+        mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
+        benches=timed,
+        preparation=order.preparation,
+        sha256={one.path.name: _sha256(one.path) for one in files},
+        command=order.command,
+    )
+
+
+def _float(result: Result, name: str, images: Sequence[Example], order: _Order, folder: Path) -> OnnxFile:
+    """One of the two float32 files."""
+    order.before(name)
+    model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
+    made = export_onnx(
+        model,
+        result.example,
+        folder / name,
+        opset=order.opset,
+        dynamic=order.dynamic,
+        metadata=source_metadata(result.original, plan, order.preparation),
+        images=images,
+    )
+    order.preparation.check(made.inputs, made.outputs)
+    return made
+
+
+def _timed(paths: Sequence[Path], like: Example, order: _Order) -> tuple[Bench, ...]:
+    """One bench, or none; open dimensions are set to those of the example."""
+    if not order.pairs:
+        return ()
+    order.before("latency")
+    shape = tuple(like.tensors()[0].shape)
+    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False))
+    how: dict[str, Any] = {"pairs": order.pairs, "threads": order.threads, "levels": order.levels}
+    return (bench(*paths, **how, batch=shape[0] if shape else 1, sizes=sizes, progress=order.progress),)
+
+
+def _write_papers(result: Result, deployment: Deployment, words: str, folder: Path) -> None:
+    """Plan, reports, README, and the checksums of everything, which come last."""
+    report, measured = result.report, deployment.to_dict()
+    title = type(result.original).__name__
+    result.plan.save(folder / "plan.json")
+    tables = "\n\n".join(table.markdown() for table in (*report.tables, *deployment.tables))
+    values = {"sentence": words, **report.to_dict(), "deployment": measured}
+    curves = energy_curves(result.original, report.steps)
+    texts = {
+        "report.json": json.dumps(values, indent=1, allow_nan=False) + "\n",
+        "report.md": f"# convsurgeon report: {title}\n\n{words}\n\n{tables}\n",
+        "report.html": page(title, report, curves, measured),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    names = sorted({*(entry.name for entry in folder.iterdir()), "README.md", "SHA256SUMS"})
+    (folder / "README.md").write_text(readme(title, words, deployment, names), encoding="utf-8")
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name != "SHA256SUMS"]
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""The short README.md that goes with a bundle: what lies there, how to feed it, how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from convsurgeon.deploy.bundle.deployment import Deployment
+from convsurgeon.deploy.onnx.metadata import Signature, layout
+
+_WHAT = {
+    "model.onnx": "the converted network, float32",
+    "original.onnx": "the network as it was, float32: what everything here is compared with",
+    "model-int8.onnx": "the converted network, static int8",
+    "original-int8.onnx": "the original in int8 without any surgery: the baseline to beat",
+    "model-fp16.onnx": "the converted network with half-precision weights: smaller, not faster on a CPU",
+    "original-fp16.onnx": "the original with half-precision weights",
+    "golden_inputs.npz": "one input ...",
+    "golden_outputs.npz": "... and what the converted network gives for it in torch",
+    "report.html": "before and after, layer by layer, with latency; one page, opens without a network",
+    "report.md": "the same as text",
+    "report.json": "the same for programs",
+    "plan.json": "which layer became what; `convsurgeon.rebuild` reads it",
+    "weights.safetensors": "the converted network's weights for torch",
+    "SHA256SUMS": "check with `sha256sum -c SHA256SUMS`",
+}
+
+_TEMPLATE = """\
+# {title}
+
+{sentence}
+
+## Run it
+
+```python
+import numpy as np
+import onnxruntime as ort
+
+session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+inputs, wanted = dict(np.load("golden_inputs.npz")), np.load("golden_outputs.npz")
+names = [output.name for output in session.get_outputs()]
+for name, found in zip(names, session.run(names, inputs)):
+    error, largest = np.abs(found - wanted[name]).max(initial=0), np.abs(wanted[name]).max(initial=0)
+    print(f"{{name}} {{found.shape}}: largest difference {{error:.1e}}, largest value {{largest:.3g}}")
+    assert error <= 1e-3 * largest
+```
+
+{inputs}
+
+## Back in torch
+
+```python
+import convsurgeon as cs
+from safetensors.torch import load_file
+
+model = cs.rebuild(build_model(), cs.Plan.load("plan.json"))  # build_model: makes the original architecture
+model.load_state_dict(load_file("weights.safetensors"))
+```
+
+## Files
+
+{files}
+
+Time them on your own device with `convsurgeon bench {bench}`.
+"""
+
+
+def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[str]) -> str:
+    """The text, for a bundle with these files."""
+    return _TEMPLATE.format(
+        title=title,
+        sentence=sentence,
+        inputs=_inputs(deployment),
+        files=_table(files),
+        bench=" ".join(deployment.sizes),
+    )
+
+
+def _inputs(deployment: Deployment) -> str:
+    """Inputs, outputs and how pixels become inputs."""
+    file, preparation = deployment.converted, deployment.preparation
+    lines = [*_lines("Input", file.inputs), *_lines("Output", file.outputs)]
+    if preparation.mean or preparation.std:
+        mean, std = list(preparation.mean or (0.0,)), list(preparation.std or (1.0,))
+        lines.append(f"Images: `(pixels / 255 - mean) / std`, channel by channel, with mean {mean} and std {std}.")
+    if preparation.classes:
+        lines.append(f"{len(preparation.classes)} classes; their names are in the file's metadata under `classes`.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _lines(word: str, values: Signature) -> list[str]:
+    found = []
+    for name, shape in values:
+        axes = layout(shape) if word == "Input" else ""
+        found.append(f"{word} `{name}`: {' x '.join(map(str, shape)) or 'a number'}{f' ({axes})' if axes else ''}")
+    return found
+
+
+def _table(files: Iterable[str]) -> str:
+    rows = [f"| `{name}` | {_WHAT[name]} |" for name in _WHAT if name in set(files)]
+    return "\n".join(["| file | what it is |", "|---|---|", *rows])

@@ -1,0 +1,93 @@
+"""The smaller versions of a bundle's two networks, and how near every file is to the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import onnx
+
+from convsurgeon.deploy.int8.agreement import Agreement, agreement
+from convsurgeon.deploy.int8.feeds import feeds_of
+from convsurgeon.deploy.int8.quantize import Calibrator, Quantized, convert_fp16, quantize_int8
+from convsurgeon.deploy.onnx import inputs
+from convsurgeon.deploy.onnx.export import OnnxFile
+from convsurgeon.deploy.timing.session import Feed
+from convsurgeon.fit.calibration import Calibration, images_in
+from convsurgeon.graph.example import Example
+
+Kind = Literal["int8", "fp16"]
+_NOISE_SEEDS = range(8)
+
+
+def write(
+    files: Sequence[OnnxFile],
+    data: Calibration | None,
+    like: Example,
+    kinds: Sequence[Kind],
+    calibrator: Calibrator,
+    exclude_worst: int,
+    before: Callable[[str], None],
+) -> tuple[Quantized, ...]:
+    """Writes `NAME-int8.onnx` and `NAME-fp16.onnx` beside the float files, each behind its own check.
+
+    Raises:
+        ExportError: A file cannot be quantised, or the calibration does not fill its batch.
+        ParityError: A version is too far from its float file.
+    """
+    made = []
+    for kind in kinds:
+        for file in files:
+            target = file.path.with_name(f"{file.path.stem}-{kind}.onnx")
+            before(target.name)
+            if kind == "int8":
+                assert data is not None  # `export` refuses int8 without it
+                feeds = _feeds(file, data.fitted)
+                done = quantize_int8(file.path, target, feeds, calibrator=calibrator, exclude_worst=exclude_worst)
+            else:
+                shown = data.held_back if data is not None else _noise(like)
+                done = convert_fp16(file.path, target, _feeds(file, shown))
+            made.append(done)
+    return tuple(made)
+
+
+def compare(
+    files: Sequence[OnnxFile | Quantized], real: Sequence[Example], like: Example
+) -> tuple[tuple[Agreement, ...], str]:
+    """Every file but the first against the first, on real inputs if there are any, and on what in words."""
+    shown = real or _noise(like)
+    first, *others = files
+    assert isinstance(first, OnnxFile)
+    feeds = _feeds(first, shown)
+    near = tuple(agreement(first.path, other.path, feeds) for other in others)
+    count = sum(map(images_in, shown))
+    where = f"{count} held-back images" if real else f"{count} random inputs (no images were given)"
+    return near, where
+
+
+def single_batches(held_back: Sequence[Example], like: Example) -> list[Example]:
+    """Real inputs cut into batches of the example's size; a remainder is dropped."""
+    size = images_in(like)
+    found = []
+    for example in held_back:
+        count = images_in(example)
+        found += [_cut(example, slice(start, start + size)) for start in range(0, count - size + 1, size)]
+    shapes = [tuple(tensor.shape) for tensor in like.tensors()]
+    return [one for one in found if [tuple(tensor.shape) for tensor in one.tensors()] == shapes]
+
+
+def _cut(example: Example, rows: slice) -> Example:
+    """Some images of a batch; what has no batch dimension is kept whole."""
+    count = images_in(example)
+    return example.map(lambda tensor: tensor[rows] if tensor.dim() and tensor.shape[0] == count else tensor)
+
+
+def _noise(like: Example) -> list[Example]:
+    return [inputs.randomised(like, seed) for seed in _NOISE_SEEDS]
+
+
+def _feeds(file: OnnxFile, examples: Sequence[Example]) -> list[Feed]:
+    """Inputs under the file's names, in batches it takes."""
+    names = [name for name, _ in file.inputs]
+    rows = [dict(zip(names, (tensor.numpy() for tensor in example.tensors()), strict=True)) for example in examples]
+    return feeds_of(onnx.load(file.path), rows)

@@ -1,0 +1,45 @@
+"""How near the outputs of an ONNX file are to those of another one, on the same inputs and in the optimised runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from convsurgeon.deploy.int8.activations import add_energies, ratio_db
+from convsurgeon.deploy.timing.session import Feed, opened, options
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One file against the one it is judged by."""
+
+    name: str
+    sqnr_db: float
+    """Of all outputs, over all inputs."""
+    top1: float | None
+    """Share of rows whose largest output is the same; None where the output is not one row of classes per image."""
+    rows: int
+    """Images that were looked at."""
+
+
+def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
+    """Compares two files that take the same inputs.
+
+    Raises:
+        LatencyError: One of them cannot be loaded.
+    """
+    energy, same, ranked, rows = [0.0, 0.0], 0, 0, 0
+    sessions: list[ort.InferenceSession] = [opened(path, options(1, "all")) for path in (reference, other)]
+    for feed in feeds:
+        wanted, got = (session.run(None, feed) for session in sessions)
+        for one, two in zip(wanted, got, strict=True):
+            add_energies(energy, one, two)
+        rows += len(wanted[0]) if wanted[0].ndim else 1
+        if len(wanted) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
+            same += int(np.sum(wanted[0].argmax(1) == got[0].argmax(1)))
+            ranked += len(wanted[0])
+    return Agreement(other.name, ratio_db(*energy), same / ranked if ranked else None, rows)

@@ -1,0 +1,183 @@
+"""Building networks for timing and timing them, here and now."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from torch import nn
+from tqdm import tqdm
+
+from convsurgeon.base import world
+from convsurgeon.base.errors import LatencyError
+from convsurgeon.budget.confirmation import Whole
+from convsurgeon.deploy.onnx.export import exported_graph
+from convsurgeon.deploy.table.cache import fingerprint
+from convsurgeon.deploy.table.candidates import distinct, timeable, uncovered
+from convsurgeon.deploy.table.folder import Candidate, write_folder
+from convsurgeon.deploy.table.graph import Skeleton, obstacle, skeleton
+from convsurgeon.deploy.table.prune import cheapest, hopeless, without
+from convsurgeon.deploy.table.reduce import reduce
+from convsurgeon.deploy.timing import standalone as measuring
+from convsurgeon.deploy.timing.standalone import DENSE
+from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.plan.plan import Plan
+
+_QUIET_S = 2.0
+
+
+def measure_whole(
+    model: nn.Module,
+    example: object,
+    plans: Sequence[Plan],
+    *,
+    threads: int = 1,
+    passes: int = 3,
+    progress: bool = True,
+) -> tuple[float, tuple[float, ...]]:
+    """Milliseconds of a network as it is, and once each plan is carried out: for confirming what a table predicts.
+
+    Args:
+        model: the dense network.
+        example: as for `LatencyTable.measure`.
+        plans: what to make of it; the weights do not matter and are not fitted.
+        threads: of the runtime.
+        passes: sets of fresh sessions.
+        progress: whether a bar appears when it takes longer than two seconds.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+        LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
+    """
+    seen = capture(model, example)
+    dense_ms, found = measured_wholes(seen, exported(seen, progress), plans, threads, passes, progress)
+    return dense_ms, tuple(whole.total_ms for whole in found)
+
+
+def exported(seen: Capture, progress: bool) -> Skeleton:
+    """The graph that networks are built from, which takes seconds to make.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+    """
+    with _bar(1, "exporting", progress):
+        return skeleton(exported_graph(seen.model, seen.example), seen.sites)
+
+
+def measured_wholes(
+    seen: Capture, bare: Skeleton, plans: Sequence[Plan], threads: int, passes: int, progress: bool
+) -> tuple[float, tuple[Whole, ...]]:
+    """`measure_whole` for a model that is exported already, with what each changed site takes in each network."""
+    made = [
+        Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
+        for number, plan in enumerate(plans)
+    ]
+    changing = distinct(one for one in made if one.chosen)
+    with tempfile.TemporaryDirectory() as folder:
+        raw = measured(seen, bare, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
+    for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
+        raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
+    found = {DENSE: Whole(reduce(raw).total_ms, {})} | {one.key: _whole(raw, one) for one in changing}
+    return found[DENSE].total_ms, tuple(found[one.key if one.chosen else DENSE] for one in made)
+
+
+def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
+    """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
+    alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
+    figures = reduce({**raw, "samples": alone})
+    total_ms = figures.networks[one.label]
+    shares = [sample["total_ms"] / sample["dense_ms"] for sample in alone if sample["network"] == one.key]
+    spread = (max(shares) - min(shares)) / 2 * figures.total_ms / total_ms
+    return Whole(total_ms, {row.site: row.ms for row in figures.rows if row.form is not None}, spread)
+
+
+def measured(
+    seen: Capture,
+    bare: Skeleton,
+    candidates: Sequence[Candidate],
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: bool,
+    prune: bool = False,
+) -> measuring.Raw:
+    """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit.
+
+    Args:
+        seen: the dense network, captured.
+        bare: its graph, see `exported`.
+        candidates: what to time beside it.
+        target: where earlier results are, and all of them go.
+        threads: of the runtime.
+        passes: sets of fresh sessions.
+        progress: whether bars appear.
+        prune: leave out what can hardly pay, see `table_prune`; results say what that was.
+
+    Raises:
+        LatencyError: no passes or threads, or a network cannot be run.
+    """
+    if passes < 1:
+        raise LatencyError(f"passes={passes}: pass at least 1")
+
+    def timed(chosen: Sequence[Candidate]) -> measuring.Raw:
+        return _timed(seen, bare, chosen, target, threads, passes, progress)
+
+    sites = {site.name: site for site in seen.sites}
+    if not prune:
+        return timed(candidates)
+    raw = timed(cheapest(candidates, sites))
+    out = hopeless(candidates, reduce(raw).rows, sites)
+    rest = uncovered(without(candidates, out), raw, passes)
+    raw = {**(timed(rest) if rest else raw), "pruned": [*raw.get("pruned", []), *map(list, out)]}
+    measuring.write(target, raw)
+    return raw
+
+
+def _timed(
+    seen: Capture,
+    bare: Skeleton,
+    candidates: Sequence[Candidate],
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: bool,
+) -> measuring.Raw:
+    with tempfile.TemporaryDirectory() as place, _bar(len(candidates) * passes, "timing", progress) as bar:
+        folder = Path(place)
+        _write(folder, seen, bare, candidates)
+
+        def told(label: str) -> None:
+            bar.set_postfix_str(label, refresh=False)
+            bar.update()
+
+        try:
+            return measuring.measure(folder, target, threads, passes, told)
+        except measuring.MeasureError as error:
+            raise LatencyError(str(error)) from error
+
+
+def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
+    """Exports a network and writes it into a folder, dense and with each candidate's forms.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+    """
+    _write(folder, seen, exported(seen, progress=False), candidates)
+
+
+def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate]) -> None:
+    barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
+    made = {}
+    for one in candidates:
+        chosen = {name: form for name, form in one.chosen.items() if name not in barred}
+        if chosen:
+            made[Candidate(one.label, chosen).key] = Candidate(one.label, chosen)
+    about = {"network": fingerprint(seen), "model": type(seen.model).__name__, "example": str(seen.example)}
+    write_folder(folder, bare, list(made.values()), {**about, "barred": barred})
+
+
+def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:
+    """A bar that appears only when the work takes longer than two seconds."""
+    return tqdm(total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=world.silent(progress))

@@ -1,0 +1,287 @@
+"""Milliseconds of every conv in every form, measured inside the whole network.
+
+    table = LatencyTable.measure(model, example, [DepthwiseSeparable(rank=1), Blueprint(rank=1)])
+    table.ms("layer1.0.conv1", None), table.ms("layer1.0.conv1", DepthwiseSeparable(rank=1))     # 1.93, 0.42
+    convert(model, example, forms=..., budget=Budget(latency=0.5), latencies=table)
+
+One network is built per form, with the form wherever it fits; the runtime's profile of it says what each site takes in
+the company of its neighbours. Law: the sites' milliseconds and `rest_ms` add up to `total_ms`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convsurgeon.base.errors import FormError, LatencyError, described
+from convsurgeon.base.files import new_file
+from convsurgeon.base.tables import Table
+from convsurgeon.budget.confirmation import Stopwatch, Whole
+from convsurgeon.deploy.table.cache import cache_file, fingerprint
+from convsurgeon.deploy.table.candidates import fitting, uncovered
+from convsurgeon.deploy.table.measure import exported, measured, measured_wholes
+from convsurgeon.deploy.table.reduce import Row, reduce
+from convsurgeon.deploy.timing import standalone as measuring
+from convsurgeon.forms.catalogue import form_from_dict
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.plan.plan import Plan
+from convsurgeon.plan.policy import Predicate
+
+_MARK = "convsurgeon_latencies"
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """What every conv of one network takes on one machine, as it is and in other forms.
+
+    Args:
+        rows: one per site as it is, then one per site and form.
+        total_ms: of the network as it is.
+        networks: milliseconds of every whole network that was built for measuring, by its form's label.
+        model: name of the network's class.
+        example: its input, in words.
+        threads: of the runtime.
+        passes: sets of sessions that the figures are medians of.
+        machine: where it was measured.
+    """
+
+    rows: tuple[Row, ...]
+    total_ms: float
+    networks: Mapping[str, float]
+    model: str
+    example: str
+    threads: int
+    passes: int
+    machine: Mapping[str, Any]
+
+    @staticmethod
+    def measure(
+        model: nn.Module,
+        example: object,
+        forms: Sequence[Form],
+        policy: Predicate | None = None,
+        *,
+        threads: int = 1,
+        passes: int = 3,
+        cache: str | Path | None = None,
+        prune: bool = True,
+        progress: bool = True,
+    ) -> LatencyTable:
+        """Measures on this machine, or reads what was measured before.
+
+        Args:
+            model: any module that runs on the example; left as it was.
+            example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+            forms: candidates for every site.
+            policy: which sites may be touched; the default leaves the stem alone.
+            threads: of the runtime.
+            passes: sets of fresh sessions; times differ by up to 10 % from one to the next.
+            cache: folder of earlier measurements, one file per network, machine, runtime version and thread count; the
+                user's cache folder if not given. A stopped measurement goes on from there.
+            prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
+            progress: whether a bar appears when it takes longer than two seconds.
+
+        Raises:
+            CaptureError: the model does not run on the example.
+            ExportError: the model has no ONNX form.
+            LatencyError: the network cannot be timed, or the cached file is damaged.
+        """
+        seen = capture(model, example)
+        target = cache_file(cache, fingerprint(seen), threads)
+        raw = _stored(target)
+        wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune)
+        if wanted or raw is None:
+            raw = measured(seen, exported(seen, progress), wanted, target, threads, passes, progress, prune)
+        return _table(raw)
+
+    @staticmethod
+    def load(path: str | Path) -> LatencyTable:
+        """Reads what `save` wrote, or the `device.json` of a device.
+
+        Raises:
+            LatencyError: it is none of these, or damaged.
+        """
+        place = Path(path)
+        try:
+            values = json.loads(place.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise LatencyError(f"{place}: cannot be read ({error.strerror or error})") from error
+        except (ValueError, RecursionError) as error:
+            raise LatencyError(f"{place}: is damaged (no JSON); take another copy, or measure again") from error
+        try:
+            return _table(values) if isinstance(values, dict) and "convsurgeon_device" in values else _parsed(values)
+        except LatencyError as error:
+            raise LatencyError(f"{place}: {error}") from error
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the table as JSON.
+
+        Raises:
+            OutputError: the file exists, or its folder is missing.
+        """
+        with new_file(path, overwrite) as draft:
+            draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, str], Row]:
+        return {(row.site, "" if row.form is None else row.form.label): row for row in self.rows}
+
+    def has(self, site: str, form: Form | None) -> bool:
+        """Whether this was measured; a form is known by its label, its rank settled."""
+        return (site, "" if form is None else form.label) in self._index
+
+    def row(self, site: str, form: Form | None) -> Row:
+        """All that is known of a site in a form, or as it is.
+
+        Raises:
+            LatencyError: that was not measured.
+        """
+        try:
+            return self._index[site, "" if form is None else form.label]
+        except KeyError:
+            words = "the site" if form is None else form.label
+            raise LatencyError(f"{site}: {words} is not in the table of latencies; measure it with that form") from None
+
+    def ms(self, site: str, form: Form | None) -> float:
+        """Milliseconds of a site in a form, or as it is (all its calls).
+
+        Raises:
+            LatencyError: that was not measured.
+        """
+        return self.row(site, form).ms
+
+    @property
+    def rest_ms(self) -> float:
+        """Everything that is no site."""
+        return self.total_ms - sum(row.ms for row in self.rows if row.form is None)
+
+    def predict(self, plan: Plan) -> float:
+        """Milliseconds of the whole network once a plan is carried out.
+
+        Raises:
+            LatencyError: a site or form of the plan was not measured.
+        """
+        changes = plan.changes.values()
+        gains = (self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
+        return self.total_ms - sum(gains)
+
+    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
+        """What times the whole network of every plan, for confirming what the table predicts.
+
+        Args:
+            seen: the dense network, captured.
+            progress: whether a bar appears when it takes longer than two seconds.
+
+        Returns:
+            Plans -> milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have
+            slowed one of the two measurements; a plan that changes a conv that cannot be timed is a LatencyError. None
+            if the table was measured on another machine or with another input.
+
+        Raises:
+            ExportError: the model has no ONNX form.
+        """
+        if not measuring.same_machine(dict(self.machine), measuring.machine()) or str(seen.example) != self.example:
+            return None
+        bare = exported(seen, progress)
+
+        def timed(plans: Sequence[Plan]) -> tuple[Whole, ...]:
+            dense_ms, found = measured_wholes(seen, bare, plans, self.threads, max(1, self.passes), progress)
+            scale = self.total_ms / dense_ms
+            return tuple(
+                Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
+                for one in found
+            )
+
+        return timed
+
+    @property
+    def table(self) -> Table:
+        """One line per site and form."""
+        columns = (
+            *(("conv", "text"), ("form", "text"), ("ms", "ms"), ("spread", "share"), ("speed_up", "times")),
+            ("in the runtime's graph", "text"),
+        )
+        order = {row.site: place for place, row in enumerate(row for row in self.rows if row.form is None)}
+        rows = []
+        for row in sorted(self.rows, key=lambda row: order[row.site]):
+            dense = self.ms(row.site, None)
+            if dense:
+                speedup = None if row.form is None or not row.ms else dense / row.ms
+                label = "dense" if row.form is None else row.form.label
+                rows.append((row.site, label, row.ms, row.spread, speedup, ", ".join(row.flags) or None))
+        cpu, runtime = self.machine.get("cpu", "?"), self.machine.get("onnxruntime", "?")
+        title = (
+            f"Latency of {self.model} on {self.example}: {self.total_ms:.3f} ms, {self.rest_ms:.3f} of it in no conv "
+            f"listed here\n{self.passes} passes, threads {self.threads}, {cpu}, onnxruntime {runtime}"
+        )
+        return Table(title, columns, tuple(rows))
+
+    def __str__(self) -> str:
+        return self.table.text()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The table as JSON."""
+        rows = [{**vars(row), "form": row.form.to_dict() if row.form is not None else None} for row in self.rows]
+        head = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {_MARK: 1, **head, "rows": [{**row, "flags": list(row["flags"])} for row in rows]}
+
+
+def _stored(target: Path) -> measuring.Raw | None:
+    """What was measured before."""
+    try:
+        raw = measuring.read(target, "convsurgeon_device") if target.exists() else None
+    except measuring.MeasureError as error:
+        raise LatencyError(str(error)) from error
+    if raw is not None:
+        try:
+            reduce(raw)
+        except LatencyError as error:
+            raise LatencyError(f"{target}: {error}; delete it to measure again") from error
+    return raw
+
+
+def _table(raw: measuring.Raw) -> LatencyTable:
+    figures = reduce(raw)
+    try:
+        head = {name: raw[name] for name in ("model", "example", "threads", "machine")}
+    except KeyError as error:
+        raise LatencyError(f"measurements: damaged (no {error}); measure again") from error
+    return LatencyTable(figures.rows, figures.total_ms, figures.networks, passes=figures.passes, **head)
+
+
+def _parsed(values: Any) -> LatencyTable:
+    if not isinstance(values, dict) or values.get(_MARK) != 1:
+        raise LatencyError("is no table of latencies; make one with LatencyTable.measure(...).save(path)")
+    try:
+        rows = []
+        for row in values["rows"]:
+            form = None if row["form"] is None else form_from_dict(row["form"])
+            ms, spread = _number(row["ms"]), _number(row["spread"])
+            rows.append(Row(str(row["site"]), form, ms, spread, tuple(map(str, row["flags"]))))
+        return LatencyTable(
+            tuple(rows),
+            _number(values["total_ms"]),
+            {str(name): _number(ms) for name, ms in values["networks"].items()},
+            str(values["model"]),
+            str(values["example"]),
+            int(values["threads"]),
+            int(values["passes"]),
+            dict(values["machine"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:
+        raise LatencyError(f"is damaged ({described(error)}); measure again") from error
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{value!r} is no time")
+    return float(value)

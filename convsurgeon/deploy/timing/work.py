@@ -1,0 +1,109 @@
+"""Multiply-accumulates of an ONNX file, node by node, counted from the shapes of its graph.
+
+Convolutions and matrix products count, as in `convsurgeon.cost`; everything else counts nothing. Node by node the sums
+are those of torch's formulas:
+
+    Conv           output elements * kernel elements per output channel
+    ConvTranspose  input elements * kernel elements per input channel
+    Gemm, MatMul   output elements * length of the summed axis
+
+Quantised operators count like the float ones they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, NodeProto
+
+from convsurgeon.deploy.onnx import proto
+from convsurgeon.deploy.timing.session import bound_shape, checked
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_CONVS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+_PRODUCTS = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
+"""Operators and the position of their kernel or second factor."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """MACs of one file."""
+
+    by_node: Mapping[str, int]
+    """In the order of the graph, under the names of the nodes."""
+    uncounted: tuple[str, ...]
+    """Nodes that would count, but whose shapes depend on values."""
+
+    @property
+    def macs(self) -> int:
+        """Of the whole file."""
+        return sum(self.by_node.values())
+
+
+def work_of(path: str | Path, *, batch: int = 1, sizes: Mapping[str, int] | None = None) -> Work:
+    """Counts a file.
+
+    Args:
+        path: Any ONNX file.
+        batch: For a symbolic first dimension.
+        sizes: For other symbolic dimensions, by name; 64 for those not named.
+
+    Raises:
+        LatencyError: The file is missing, unreadable, not ONNX, or not valid.
+    """
+    return count(checked(Path(path)), batch, sizes or {})
+
+
+def count(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Work:
+    """Counts a graph; it is left as it was."""
+    shapes = _shapes(model, batch, sizes)
+    found: dict[str, int] = {}
+    uncounted = []
+    for node in model.graph.node:
+        if node.op_type in _CONVS or node.op_type in _PRODUCTS or node.op_type == "ConvTranspose":
+            name = str(node.name or node.output[0])
+            macs = _macs(node, shapes)
+            if macs is None:
+                uncounted.append(name)
+            else:
+                found[name] = found.get(name, 0) + macs
+    return Work(found, tuple(uncounted))
+
+
+def _shapes(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Shapes:
+    """Shape of every value that has one once the open dimensions of the inputs are set."""
+    bound = ModelProto.FromString(model.SerializeToString())
+    del bound.graph.value_info[:]
+    for info in bound.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    for info in bound.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        given = [dim.dim_value or dim.dim_param for dim in dims]
+        for dim, size in zip(dims, bound_shape(given, batch, sizes), strict=True):
+            dim.dim_value = size
+    bound = onnx.shape_inference.infer_shapes(bound, data_prop=True)
+    known = {tensor.name: tuple(tensor.dims) for tensor in bound.graph.initializer}
+    for name, shape in proto.signature((*bound.graph.input, *bound.graph.value_info, *bound.graph.output)):
+        sized = [size for size in shape if isinstance(size, int) and size > 0]
+        if len(sized) == len(shape):
+            known.setdefault(name, tuple(sized))
+    return known
+
+
+def _macs(node: NodeProto, shapes: Shapes) -> int | None:
+    """MACs of one node, None where a shape is not known."""
+    place = {**_CONVS, **_PRODUCTS}.get(node.op_type, 1)
+    left, right, out = (shapes.get(name) for name in (node.input[0], node.input[place], node.output[0]))
+    if left is None or right is None or out is None:
+        return None
+    if node.op_type == "ConvTranspose":
+        return math.prod(left) * math.prod(right[1:])
+    if node.op_type in _CONVS:
+        return math.prod(out) * math.prod(right[1:])
+    summed = left[0] if proto.attribute(node, "transA", 0) else left[-1]
+    return math.prod(out) * summed

@@ -1,0 +1,79 @@
+"""Fidelity: how near a converted model's outputs are to the original's."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Two models on the same inputs, over all floating-point outputs.
+
+    `sqnr_db` is 10 log10 of signal energy over error energy (inf where they agree to the bit); `cosine` that of the
+    angle between the outputs; `agreement` the share of rows with the same largest entry, None unless the output looks
+    like a classifier's: one (rows, classes) tensor.
+    """
+
+    sqnr_db: float
+    cosine: float
+    agreement: float | None
+    rows: int
+
+
+def outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
+    with undisturbed(model):
+        return floating(example.run(model))
+
+
+def floating(output: object) -> list[Tensor]:
+    """The floating-point tensors of an output, as `tensors_in` finds them."""
+    return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
+
+
+def tensors_in(value: object) -> list[Tensor]:
+    """All tensors of an output: in tuples, lists, dicts, and the fields of dataclasses and other plain objects."""
+    leaves = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            leaves.append(leaf)
+        elif hasattr(leaf, "__dict__") and not callable(leaf):
+            leaves.extend(tensors_in(dict(vars(leaf))))
+    return leaves
+
+
+def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
+    """Compares two lists of outputs of equal shapes, accumulating in float64."""
+    signal = error = product = other = 0.0
+    for one, two in zip(original, converted, strict=True):
+        a, b = one.double().flatten(), two.double().flatten()
+        signal += float(a @ a)
+        other += float(b @ b)
+        product += float(a @ b)
+        error += float((a - b).square().sum())
+    cosine = product / math.sqrt(signal * other) if signal > 0 and other > 0 else float(signal == other)
+    classifier = len(original) == 1 and original[0].dim() == 2 and original[0].shape[1] >= 2
+    agreement = _agreement(original[0], converted[0]) if classifier else None
+    rows = original[0].shape[0] if original and original[0].dim() else 0
+    return Fidelity(sqnr_db(signal, error), cosine, agreement, rows)
+
+
+def sqnr_db(signal: float, error: float) -> float:
+    """10 log10(signal / error): inf without error, -inf without signal, nan where either is not finite."""
+    if not (math.isfinite(signal) and math.isfinite(error)):
+        return math.nan
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def _agreement(one: Tensor, two: Tensor) -> float:
+    return float(torch.eq(one.argmax(1), two.argmax(1)).double().mean())

@@ -1,0 +1,130 @@
+"""Images for calibration: from an `.npy` or `.npz` array, or from a folder of image files (needs Pillow)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convsurgeon.base.errors import CalibrationError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+
+
+def load_images(
+    path: str | Path, shape: Sequence[int], mean: Sequence[float] = (), std: Sequence[float] = (), limit: int = 1024
+) -> Tensor:
+    """Reads images as a network of input `shape` (N, C, H, W) takes them.
+
+    Arrays of whole numbers (N, H, W, C), (N, H, W) or (N, C, H, W) and image files are brought into [0, 1]; arrays of
+    floating-point numbers are taken as they are. Then `mean` is subtracted and `std` divided by, channel by channel.
+    Other sizes are scaled so that they cover H x W and the middle is cut out.
+
+    Args:
+        path: a folder of images, or an array file; of an `.npz` the array of images with most elements.
+        shape: of the network's input; N is not looked at.
+        mean: one per channel, or one for all, or none.
+        std: likewise.
+        limit: images to read; of more they are taken at even distances.
+
+    Raises:
+        CalibrationError: nothing there, or no images, or of another number of channels.
+    """
+    source = Path(path)
+    if len(shape) != 4:
+        raise CalibrationError(f"{source}: the input has shape {'x'.join(map(str, shape))}; images need 1xCxHxW")
+    images = _from_folder(source, shape, limit) if source.is_dir() else _from_array(source, shape, limit)
+    return (images - _per_channel("mean", mean, 0.0, shape[1])) / _per_channel("std", std, 1.0, shape[1])
+
+
+def _from_array(source: Path, shape: Sequence[int], limit: int) -> Tensor:
+    array = _array(source)
+    if array.dtype.kind not in "fiub" or array.ndim not in (3, 4):
+        raise CalibrationError(f"{source}: holds {array.dtype} of shape {array.shape}; expected images (N, H, W, C)")
+    array = array[_spread(len(array), limit)]
+    array = array[..., None] if array.ndim == 3 else array
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if tensor.shape[1] != shape[1] or (tensor.shape[3] == shape[1] and tensor.shape[1:] != tuple(shape[1:])):
+        tensor = tensor.permute(0, 3, 1, 2)
+    if tensor.shape[1] != shape[1]:
+        raise CalibrationError(
+            f"{source}: holds images of shape {array.shape[1:]}, the network takes {shape[1]} channels"
+        )
+    scale = 1.0 if tensor.is_floating_point() else 1 / 255
+    return _fitted(tensor.float() * scale, shape)
+
+
+def _array(source: Path) -> npt.NDArray[Any]:
+    try:
+        loaded = np.load(source, allow_pickle=False)
+        arrays = [loaded] if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
+    except OSError as error:
+        raise CalibrationError(
+            f"{source}: cannot be read ({error.strerror or error}); pass a folder, .npy or .npz"
+        ) from error
+    except Exception as error:  # zip and header errors of many kinds
+        raise CalibrationError(
+            f"{source}: is no array file ({error}); pass a folder of images, .npy or .npz"
+        ) from error
+    images = [array for array in arrays if array.ndim in (3, 4)]
+    if not images:
+        raise CalibrationError(f"{source}: holds no array of images; expected one of shape (N, H, W, C)")
+    return max(images, key=lambda array: array.size)
+
+
+def _from_folder(source: Path, shape: Sequence[int], limit: int) -> Tensor:
+    try:
+        pillow = importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise CalibrationError(
+            f"{source}: reading image files needs Pillow; pip install pillow, or pass .npy"
+        ) from error
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise CalibrationError(f"{source}: holds no images ({', '.join(sorted(SUFFIXES))})")
+    if shape[1] not in (1, 3):
+        raise CalibrationError(f"{source}: image files have 1 or 3 channels, the network takes {shape[1]}; pass .npy")
+    read = []
+    for index in _spread(len(files), limit):
+        try:
+            with pillow.open(files[index]) as image:
+                pixels = np.asarray(image.convert("L" if shape[1] == 1 else "RGB"))
+        except Exception as error:  # Pillow raises what its decoders raise
+            raise CalibrationError(f"{files[index]}: is no image ({error}); remove it") from error
+        tensor = torch.from_numpy(pixels.copy()).float() / 255
+        read.append(_fitted((tensor[None] if shape[1] == 1 else tensor.permute(2, 0, 1))[None], shape))
+    return torch.cat(read)
+
+
+def _fitted(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """Scaled to cover the wanted size, the middle cut out."""
+    height, width = shape[2:]
+    if images.shape[2:] == (height, width):
+        return images
+    scale = max(height / images.shape[2], width / images.shape[3])
+    size = [max(height, round(images.shape[2] * scale)), max(width, round(images.shape[3] * scale))]
+    scaled = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return scaled[:, :, top : top + height, left : left + width].contiguous()
+
+
+def _spread(count: int, limit: int) -> list[int]:
+    """At most `limit` indices at even distances."""
+    taken = min(count, max(1, limit))
+    return [index * count // taken for index in range(taken)]
+
+
+def _per_channel(name: str, values: Sequence[float], default: float, channels: int) -> Tensor:
+    given = list(values) or [default]
+    if len(given) not in (1, channels):
+        raise CalibrationError(f"--{name}: {len(given)} values for {channels} channels; pass one or {channels}")
+    if name == "std" and not all(value > 0 for value in given):
+        raise CalibrationError(f"--std: every value must be above 0, got {given}")
+    return torch.tensor(given).view(1, -1, 1, 1)

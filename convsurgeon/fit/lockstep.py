@@ -1,0 +1,123 @@
+"""Two networks run side by side, node by node, over all calibration batches at once.
+
+Both follow the graph of the original; the converted one finds other modules under the same names. A value is dropped
+after its last use, so what is held at a time is one cut through the network for all images: it may be spilled to disk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from convsurgeon.graph.example import Example
+
+Values = list[Any]
+"""One value per batch."""
+
+
+class Runner(fx.Interpreter):
+    """One network's side: the values of every live node, one per batch."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, batches: Sequence[Example], spill: bool) -> None:
+        super().__init__(fx.GraphModule(root, graph))
+        inputs = [[_copied(tensor) for tensor in batch.tensors()] for batch in batches]
+        self._inputs = iter(zip(*inputs, strict=True))
+        self._keep = _on_disk if spill else _as_is
+        self.environments: list[dict[fx.Node, Any]] = [{} for _ in batches]
+
+    def step(self, node: fx.Node) -> None:
+        """Computes a node for every batch."""
+        values = next(self._inputs) if node.op == "placeholder" else None
+        for index, environment in enumerate(self.environments):
+            self.env = environment
+            value = self.run_node(node) if values is None else values[index]
+            environment[node] = self._keep(value)
+
+    def watched(self, node: fx.Node, modules: Sequence[nn.Module], index: int) -> list[tuple[nn.Module, Any]]:
+        """Runs a node for one batch without keeping its value: every call of `modules`, as (input, output)."""
+        found: list[tuple[nn.Module, Any]] = []
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            found.append((module, (args[0].clone(), output.clone())))
+
+        handles = [module.register_forward_hook(hook) for module in modules]
+        try:
+            self.env = pytree.tree_map_only(Tensor, Tensor.clone, dict(self.environments[index]))
+            self.run_node(node)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+    def of(self, node: fx.Node) -> Values:
+        """A live node's value for every batch."""
+        return [environment[node] for environment in self.environments]
+
+    def holds(self, node: fx.Node) -> bool:
+        """Whether a node's values are live."""
+        return node in self.environments[0]
+
+    def drop(self, nodes: Sequence[fx.Node]) -> None:
+        """Forgets values."""
+        for environment in self.environments:
+            for node in nodes:
+                environment.pop(node, None)
+
+
+def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """For every node, the nodes whose values nobody needs after it."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        last[node] = node
+        for source in node.all_input_nodes:
+            last[source] = node
+    dropped: dict[fx.Node, list[fx.Node]] = {}
+    for node, user in last.items():
+        dropped.setdefault(user, []).append(node)
+    return dropped
+
+
+def walk(graph: fx.Graph, runners: Sequence[Runner]) -> Iterator[fx.Node]:
+    """Yields every node before the last runner computes it, the others having done so; then moves on.
+
+    What happens to the last runner's modules between the two is what its node then computes.
+    """
+    dropped = last_uses(graph)
+    *leaders, follower = runners
+    for node in graph.nodes:
+        if node.op == "output":
+            yield node
+            return
+        for runner in leaders:
+            runner.step(node)
+        yield node
+        follower.step(node)
+        for runner in runners:
+            runner.drop(dropped.get(node, []))
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A runner's own copy: a forward may work on its input in place."""
+    return tensor.detach().clone()
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _on_disk(value: Any) -> Any:
+    """The same values, tensors of more than a megabyte mapped from unnamed files."""
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":
+            return leaf
+        with tempfile.NamedTemporaryFile(prefix="convsurgeon-") as file:
+            mapped = torch.from_file(file.name, shared=True, size=leaf.numel(), dtype=leaf.dtype)
+        return mapped.view(leaf.shape).copy_(leaf)
+
+    return pytree.tree_map(move, value)

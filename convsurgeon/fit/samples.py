@@ -1,0 +1,109 @@
+"""Samples of what a conv sees and should give: patches at random output positions, and their second moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convsurgeon.base import world
+
+POSITIONS = 4
+ROWS_PER_UNKNOWN = 64
+"""Output positions drawn per image: so many at least, and as many as give each unknown of an output so many rows.
+
+Measured on ResNet-20, rank 2, 1000 images: 20 rows lose 5 % of what 50 keep, 80 gain 2 % more; every position costs
+fifty times more and gains nothing more.
+"""
+
+LEAST_PER_UNKNOWN = 14
+_MACS = 20_000_000_000
+"""Multiply-accumulates of a layer's covariance, above which fewer rows have to do, down to the least."""
+
+_BLOCK_ROWS = 8192
+_BLOCK_COLUMNS = 384
+_BYTES = 1 << 29
+"""Patches held at a time, 512 MB: fewer positions are drawn where a layer's patches would not fit."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Patches (S, groups, C/groups * K) and targets (S, O) in float32, the rows of all calls of a site."""
+
+    patches: Tensor
+    targets: Tensor
+
+
+def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` random output positions of every image of an (N, O, H, W) output, without repeats: image, row, column."""
+    images, height, width = shape[0], shape[-2], shape[-1]
+    count = min(count, height * width)
+    drawn = torch.rand(images, height * width, generator=generator).topk(count, dim=1).indices.flatten()
+    return torch.arange(images).repeat_interleave(count), drawn // width, drawn % width
+
+
+def positions_per_image(images: int, patch_size: int) -> int:
+    """How many positions to draw, with no more patches in all than fit into memory."""
+    wanted = max(POSITIONS, ROWS_PER_UNKNOWN * patch_size // max(1, images))
+    most = min(_BYTES // (4 * patch_size), max(_MACS // patch_size**2, LEAST_PER_UNKNOWN * patch_size))
+    return max(1, min(wanted, most // max(1, images)))
+
+
+def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The inputs (S, groups, C/groups * kh*kw) behind output positions of a conv, padded as the conv pads."""
+    image, row, column = where
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
+    height, width = conv.kernel_size
+    out = torch.empty(len(image), x.shape[1], height * width)
+    for tap in range(height * width):
+        rows = row * conv.stride[0] + tap // width * conv.dilation[0]
+        columns = column * conv.stride[1] + tap % width * conv.dilation[1]
+        out[:, :, tap] = padded[image, rows, columns]
+    return out.reshape(len(image), conv.groups, -1)
+
+
+def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """The values (S, O) of an (N, O, H, W) tensor at positions."""
+    return y.permute(0, 2, 3, 1)[where].float()
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over the rows of all processes: float32 sums of blocks, added in float64."""
+    return moments(torch.ones(len(values), 1), values)[0]
+
+
+def moments(left: Tensor, right: Tensor) -> Tensor:
+    """Mean of `left^T right` over the rows of all processes: float32 products of blocks, added in float64."""
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
+    for one, two in zip(left.split(_BLOCK_ROWS), right.split(_BLOCK_ROWS), strict=True):
+        total += one.T @ two
+    return _mean_of_all(total, len(left))
+
+
+def second_moment(values: Tensor) -> Tensor:
+    """`moments` of values with themselves, at little more than half the price: one triangle of blocks of columns."""
+    width = values.shape[1]
+    total = torch.zeros(width, width, dtype=torch.float64)
+    for rows in values.split(_BLOCK_ROWS):
+        for start in range(0, width, _BLOCK_COLUMNS):
+            end = min(start + _BLOCK_COLUMNS, width)
+            total[start:end, start:] += rows[:, start:end].T @ rows[:, start:]
+    for start in range(0, width, _BLOCK_COLUMNS):
+        end = min(start + _BLOCK_COLUMNS, width)
+        total[end:, start:end] = total[start:end, end:].T
+    return _mean_of_all(total, len(values))
+
+
+def _mean_of_all(total: Tensor, rows: int) -> Tensor:
+    sums, count = world.added(total, torch.tensor(float(rows), dtype=torch.float64))
+    return sums.div_(count.clamp(min=1))
+
+
+def relative(error: float, energy: float) -> float:
+    """Error over energy; 0 of nothing."""
+    return error / energy if energy > 0 else (0.0 if error == 0 else math.inf)

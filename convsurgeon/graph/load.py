@@ -1,0 +1,216 @@
+"""Names and files -> a model with its weights. Nothing that a weight file says is ever executed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from convsurgeon.base.errors import LoadError, described, nearest
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """Builds a model from its name.
+
+    Args:
+        name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME` or `timm:NAME`.
+        arguments: keyword arguments for the factory.
+
+    Raises:
+        LoadError: no such module, file or factory, or it does not return a module.
+    """
+    where, _, factory = name.partition(":")
+    arguments = dict(arguments or {})
+    if where == "torchvision" and factory:
+        made = _call(name, _attribute(_module("torchvision.models", name), factory, name), arguments)
+    elif where == "timm" and factory:
+        made = _call(
+            name, _attribute(_module("timm", name), "create_model", name), {"model_name": factory, **arguments}
+        )
+    else:
+        found = load_function(name)
+        made = found if isinstance(found, nn.Module) else _call(name, found, arguments)
+    if not isinstance(made, nn.Module):
+        raise LoadError(
+            f"{name}: gives a {type(made).__name__}, not a torch.nn.Module; name a function that returns one"
+        )
+    return made
+
+
+def load_function(name: str) -> Any:
+    """What `package.module:attribute` or `path/to/file.py:attribute` names.
+
+    Raises:
+        LoadError: no such module, file or attribute, or its code fails.
+    """
+    where, colon, attribute = name.rpartition(":")
+    if not colon or not where or not attribute:
+        raise LoadError(
+            f"{name}: expected package.module:factory, path/to/file.py:factory, torchvision:NAME or timm:NAME"
+        )
+    module = _file(Path(where)) if where.endswith(".py") else _module(where, name)
+    return _attribute(module, attribute, name)
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Loads a safetensors file, or a checkpoint that holds nothing but tensors and plain values, into a model.
+
+    `state_dict` and `model` wrappers and `module.` prefixes are taken off.
+
+    Raises:
+        LoadError: the file is missing, empty, damaged or of a kind that would have to be executed, or its tensors are
+            not the model's; they are listed.
+    """
+    tensors = _unwrap(_read(Path(path)), Path(path))
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    unexpected = [name for name in tensors if name not in own]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
+    if wrong := "; ".join(f"{len(names)} {word}: {_some(names)}" for word, names in parts if names):
+        raise LoadError(f"{path}: the weights are not this model's: {wrong}; check the factory and its arguments")
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def _read(path: Path) -> Any:
+    """What a weight file holds."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise LoadError(
+            f"{path}: cannot be read ({error.strerror}); pass a safetensors file or a checkpoint"
+        ) from error
+    if not head:
+        raise LoadError(f"{path}: is empty; download or save it again")
+    if head[8:9] == b"{" and head[:1] != b"\x80":
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError, RuntimeError) as error:
+            raise LoadError(f"{path}: is a damaged safetensors file ({error}); download or save it again") from error
+    _refuse_programs(path)
+    return _read_checkpoint(path)
+
+
+def _read_checkpoint(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds here, KeyError and EOFError among them
+        text = str(error)
+        with path.open("rb") as file:
+            pickled = file.read(2) in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+        if pickled and ("weights_only" in text or "Weights only" in text or "Unsupported" in text):
+            raise LoadError(
+                f"{path}: holds pickled objects besides tensors, which loading would execute; "
+                "save model.state_dict() with safetensors where you trust the file"
+            ) from error
+        raise LoadError(
+            f"{path}: is no weight file ({type(error).__name__}); pass safetensors or a checkpoint"
+        ) from error
+
+
+def _refuse_programs(path: Path) -> None:
+    """Archives that hold code."""
+    names = _archived(path)
+    if any("/code/" in name or name.endswith("constants.pkl") for name in names):
+        raise LoadError(f"{path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
+        raise LoadError(f"{path}: is an exported program (.pt2), which holds code; save model.state_dict() instead")
+
+
+def _archived(path: Path) -> list[str]:
+    """Names in a zip archive; none where it is none, or damaged, which torch then says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # BadZipFile, UnicodeDecodeError, NotImplementedError, struct.error, ...
+        return []
+
+
+def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside a checkpoint."""
+    for _ in range(3):
+        if isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
+            loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+    if isinstance(loaded, nn.Module) or not isinstance(loaded, Mapping):
+        raise LoadError(f"{path}: holds a {type(loaded).__name__}, not a state dict; save model.state_dict()")
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise LoadError(f"{path}: holds no tensors; pass a file with the model's state dict")
+    for prefix in _PREFIXES * 2:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _some(names: Iterable[str], most: int = 4) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _module(name: str, asked: str) -> ModuleType:
+    try:
+        with _importing_from_here():
+            return importlib.import_module(name)
+    except Exception as error:  # whatever an import raises
+        raise LoadError(f"{asked}: {name} cannot be imported ({described(error)})") from error
+
+
+def _file(path: Path) -> ModuleType:
+    """Runs a Python file as a module."""
+    if not path.is_file():
+        raise LoadError(f"{path}: no such file; pass path/to/file.py:factory")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look a class's module up by name
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file raises
+        raise LoadError(f"{path}: fails when it is imported ({described(error)})") from error
+    return module
+
+
+def _attribute(module: ModuleType, name: str, asked: str) -> Any:
+    if not hasattr(module, name):
+        names = [known for known in vars(module) if not known.startswith("_")]
+        raise LoadError(f"{asked}: {module.__name__} has no {name!r}{nearest(name, names)}")
+    return getattr(module, name)
+
+
+def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    if not callable(factory):
+        raise LoadError(f"{asked}: is a {type(factory).__name__}; name a function that returns a model")
+    try:
+        return factory(**arguments)
+    except Exception as error:  # whatever the factory raises
+        raise LoadError(f"{asked}: the factory fails ({described(error)})") from error
+
+
+@contextlib.contextmanager
+def _importing_from_here() -> Iterator[None]:
+    """The current folder on the import path, as `python -m` has it."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")

@@ -1,0 +1,130 @@
+"""Symbolic tracing that never gives up: what cannot be traced becomes one opaque node.
+
+`torch.fx` fails on control flow that depends on data, on modules kept in plain Python lists, on code that iterates over
+tensors. The innermost module whose forward fails is then made a leaf, with its whole class, because its siblings would
+fail the same way, and the trace is tried again. If the model's own forward fails, the graph is one call of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from convsurgeon.base.errors import CaptureError, described
+from convsurgeon.graph.example import Example
+
+_CONVS = nn.modules.conv._ConvNd
+WHOLE = "model"
+"""Target of the single call in the graph of a model that cannot be traced at all."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph over the model's own modules; its placeholders are the example's tensors, in pytree order.
+
+    `opaque` names the modules that were not traced through, with the reason; `""` is the model itself.
+    """
+
+    graph: fx.GraphModule
+    opaque: Mapping[str, str]
+
+
+def trace(model: nn.Module, example: Example) -> Traced:
+    """Traces `model(*example.args, **example.kwargs)` in the mode the model is in."""
+    paths = frozenset[str]()
+    kinds = frozenset[type[nn.Module]]()
+    opaque: dict[str, str] = {}
+    while True:
+        tracer = _Tracer(example, paths, kinds)
+        try:
+            graph = fx.GraphModule(model, tracer.trace(model))  # writes Python, which not every name survives
+        except _UntraceableError as failure:
+            opaque[failure.path] = failure.reason
+            paths |= {failure.path}
+            if not type(failure.module).__module__.startswith("torch.nn"):
+                kinds |= {type(failure.module)}
+        except Exception as error:  # whatever user code raises while it is traced
+            return untraced(model, example, described(error))
+        else:
+            siblings = {type(model.get_submodule(path)): reason for path, reason in opaque.items()}
+            kept = {path: opaque.get(path) or siblings[type(model.get_submodule(path))] for path in tracer.leaves}
+            return Traced(graph, kept)
+
+
+class _UntraceableError(Exception):
+    """A submodule whose forward cannot be traced."""
+
+    def __init__(self, path: str, module: nn.Module, reason: str) -> None:
+        super().__init__(path)
+        self.path, self.module, self.reason = path, module, reason
+
+
+class _Tracer(fx.Tracer):
+    """Takes its placeholders from the example; keeps convs of every kind, and what failed before, as leaves."""
+
+    def __init__(self, example: Example, paths: frozenset[str], kinds: frozenset[type[nn.Module]]) -> None:
+        super().__init__()
+        self._example, self._paths, self._kinds = example, paths, kinds
+        self.leaves: set[str] = set()
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """One placeholder per tensor; everything else in the example is a constant of the trace."""
+        leaves, spec = pytree.tree_flatten((self._example.args, self._example.kwargs))
+        proxies = [
+            self.create_proxy("placeholder", f"input_{index}", (), {}) if isinstance(leaf, Tensor) else leaf
+            for index, leaf in enumerate(leaves)
+        ]
+        args, kwargs = pytree.tree_unflatten(proxies, spec)
+        return lambda root: root.forward(*args, **kwargs), [self.root]  # also where forward is set on the instance
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Convs are never traced through: a subclass's own forward is its own business."""
+        if module_qualified_name in self._paths or type(m) in self._kinds:
+            self.leaves.add(module_qualified_name)
+            return True
+        if isinstance(m, _CONVS):
+            return True
+        if not super().is_leaf_module(m, module_qualified_name):
+            return False
+        return not any(isinstance(inner, _CONVS) for inner in m.modules())  # nn.DataParallel is torch's, but holds some
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Blames the innermost module that fails; one that is not registered is its caller's fault."""
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except _UntraceableError:
+            raise
+        except Exception as error:
+            raise _UntraceableError(path, m, described(error)) from error
+
+
+class Whole(nn.Module):
+    """A root whose one child is the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.add_module(WHOLE, model)
+
+
+def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
+    """The graph that just calls the model, where tracing it fails, or gives something that does not run."""
+    leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
+    graph = fx.Graph()
+    nodes = [graph.placeholder(f"input_{i}") if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
+    args, kwargs = pytree.tree_unflatten(nodes, spec)
+    try:
+        graph.output(graph.call_module(WHOLE, args, kwargs))
+    except Exception as error:
+        raise CaptureError(f"example: an argument torch.fx cannot hold ({described(error)}); pass tensors") from error
+    return Traced(fx.GraphModule(Whole(model), graph), {"": reason})

@@ -1,0 +1,165 @@
+"""The pass itself: `operate` and `rebuild`.
+
+The FX graph is where sites are found and checked; what the user gets back is the original class with those modules
+swapped, because a GraphModule freezes `training` and loses methods. The swap is one `copy.deepcopy` of the model that
+is told beforehand what each rewritten conv becomes: every reference follows, under aliases and in plain lists too, and
+the dense weights are never copied. Afterwards the copy is traced again, and a site that does not run is put back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from convsurgeon.base.errors import CaptureError, PlanError, described
+from convsurgeon.forms.form import Form
+from convsurgeon.forms.geometry import Geometry, keeps_channels_last
+from convsurgeon.graph.capture import capture
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.trace import trace
+from convsurgeon.plan.plan import Change, Plan
+
+
+def operate(model: nn.Module, plan: Plan, example: object) -> tuple[nn.Module, Plan]:
+    """Carries out a plan on a copy of the model and makes sure that every changed site runs.
+
+    Returns:
+        The converted model, and the plan as it was carried out: a site that turned out not to run is a skip in it.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        CaptureError: the model cannot be copied, or the copy does not run.
+    """
+    inputs = Example.of(example)
+    converted = rebuild(model, plan)
+    with undisturbed(model):  # a closure that the copy holds may still run modules of the original
+        failed = _not_running(converted, plan, inputs)
+    if failed is None:  # the copy does not even run: find out which sites it cannot do without
+        capture(model, inputs)  # if the original does not either, this says so
+        names = _culprits(model, plan, inputs, list(plan.changes))
+        failed = dict.fromkeys(names, "the model reads more of it than its output; put back")
+    if not failed:
+        return converted, plan
+    return operate(model, plan.without(failed), inputs)
+
+
+def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+    """The converted structure of a model, ready for `load_state_dict`; the model itself is not changed.
+
+    Raises:
+        PlanError: the plan was made for another model.
+        CaptureError: the model cannot be copied.
+    """
+    new: dict[int, Any] = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
+    try:
+        converted = copy.deepcopy(model, new | _detached(model))
+        placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
+    except Exception as error:
+        raise CaptureError(
+            f"model: {type(model).__name__} cannot be copied ({described(error)}); "
+            "copy.deepcopy(model) must work, and the model you pass is never changed in place"
+        ) from error
+    if any(id(module) not in placed for module in new.values()):
+        kind = type(model).__name__
+        raise CaptureError(f"model: {kind} copies itself in its own way (__deepcopy__, __reduce__); remove that first")
+    return converted
+
+
+def _detached(model: nn.Module) -> dict[int, Tensor]:
+    """Copies of the tensors that modules keep of a forward (activations, weights that a hook has computed), by `id`.
+
+    `copy.deepcopy` refuses them for the graph behind them; whoever keeps them computes them anew.
+    """
+    kept = [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if name not in ("_parameters", "_modules") and (isinstance(value, Tensor) or _filled(value))
+    ]
+    leaves = pytree.tree_leaves(kept)
+    return {id(leaf): leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf}
+
+
+def _filled(value: object) -> bool:
+    return isinstance(value, dict | list | tuple) and len(value) > 0
+
+
+def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
+    """The module of every change, checked against the plan."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for name, change in plan.changes.items():
+        conv = modules.get(name)
+        if not isinstance(conv, nn.Conv2d):
+            kind = "is not in this model" if conv is None else f"is a {type(conv).__name__} in this model"
+            raise PlanError(f"plan: {name} {kind}; the plan was made for another one, plan again")
+        if Geometry.of(conv) != change.site.geometry:
+            raise PlanError(
+                f"plan: {name} is {change.site.geometry} in the plan and {Geometry.of(conv)} in this model; plan again"
+            )
+        found.append((change, conv))
+    return found
+
+
+def _replacement(conv: nn.Conv2d, form: Form) -> nn.Module:
+    """The module that takes a conv's place, with its mode, layout and gradient flags."""
+    geometry = Geometry.of(conv)
+    module = form.build(geometry, conv.weight.device, conv.weight.dtype)
+    form.fill(module, geometry, conv.weight, conv.bias)
+    if keeps_channels_last(conv.weight):
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    frozen_bias = conv.bias is not None and not conv.bias.requires_grad
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(
+            not frozen_bias if name.endswith("bias") and conv.bias is not None else conv.weight.requires_grad
+        )
+    return module.train(conv.training)
+
+
+def _not_running(model: nn.Module, plan: Plan, example: Example) -> dict[str, str] | None:
+    """The changed sites that a converted model does not execute, with a reason; None if it does not run at all."""
+    with undisturbed(model):
+        traced = trace(model, example)
+    called = {str(node.target) for node in traced.graph.graph.nodes if node.op == "call_module"}
+    if traced.opaque:
+        try:
+            called = {name for site in capture(model, example).sites if site.calls for name in site.names}
+        except CaptureError:
+            return None
+    # every prefix of every module that is called: a form may build modules of any depth
+    reached = {target[:cut] for target in called for cut in _cuts(target)}
+    reason = "the forward does not run the module of this name; put back"
+    return {name: reason for name, change in plan.changes.items() if reached.isdisjoint(change.site.names)}
+
+
+def _cuts(target: str) -> list[int]:
+    """Where a dotted name can be cut, its end included."""
+    return [index for index, letter in enumerate(target) if letter == "."] + [len(target)]
+
+
+def _culprits(model: nn.Module, plan: Plan, example: Example, names: list[str]) -> list[str]:
+    """The changes among `names` with which the model does not run, by halving."""
+    return _halve(names, lambda some: _not_running(_only(model, plan, some), _subset(plan, some), example) is not None)
+
+
+def _only(model: nn.Module, plan: Plan, names: Sequence[str]) -> nn.Module:
+    return rebuild(model, _subset(plan, names))
+
+
+def _subset(plan: Plan, names: Sequence[str]) -> Plan:
+    return plan.without({name: "" for name in plan.changes if name not in set(names)})
+
+
+def _halve(names: list[str], runs: Callable[[list[str]], bool]) -> list[str]:
+    if not names or runs(names):
+        return []
+    if len(names) == 1:
+        return names
+    middle = len(names) // 2
+    return _halve(names[:middle], runs) + _halve(names[middle:], runs)

@@ -1,0 +1,65 @@
+"""A learning rate by trial: short runs from the same start over the same batches, and the best end wins.
+
+A range test that raises the rate step by step (Smith 2017) reads the training loss, whose noise from batch to batch is
+larger than what a step changes here: the start is already close to the original. So every rate gets a whole small
+schedule, warm-up and decay included, and is judged by the held-back images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from convsurgeon.base import world
+from convsurgeon.graph.state import saved
+from convsurgeon.recover.objective import Judge
+from convsurgeon.recover.stream import Stream
+from convsurgeon.recover.training import Training
+
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+"""That are tried, for SOAP and Adam alike."""
+STEPS = 40
+"""Of each trial."""
+
+
+def best_rate(
+    model: nn.Module,
+    make: Callable[[float, int], Training],
+    stream: Stream,
+    judge: Judge,
+    progress: bool,
+    rates: Sequence[float] = RATES,
+) -> tuple[float, tuple[tuple[float, float], ...]]:
+    """The rate whose trial ends nearest to the original, and (rate, distance) of every trial.
+
+    Args:
+        model: is left with the weights it came with.
+        make: rate, steps -> a fresh run of the model.
+        stream: whose first batches are used.
+        judge: of the held-back images.
+        progress: whether to show a bar.
+        rates: to be tried.
+    """
+    start = saved(model)
+    found: list[tuple[float, float]] = []
+    total, hidden = len(rates) * STEPS, world.silent(progress)
+    bar: tqdm[Any] = tqdm(total=total, desc="learning rates", unit="step", leave=False, disable=hidden)
+    with bar:
+        for rate in rates:
+            found.append((rate, _trial(make(rate, STEPS), stream, judge, bar)))
+            model.load_state_dict(start)
+    return min(found, key=lambda pair: pair[1])[0], tuple(found)
+
+
+def _trial(training: Training, stream: Stream, judge: Judge, bar: tqdm[Any]) -> float:
+    for batch in stream.steps(0, STEPS):
+        try:
+            training.advance(batch)
+        except FloatingPointError:
+            return math.inf
+        bar.update()
+    return judge.score(training.model).distance

@@ -1,0 +1,82 @@
+"""How a model is recovered, as plain data: what a checkpoint is compared with, and what a report says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Optimizer
+
+from convsurgeon.base.errors import RecoveryError
+from convsurgeon.recover.soap import Soap
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
+"""That a recovery may name; each is called with the parameters and `lr`."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of a recovery; `recover` says what each one means and where the defaults come from.
+
+    Raises:
+        RecoveryError: one is out of range.
+    """
+
+    epochs: float = 20
+    batch_size: int = 64
+    lr: float | None = None
+    optimizer: str = "soap"
+    warm_up: float = 0.05
+    parameters: str = "all"
+    norms: str = "frozen"
+    features: float = 0.0
+    label_weight: float = 1.0
+    ema: float | None = None
+    clip: float | None = None
+    patience: int | None = None
+    amp: bool = False
+    channels_last: bool = True
+    hold_back: int = 512
+    images: int | None = None
+    save_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs", "batch_size", "lr", "clip", "patience", "hold_back", "images", "save_every")
+        _within(self, "warm_up", 0, 1)
+        _within(self, "ema", 0, 1)
+        _chosen(self, "optimizer", *OPTIMIZERS)
+        _chosen(self, "parameters", "all", "rewritten")
+        _chosen(self, "norms", "frozen", "updated")
+        if not self.features >= 0 or not self.label_weight >= 0:
+            raise RecoveryError("recover: features and label_weight are weights in the loss; pass 0 or more")
+
+    def factor(self, step: int, steps: int) -> float:
+        """The learning rate of a step as a share of the highest: a linear warm-up, then half a cosine down to 0.
+
+        Loshchilov & Hutter 2017, without restarts.
+        """
+        rising = max(1, round(self.warm_up * steps))
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def _positive(recipe: Recipe, *names: str) -> None:
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and not 0 < value < math.inf:
+            raise RecoveryError(f"recover: {name} must be above 0, got {value}")
+
+
+def _within(recipe: Recipe, name: str, low: float, high: float) -> None:
+    value = getattr(recipe, name)
+    if value is not None and not low <= value < high:
+        raise RecoveryError(f"recover: {name} must lie in [{low}, {high}), got {value}")
+
+
+def _chosen(recipe: Recipe, name: str, *known: str) -> None:
+    if (value := getattr(recipe, name)) not in known:
+        raise RecoveryError(f"recover: {name} must be one of {', '.join(known)}, got {value!r}")

@@ -1,0 +1,60 @@
+"""A report: the rows of a conversion, written as text, Markdown, CSV, JSON or a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+from convsurgeon.base.tables import jsonable
+from convsurgeon.plan.plan import Change
+from convsurgeon.report.page import page
+from convsurgeon.report.rows import Rows
+
+
+@dataclass(frozen=True)
+class Report(Rows):
+    """Size and cost of both models, every conv, every parameter tensor, and how near the outputs are; see `Rows`."""
+
+    def with_metric(self, name: str, before: float, after: float) -> Self:
+        """The report with one more line in its summary."""
+        return dataclasses.replace(self, metrics=(*self.metrics, (name, before, after)))
+
+    def __str__(self) -> str:
+        rewritten = sum(isinstance(step, Change) for step in self.steps)
+        head = f"{rewritten} of {len(self.steps)} convs rewritten."
+        tried = (self.weighed, self.timed, self.calibrated, self.recovered)
+        shown = (self.layers, self.fits, *tried, self.summary, self.closeness)
+        return "\n\n".join([*(table.text() for table in shown if table.rows), head])
+
+    def to_markdown(self) -> str:
+        """A page with all tables."""
+        return "# convsurgeon report\n\n" + "\n\n".join(table.markdown() for table in self.tables) + "\n"
+
+    def to_html(self, title: str = "Model") -> str:
+        """One self-contained page, without what only an export knows; `export` writes the whole one."""
+        return page(title, self, {}, {})
+
+    def to_csv(self) -> str:
+        """The table of layers, raw values."""
+        return self.layers.csv()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "example": self.example,
+            "summary": self.summary.records(),
+            "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
+            "weighed": self.weighed.records(),
+            "timed": self.timed.records(),
+            "calibration": self.calibrated.records(),
+            "recovery": self.recovered.records(),
+            "layers": self.layers.records(),
+            "fits": self.fits.records(),
+            "learnables": self.learnables.records(),
+        }
+
+    def to_json(self) -> str:
+        """`to_dict` as text."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False)

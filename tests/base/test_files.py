@@ -1,0 +1,154 @@
+"""Folders appear whole or not at all, whatever happens to the process that writes them."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from convsurgeon.base import files
+from convsurgeon.base.errors import OutputError
+from convsurgeon.base.files import new_file, new_folder
+
+NAMES = frozenset({"a", "b"})
+SWAP_FOREVER = """
+import sys, types
+package = types.ModuleType("convsurgeon")
+package.__path__ = [sys.argv[1]]
+sys.modules["convsurgeon"] = package  # the file alone: importing the package loads torch
+from convsurgeon.base import files
+if sys.argv[3] == "two renames":
+    files._exchanged = lambda one, two: False
+count = 0
+print("ready", flush=True)
+while True:
+    count += 1
+    with files.new_folder(sys.argv[2], True, frozenset({"a", "b"})) as folder:
+        for name in "ab":
+            (folder / name).write_text(str(count))
+"""
+
+
+def written(path: Path, text: str) -> None:
+    with new_folder(path, True, NAMES) as folder:
+        for name in NAMES:
+            (folder / name).write_text(text)
+
+
+def read(path: Path) -> str:
+    texts = {(path / name).read_text() for name in NAMES}
+    assert {entry.name for entry in path.iterdir()} == NAMES
+    (text,) = texts
+    return text
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="exchanging names in one step is Linux's")
+def test_killed_while_swapping_all_the_time(tmp_path: Path) -> None:
+    """Nothing but swaps, so that the kills hit them; a mixture or a missing folder fails."""
+    target, chance, seen = tmp_path / "out", random.Random(0), set()
+    written(target, "0")
+    for _ in range(20):
+        command = [sys.executable, "-c", SWAP_FOREVER, str(Path(files.__file__).parent), str(target), "exchange"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, 0.03))
+            child.send_signal(signal.SIGKILL)
+        seen.add(read(target))
+    assert len(seen) > 5  # it did swap
+    written(target, "last")
+    assert read(target) == "last"
+    assert os.listdir(tmp_path) == ["out"]  # noqa: PTH208
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_killed_between_two_renames(tmp_path: Path) -> None:
+    """Where names cannot be exchanged a kill may leave the old folder aside; the next write finds it."""
+    target, chance = tmp_path / "out", random.Random(1)
+    written(target, "0")
+    for _ in range(10):
+        command = [sys.executable, "-c", SWAP_FOREVER, str(Path(files.__file__).parent), str(target), "two renames"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, 0.03))
+            child.send_signal(signal.SIGKILL)
+        files._recover(target)
+        read(target)
+
+
+@pytest.fixture(params=[True, False], ids=["exchange", "two renames"])
+def _either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.param:
+        monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+
+
+@pytest.mark.usefixtures("_either_way")
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "out[1]"
+    for text in ("first", "second", "third"):
+        written(target, text)
+        assert read(target) == text
+    with pytest.raises(ZeroDivisionError, match="division"), new_folder(target, True, NAMES) as folder:
+        (folder / "a").write_text(str(1 / 0))
+    assert read(target) == "third"
+    assert [path.name for path in tmp_path.iterdir()] == ["out[1]"]
+
+
+def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+    written(target, "old")
+    monkeypatch.setattr(files, "_exchanged", lambda *_: False)
+    rename, calls = Path.rename, []
+
+    def second_fails(self: Path, to: Path) -> Path:
+        calls.append(to)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises(OutputError, match=r"out: cannot be written \(No space left on device\)"):
+        written(target, "new")
+    assert read(target) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_dead_writers_left_is_removed_and_what_living_ones_hold_is_not(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (tmp_path / ".out.dead.part").mkdir()
+    (tmp_path / ".out.part").mkdir()
+    (tmp_path / ".other.dead.part").mkdir()
+    with new_folder(target, True, NAMES) as held:
+        written(target, "second")
+        assert held.is_dir()
+        for name in NAMES:
+            (held / name).write_text("first, but slower")
+    assert read(target) == "first, but slower"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.dead.part", "out"]
+
+
+def test_a_folder_left_aside_comes_back(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    written(target, "old")
+    target.rename(tmp_path / ".out.x.old")
+    with pytest.raises(OutputError, match="exists already"), new_folder(target, False, NAMES):
+        pass
+    assert read(target) == "old"
+    (tmp_path / ".out.x.old").mkdir()
+    written(target, "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    message = r"out: cannot be written \(No space left on device\); choose another place$"
+    for new in (new_file, new_folder):
+        with pytest.raises(OutputError, match=message), new(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,247 @@
+"""The command line: exit codes, one line per error, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.base.files import new_file, new_folder
+from convsurgeon.graph.load import load_function, load_model, load_weights
+from tests import nets
+
+NET = f"{nets.__file__}:Plain"
+MODEL = [NET, "--input", "2x3x12x12"]
+
+
+def _error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command that must fail, and gives its one line."""
+    assert cli.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("convsurgeon: ")
+    return printed.err
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["plan", "--rank", "2"], ["convert", "--rank", "2"]])
+def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command[0], *MODEL, *command[1:]]) == 0
+    assert "body" in capsys.readouterr().out
+    assert cli.main([command[0], *MODEL, *command[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["plan", "convert"])
+def test_a_budget_is_kept_or_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    budget = ["--budget", "macs=0.5", "--form", "separable", "tucker", "--rank", "1", "2", "--share", "0.4"]
+    assert cli.main([command, *MODEL, *budget, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+    assert "cannot be reached; the least is" in _error([command, *MODEL, "--budget", "macs=0.001"], capsys)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command, *MODEL, "--budget", "mac=0.5"])
+    assert "cannot read 'mac=0.5'" in capsys.readouterr().err
+
+
+def test_convert_writes_a_bundle_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    command = ["convert", *MODEL, "--form", "blueprint", "--rank", "1", "--out", str(out), "--pairs", "0"]
+    assert cli.main(command) == 0
+    names = {"model.onnx", "original.onnx", "plan.json", "report.html", "README.md", "weights.safetensors"}
+    assert names <= {path.name for path in out.iterdir()}
+    fresh = cs.rebuild(nets.Plain(), cs.Plan.load(out / "plan.json"))
+    load_weights(fresh, out / "weights.safetensors")
+    assert "exists already" in _error(command, capsys)
+    assert cli.main([*command, "--force", "--plan", str(out / "plan.json")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupt_leaves_the_old_bundle(
+    tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = ["convert", *MODEL, "--rank", "1", "--out", str(out), "--pairs", "0", "--force"]
+    assert cli.main(command) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convsurgeon.deploy.bundle.save_weights", interrupted)
+    capsys.readouterr()
+    assert "interrupted" in _error(command, capsys)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_never_replaces_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    command = ["convert", *MODEL, "--rank", "1", "--pairs", "0", "--force", "--out"]
+    assert "thesis.txt" in _error([*command, str(tmp_path)], capsys)
+    assert "is not a folder" in _error([*command, str(tmp_path / "thesis.txt")], capsys)
+    assert "cannot be written" in _error([*command, str(tmp_path / "none" / "out")], capsys)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_metric_is_printed_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metric = tmp_path / "metric.py"
+    metric.write_text("def size(model): return sum(p.numel() for p in model.parameters())\ndef bad(model): 1 / 0\n")
+    assert cli.main(["convert", *MODEL, "--rank", "1", "--metric", f"{metric}:size", "--json"]) == 0
+    rows = {row[""]: row for row in json.loads(capsys.readouterr().out)["report"]["summary"]}
+    assert rows["size"]["after"] == rows["params"]["after"] < rows["size"]["before"]
+    assert "the metric fails (ZeroDivisionError" in _error(["convert", *MODEL, "--metric", f"{metric}:bad"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", NET, "--input", "2x5x12x12"], "does not run on an input of shape 2x5x12x12"),
+        (["inspect", "nowhere.py:net", "--input", "1x3x8x8"], "nowhere.py: no such file"),
+        (["inspect", "no.such.module:net", "--input", "1x3x8x8"], "no.such.module cannot be imported"),
+        (["inspect", f"{nets.__file__}:Plane", "--input", "1x3x8x8"], "has no 'Plane'; did you mean Plain"),
+        (["inspect", f"{nets.__file__}:Answer", "--input", "1x3x8x8"], "the factory fails (TypeError"),
+        (["inspect", "justaname", "--input", "1x3x8x8"], "expected package.module:factory"),
+        (["plan", *MODEL, "--select", "named(bode)"], "did you mean body"),
+        (["plan", *MODEL, "--rank", "0"], "rank must be at least 1"),
+        (["convert", *MODEL, "--plan", "none.json"], "none.json: cannot be read"),
+        (["convert", *MODEL, "--calibrate", "none.npy"], "none.npy: cannot be read"),
+        (["convert", *MODEL, "--weights", "none.safetensors"], "none.safetensors: cannot be read"),
+        (["bench", "none.onnx", "none.onnx"], "none.onnx"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in _error(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["operate"], ["plan"], ["plan", NET, "--input", "3x0"], ["plan", *MODEL, "--select", "kernel(3)"]],
+)
+def test_usage_errors_exit_with_two(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+
+
+def _state(prefix: str = "") -> dict[str, torch.Tensor]:
+    return {prefix + name: tensor + 1 for name, tensor in nets.Plain().state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
+        lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+    ],
+)
+def test_checkpoints_are_unwrapped(wrap: Any, tmp_path: Path) -> None:
+    state = _state()
+    torch.save(wrap(state), tmp_path / "net.pt")
+    model = nets.Plain()
+    load_weights(model, tmp_path / "net.pt")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_mismatches_are_listed(tmp_path: Path) -> None:
+    state = _state()
+    state["extra.weight"] = state.pop("head.bias")
+    state["body.weight"] = torch.zeros(8, 16, 3, 3)
+    save_file(state, tmp_path / "net.safetensors")
+    message = r"1 missing: head.bias; 1 unexpected: extra.weight; 1 of another shape: body.weight \(8, 16, 3, 3\)"
+    with pytest.raises(cs.LoadError, match=message):
+        load_weights(nets.Plain(), tmp_path / "net.safetensors")
+
+
+def _torchscript(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/code/__torch__.py", "raise SystemExit")
+
+
+def _program(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("net/archive_format", "pt2")
+
+
+def _truncated(path: Path) -> None:
+    save_file(_state(), path)
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def _halved(path: Path) -> None:
+    torch.save(_state(), path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def _unreadable(path: Path) -> None:
+    """A zip archive whose directory holds a name that is no UTF-8."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("nét", "")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xd6n"))
+
+
+def _on_many_disks(path: Path) -> None:
+    """A zip archive that says it is in parts, found by fuzzing."""
+    torch.save(_state(), path)
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x06\x07")  # the locator of the directory's end; its last field counts the disks
+    data[at + 16 : at + 20] = b"\x09\0\0\0"
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"garbage" * 50), "is no weight file"),
+        (lambda path: torch.save(nets.Plain(), path), "holds pickled objects besides tensors"),
+        (lambda path: torch.save([1, 2], path), "holds a list, not a state dict"),
+        (lambda path: torch.save({"a": 1}, path), "holds no tensors"),
+        (_torchscript, "is a TorchScript archive"),
+        (_program, r"is an exported program \(.pt2\)"),
+        (_truncated, "is a damaged safetensors file"),
+        (_halved, "is no weight file"),
+        (_unreadable, "is no weight file"),
+        (_on_many_disks, "is no weight file"),
+    ],
+    ids=[
+        *("empty", "garbage", "pickle", "list", "numbers", "script"),
+        *("program", "truncated", "halved", "unreadable", "disks"),
+    ],
+)
+def test_files_that_are_no_weights(make: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.bin"
+    make(path)
+    with pytest.raises(cs.LoadError, match=f"net.bin: {message}"):
+        load_weights(nets.Plain(), path)
+
+
+def test_factories_by_file_module_and_instance(tmp_path: Path) -> None:
+    file = tmp_path / "made.py"
+    file.write_text("from torch import nn\nready = nn.Linear(2, 2)\ndef wide(n=2): return nn.Linear(n, n)\n")
+    assert isinstance(load_model(f"{file}:ready"), nn.Linear)
+    assert load_model(f"{file}:wide", {"n": 5}).in_features == 5
+    assert load_function("json:dumps") is json.dumps
+    with pytest.raises(cs.LoadError, match=r"gives a str, not a torch.nn.Module"):
+        load_model("os:getcwd")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError, match="division"), new_file(tmp_path / "a.txt") as path:
+        path.write_text(str(1 / 0))
+    with pytest.raises(ZeroDivisionError, match="division"), new_folder(tmp_path / "a") as path:
+        (path / "b").write_text(str(1 / 0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_the_system_refuses_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _error(["inspect", f"{'9' * 300}.py:Plain", "--input", "1x3x8x8"], capsys)
+    assert "File name too long; choose another path" in found
+    assert len(found) < 300

@@ -1,0 +1,189 @@
+"""The table of latencies: it adds up, is measured once, reads back, and plans keep what it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.deploy.table import table as tables
+from convsurgeon.deploy.table.folder import Candidate
+from convsurgeon.deploy.table.prune import cheapest, hopeless, without
+from convsurgeon.deploy.table.reduce import Row
+from convsurgeon.deploy.timing import standalone
+from tests import nets
+
+FORMS: list[cs.Form] = [cs.DepthwiseSeparable(rank=1), cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=1)]
+EXAMPLE = torch.zeros(1, 32, 24, 24)
+NET = [f"{nets.__file__}:Plain", "--input", "1x3x12x12"]
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 10, 1),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latencies")
+
+
+@pytest.fixture(scope="module")
+def table(cache: Path) -> cs.LatencyTable:
+    return cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, prune=False, progress=False)
+
+
+def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
+    dense = sum(table.ms(site, None) for site in ("0", "3"))
+    assert 0 < dense <= table.total_ms * 1.001
+    assert table.rest_ms + dense == pytest.approx(table.total_ms)
+    for form in FORMS:
+        assert table.has("3", form)
+        assert table.ms("3", form) > 0
+    assert not table.has("3", cs.Blueprint(rank=5))
+    with pytest.raises(cs.LatencyError, match=r"3: blueprint rank 5 is not in the table"):
+        table.ms("3", cs.Blueprint(rank=5))
+    assert "separable rank 2" in str(table)
+
+
+def test_what_was_measured_is_not_measured_again(
+    table: cs.LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(tables, "measured", measured)
+    again = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, progress=False)
+    assert again.rows == table.rows
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standalone, "SECONDS", 0.02)
+    monkeypatch.setattr(standalone, "GROUP", 1)  # results are written network by network
+    timed: list[tuple[int, str]] = []
+    honest = standalone._group
+
+    def group(*args: Any) -> Any:
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        timed.extend((args[3], name) for name in args[2])
+        return honest(*args)
+
+    monkeypatch.setattr(standalone, "_group", group)
+    with pytest.raises(KeyboardInterrupt):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
+    (stored,) = tmp_path.glob("latency-*.json")
+    before = json.loads(stored.read_text())["samples"]
+    assert {(one["pass"], one["network"]) for one in before} - {(0, "dense")} == set(timed)
+
+    def rest(*args: Any) -> Any:
+        timed.extend((args[3], name) for name in args[2])
+        return honest(*args)
+
+    monkeypatch.setattr(standalone, "_group", rest)
+    table = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
+    assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
+    assert json.loads(stored.read_text())["samples"][: len(before)] == before
+    assert all(table.has("3", form) for form in (FORMS[0], FORMS[2]))
+
+
+def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
+    net = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
+    sites = {site.name: site for site in cs.capture(net, EXAMPLE).sites}
+    ranks = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
+    candidates = [Candidate(form.label, dict.fromkeys(sites, form)) for form in (*ranks[::-1], cs.Blueprint(rank=3))]
+    assert [one.label for one in cheapest(candidates, sites)] == ["separable rank 1", "blueprint rank 3"]
+    rows = [Row("0", None, 1.0, 0.0, ()), Row("1", None, 1.0, 0.0, ())]
+    rows += [Row("0", ranks[0], 0.5, 0.0, ()), Row("1", ranks[0], 0.2, 0.0, ())]
+    out = hopeless(candidates, rows, sites)
+    assert out == [("0", "separable rank 4")]  # 0.7 of four times a half is more than 1; twice is not
+    left = {one.label: set(one.chosen) for one in without(candidates, out)}
+    assert left == {one.label: {"0", "1"} for one in candidates} | {"separable rank 4": {"1"}}
+    slow = [*rows, Row("0", ranks[2], 3.0, 0.0, ())]
+    assert hopeless(candidates, slow, sites) == []  # what was timed is known
+
+
+def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) -> None:
+    result = cs.convert(
+        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency="faster"), latencies=table,
+        allow_growth=True, progress=False,
+    )  # fmt: skip
+    (taken,) = (timing for timing in result.timings if timing.taken)
+    assert taken.measured_ms > 0
+    assert taken.dense_ms == table.total_ms
+    elsewhere = dataclasses.replace(table, machine={**table.machine, "cpu": "another"})
+    assert elsewhere.stopwatch(cs.capture(_net(), EXAMPLE), progress=False) is None
+    assert table.stopwatch(cs.capture(_net(), EXAMPLE[..., :12]), progress=False) is None
+
+
+def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.json")
+    assert cs.LatencyTable.load(tmp_path / "table.json") == table
+    with pytest.raises(cs.OutputError, match="exists already"):
+        table.save(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"convsurgeon_latencies": 1}', '{"convsurgeon_device": 1}', '{"rows": 3}', "null"]
+)
+def test_what_is_no_table_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    with pytest.raises(cs.LatencyError, match=r"table\.json: ") as caught:
+        cs.LatencyTable.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path: Path) -> None:
+    del table
+    (stored,) = cache.glob("*.json")
+    (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
+    with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+
+
+def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
+    for limit in ("faster", 0.8):
+        result = cs.convert(
+            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency=limit), latencies=table,
+            allow_growth=True,
+        )  # fmt: skip
+        assert result.changes
+        for name, change in result.changes.items():
+            assert table.ms(name, change.form) < table.ms(name, None)
+        (taken,) = (timing for timing in result.timings if timing.taken)
+        assert taken.predicted_ms <= (0.8 if limit == 0.8 else 1.0) * table.total_ms * 1.001
+
+
+def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "device"
+    command = ["device", *NET, "--rank", "1", "--out", str(out)]
+    assert cli.main(command) == 0
+    assert "measure.py" in capsys.readouterr().out
+    assert cli.main(command) == 1
+    assert "exists already" in capsys.readouterr().err
+    done = subprocess.run(
+        [sys.executable, "-I", str(out / "measure.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = [*out.glob("device.json"), *tmp_path.glob("device.json")]
+    loaded = cs.LatencyTable.load(found)
+    assert loaded.total_ms > 0
+    assert loaded.has("body", cs.DepthwiseSeparable(rank=1))
+    planned = ["plan", *NET, "--rank", "1", "--budget", "latency=faster", "--device", str(found), "--json"]
+    assert cli.main(planned) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert {layer["name"] for layer in layers} == {"stem", "body", "down"}

@@ -1,0 +1,229 @@
+"""Calibration: whatever images come, the fitted network is better than the factored one, or they are refused."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import convsurgeon as cs
+from convsurgeon.fit.calibration import read
+from convsurgeon.fit.images import load_images
+from tests import nets, networks
+
+X = torch.randn(96, 3, 12, 12)
+LIKE = cs.Example((X[:2],))
+FORMS = {
+    "separable": cs.DepthwiseSeparable(rank=2),
+    "blueprint": cs.Blueprint(rank=2),
+    "subspace": cs.BlueprintSubspace(rank=2, width=0.5),
+    "spatial": cs.SpatialSeparable(rank=cs.Share(0.5)),
+    "tucker": cs.Tucker(rank=cs.Share(0.5)),
+}
+
+
+def _convert(model: nn.Module, **options: Any) -> cs.Result:
+    options = {"forms": [cs.DepthwiseSeparable(rank=2)], "calibration": X, "progress": False} | options
+    return cs.convert(model, X[:2], policy=cs.everything(), **options)
+
+
+ROTATION = [(name, list(FORMS)[index % 3]) for index, name in enumerate(nets.CONVERTIBLE)]
+EVERY = [
+    pytest.param(name, form, marks=() if (name, form) in ROTATION else pytest.mark.slow)
+    for name in nets.CONVERTIBLE
+    for form in FORMS
+]
+
+
+@pytest.mark.parametrize(("name", "form"), EVERY)
+def test_every_net_is_fitted_and_ends_no_worse(name: str, form: str) -> None:
+    model = nets.CONVERTIBLE[name]().eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = _convert(model, forms=[FORMS[form]])
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    done = result.report.reconstruction[0]
+    assert done.error_after <= done.error_before
+    assert {site.name for site in done.sites} == set(result.changes)
+    assert all(site.after <= site.before for site in done.sites)
+    assert result.report.after.params == result.plan.params_after
+
+
+def test_a_net_of_random_weights_gains_much() -> None:
+    done = _convert(nets.Plain().eval()).report.reconstruction[0]
+    assert done.error_after < 0.5 * done.error_before
+
+
+def test_full_rank_stays_exact() -> None:
+    result = _convert(nets.Plain().eval(), forms=[cs.DepthwiseSeparable(rank=9)], allow_growth=True)
+    assert result.report.reconstruction[0].error_after < 1e-6
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
+    model = nets.Shared().eval()
+    one, two, other = (_convert(model, seed=seed).model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_gradient_flags_and_modes_survive_the_fit() -> None:
+    model = nets.Plain().train()
+    model.down.weight.requires_grad_(False)
+    result = _convert(model)
+    assert all(module.training for module in result.model.modules())
+    assert not result.model.down.branches[0].depthwise.weight.requires_grad
+    assert result.model.body.branches[0].depthwise.weight.requires_grad
+
+
+def test_dead_relus_and_constant_channels_do_no_harm() -> None:
+    model = nets.Plain().eval()
+    with torch.no_grad():
+        model.norm.bias[:8] = -100.0
+        model.norm.weight[8] = 0.0
+        model.stem.weight[:4] = 0.0
+    done = _convert(model).report.reconstruction[0]
+    assert done.error_after <= done.error_before
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        X,
+        X.numpy(),
+        [X[:50], X[50:60], X[60:]],
+        [(X[:50], torch.zeros(50)), [X[50:], torch.zeros(46)]],
+        DataLoader(TensorDataset(X, torch.zeros(96)), batch_size=40),
+        (batch for batch in X.split(30)),
+        itertools.repeat(X[:32]),
+    ],
+    ids=["tensor", "numpy", "list", "labelled", "loader", "generator", "endless"],
+)
+def test_what_batches_may_be(batches: object) -> None:
+    data = read(batches, LIKE, limit=96)
+    held = sum(len(batch.args[0]) for batch in data.held_back)
+    assert (data.images, held) == (77, 19)
+
+
+def test_keyword_batches() -> None:
+    like = cs.Example((), {"x": X[:2], "scale": torch.ones(1)})
+    data = read([{"x": X, "scale": torch.ones(1), "label": torch.zeros(96)}], like)
+    assert set(data.fitted[0].kwargs) == {"x", "scale"}
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "it holds no images"),
+        (3, "a int is no batches"),
+        ("folder", "a str is no batches"),
+        (torch.tensor(1.0), "a single number is no batch"),
+        ([X[:, :2]], "batch 0 has shape 96x2x12x12, the example 2x3x12x12"),
+        ([X, X[0]], "batch 1 has shape 3x12x12"),
+        ([X, X * float("nan")], "batch 1 holds NaN or infinity"),
+        (["a"], "batch 0 is a str without any tensor"),
+    ],
+)
+def test_batches_that_will_not_do(batches: object, message: str) -> None:
+    with pytest.raises(cs.CalibrationError, match=message):
+        read(batches, LIKE)
+
+
+def test_few_images_are_used_with_a_word() -> None:
+    with pytest.warns(UserWarning, match="5 images are few"):
+        result = _convert(nets.Plain().eval(), calibration=X[:5])
+    assert result.report.reconstruction[0].error_after <= result.report.reconstruction[0].error_before
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    model = nets.Plain().double().eval()
+    images = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    done = cs.convert(model, images[:2], forms=[cs.Blueprint(rank=2)], calibration=images.split(16), progress=False)
+    torch.save(done.model.state_dict(), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_gloo_processes_give_the_one_process_result(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    port = 20000 + os.getpid() % 20000
+    workers = [context.Process(target=_worker, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    torch.manual_seed(0)
+    model = nets.Plain().double().eval()
+    images = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    alone = cs.convert(model, images[:2], forms=[cs.Blueprint(rank=2)], calibration=images.split(16), progress=False)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    loaded = cs.rebuild(model, alone.plan)
+    loaded.load_state_dict(one)
+    with torch.no_grad():
+        reference, ours, theirs = (net.eval()(images) for net in (model, alone.model, loaded))
+    assert (ours - theirs).square().sum() < 1e-3 * (ours - reference).square().sum()
+
+
+@networks.needs_data
+def test_resnet20_at_rank_two_keeps_what_it_learned() -> None:
+    model = networks.pretrained("resnet20")
+    images = networks.cifar_calibration(256, seed=0)
+    result = cs.convert(model, images[:1], forms=[cs.Blueprint(rank=2)], calibration=images, progress=False)
+    assert networks.cifar_top1(result.model) > 78
+
+
+def _saved(path: Path, array: Any) -> Path:
+    np.save(path, array)
+    return path
+
+
+def test_images_from_arrays_and_folders(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)
+    whole = load_images(_saved(tmp_path / "a.npy", pixels), (1, 3, 40, 60), [0.5], [0.25])
+    expected = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+    torch.testing.assert_close(whole, expected)
+    np.savez(tmp_path / "b.npz", images=pixels, labels=np.zeros(6))
+    assert load_images(tmp_path / "b.npz", (1, 3, 20, 20), limit=3).shape == (3, 3, 20, 20)
+    assert load_images(_saved(tmp_path / "c.npy", pixels[..., 0]), (1, 1, 40, 60)).shape == (6, 1, 40, 60)
+    floats = torch.randn(4, 1, 8, 8)
+    torch.testing.assert_close(load_images(_saved(tmp_path / "d.npy", floats.numpy()), (1, 1, 8, 8)), floats)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    torch.testing.assert_close(load_images(folder, (1, 3, 40, 60), [0.5], [0.25]), whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "message"),
+    [
+        (lambda path: path / "none.npy", (1, 3, 8, 8), r"none.npy: cannot be read"),
+        (lambda path: _saved(path / "x.npy", np.zeros((2, 8, 8, 4))), (1, 3, 8, 8), "the network takes 3 channels"),
+        (lambda path: _saved(path / "x.npy", np.zeros(3)), (1, 3, 8, 8), "holds no array of images"),
+        (lambda path: path, (1, 3, 8, 8), "holds no images"),
+        (lambda path: path, (1, 8), "images need 1xCxHxW"),
+    ],
+)
+def test_images_that_will_not_do(tmp_path: Path, make: Any, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(cs.CalibrationError, match=message):
+        load_images(make(tmp_path), shape)
+
+
+def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
+    path = _saved(tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.uint8))
+    with pytest.raises(cs.CalibrationError, match="--mean: 2 values for 3 channels"):
+        load_images(path, (1, 3, 8, 8), mean=[0.1, 0.2])
+    with pytest.raises(cs.CalibrationError, match="--std: every value must be above 0"):
+        load_images(path, (1, 3, 8, 8), std=[0.0])

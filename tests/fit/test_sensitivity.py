@@ -1,0 +1,105 @@
+"""Metrics of outputs: what they say of linear networks, where no gradient comes, and what is left untouched."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import convsurgeon as cs
+from convsurgeon.budget.rating import by_data
+from convsurgeon.fit import sensitivity
+from convsurgeon.fit.calibration import Calibration, read
+from convsurgeon.fit.samples import moments, second_moment
+from convsurgeon.graph.capture import capture
+from convsurgeon.plan.candidates import candidates, kernels_of, plan_captured
+
+
+class Linear(nn.Module):
+    """A conv that gives one pixel, and a linear map of it: the derivative is the map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 4)
+        self.head = nn.Linear(5, 7, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+class Blocked(Linear):
+    """The same, its derivative cut off."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+def _data(count: int = 600) -> Calibration:
+    images = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+    return read(images, cs.Example.of(images[:1]))
+
+
+def test_a_linear_head_gives_its_gram_matrix() -> None:
+    torch.manual_seed(0)
+    model = Linear().eval()
+    data = _data()
+    found = sensitivity.moments(model, ["conv"], data.fitted, seed=0)["conv"]
+    wanted = (model.head.weight.T @ model.head.weight).detach().double()
+    assert float((found - wanted).norm() / wanted.norm()) < 0.25  # 200 random projections
+    mixed = sensitivity.mixed(found)
+    assert float(mixed.diagonal().mean()) == pytest.approx(1 + sensitivity.SHARE)
+    assert torch.linalg.eigvalsh(mixed)[0] > 0.9 * sensitivity.SHARE
+
+
+def test_gradients_flags_and_buffers_are_left_alone() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 2))
+    model[0].weight.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    data = _data(80)
+    found = sensitivity.metrics(model, ["0", "3"], data.fitted, seed=0)
+    assert not torch.equal(found["0"], torch.eye(4, dtype=torch.float64))
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model[0].weight.requires_grad
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_where_no_gradient_comes_all_outputs_count_alike() -> None:
+    model = Blocked().eval()
+    data = _data(80)
+    with pytest.warns(UserWarning, match="no gradients .* all outputs count alike"):
+        found = sensitivity.metrics(model, ["conv"], data.fitted, seed=0)
+    assert torch.equal(found["conv"], torch.eye(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("width", [7, 384, 900])
+def test_a_triangle_of_blocks_is_the_whole_moment(width: int) -> None:
+    values = torch.randn(500, width)
+    torch.testing.assert_close(second_moment(values), moments(values, values), rtol=1e-5, atol=1e-5)
+
+
+def test_appraisal_predicts_what_a_linear_network_loses() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(6, 8, 3), nn.Conv2d(8, 4, 1)).eval()
+    images = torch.randn(200, 6, 9, 9)
+    seen = capture(model, images[:1])
+    forms: list[cs.Form] = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
+    forms += [cs.SpatialSeparable(rank=4), cs.Tucker(rank=4), cs.Blueprint(rank=2)]
+    base = plan_captured(seen, forms, cs.everything(), allow_growth=True)
+    options = candidates(base, kernels_of(seen), forms, allow_growth=True)
+    data = read(images, seen.example)
+    measures = by_data(model, options, data, seed=0, progress=False)
+    assert all(set(errors) == {("0", form.label) for form in forms} for errors in measures.values())
+    for errors in measures.values():
+        falling = [errors["0", form.label] for form in forms[:3]]
+        assert falling == sorted(falling, reverse=True)
+    for form in forms:
+        result = cs.convert(model, images[:1], forms=[form], allow_growth=True, policy=cs.everything(),
+                            calibration=images, progress=False)  # fmt: skip
+        with torch.no_grad():
+            wrong = (result.model(images) - model(images)).square().sum() / len(images)
+        assert measures["network"]["0", form.label] == pytest.approx(float(wrong), rel=0.35)
