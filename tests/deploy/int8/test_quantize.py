@@ -18,8 +18,7 @@ from convsurgeon.deploy.int8.equalise import equalise
 from convsurgeon.deploy.int8.quantize import convert_fp16, quantize_int8
 from convsurgeon.deploy.onnx.export import export_onnx
 from tests.deploy.small import net
-
-from ..networks import _cifar, cifar_calibration, needs_data, normalise, pretrained
+from tests.networks import _cifar, cifar_calibration, needs_data, normalise, pretrained
 
 IMAGE = (1, 3, 12, 12)
 
