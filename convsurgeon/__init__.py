@@ -33,11 +33,15 @@ from convsurgeon.budget.sweep import Sweep, sweep
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.fit.fidelity import Fidelity
 from convsurgeon.fit.reconstruct import Reconstruction
-from convsurgeon.forms.catalogue import Blueprint, BlueprintSubspace, DepthwiseSeparable
-from convsurgeon.forms.form import Energy, Form, Share
+from convsurgeon.forms.blueprint import Blueprint
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.keras import from_keras_kernels, to_keras_kernels
-from convsurgeon.forms.lowrank import SpatialSeparable, Tucker
+from convsurgeon.forms.ranks import Energy, Share
+from convsurgeon.forms.separable import DepthwiseSeparable
+from convsurgeon.forms.spatial import SpatialSeparable
+from convsurgeon.forms.subspace import BlueprintSubspace
+from convsurgeon.forms.tucker import Tucker
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.cost import Cost
 from convsurgeon.graph.example import Example

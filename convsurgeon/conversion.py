@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing
-from convsurgeon.budget.problem import BUDGET_FORMS, Judged, Latencies
+from convsurgeon.budget.problem import Judged, Latencies
 from convsurgeon.budget.trial import appraise, best_plan
 from convsurgeon.fit.calibration import Calibration, read
 from convsurgeon.fit.fidelity import Fidelity, fidelity, outputs
 from convsurgeon.fit.reconstruct import reconstruct
+from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.plan.candidates import CALIBRATED_FORMS, DEFAULT_FORMS, plan_captured
+from convsurgeon.plan.candidates import plan_captured
 from convsurgeon.plan.plan import Change, Plan, Skip
 from convsurgeon.plan.policy import Predicate
 from convsurgeon.plan.surgery import operate

@@ -13,16 +13,9 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.knapsack import Options, choose, least
 from convsurgeon.budget.rating import Measures
-from convsurgeon.forms.catalogue import Blueprint, DepthwiseSeparable
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.plan.plan import Change, Plan, Skip
-
-BUDGET_FORMS: tuple[Form, ...] = (
-    *(DepthwiseSeparable(rank=rank) for rank in range(1, 6)),
-    *(Blueprint(rank=rank) for rank in range(1, 6)),
-)
-"""Candidates under a budget, where none are named."""
 
 GAIN = 1.1
 """A layer changes for speed only where the table says that it gets this much faster."""

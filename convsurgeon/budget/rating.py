@@ -23,7 +23,7 @@ from convsurgeon.base import world
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.calibration import Calibration, images_in, leading
 from convsurgeon.fit.samples import patches, positions, positions_per_image
-from convsurgeon.fit.site import fittable, scheme_of
+from convsurgeon.forms.branched import fittable
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
@@ -90,14 +90,15 @@ class _Site:
 
     def errors(self, change: Change) -> tuple[float, float]:
         """Relative error of the conv's output, and squared error of the network's."""
-        if not fittable(change.form):
+        form = fittable(change.form)
+        if form is None:
             lost, groups = 1.0 if change.lost is None else change.lost, range(self.conv.groups)
             return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
         wrong = energy = network = 0.0
         eye = torch.eye(self.conv.out_channels, dtype=torch.float64)
+        scheme = form.scheme(change.site.geometry)
         for group, normal in enumerate(self.normals):
             kernel = self._kernel(group)
-            scheme = scheme_of(change.form, self.conv)
             factors = alternate(scheme, normal, scheme.start(normal, kernel.to(normal.cross.dtype)), _SWEEPS)
             error = kernel - scheme.kernel(factors).double()
             wrong += self._cost(group, error, eye)

@@ -22,9 +22,10 @@ from convsurgeon.base.errors import BudgetError, OutputError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
 from convsurgeon.budget.budget import Budget
-from convsurgeon.budget.problem import BUDGET_FORMS, Latencies, predicted
+from convsurgeon.budget.problem import Latencies, predicted
 from convsurgeon.budget.trial import Appraised, appraise, best_plan, trial
 from convsurgeon.fit.calibration import read
+from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
 from convsurgeon.plan.plan import Plan

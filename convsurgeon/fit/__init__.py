@@ -2,4 +2,5 @@
 
 `calibration` and `images` read the data, `sensitivity` says what an error costs the network, `lockstep` runs original
 and converted side by side, `in_order` goes from site to site with `samples`, `site` fits one, `reconstruct` judges by
-the whole network's output. `fidelity` compares two networks and is used by every room below."""
+the whole network's output. `fidelity` compares two networks and is used by every room below.
+"""

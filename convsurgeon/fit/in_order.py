@@ -22,9 +22,8 @@ from convsurgeon.fit import sensitivity
 from convsurgeon.fit.calibration import Calibration, images_in
 from convsurgeon.fit.lockstep import Runner, walk
 from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image, relative
-from convsurgeon.fit.site import Behind, Fitted, fit_site, fittable, site_error
-from convsurgeon.forms.form import Branched
-from convsurgeon.forms.modules import SummedBranches
+from convsurgeon.fit.site import Behind, Fitted, fit_site, site_error
+from convsurgeon.forms.branched import Branched, fittable
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
@@ -110,9 +109,8 @@ class Job:
         self.graph = seen.graph.graph
         self.original, self.converted = seen.model, converted
         self.root = seen.graph
-        self.changes = {
-            name: change for change in plan.changes.values() for name in change.site.names if fittable(change.form)
-        }
+        fits = [change for change in plan.changes.values() if fittable(change.form)]
+        self.changes = {name: change for change in fits for name in change.site.names}
         spill = _too_large(seen, share)
         self.runners = (
             Runner(seen.graph, self.graph, share, spill),
@@ -120,8 +118,7 @@ class Job:
         )
         self.calls = callers(self.graph, seen.graph)
         self.seed = seed
-        names = [change.name for change in plan.changes.values() if fittable(change.form)]
-        self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed)
+        self.metrics = sensitivity.metrics(seen.model, [change.name for change in fits], data.fitted, seed)
         self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
         self.earlier: dict[str, Rows] = {}
 
@@ -195,26 +192,25 @@ class Job:
         if len(change.site.calls) > 1:
             rows = rows.after(self.earlier.get(change.name))
             self.earlier[change.name] = rows
-        module = self.converted.get_submodule(change.name)
+        module, form = self.converted.get_submodule(change.name), fittable(change.form)
+        assert form is not None
         fitted_to, judged = (_problem(part, conv, around) for part in (rows.fitted, rows.judged))
         total = len(rows.fitted[0]) + len(rows.judged[0])
         metric = self.metrics[change.name]
         try:
-            fitted = fit_site(change.form, conv, *fitted_to, metric)
+            fitted = fit_site(form, conv, *fitted_to, metric)
         except FloatingPointError:
             warnings.warn(f"{change.name}: activations are not finite; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
         start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        before = _error(*judged, _dense(module, conv), start, metric)
+        before = _error(*judged, form.dense(module, change.site.geometry), start, metric)
         after = _error(*judged, fitted.dense, fitted.bias, metric)
         if kept := after < before:
-            self._assign(change, module, around, fitted)
+            self._assign(form, conv, module, around, fitted)
         return SiteFit(change.name, before, min(after, before), total, kept)
 
-    def _assign(self, change: Change, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
+    def _assign(self, form: Branched, conv: nn.Conv2d, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
         """Puts the fit into the converted model; a bias the conv cannot hold goes into the batch norm behind it."""
-        form, conv = change.form, self._conv(change)
-        assert isinstance(form, Branched)
         flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
         bias = None if conv.bias is None else fitted.bias.to(conv.bias.dtype)
         form.assign(module, fitted.kernels, bias, conv.weight.dtype)
@@ -241,40 +237,6 @@ def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric
     sums = site_error(samples, behind, dense, bias, metric)
     error, energy = world.added(*(torch.tensor(value).double() for value in sums))
     return relative(float(error), float(energy))
-
-
-def _dense(module: nn.Module, conv: nn.Conv2d) -> Tensor:
-    """The dense kernel that a site's branches compute, from their weights."""
-    assert isinstance(module, SummedBranches)
-    stages = dict(module.branches[0].named_children())
-    if "depthwise" not in stages:
-        return _chained(conv, [stage.weight.detach() for stage in stages.values() if isinstance(stage, nn.Conv2d)])
-    kernel = torch.zeros_like(conv.weight)
-    for branch in module.branches:
-        assert isinstance(branch, nn.Sequential)
-        kernels = {name.removesuffix(".weight"): kernel for name, kernel in branch.named_parameters()}
-        parts = {name: kernel.detach().flatten(1) for name, kernel in kernels.items() if kernel.dim() == 4}
-        windows, mixing = parts["depthwise"], parts["pointwise"]
-        if "subspace" in parts:
-            inner = parts["subspace"].unflatten(0, (conv.groups, -1))
-            mixing = (mixing.unflatten(0, (conv.groups, -1)) @ inner).flatten(0, 1)
-        if next(iter(parts)) == "depthwise":  # a window per input channel, the same for all outputs of its group
-            windows = windows.reshape(conv.groups, -1, windows.shape[-1])
-            windows = windows.repeat_interleave(conv.out_channels // conv.groups, 0)
-        else:
-            windows = windows[:, None]
-        kernel += (mixing[:, :, None] * windows).reshape(kernel.shape)
-    return kernel
-
-
-def _chained(conv: nn.Conv2d, kernels: Sequence[Tensor]) -> Tensor:
-    """The dense kernel of convs in a row, none of whose windows overlap on an axis."""
-    groups = [kernel.unflatten(0, (conv.groups, -1)) for kernel in kernels]
-    dense = groups[0]
-    for following in groups[1:]:
-        dense = torch.einsum("gmcij,gomkl->gocikjl", dense, following).flatten(5, 6).flatten(3, 4)
-    kernel: Tensor = dense.flatten(0, 1)
-    return kernel
 
 
 def _like(seen: Capture, converted: nn.Module) -> nn.Module:

@@ -12,7 +12,6 @@ earlier layer has made, is part of the target: the branch repairs it (the idea o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +19,9 @@ from torch import Tensor, nn
 
 from convsurgeon.base import world
 from convsurgeon.fit.samples import Samples, mean, moments, second_moment
-from convsurgeon.forms import fit_lowrank, leastsquares, svd
-from convsurgeon.forms.catalogue import FORMS, Blueprint, BlueprintSubspace, DepthwiseSeparable
-from convsurgeon.forms.form import Branched
+from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.forms.lowrank import SpatialSeparable, Tucker
+from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate, oas_ridge
 from convsurgeon.forms.systems import CG_STEPS
 
 SWEEPS = 4
@@ -64,23 +61,18 @@ class Fitted:
     bias: Tensor
 
 
-def fittable(form: object) -> bool:
-    """Whether a form can be fitted to data: those of this package that keep what a kernel holds."""
-    return isinstance(form, FORMS) and form.init == "factor"
-
-
-def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor) -> Fitted:
+def fit_site(form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor) -> Fitted:
     """Fits a site's kernels to samples of all processes, group by group.
 
     Args:
-        form: settled, and one that is `fittable`.
+        form: settled, and one that is fittable.
         conv: the dense conv; its kernel is where the fit is drawn to when there is little data.
         samples: patches of the converted network, outputs of the original.
         behind: what follows.
         metric: (O, O), what errors of the outputs cost the network (see `sensitivity`).
     """
-    assert isinstance(form, FORMS)
-    scheme = scheme_of(form, conv)
+    geometry = Geometry.of(conv)
+    scheme = form.scheme(geometry)
     size = conv.out_channels // conv.groups
     parts = []
     for group in range(conv.groups):
@@ -92,56 +84,13 @@ def fit_site(form: object, conv: nn.Conv2d, samples: Samples, behind: Behind, me
         parts.append(_Fit(scheme, kernel, rows, part, metric[own, own]).run())
     fitted, biases = zip(*parts, strict=True)
     dense = torch.cat([scheme.kernel(group) for group in fitted])
-    return Fitted(_kernels(form, conv, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
-
-
-def scheme_of(form: object, conv: nn.Conv2d) -> leastsquares.Scheme:
-    """How a form that is `fittable` is fitted."""
-    if isinstance(form, SpatialSeparable):
-        return fit_lowrank.Spatial(form._rank, conv.kernel_size[1])
-    if isinstance(form, Tucker):
-        return fit_lowrank.TuckerTwo(form._rank, form.inner(Geometry.of(conv)))
-    assert isinstance(form, DepthwiseSeparable | Blueprint)
-    if isinstance(form, DepthwiseSeparable):
-        return leastsquares.Separable(form._rank)
-    if isinstance(form, BlueprintSubspace):
-        return leastsquares.Subspace(form._rank, form.inner(Geometry.of(conv)))
-    return leastsquares.Blueprint(form._rank)
-
-
-def _kernels(form: Branched, conv: nn.Conv2d, groups: Sequence[leastsquares.Parts]) -> list[tuple[Tensor, ...]]:
-    """The kernels of every branch's stages from the factors of every group."""
-    geometry = Geometry.of(conv)
-    if isinstance(form, Tucker):
-        return [form.stacked(geometry, *(torch.cat(part) for part in zip(*groups, strict=True)))]
-    if isinstance(form, SpatialSeparable):
-        vertical, horizontal = (torch.cat(part) for part in zip(*groups, strict=True))
-        return [(vertical[..., None], horizontal[:, :, None, :])]
-    mixings, windows = (torch.cat(part, 1) for part in zip(*groups, strict=True))
-    return form.kernels(geometry, _piled(form, conv, mixings, windows))
-
-
-def _piled(form: object, conv: nn.Conv2d, mixings: Tensor, windows: Tensor) -> svd.Factors:
-    """Mixings (T, O, C/groups) and windows (T, C or O, K) as the factors that the form cuts its kernels from.
-
-    The two factors of a branch are given equal norms.
-    """
-    if isinstance(form, DepthwiseSeparable):  # a matrix per input channel; `left` by group, channel, output, branch
-        left = mixings.unflatten(1, (conv.groups, -1)).permute(1, 3, 2, 0).flatten(0, 1)
-        right = windows.unflatten(1, (conv.groups, -1)).permute(1, 2, 0, 3).flatten(0, 1)
-    else:
-        left, right = mixings.permute(1, 2, 0), windows.permute(1, 0, 2)
-    share = (left.norm(dim=(0, 1)) / right.norm(dim=(0, 2)).clamp(min=1e-30)).sqrt()
-    share = torch.where(share > 0, share, 1.0)
-    return svd.Factors(left / share, right * share[:, None])
+    return Fitted(form.kernels(geometry, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
 
 
 class _Fit:
     """The fit of one group."""
 
-    def __init__(
-        self, scheme: leastsquares.Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor
-    ) -> None:
+    def __init__(self, scheme: Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor) -> None:
         self.scheme, self.kernel, self.behind, self.metric = scheme, kernel, behind, metric
         self.center = mean(samples.patches) if behind.intercept else torch.zeros(samples.patches.shape[1]).double()
         self.patches = samples.patches - self.center.float()
@@ -149,35 +98,35 @@ class _Fit:
         self.scale = invertible(behind.scale)
         covariance = second_moment(self.patches)
         rows = world.added(torch.tensor(len(self.patches)))[0]
-        self.ridge = leastsquares.oas_ridge(covariance, int(rows))
+        self.ridge = oas_ridge(covariance, int(rows))
         covariance.diagonal().add_(self.ridge)
         channels, taps = kernel.shape[1:]
         self.dtype = torch.float64 if len(covariance) <= DOUBLE_UNKNOWNS else torch.float32
         self.covariance = covariance.to(self.dtype).reshape(channels, taps, channels, taps)
 
-    def run(self) -> tuple[leastsquares.Parts, Tensor]:
+    def run(self) -> tuple[Parts, Tensor]:
         """The factors, and the bias for patches that are not centred."""
         original = self.samples.targets * self.behind.scale + self.behind.shift + self.behind.shortcut[0]
         offset = self.behind.shift + self.behind.shortcut[1]
         normal, bias = self._normal((original - offset) / self.scale)
         large = normal.steps < CG_STEPS
         start = self.scheme.start(normal, normal.regress())
-        factors = leastsquares.alternate(self.scheme, normal, start, SWEEPS // 2 if large else SWEEPS)
+        factors = alternate(self.scheme, normal, start, SWEEPS // 2 if large else SWEEPS)
         for _ in range(0 if not self.behind.relu else ROUNDS // 2 if large else ROUNDS):
             dense = self.scheme.kernel(factors).flatten(1).float()
             predicted = (self.patches @ dense.T + bias.float()) * self.scale + offset
             target = torch.where(original > 0, original, predicted.clamp(max=0))
             normal, bias = self._normal((target - offset) / self.scale)
-            factors = leastsquares.alternate(self.scheme, normal, factors, 1)
+            factors = alternate(self.scheme, normal, factors, 1)
         factors = tuple(part.double() for part in factors)
         return factors, bias - self.scheme.kernel(factors).flatten(1) @ self.center
 
-    def _normal(self, target: Tensor) -> tuple[leastsquares.Normal, Tensor]:
+    def _normal(self, target: Tensor) -> tuple[Normal, Tensor]:
         """Normal equations for a target (S, O), drawn to the original kernel by the ridge; the target's mean."""
         bias = mean(target) if self.behind.intercept else torch.zeros(target.shape[1], dtype=torch.float64)
         cross = moments(target - bias.float(), self.patches).reshape(self.kernel.shape)
         drawn = (cross + self.ridge * self.kernel).to(self.dtype)
-        return leastsquares.Normal(self.covariance, drawn, self.metric.to(self.dtype)), bias
+        return Normal(self.covariance, drawn, self.metric.to(self.dtype)), bias
 
 
 def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> tuple[float, float]:

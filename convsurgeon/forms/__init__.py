@@ -3,4 +3,5 @@
 Below them stand what a conv is (`geometry`), the algebra that they share (`svd`, `systems`, `leastsquares`), how ranks
 are chosen (`ranks`), the modules that are built (`modules`), what the rest of the package asks of a form (`form`) and
 what forms of plain convs have in common (`branched`). `catalogue` lists the forms that ship, reads them from JSON and
-says which are tried by default; nothing else in the package knows one form from another."""
+says which are tried by default; nothing else in the package knows one form from another.
+"""

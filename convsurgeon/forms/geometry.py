@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,15 @@ class Geometry:
     def params(self) -> int:
         """Elements of the kernel and the bias."""
         return self.weights + (self.out_channels if self.bias else 0)
+
+    def over(self, channels: int, *, bias: bool) -> Geometry:
+        """The depthwise conv with the same window on other channels, each by itself."""
+        return dataclasses.replace(self, in_channels=channels, out_channels=channels, groups=channels, bias=bias)
+
+    def pointwise(self, inputs: int, outputs: int, *, bias: bool) -> Geometry:
+        """A 1x1 conv in as many groups as this one."""
+        one = (1, 1)
+        return Geometry(inputs, outputs, one, one, (0, 0), one, self.groups, "zeros", bias)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of the output for a spatial input `size`; for convolutions that are not transposed."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import FormError
-from convsurgeon.forms.catalogue import DepthwiseSeparable
 from convsurgeon.forms.modules import SummedBranches
+from convsurgeon.forms.separable import DepthwiseSeparable
 
 Array = NDArray[np.float32]
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from convsurgeon.forms.geometry import Geometry
@@ -61,3 +62,32 @@ def chain(
         if activation is not None:
             layers[f"{name}_activation"] = ACTIVATIONS[activation]()
     return nn.Sequential(layers)
+
+
+def composed(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
+    """The dense kernel (O, C/groups, kh, kw) that convs in a row compute, no two of whose windows share an axis.
+
+    Args:
+        stages: kernel (outputs, inputs per group, kh, kw) and groups of every conv, in order.
+        groups: of the whole, a divisor of each stage's.
+    """
+    (first, parts), *rest = stages
+    dense = first.unflatten(0, (groups, parts // groups, -1))  # group, part, output, input of the part, window
+    for kernel, number in rest:
+        own = kernel.unflatten(0, (groups, number // groups, -1))
+        if own.shape[1] == 1:  # it sees all parts
+            own = own[:, 0].unflatten(2, (dense.shape[1], -1))
+            dense = torch.einsum("gnamkl,gamcij->gnacikjl", own, dense).flatten(2, 3)[:, None]
+        else:
+            dense = _joined(dense)[:, 0].unflatten(1, (own.shape[1], -1))
+            dense = torch.einsum("gbnmkl,gbmcij->gbncikjl", own, dense).flatten(1, 2)[:, None]
+        dense = dense.flatten(4, 5).flatten(5, 6)
+    return _joined(dense).flatten(0, 2)
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """Parts (g, a, m, c, ...) of a grouped conv as one (g, 1, a*m, a*c, ...), zero where no part sees a channel."""
+    if parts.shape[1] == 1:
+        return parts
+    blocks = torch.diag_embed(parts.movedim(1, -1)).movedim((-2, -1), (1, 3))
+    return blocks.flatten(3, 4).flatten(1, 2)[:, None]

@@ -8,21 +8,14 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import FormError
-from convsurgeon.forms.catalogue import DepthwiseSeparable
-from convsurgeon.forms.form import Branched, Energy, Form, Spectra
+from convsurgeon.forms.branched import Known, branched
+from convsurgeon.forms.catalogue import DEFAULT_FORMS
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.site import Site
 from convsurgeon.plan.plan import Change, Plan, Skip
 from convsurgeon.plan.policy import Policy, Predicate, as_policy, check_names, default_policy
-
-DEFAULT_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=Energy(0.95)),)
-"""What `convert` does when it is not told: separable, keeping 95 % of every kernel's energy.
-
-On the CIFAR ResNet-20 that keeps the accuracy (91.6 -> 91.8 %) and 0.91 of the MACs; 90 % loses 8 points at 0.75."""
-
-CALIBRATED_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=3), DepthwiseSeparable(rank=2))
-"""And where there is calibration data: on the CIFAR ResNet-20 about 90 % at 0.45 of the MACs."""
 
 
 def plan(
@@ -91,7 +84,7 @@ class Kernel:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv = conv
-        self._spectra: Spectra = {}
+        self._known: Known = {}
 
     @cached_property
     def weight(self) -> Tensor:
@@ -105,15 +98,13 @@ class Kernel:
 
     def settle(self, form: Form, geometry: Geometry) -> Form:
         """The form with its rank settled."""
-        if isinstance(form, Branched):
-            return form.settle(geometry, self.weight, self._spectra)
-        return form.settle(geometry, self.weight)
+        own = branched(form)
+        return form.settle(geometry, self.weight) if own is None else own.settle(geometry, self.weight, self._known)
 
     def lost(self, form: Form, geometry: Geometry) -> float | None:
         """Share of the energy that a settled form drops."""
-        if isinstance(form, Branched):
-            return form.lost(geometry, self.weight, self._spectra)
-        return form.lost(geometry, self.weight)
+        own = branched(form)
+        return form.lost(geometry, self.weight) if own is None else own.lost(geometry, self.weight, self._known)
 
 
 def kernels_of(seen: Capture) -> dict[str, Kernel]:

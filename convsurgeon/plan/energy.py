@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from convsurgeon.forms.catalogue import Blueprint, DepthwiseSeparable
+from convsurgeon.forms.catalogue import INSPECTED
 from convsurgeon.plan.plan import Change, Skip
 
 Curves = Mapping[str, Mapping[str, tuple[float, ...]]]
@@ -23,7 +23,7 @@ def energy_curves(model: nn.Module, steps: Iterable[Change | Skip]) -> Curves:
         conv = convs.get(step.name)
         if not isinstance(conv, nn.Conv2d) or conv.weight.is_meta or step.site.obstacle:
             continue
-        for form in (DepthwiseSeparable(), Blueprint()):
+        for form in INSPECTED:
             if form.check(step.site.geometry) is None and bool(conv.weight.isfinite().all()):
                 energies = form.spectrum(step.site.geometry, conv.weight)
                 total = float(energies.sum()) or 1.0

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from convsurgeon.base.tables import Table
-from convsurgeon.forms.catalogue import Blueprint, DepthwiseSeparable
-from convsurgeon.forms.form import Branched
+from convsurgeon.forms.catalogue import INSPECTED
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.site import Site
 
@@ -28,25 +27,21 @@ def inspect(model: nn.Module, example: object) -> Table:
     """
     seen = capture(model, example)
     convs = dict(seen.model.named_modules(remove_duplicate=False))
-    kept = [(f"{form.word}_{rank}", "share") for form in _forms() for rank in RANKS]
+    kept = [(f"{form.word}_{rank}", "share") for form in INSPECTED for rank in RANKS]
     columns = (("layer", "text"), ("conv", "text"), ("params", "count"), ("macs", "count"), ("share", "share"), *kept)
     rows = [
         (site.name, str(site.geometry), site.params, site.macs, site.share, *_kept(site, convs.get(site.name)), note)
         for site in seen.sites
-        for note in [site.obstacle or DepthwiseSeparable().check(site.geometry) or ""]
+        for note in [site.obstacle or INSPECTED[0].check(site.geometry) or ""]
     ]
     title = f"Energy kept at rank {', '.join(map(str, RANKS))}, for an input of {seen.example}"
     return Table(title, (*columns, ("reason", "text")), tuple(rows))
 
 
-def _forms() -> tuple[Branched, ...]:
-    return DepthwiseSeparable(), Blueprint()
-
-
 def _kept(site: Site, conv: nn.Module | None) -> list[float | None]:
     """Share kept at each rank and form; None where the form does not apply or the weights have no values."""
     shares: list[float | None] = []
-    for form in _forms():
+    for form in INSPECTED:
         if not isinstance(conv, nn.Conv2d) or conv.weight.is_meta or form.check(site.geometry):
             shares.extend([None] * len(RANKS))
             continue

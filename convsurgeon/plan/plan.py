@@ -13,7 +13,7 @@ from typing import Any
 from convsurgeon.base.errors import FormError, PlanError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
-from convsurgeon.forms.catalogue import form_from_dict
+from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost
@@ -122,8 +122,12 @@ class Plan:
         return {"convsurgeon_plan": VERSION, "example": self.example, "cost": vars(self.cost), "layers": layers}
 
     @staticmethod
-    def from_dict(values: object) -> Plan:
+    def from_dict(values: object, forms: Kinds = ()) -> Plan:
         """Reads what `to_dict` wrote.
+
+        Args:
+            values: the plan as JSON.
+            forms: kinds of form that may be in it beside those that ship.
 
         Raises:
             PlanError: it is no plan, or one of another version, or damaged; names the place.
@@ -138,7 +142,7 @@ class Plan:
         layers = fields.get("layers")
         if not isinstance(layers, list):
             raise PlanError("plan: layers is not a list; make the plan again")
-        steps = tuple(_step_from_dict(layer, f"plan: layer {index}") for index, layer in enumerate(layers))
+        steps = tuple(_step_from_dict(layer, f"plan: layer {index}", forms) for index, layer in enumerate(layers))
         return Plan(steps, cost, str(fields.get("example", "")))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -151,14 +155,18 @@ class Plan:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     @staticmethod
-    def load(path: str | os.PathLike[str]) -> Plan:
+    def load(path: str | os.PathLike[str], forms: Kinds = ()) -> Plan:
         """Reads a saved plan.
+
+        Args:
+            path: of the file.
+            forms: kinds of form that may be in it beside those that ship.
 
         Raises:
             PlanError: the file is missing, no JSON, or no plan.
         """
         try:
-            return Plan.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return Plan.from_dict(json.loads(Path(path).read_text(encoding="utf-8")), forms)
         except OSError as error:
             raise PlanError(f"{path}: cannot be read ({error.strerror}); pass a file written by Plan.save") from error
         except (ValueError, RecursionError) as error:
@@ -214,7 +222,7 @@ def _step_to_dict(step: Change | Skip) -> dict[str, Any]:
     return values | {"form": step.form.to_dict(), "lost": step.lost, **after}
 
 
-def _step_from_dict(values: object, where: str) -> Change | Skip:
+def _step_from_dict(values: object, where: str, forms: Kinds) -> Change | Skip:
     try:
         layer = _mapping(values, where)
         site = Site(
@@ -230,7 +238,7 @@ def _step_from_dict(values: object, where: str) -> Change | Skip:
         )
         if "skip" in layer:
             return Skip(site, _text(layer["skip"]))
-        form = form_from_dict(_mapping(layer["form"], where))
+        form = form_from_dict(_mapping(layer["form"], where), forms)
         if reason := form.check(site.geometry):
             raise PlanError(f"{where}: {site.name}: {reason}")
         lost = None if layer["lost"] is None else float(layer["lost"])

@@ -21,7 +21,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import BUDGET_FORMS
+from convsurgeon.forms.catalogue import BUDGET_FORMS
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained
 

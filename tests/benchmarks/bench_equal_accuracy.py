@@ -26,9 +26,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import BUDGET_FORMS
 from convsurgeon.budget.trial import appraise, best_plan
 from convsurgeon.fit.calibration import read
+from convsurgeon.forms.catalogue import BUDGET_FORMS
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained

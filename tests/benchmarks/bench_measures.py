@@ -22,9 +22,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import BUDGET_FORMS, problem
+from convsurgeon.budget.problem import problem
 from convsurgeon.budget.trial import Appraised, appraise, trial
 from convsurgeon.fit.calibration import read
+from convsurgeon.forms.catalogue import BUDGET_FORMS
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained
 

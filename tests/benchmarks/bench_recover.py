@@ -30,7 +30,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import BUDGET_FORMS
+from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.recover.recipe import OPTIMIZERS
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES

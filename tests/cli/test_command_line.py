@@ -74,7 +74,7 @@ def test_an_interrupt_leaves_the_old_bundle(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convsurgeon.deploy.bundle.save_weights", interrupted)
+    monkeypatch.setattr("convsurgeon.deploy.bundle.bundle.save_weights", interrupted)
     capsys.readouterr()
     assert "interrupted" in _error(command, capsys)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -23,8 +23,8 @@ from convsurgeon import (
     Share,
     SpatialSeparable,
 )
+from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.catalogue import FORMS, form_from_dict
-from convsurgeon.forms.form import Branched
 from tests.layers import convs
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
+from convsurgeon.plan import surgery
 from tests import nets
 
 X = torch.randn(2, 3, 12, 12)
@@ -181,7 +182,7 @@ def test_a_bound_forward_never_runs_stale_weights() -> None:
 def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nets.Plain()
     made = cs.plan(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
-    original = cs.surgery.rebuild
+    original = surgery.rebuild
 
     def forgetful(model: nn.Module, plan: cs.Plan) -> nn.Module:
         converted = original(model, plan)
@@ -189,7 +190,7 @@ def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch)
             object.__setattr__(converted, "forward", lambda x: converted.body(converted.stem(x)).mean((2, 3)))
         return converted
 
-    monkeypatch.setattr(cs.surgery, "rebuild", forgetful)
+    monkeypatch.setattr(surgery, "rebuild", forgetful)
     converted, done = cs.operate(model, made, X)
     assert set(done.changes) == {"body"}
     assert type(converted.down) is nn.Conv2d

@@ -222,10 +222,10 @@ def test_processes_share_the_batches_of_one(processes: int, start: int, monkeypa
     rows = images_from(torch.arange(160.0).view(-1, 1, 1, 1).expand(-1, 3, 12, 12), LIKE)
     stream = Stream(rows, numbers, 16, seed=4)
     alone = [sorted(batch.example.args[0][:, 0, 0, 0].tolist()) for batch in stream.steps(0, 14)]
-    monkeypatch.setattr("convsurgeon.world.size", lambda: processes)
+    monkeypatch.setattr("convsurgeon.base.world.size", lambda: processes)
     shares: list[list[list[float]]] = []  # process, step, image
     for rank in range(processes):
-        monkeypatch.setattr("convsurgeon.world.rank", lambda rank=rank: rank)
+        monkeypatch.setattr("convsurgeon.base.world.rank", lambda rank=rank: rank)
         shares.append([batch.example.args[0][:, 0, 0, 0].tolist() for batch in stream.steps(start, 14)])
     assert [sorted(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone[start:]
     assert len({number for batch in alone[:9] for number in batch}) == 144

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.deploy.table.folder import Candidate
 from convsurgeon.deploy.timing.standalone import DENSE, Raw
-from convsurgeon.forms.catalogue import form_from_dict
-from convsurgeon.forms.form import Branched, Form
+from convsurgeon.forms.branched import Branched, branched
+from convsurgeon.forms.catalogue import Kinds, form_from_dict
+from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.plan.candidates import kernels_of, settled
 from convsurgeon.plan.policy import Predicate, as_policy, check_names, default_policy
@@ -50,13 +51,16 @@ def timeable(forms: Mapping[str, Form]) -> dict[str, Branched]:
     """
     found = {}
     for name, form in forms.items():
-        if not isinstance(form, Branched) or form.norm or form.activation:
+        own = branched(form)
+        if own is None or not own.plain:
             raise LatencyError(f"{name}: {form.label} cannot be timed; only forms of plain convs can")
-        found[name] = form
+        found[name] = own
     return found
 
 
-def uncovered(candidates: Sequence[Candidate], raw: Raw | None, passes: int, prune: bool = False) -> list[Candidate]:
+def uncovered(
+    candidates: Sequence[Candidate], raw: Raw | None, passes: int, prune: bool = False, forms: Kinds = ()
+) -> list[Candidate]:
     """What is left to build: candidates with a site whose form was not yet timed in every pass.
 
     A candidate that was begun keeps its network; of another only the sites that are missing are built. With `prune`
@@ -64,7 +68,7 @@ def uncovered(candidates: Sequence[Candidate], raw: Raw | None, passes: int, pru
     """
     barred = raw.get("barred", {}) if raw is not None else {}
     begun = raw["networks"] if raw is not None else {}
-    done = _timed(raw, passes) if raw is not None else set()
+    done = _timed(raw, passes, forms) if raw is not None else set()
     if raw is not None and prune:
         done |= {(str(site), str(label)) for site, label in raw.get("pruned", [])}
     left: dict[str, Candidate] = {}
@@ -78,13 +82,13 @@ def uncovered(candidates: Sequence[Candidate], raw: Raw | None, passes: int, pru
     return list(left.values())
 
 
-def _timed(raw: Raw, passes: int) -> set[tuple[str, str]]:
+def _timed(raw: Raw, passes: int, forms: Kinds) -> set[tuple[str, str]]:
     """Sites and forms that were timed in every pass."""
     counts: dict[str, int] = {}
     for sample in raw["samples"]:
         counts[sample["network"]] = counts.get(sample["network"], 0) + 1
     return {
-        (site, form_from_dict(values).label)
+        (site, form_from_dict(values, forms).label)
         for key, network in raw["networks"].items()
         if key != DENSE and counts.get(key, 0) >= passes
         for site, values in network["forms"].items()

@@ -25,7 +25,7 @@ from onnx import ModelProto, TensorProto, helper
 from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.table.graph import Chosen, Drawn, Shape, Skeleton, drawn
 from convsurgeon.deploy.timing import standalone as measuring
-from convsurgeon.forms.form import Branched
+from convsurgeon.forms.branched import Branched
 
 WEIGHTS = "weights.bin"
 FILES = ("dense.onnx", *(f"candidate-{number:02}.onnx" for number in range(100)))

@@ -15,7 +15,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convsurgeon.deploy.onnx import proto
-from convsurgeon.forms.form import Branched
+from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.site import Site
 

@@ -19,9 +19,10 @@ from convsurgeon.deploy.table.candidates import distinct, timeable, uncovered
 from convsurgeon.deploy.table.folder import Candidate, write_folder
 from convsurgeon.deploy.table.graph import Skeleton, obstacle, skeleton
 from convsurgeon.deploy.table.prune import cheapest, hopeless, without
-from convsurgeon.deploy.table.reduce import reduce
+from convsurgeon.deploy.table.reduce import familiar, reduce
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.deploy.timing.standalone import DENSE
+from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.plan.plan import Plan
 
@@ -75,18 +76,19 @@ def measured_wholes(
         for number, plan in enumerate(plans)
     ]
     changing = distinct(one for one in made if one.chosen)
+    kinds = kinds_of(form for one in changing for form in one.chosen.values())
     with tempfile.TemporaryDirectory() as folder:
-        raw = measured(seen, bare, changing, Path(folder) / measuring.RESULT, threads, passes, progress)
+        raw = measured(seen, bare, changing, Path(folder) / measuring.RESULT, threads, passes, progress, kinds=kinds)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
-    found = {DENSE: Whole(reduce(raw).total_ms, {})} | {one.key: _whole(raw, one) for one in changing}
+    found = {DENSE: Whole(reduce(raw, kinds).total_ms, {})} | {one.key: _whole(raw, one, kinds) for one in changing}
     return found[DENSE].total_ms, tuple(found[one.key if one.chosen else DENSE] for one in made)
 
 
-def _whole(raw: measuring.Raw, one: Candidate) -> Whole:
+def _whole(raw: measuring.Raw, one: Candidate, kinds: Kinds) -> Whole:
     """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
     alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
-    figures = reduce({**raw, "samples": alone})
+    figures = reduce({**raw, "samples": alone}, kinds)
     total_ms = figures.networks[one.label]
     shares = [sample["total_ms"] / sample["dense_ms"] for sample in alone if sample["network"] == one.key]
     spread = (max(shares) - min(shares)) / 2 * figures.total_ms / total_ms
@@ -102,6 +104,7 @@ def measured(
     passes: int,
     progress: bool,
     prune: bool = False,
+    kinds: Kinds = (),
 ) -> measuring.Raw:
     """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit.
 
@@ -113,7 +116,8 @@ def measured(
         threads: of the runtime.
         passes: sets of fresh sessions.
         progress: whether bars appear.
-        prune: leave out what can hardly pay, see `table_prune`; results say what that was.
+        prune: leave out what can hardly pay, see `prune`; results say what that was.
+        kinds: of forms, beside those that ship; what earlier calls timed of others stays in `target` alone.
 
     Raises:
         LatencyError: no passes or threads, or a network cannot be run.
@@ -128,8 +132,9 @@ def measured(
     if not prune:
         return timed(candidates)
     raw = timed(cheapest(candidates, sites))
-    out = hopeless(candidates, reduce(raw).rows, sites)
-    rest = uncovered(without(candidates, out), raw, passes)
+    known = familiar(raw, kinds)
+    out = hopeless(candidates, reduce(known, kinds).rows, sites)
+    rest = uncovered(without(candidates, out), known, passes, forms=kinds)
     raw = {**(timed(rest) if rest else raw), "pruned": [*raw.get("pruned", []), *map(list, out)]}
     measuring.write(target, raw)
     return raw

@@ -19,7 +19,7 @@ import numpy as np
 
 from convsurgeon.base.errors import FormError, LatencyError, described
 from convsurgeon.deploy.timing.standalone import DENSE, Raw
-from convsurgeon.forms.catalogue import form_from_dict
+from convsurgeon.forms.catalogue import Kinds, form_from_dict, is_known
 from convsurgeon.forms.form import Form
 
 _NUMBER = re.compile(r"node-(\d+)")
@@ -60,21 +60,34 @@ class _Seen:
     total_ms: float
 
 
-def reduce(raw: Raw) -> Figures:
-    """Reads the results of the measuring script.
+def reduce(raw: Raw, forms: Kinds = ()) -> Figures:
+    """Reads the results of the measuring script; `forms` are kinds of form beside those that ship.
 
     Raises:
         LatencyError: They are damaged, or there are none.
     """
     try:
-        return _reduced(raw)
+        return _reduced(raw, forms)
     except LatencyError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, FormError) as error:
         raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
 
 
-def _reduced(raw: Raw) -> Figures:
+def familiar(raw: Raw, forms: Kinds) -> Raw:
+    """The results without those of networks with forms of other kinds, which earlier calls may have left in a cache."""
+    try:
+        networks = {
+            key: network
+            for key, network in raw["networks"].items()
+            if all(is_known(values, forms) for values in network["forms"].values())
+        }
+        return {**raw, "networks": networks, "samples": [one for one in raw["samples"] if one["network"] in networks]}
+    except (KeyError, TypeError, AttributeError):
+        return raw  # damaged, as `reduce` will say
+
+
+def _reduced(raw: Raw, forms: Kinds) -> Figures:
     dense = [sample for sample in raw["samples"] if sample["network"] == DENSE]
     if not dense:
         raise LatencyError("measurements: none yet; run measure.py to its end first")
@@ -87,7 +100,7 @@ def _reduced(raw: Raw) -> Figures:
     done: set[tuple[str, str]] = set()
     for key, network in raw["networks"].items():
         for site, values in network["forms"].items() if key in found else ():
-            form = form_from_dict(values)
+            form = form_from_dict(values, forms)
             if (site, form.label) not in done:
                 done.add((site, form.label))
                 rows.append(_row(site, form, found[key]))

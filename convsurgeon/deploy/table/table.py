@@ -28,9 +28,9 @@ from convsurgeon.budget.confirmation import Stopwatch, Whole
 from convsurgeon.deploy.table.cache import cache_file, fingerprint
 from convsurgeon.deploy.table.candidates import fitting, uncovered
 from convsurgeon.deploy.table.measure import exported, measured, measured_wholes
-from convsurgeon.deploy.table.reduce import Row, reduce
+from convsurgeon.deploy.table.reduce import Row, familiar, reduce
 from convsurgeon.deploy.timing import standalone as measuring
-from convsurgeon.forms.catalogue import form_from_dict
+from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.plan.plan import Plan
@@ -97,15 +97,20 @@ class LatencyTable:
         """
         seen = capture(model, example)
         target = cache_file(cache, fingerprint(seen), threads)
-        raw = _stored(target)
-        wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune)
+        kinds = kinds_of(forms)
+        raw = _stored(target, kinds)
+        wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune, kinds)
         if wanted or raw is None:
-            raw = measured(seen, exported(seen, progress), wanted, target, threads, passes, progress, prune)
-        return _table(raw)
+            raw = measured(seen, exported(seen, progress), wanted, target, threads, passes, progress, prune, kinds)
+        return _table(familiar(raw, kinds), kinds)
 
     @staticmethod
-    def load(path: str | Path) -> LatencyTable:
+    def load(path: str | Path, forms: Kinds = ()) -> LatencyTable:
         """Reads what `save` wrote, or the `device.json` of a device.
+
+        Args:
+            path: of the file.
+            forms: kinds of form that may be in it beside those that ship.
 
         Raises:
             LatencyError: it is none of these, or damaged.
@@ -118,7 +123,8 @@ class LatencyTable:
         except (ValueError, RecursionError) as error:
             raise LatencyError(f"{place}: is damaged (no JSON); take another copy, or measure again") from error
         try:
-            return _table(values) if isinstance(values, dict) and "convsurgeon_device" in values else _parsed(values)
+            raw = isinstance(values, dict) and "convsurgeon_device" in values
+            return _table(values, forms) if raw else _parsed(values, forms)
         except LatencyError as error:
             raise LatencyError(f"{place}: {error}") from error
 
@@ -235,22 +241,23 @@ class LatencyTable:
         return {_MARK: 1, **head, "rows": [{**row, "flags": list(row["flags"])} for row in rows]}
 
 
-def _stored(target: Path) -> measuring.Raw | None:
-    """What was measured before."""
+def _stored(target: Path, forms: Kinds) -> measuring.Raw | None:
+    """What was measured before of forms that are known."""
     try:
         raw = measuring.read(target, "convsurgeon_device") if target.exists() else None
     except measuring.MeasureError as error:
         raise LatencyError(str(error)) from error
     if raw is not None:
         try:
-            reduce(raw)
+            raw = familiar(raw, forms)
+            reduce(raw, forms)
         except LatencyError as error:
             raise LatencyError(f"{target}: {error}; delete it to measure again") from error
     return raw
 
 
-def _table(raw: measuring.Raw) -> LatencyTable:
-    figures = reduce(raw)
+def _table(raw: measuring.Raw, forms: Kinds) -> LatencyTable:
+    figures = reduce(raw, forms)
     try:
         head = {name: raw[name] for name in ("model", "example", "threads", "machine")}
     except KeyError as error:
@@ -258,13 +265,13 @@ def _table(raw: measuring.Raw) -> LatencyTable:
     return LatencyTable(figures.rows, figures.total_ms, figures.networks, passes=figures.passes, **head)
 
 
-def _parsed(values: Any) -> LatencyTable:
+def _parsed(values: Any, forms: Kinds) -> LatencyTable:
     if not isinstance(values, dict) or values.get(_MARK) != 1:
         raise LatencyError("is no table of latencies; make one with LatencyTable.measure(...).save(path)")
     try:
         rows = []
         for row in values["rows"]:
-            form = None if row["form"] is None else form_from_dict(row["form"])
+            form = None if row["form"] is None else form_from_dict(row["form"], forms)
             ms, spread = _number(row["ms"]), _number(row["spread"])
             rows.append(Row(str(row["site"]), form, ms, spread, tuple(map(str, row["flags"]))))
         return LatencyTable(

@@ -22,7 +22,7 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.base.errors import CalibrationError, ExportError, LoadError, OutputError, ParityError
 from convsurgeon.base.files import BUNDLE
-from convsurgeon.cli import deploy as cli_deploy
+from convsurgeon.cli import bundles
 from convsurgeon.deploy.bundle import bundle as bundle_module
 from convsurgeon.deploy.bundle import variants
 from convsurgeon.deploy.bundle.bundle import Bundle
@@ -286,7 +286,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_what_cannot_work_is_refused_before_the_conversion(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("convsurgeon.cli.main.convert", failing)
+    monkeypatch.setattr("convsurgeon.cli.converting.convert", failing)
     command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
     assert cli.main([*command, *words]) == 1
     assert message in capsys.readouterr().err
@@ -305,7 +305,7 @@ def test_real_inputs_in_batches_of_the_example() -> None:
 
 def test_the_command_as_it_was_typed_shows_no_folders() -> None:
     typed = ["convert", "/home/me/net.py:make", "--select", "kernel_size(3) & ~stem()", "--out", "out"]
-    assert cli_deploy._typed(typed) == "convsurgeon convert net.py:make --select 'kernel_size(3) & ~stem()' --out out"
-    assert cli_deploy._class_names(None) == []
+    assert bundles._typed(typed) == "convsurgeon convert net.py:make --select 'kernel_size(3) & ~stem()' --out out"
+    assert bundles._class_names(None) == []
     with pytest.raises(LoadError, match="cannot be read"):
-        cli_deploy._class_names("/nowhere/names.txt")
+        bundles._class_names("/nowhere/names.txt")

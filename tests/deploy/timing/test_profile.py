@@ -59,6 +59,6 @@ def test_what_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(LatencyError, match=r"bad\.onnx: is not a"):
             function(tmp_path / "bad.onnx")
     path = conv_stack(tmp_path / "a.onnx", 1)
-    monkeypatch.setattr("convsurgeon.deploy.memory._CHILD", tmp_path / "nowhere.py")
+    monkeypatch.setattr("convsurgeon.deploy.timing.memory._CHILD", tmp_path / "nowhere.py")
     with pytest.raises(LatencyError, match=r"a\.onnx: cannot be run in a fresh process: .*nowhere\.py"):
         peak_memory(path)

@@ -1,9 +1,8 @@
-"""The part of the command line that writes and times ONNX files; onnx and onnxruntime load when it runs."""
+"""What commands write: the bundle, its options and what is printed of it; onnx and onnxruntime load when it runs."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,54 +11,32 @@ from typing import Any
 
 from convsurgeon.base.errors import LoadError
 from convsurgeon.base.files import BUNDLE, check_folder
+from convsurgeon.cli.options import group
+from convsurgeon.cli.timing import add_timing
 from convsurgeon.conversion import Result
-
-_LEVELS = ("all", "extended", "basic", "off")
 
 
 def add_export(command: argparse.ArgumentParser) -> None:
     """Options of `convert` that concern the bundle."""
-    command.add_argument(
+    options = group(command, "output")
+    options.add_argument(
         "--out", metavar="DIR", help="write the bundle: ONNX files, weights, plan, golden pair, report"
     )
-    command.add_argument("--force", action="store_true", help="replace an existing bundle")
-    command.add_argument("--opset", type=int, default=18, help="ONNX opset (default 18)")
-    command.add_argument(
+    options.add_argument("--force", action="store_true", help="replace an existing bundle")
+    options.add_argument("--opset", type=int, default=18, help="ONNX opset (default 18)")
+    options.add_argument(
         "--dynamic", choices=("batch", "size"), help="leave batch or image size open (mobile providers want neither)"
     )
-    command.add_argument("--int8", action="store_true", help="also static int8 of both networks; needs --calibrate")
-    command.add_argument(
+    options.add_argument("--int8", action="store_true", help="also static int8 of both networks; needs --calibrate")
+    options.add_argument(
         "--calibrator", choices=("percentile", "minmax"), default="percentile", help="how int8 ranges are found"
     )
-    command.add_argument(
+    options.add_argument(
         "--exclude-worst", type=int, default=0, metavar="N", help="leave the N layers in float that int8 hurts most"
     )
-    command.add_argument("--fp16", action="store_true", help="also half-precision files of both networks")
-    command.add_argument("--classes", metavar="NAMES.txt", help="names of the outputs, one a line, for the metadata")
+    options.add_argument("--fp16", action="store_true", help="also half-precision files of both networks")
+    options.add_argument("--classes", metavar="NAMES.txt", help="names of the outputs, one a line, for the metadata")
     add_timing(command, "interleaved timing rounds (default 100; 0 for none)")
-
-
-def add_bench(command: argparse.ArgumentParser) -> None:
-    """Arguments of `bench`."""
-    command.add_argument("files", nargs="+", metavar="FILE.onnx")
-    command.add_argument("--batch", type=int, default=1, help="for a symbolic first dimension (default 1)")
-    command.add_argument(
-        "--sizes", nargs="+", default=[], type=_size, metavar="NAME=N", help="for other symbolic dimensions (64 each)"
-    )
-    add_timing(command, "interleaved timing rounds in the first setting (default 100); the others take 50")
-
-
-def add_timing(command: argparse.ArgumentParser, words: str) -> None:
-    """Options of everything that times."""
-    command.add_argument("--pairs", type=int, default=100, help=words)
-    command.add_argument("--threads", nargs="+", type=int, default=[], help="of onnxruntime (default 1 and all cores)")
-    command.add_argument(
-        "--level",
-        nargs="+",
-        choices=_LEVELS,
-        default=["all", "extended"],
-        help="of onnxruntime's optimisations (default: all and extended)",
-    )
 
 
 def check_export(options: argparse.Namespace) -> None:
@@ -123,22 +100,6 @@ def print_bundle(bundle: Any, result: Result) -> None:
     print(f"Open {bundle.folder / 'report.html'} in a browser.")
 
 
-def run_bench(options: argparse.Namespace) -> None:
-    """The `bench` command."""
-    from convsurgeon.deploy.timing.bench import bench
-
-    found = bench(
-        *options.files,
-        pairs=options.pairs,
-        threads=options.threads,
-        levels=options.level,
-        batch=options.batch,
-        sizes=dict(options.sizes),
-        progress=not options.json,
-    )
-    print(json.dumps(found.to_dict(), indent=1) if options.json else found)
-
-
 def _class_names(path: str | None) -> list[str]:
     if path is None:
         return []
@@ -152,10 +113,3 @@ def _class_names(path: str | None) -> list[str]:
 def _typed(arguments: list[str]) -> str:
     """The command as it was typed, folders of this machine left out: the report may go to somebody else."""
     return shlex.join(["convsurgeon", *(Path(one).name if one.startswith(("/", "~")) else one for one in arguments)])
-
-
-def _size(text: str) -> tuple[str, int]:
-    name, _, value = text.partition("=")
-    if not name or not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=N")
-    return name, int(value)

@@ -1,0 +1,60 @@
+"""The `convert` command, and how a result is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from convsurgeon.cli.bundles import add_export, check_export, export_bundle, print_bundle
+from convsurgeon.cli.options import add_calibration, add_command, group
+from convsurgeon.cli.planning import add_planning
+from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example, stages
+from convsurgeon.cli.timing import latencies
+from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.plan.plan import Plan
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    command = add_command(commands, "convert", _convert, "rewrite, report, export to ONNX, check and time")
+    add_planning(command)
+    group(command, "what to change").add_argument(
+        "--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one"
+    )
+    add_calibration(command)
+    add_export(command)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    check_export(options)
+    model, example = model_and_example(options)
+    metric = metric_of(options)
+    with stages(options) as stage:
+        stage("converting")
+        planned = Plan.load(options.plan) if options.plan else None
+        data = calibration(options, example)
+        if planned is None:
+            chosen = choices(options)
+            result = convert(model, example, **chosen, **latencies(options, model, example, chosen), **data)
+        else:
+            result = carry_out(model, planned, example, **data)
+        if metric is not None:
+            stage("metric")
+            name, measured = metric
+            result = result.with_metric(name, measured(result.original), measured(result.model))
+        bundles = [export_bundle(options, result, data.get("calibration"), stage)] if options.out else []
+    print_result(options, result, bundles)
+
+
+def print_result(options: argparse.Namespace, result: Result, bundles: list[Any]) -> None:
+    """The report, and what was found about the bundle if one was written."""
+    if options.json:
+        values = {"report": result.report.to_dict()}
+        for bundle in bundles:
+            values["deployment"] = bundle.deployment.to_dict()
+        print(json.dumps(values, indent=1))
+        return
+    print(result.report)
+    for bundle in bundles:
+        print_bundle(bundle, result)

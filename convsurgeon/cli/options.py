@@ -1,0 +1,145 @@
+"""Options that commands share, in groups, and the values they are read into."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any
+
+from convsurgeon.base.errors import ConvSurgeonError
+from convsurgeon.budget.budget import Budget
+from convsurgeon.forms.catalogue import FORMS
+from convsurgeon.plan.policy import Policy, default_policy
+from convsurgeon.plan.policy_text import parse_policy
+
+WORDS = {form.word: form for form in FORMS}
+"""What a form is called on the command line."""
+
+GROUPS = ("model", "what to change", "budget", "calibration", "recovery", "output", "timing")
+"""Titles of the groups of options, in the order of the help."""
+
+
+def add_command(commands: Any, name: str, run: Any, words: str) -> argparse.ArgumentParser:
+    """A command with the options that all have."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=words, description=words[0].upper() + words[1:] + "."
+    )
+    command.set_defaults(run=run)
+    for title in GROUPS:  # in this order, whoever fills them first; empty ones are not shown
+        command.add_argument_group(title)
+    output = group(command, "output")
+    output.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    output.add_argument("--debug", action="store_true", help="show the traceback of an internal error")
+    return command
+
+
+def group(command: argparse.ArgumentParser, title: str) -> argparse._ArgumentGroup:
+    """A command's group of options with one of the titles in `GROUPS`."""
+    return next(made for made in command._action_groups if made.title == title)
+
+
+def add_model(command: argparse.ArgumentParser) -> None:
+    """The model, its weights and its inputs."""
+    options = group(command, "model")
+    command.add_argument(
+        "model", metavar="MODEL", help="package.module:factory, file.py:factory, torchvision:NAME, timm:NAME"
+    )
+    options.add_argument(
+        "--model-args", nargs="+", default=[], type=_assignment, metavar="NAME=VALUE", help="for the factory"
+    )
+    options.add_argument("--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors")
+    options.add_argument(
+        "--input",
+        nargs="+",
+        type=_shape,
+        required=True,
+        metavar="1x3x224x224",
+        help="shape of every input, batch first",
+    )
+
+
+def add_choices(command: argparse.ArgumentParser) -> None:
+    """Which convs change, into what, and what the whole may cost."""
+    options = group(command, "what to change")
+    options.add_argument(
+        "--form", nargs="+", default=[], choices=list(WORDS), help="candidates, the first that fits is taken"
+    )
+    options.add_argument("--rank", nargs="+", default=[], type=int, help="branches per layer")
+    options.add_argument(
+        "--energy", nargs="+", default=[], type=float, help="or the share of every kernel's energy to keep"
+    )
+    options.add_argument("--share", nargs="+", default=[], type=float, help="or of every layer's MACs")
+    options.add_argument("--width", type=float, default=0.25, help="inner width of the subspace form (default 0.25)")
+    options.add_argument(
+        "--select",
+        type=_policy,
+        default=default_policy(),
+        metavar="POLICY",
+        help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; everything but the stem if not given",
+    )
+    options.add_argument("--allow-growth", action="store_true", help="also where a layer gets more expensive")
+    group(command, "budget").add_argument(
+        "--budget",
+        type=_budget,
+        metavar="macs=0.5",
+        help="what the model may cost: macs=, params=, bytes=, latency= as shares or amounts (params=20M), "
+        "latency=faster, or lost= for the cheapest within an error; all of --form and --rank are candidates then",
+    )
+
+
+def add_calibration(command: argparse.ArgumentParser) -> None:
+    """Images to fit the weights to, and how they are read."""
+    group(command, "calibration").add_argument(
+        "--calibrate", metavar="IMAGES", help="folder of images, .npy or .npz: fit the weights to them"
+    )
+    add_reading(command)
+
+
+def add_reading(command: argparse.ArgumentParser) -> None:
+    """How images are read, and what else the model is measured by."""
+    options = group(command, "calibration")
+    options.add_argument("--mean", nargs="+", type=float, default=[], help="subtracted from every channel in [0, 1]")
+    options.add_argument("--std", nargs="+", type=float, default=[], help="divides every channel then")
+    options.add_argument("--images", type=int, default=1024, help="most images to calibrate on (default 1024)")
+    options.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
+    group(command, "output").add_argument(
+        "--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after"
+    )
+
+
+def add_file(command: argparse.ArgumentParser, metavar: str, words: str) -> None:
+    """Where a file goes."""
+    output = group(command, "output")
+    output.add_argument("--out", metavar=metavar, help=words)
+    output.add_argument("--force", action="store_true", help="replace an existing file")
+
+
+def _budget(text: str) -> Budget:
+    try:
+        return Budget.parse(text)
+    except ConvSurgeonError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(part) if part.isdecimal() and len(part) < 10 else 0 for part in text.lower().split("x"))
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no shape; write for example 1x3x224x224")
+    return sizes
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _policy(text: str) -> Policy:
+    try:
+        return parse_policy(text)
+    except ConvSurgeonError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

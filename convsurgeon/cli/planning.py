@@ -1,0 +1,90 @@
+"""Commands that only look and decide: `inspect`, `plan`, `sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from torch import nn
+
+from convsurgeon.base.errors import BudgetError, CalibrationError
+from convsurgeon.base.files import check_file
+from convsurgeon.budget.sweep import SHARES, check_drawable, sweep
+from convsurgeon.cli.options import add_calibration, add_choices, add_command, add_file, add_model, group
+from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example
+from convsurgeon.cli.timing import add_latencies, add_milliseconds, latencies, shown_milliseconds
+from convsurgeon.conversion import convert
+from convsurgeon.graph.example import Example
+from convsurgeon.plan.candidates import plan
+from convsurgeon.plan.inspection import inspect
+from convsurgeon.plan.plan import Plan
+
+
+def add(commands: Any) -> None:
+    """Adds the commands."""
+    shows = add_command(
+        commands, "inspect", _inspect, "every conv, what it costs, and the energy it keeps at rank 1, 2, 3"
+    )
+    add_model(shows)
+    plans = add_command(commands, "plan", _plan, "what would become of every conv, and what that would cost")
+    add_planning(plans)
+    add_file(plans, "PLAN.json", "save the plan")
+    sweeps = add_command(commands, "sweep", _sweep, "the trade-off between MACs and error, one budget after the other")
+    add_model(sweeps)
+    add_choices(sweeps)
+    add_calibration(sweeps)
+    add_milliseconds(sweeps)
+    group(sweeps, "budget").add_argument(
+        "--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs"
+    )
+    add_file(sweeps, "PLOT.svg", "draw the curve: .svg, .png or .pdf (needs matplotlib)")
+
+
+def add_planning(command: argparse.ArgumentParser) -> None:
+    """Options of everything that makes a plan."""
+    add_model(command)
+    add_choices(command)
+    add_latencies(command)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    table = inspect(*model_and_example(options))
+    print(json.dumps(table.records(), indent=1) if options.json else table.text())
+
+
+def _plan(options: argparse.Namespace) -> None:
+    chosen = choices(options)
+    make = plan if "budget" not in chosen else _plan_within
+    model, example = model_and_example(options)
+    made = make(model, example, **chosen, **latencies(options, model, example, chosen))
+    if options.out:
+        made.save(options.out, overwrite=options.force)
+    print(json.dumps(made.to_dict(), indent=1) if options.json else made)
+
+
+def _plan_within(model: nn.Module, example: Example, **chosen: Any) -> Plan:
+    return convert(model, example, **chosen).plan
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    if options.budget or not all(0 < share <= 1 for share in options.shares):
+        raise BudgetError(
+            "sweep: the budgets are --shares of the MACs, each above 0 and up to 1; --budget is for convert"
+        )
+    if not options.calibrate:
+        raise CalibrationError("sweep: --calibrate is needed: without images no plan can be judged")
+    if options.out:
+        check_drawable(options.out)
+        check_file(options.out, options.force)
+    model, example = model_and_example(options)
+    metric = metric_of(options)
+    chosen = choices(options)
+    times = shown_milliseconds(options, model, example, chosen)
+    data = calibration(options, example)
+    found = sweep(
+        model, example, shares=options.shares, metric=None if metric is None else metric[1], **chosen, **times, **data
+    )
+    print(json.dumps(found.table.records(), indent=1) if options.json else found)
+    if options.out:
+        found.draw(options.out, overwrite=options.force)

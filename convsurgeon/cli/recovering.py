@@ -1,0 +1,148 @@
+"""The `recover` command."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsurgeon.base import world
+from convsurgeon.base.errors import LoadError
+from convsurgeon.cli.bundles import add_export, check_export, export_bundle
+from convsurgeon.cli.converting import print_result
+from convsurgeon.cli.options import add_command, add_reading, group
+from convsurgeon.cli.planning import add_planning
+from convsurgeon.cli.reading import choices, metric_of, model_and_example, stages
+from convsurgeon.cli.timing import latencies
+from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.fit.images import load_images
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.load import load_weights
+from convsurgeon.plan.plan import Plan
+from convsurgeon.recover.augment import Augment
+from convsurgeon.recover.checkpoint import check_run
+from convsurgeon.recover.recipe import OPTIMIZERS
+from convsurgeon.recover.recover import recover
+
+_EVERY = 1 << 31
+
+
+def add(commands: Any) -> None:
+    """Adds the command."""
+    command = add_command(commands, "recover", _recover, "train a converted model to answer as its original, no labels")
+    add_planning(command)
+    add_reading(command)
+    _add_recovery(command)
+    add_export(command)
+
+
+def _recover(options: argparse.Namespace) -> None:
+    _check(options)
+    check_export(options)
+    metric = metric_of(options)
+    with world.joined():
+        model, example = model_and_example(options)
+        chosen = choices(options)
+        late = partial(latencies, options, model, example, chosen)
+        converted, result, images = _run(options, model, example, chosen, late)
+        if world.rank():
+            return
+    with stages(options) as stage:
+        if metric is not None:
+            stage("metric")
+            name, measured = metric
+            original, before, after = map(measured, (result.original, converted.model, result.model))
+            result = result.with_metric(f"{name}, as converted", original, before).with_metric(name, original, after)
+        bundles = [export_bundle(options, result, images, stage)] if options.out else []
+    print_result(options, result, bundles)
+
+
+def _add_recovery(command: argparse.ArgumentParser) -> None:
+    """Options of `recover`, beside those of the model, the conversion and the bundle."""
+    options = group(command, "recovery")
+    options.add_argument(
+        "--from", dest="bundle", metavar="DIR", help="a bundle that convert wrote; without it the model is converted"
+    )
+    options.add_argument(
+        "--data",
+        dest="calibrate",
+        required=True,
+        metavar="IMAGES",
+        help="folder of images, .npy or .npz: what is learned from",
+    )
+    options.add_argument("--epochs", type=float, default=20, help="passes over the images (default 20)")
+    options.add_argument("--batch-size", type=int, default=64, help="of all processes together (default 64)")
+    options.add_argument("--lr", type=float, help="highest learning rate (default: the best of short trials)")
+    options.add_argument("--optimizer", choices=list(OPTIMIZERS), default="soap", help="that moves them (default soap)")
+    options.add_argument("--flip", action="store_true", help="mirror images at random")
+    options.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="shift them by up to so much")
+    options.add_argument("--features", type=float, default=0.0, help="weight of the rewritten layers' own outputs")
+    options.add_argument("--parameters", choices=("all", "rewritten"), default="all", help="that may move")
+    options.add_argument(
+        "--norms", choices=("frozen", "updated"), default="frozen", help="batch-norm statistics (default frozen)"
+    )
+    options.add_argument("--ema", type=float, metavar="DECAY", help="also judge a moving average of the weights")
+    options.add_argument("--patience", type=int, help="end after so many epochs without a better one")
+    options.add_argument("--amp", action="store_true", help="train in bfloat16 where autocast allows")
+    options.add_argument(
+        "--run", dest="folder", metavar="DIR", help="for checkpoints, log and plot; Ctrl-C saves there"
+    )
+    options.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
+    options.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (100)")
+
+
+def _run(
+    options: argparse.Namespace, model: nn.Module, example: Example, chosen: dict[str, Any], late: Any
+) -> tuple[Result, Result, Tensor]:
+    """Converts or takes up a bundle, then trains; gives the conversion, what came of it, and the images.
+
+    Args:
+        options: parsed.
+        model: the original, with its weights.
+        example: its inputs.
+        chosen: forms, policy and budget.
+        late: gives the latencies that a budget needs, once they are needed.
+    """
+    images = _images(options, example)
+    quiet = {"seed": options.seed, "progress": not options.json}
+    if options.bundle:
+        converted = _taken_up(Path(options.bundle), model, example)
+    else:
+        converted = convert(model, example, **chosen, **late(), calibration=images, images=options.images, **quiet)
+    names = (
+        *("epochs", "batch_size", "lr", "optimizer", "features", "parameters", "norms"),
+        *("ema", "patience", "amp", "save_every"),
+    )
+    settings = {name: getattr(options, name) for name in names}
+    settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
+    return converted, recover(converted, images, run=options.folder, resume=options.resume, **settings, **quiet), images
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuses what cannot work before any work is done.
+
+    Raises:
+        LoadError: the bundle has no plan or no weights.
+        OutputError: the folder of the run holds one already.
+        RecoveryError: `--resume` without a folder.
+    """
+    check_run(options.folder, options.resume)
+    for name in ("plan.json", "weights.safetensors") if options.bundle else ():
+        if not (Path(options.bundle) / name).is_file():
+            raise LoadError(f"{options.bundle}: holds no {name}; pass a folder that convert --out wrote")
+
+
+def _images(options: argparse.Namespace, example: Example) -> Tensor:
+    """All images, in an order of their own: a folder's first thousand may be all of one class."""
+    images = load_images(options.calibrate, tuple(example.tensors()[0].shape), options.mean, options.std, _EVERY)
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))]
+
+
+def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
+    result = carry_out(model, Plan.load(bundle / "plan.json"), example)
+    load_weights(result.model, bundle / "weights.safetensors")
+    return result

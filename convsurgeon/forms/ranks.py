@@ -1,0 +1,83 @@
+"""Rules for a rank: how much of a kernel's energy to keep, or how much of a layer's MACs to leave it."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convsurgeon.base.errors import FormError
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Rank rule: the smallest rank that keeps this share of a kernel's energy (its squared norm).
+
+    Args:
+        share: 0 < share <= 1.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise FormError(f"Energy: the share must lie in (0, 1], got {self.share}; pass for example Energy(0.9)")
+
+    def rank(self, energies: Tensor) -> int:
+        """The rank for a spectrum (largest first), at least 1."""
+        reached = energies.cumsum(0) >= self.share * energies.sum() * (1 - 1e-12)
+        return int(reached.to(torch.int8).argmax()) + 1
+
+    def __str__(self) -> str:
+        return f"energy {self.share:g}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rank rule: the largest rank that leaves a layer this share of its MACs, at least 1.
+
+    From 16 on ranks are multiples of 8: onnxruntime's blocked layout wants such channel counts inside a layer too.
+
+    Args:
+        share: 0 < share <= 1.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise FormError(f"Share: the share must lie in (0, 1], got {self.share}; pass for example Share(0.5)")
+
+    def rank(self, full: int, macs: Callable[[int], int], dense: int) -> int:
+        """The rank up to `full`, given the MACs of a rank and those of the dense layer."""
+        ranks = range(1, full + 1)
+        fitting = bisect.bisect_right(ranks, self.share * dense, key=macs)
+        return max(1, fitting if fitting < 16 else fitting // 8 * 8)
+
+    def __str__(self) -> str:
+        return f"share {self.share:g}"
+
+
+Rule = Energy | Share
+
+
+def rule_to_dict(rule: Rule) -> dict[str, float]:
+    """A rule as JSON."""
+    return {type(rule).__name__.lower(): rule.share}
+
+
+def rule_from_dict(values: Mapping[str, Any]) -> Rule:
+    """Reads what `rule_to_dict` wrote.
+
+    Raises:
+        FormError: it is none.
+    """
+    for rule in (Energy, Share):
+        share = values.get(rule.__name__.lower())
+        if isinstance(share, int | float) and len(values) == 1:
+            return rule(share)
+    raise FormError(f'a rank rule reads {{"energy": 0.9}} or {{"share": 0.5}}, got {values}')
