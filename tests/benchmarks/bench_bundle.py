@@ -29,6 +29,8 @@ import torch
 from tabulate import tabulate
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 import convsurgeon as cs
 from convsurgeon.deploy.bundle.bundle import Bundle
 from tests import networks

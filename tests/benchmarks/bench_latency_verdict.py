@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from convsurgeon.deploy.timing.latency import compare_latency
 from tests.deploy.small import conv_stack
 

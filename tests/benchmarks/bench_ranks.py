@@ -5,6 +5,7 @@ python tests/benchmarks/bench_ranks.py [resnet20 resnet56 dncnn vdsr]
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -38,4 +39,6 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(CASES))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("networks", nargs="*", default=list(CASES), choices=list(CASES))
+    main(parser.parse_args().networks)

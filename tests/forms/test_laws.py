@@ -1,0 +1,222 @@
+"""The laws of the forms, each for every form that ships and for one that the package does not know."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convsurgeon import BlueprintSubspace, Energy, Geometry, Share, SpatialSeparable, Tucker
+from convsurgeon.forms import blueprint, leastsquares
+from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.catalogue import FORMS, form_from_dict
+from convsurgeon.forms.leastsquares import Normal, Scheme, alternate
+from tests.forms.own import Reduced
+from tests.forms.problems import problem
+from tests.layers import convs
+
+KINDS = (*FORMS, Reduced)
+
+
+def _built(form: Branched, conv: nn.Conv2d) -> nn.Module:
+    geometry = Geometry.of(conv)
+    module = form.build(geometry, conv.weight.device, conv.weight.dtype)
+    form.fill(module, geometry, conv.weight, conv.bias)
+    return module
+
+
+def _full(kind: type[Branched], geometry: Geometry) -> Branched:
+    extra: dict[str, Any] = {"width": 1.0} if _has(kind, "width") else {}
+    return kind(rank=kind().full_rank(geometry), **extra)
+
+
+def _has(kind: type[Branched], name: str) -> bool:
+    return name in {item.name for item in dataclasses.fields(kind)}
+
+
+def _plain(conv: nn.Conv2d) -> nn.Conv2d:
+    """A conv of the same channels and window, without stride, padding and bias."""
+    return nn.Conv2d(
+        conv.in_channels, conv.out_channels, conv.kernel_size, groups=conv.groups, bias=False, dtype=torch.float64
+    )
+
+
+def _impulses(module: nn.Module, geometry: Geometry) -> Tensor:
+    """The dense kernel that a module without bias computes, read off its response to impulses."""
+    plain = dataclasses.replace(
+        geometry, stride=(1, 1), dilation=(1, 1), padding=(0, 0), padding_mode="zeros", bias=False
+    )
+    kh, kw = plain.kernel_size
+    eye = torch.zeros(geometry.in_channels, geometry.in_channels, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64)
+    eye[range(geometry.in_channels), range(geometry.in_channels), kh - 1, kw - 1] = 1
+    response = module(eye).flip(2, 3).transpose(0, 1)
+    size = geometry.in_per_group
+    blocks = response.unflatten(0, (geometry.groups, -1)).unflatten(2, (geometry.groups, size))
+    return torch.cat([blocks[g, :, g] for g in range(geometry.groups)])
+
+
+@settings(max_examples=600)
+@given(convs(), st.sampled_from(KINDS))
+def test_law_1_full_rank_reproduces_the_layer(case: tuple[nn.Conv2d, Tensor], kind: type[Branched]) -> None:
+    conv, x = case
+    form = _full(kind, Geometry.of(conv))
+    assume(form.check(Geometry.of(conv)) is None)
+    with torch.no_grad():
+        expected = conv(x)
+        difference = (_built(form, conv)(x) - expected).abs().max()
+    assert difference <= 1e-10 * max(1.0, float(expected.abs().max()))
+
+
+@settings(max_examples=150)
+@given(convs(), st.sampled_from(KINDS), st.data())
+def test_law_2_lost_is_the_share_of_the_kernel_that_is_gone(
+    case: tuple[nn.Conv2d, Tensor], kind: type[Branched], data: st.DataObject
+) -> None:
+    conv, _ = case
+    plain = _plain(conv)
+    geometry = Geometry.of(plain)
+    full = _full(kind, geometry)
+    rank = data.draw(st.integers(1, full._rank))
+    form = dataclasses.replace(full, rank=rank)
+    if _has(kind, "width"):
+        form = dataclasses.replace(form, width=data.draw(st.sampled_from((0.2, 0.5, 1.0))))
+    with torch.no_grad():
+        gone = (_impulses(_built(form, plain), geometry) - plain.weight).square().sum() / plain.weight.square().sum()
+    lost = form.lost(geometry, plain.weight)
+    assert lost == pytest.approx(float(gone), abs=1e-9)
+    if rank > 1:
+        assert lost <= dataclasses.replace(form, rank=rank - 1).lost(geometry, plain.weight) + 1e-12
+
+
+@settings(max_examples=200)
+@given(convs(), st.sampled_from(KINDS), st.data())
+def test_law_5_predicted_costs_are_the_counted_ones(
+    case: tuple[nn.Conv2d, Tensor], kind: type[Branched], data: st.DataObject
+) -> None:
+    conv, x = case
+    geometry = Geometry.of(conv)
+    norm = data.draw(st.sampled_from((None, "batch")))
+    rank = data.draw(st.integers(1, _full(kind, geometry)._rank))
+    form = kind(rank=rank, init="random", norm=norm)
+    module = form.build(geometry, conv.weight.device, conv.weight.dtype).eval()
+    assert form.params(geometry) == sum(parameter.numel() for parameter in module.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        out = module(x)
+    assert 2 * x.shape[0] * form.macs(geometry, x.shape[2:]) == counter.get_total_flops()
+    assert geometry.output_size(x.shape[2:]) == out.shape[2:] == conv(x).shape[2:]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bias_sits_once_on_the_last_conv(kind: type[Branched]) -> None:
+    conv = nn.Conv2d(8, 12, 3)
+    form = kind(rank=2)
+    convs_ = [module for module in _built(form, conv).modules() if isinstance(module, nn.Conv2d)]
+    stages = len(convs_) // form.branches
+    others = [False] * (len(convs_) - stages)
+    assert [module.bias is not None for module in convs_] == [False] * (stages - 1) + [True] + others
+    assert torch.equal(convs_[stages - 1].bias, conv.bias)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_share_is_kept_and_used(kind: type[Branched], share: float) -> None:
+    conv = nn.Conv2d(32, 48, 3, padding=1, stride=2)
+    geometry = Geometry.of(conv)
+    form = kind(rank=Share(share)).settle(geometry, conv.weight)
+    macs = form.macs(geometry, (64, 64)) / geometry.macs((64, 64))
+    more = dataclasses.replace(form, rank=form._rank + 8).macs(geometry, (64, 64)) / geometry.macs((64, 64))
+    assert macs <= share * 1.01 or form.rank == 1
+    assert more > share * 0.99
+    assert form._rank < 16 or form._rank % 8 == 0
+    assert form_from_dict(kind(rank=Share(share)).to_dict(), KINDS) == kind(rank=Share(share))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [3, Energy(0.75)])
+def test_forms_survive_json(kind: type[Branched], rank: int | Energy) -> None:
+    form = kind(rank=rank)
+    assert form_from_dict(form.to_dict(), KINDS) == form
+
+
+LAYER = Geometry.of(nn.Conv2d(5, 6, 3))
+FITS: dict[str, Branched] = {kind.word: kind(rank=2) for kind in KINDS} | {
+    "spatial": SpatialSeparable(rank=4),
+    "tucker": Tucker(rank=4, inputs=3),
+    "subspace": BlueprintSubspace(rank=2, width=0.6),
+}
+"""One of every kind, at a rank at which it cannot be exact."""
+
+
+@pytest.fixture(params=[False, True], ids=["direct", "iterated"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems factored, or all of them iterated on."""
+    if request.param:
+        monkeypatch.setattr(leastsquares, "DIRECT_UNKNOWNS", 0)
+        monkeypatch.setattr(blueprint, "DIRECT_MIXINGS", 0)
+
+
+def _costs(scheme: Scheme, normal: Normal, sweeps: int) -> list[float]:
+    """What the fit minimises, from the start on."""
+    factors = scheme.start(normal, normal.regress())
+    costs = [normal.cost(scheme.kernel(factors))]
+    for _ in range(sweeps):
+        factors = scheme.sweep(normal, factors)
+        costs.append(normal.cost(scheme.kernel(factors)))
+    return costs
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("word", FITS)
+def test_law_10_no_sweep_makes_a_fit_worse(word: str) -> None:
+    normal, _, y = problem()
+    constant = float((y @ normal.metric * y).sum() / len(y))
+    costs = [cost + constant for cost in _costs(FITS[word].scheme(LAYER), normal, 6)]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(costs))
+    assert costs[-1] < costs[0]
+
+
+@pytest.mark.parametrize("word", [word for word in FITS if word != "subspace"])
+def test_a_metric_lowers_the_error_that_it_measures(word: str) -> None:
+    normal, _, _ = problem()
+    blind = dataclasses.replace(normal, metric=torch.eye(6, dtype=torch.float64))
+    scheme, costs = FITS[word].scheme(LAYER), []
+    for one in (normal, blind):
+        factors = alternate(scheme, one, scheme.start(one, one.regress()), 8)
+        costs.append(normal.cost(scheme.kernel(factors)))
+    assert costs[0] < costs[1]
+
+
+@pytest.mark.parametrize("word", [word for word in FITS if word != "subspace"])
+def test_a_kernel_of_the_form_is_found_again(word: str) -> None:
+    normal, x, _ = problem()
+    scheme = FITS[word].scheme(LAYER)
+    truth = scheme.kernel(scheme.start(normal, torch.randn(6, 5, 9, dtype=torch.float64)))
+    exact = dataclasses.replace(normal, cross=(truth.flatten(1) @ normal.square).reshape(6, 5, 9))
+    found = scheme.kernel(alternate(scheme, exact, scheme.start(exact, exact.regress()), 3)).flatten(1)
+    torch.testing.assert_close(x @ found.T, x @ truth.flatten(1).T, rtol=1e-4, atol=1e-2)
+
+
+@settings(max_examples=150)
+@given(convs(), st.sampled_from(KINDS), st.data())
+def test_what_is_fitted_is_what_is_built(
+    case: tuple[nn.Conv2d, Tensor], kind: type[Branched], data: st.DataObject
+) -> None:
+    """Factors -> kernels -> modules -> dense kernel, group by group, is what the scheme says its factors compute."""
+    conv = _plain(case[0])
+    geometry = Geometry.of(conv)
+    assume(kind().check(geometry) is None)
+    form = kind(rank=data.draw(st.integers(1, _full(kind, geometry)._rank)))
+    with torch.no_grad():
+        module = _built(form, conv)
+        read = form.dense(module, geometry)
+        torch.testing.assert_close(_impulses(module, geometry), read)
+        if not _has(kind, "width"):  # which narrows the factors when kernels are made of them
+            parts = [form.scheme(geometry).kernel(own) for own in form.factored(geometry, conv.weight)]
+            torch.testing.assert_close(read, torch.cat(parts).reshape(conv.weight.shape))
