@@ -2,7 +2,7 @@
 
 Original and converted graph run in lockstep over the calibration batches, once. At a changed site the original's output
 is known and so is what the converted network will feed it; random positions of both make a least-squares problem (see
-`sitefit`) whose solution the converted network goes on with, so later sites repair what earlier ones lost.
+`site`) whose solution the converted network goes on with, so later sites repair what earlier ones lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The best weights that calibration data can give a converted model, judged by the whole network's output.
 
 Single-layer errors do not add up, so every step is kept only if it lowers the error of the network's output on images
-that nothing was fitted to: the fits of all sites (see `sequential`), then new batch-norm statistics.
+that nothing was fitted to: the fits of all sites (see `in_order`), then new batch-norm statistics.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How top-1 of a converted ResNet-20 grows with the number of calibration images: a table, and the plot of the docs.
 
-python tests/benchmarks/bench_images.py [--seeds 0 1] [--out convsurgeon/calibration.svg]     (matplotlib)
+python tests/benchmarks/bench_images.py [--seeds 0 1] [--out convsurgeon/fit/calibration.svg]     (matplotlib)
 
 Rank 2, every conv but the stem, 932 test images; a fifth of the images, at most 128, is held back for judging.
 """
@@ -30,7 +30,7 @@ FORMS = (cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=2))
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--out", default="convsurgeon/calibration.svg")
+    parser.add_argument("--out", default="convsurgeon/fit/calibration.svg")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", ".*images are few")
