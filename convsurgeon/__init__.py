@@ -3,8 +3,9 @@
     result = convsurgeon.convert(model, example)
     print(result.report)
 
-Importing this package imports torch and nothing heavier; onnx and onnxruntime load when a name that needs them, such as
-`export`, `bench` or `quantize_int8`, is first asked for.
+Importing this package loads nothing but its list of names; each loads its module when it is first asked for, so onnx and
+onnxruntime come with `export`, `bench`, `quantize_int8` and their like alone. A room never bears the name of one of
+them: `convsurgeon.plan` is the function, whatever was imported before.
 """
 
 from __future__ import annotations
@@ -12,64 +13,26 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from convsurgeon.base.errors import (
-    BudgetError,
-    CalibrationError,
-    CaptureError,
-    ConvSurgeonError,
-    ExportError,
-    FormError,
-    LatencyError,
-    LoadError,
-    OutputError,
-    ParityError,
-    PlanError,
-    PolicyError,
-    RecoveryError,
-)
-from convsurgeon.base.tables import Table
-from convsurgeon.budget.budget import Budget
-from convsurgeon.budget.sweep import Sweep, sweep
-from convsurgeon.conversion import Result, carry_out, convert
-from convsurgeon.fit.fidelity import Fidelity
-from convsurgeon.fit.reconstruct import Reconstruction
-from convsurgeon.forms.blueprint import Blueprint
-from convsurgeon.forms.form import Form
-from convsurgeon.forms.geometry import Geometry
-from convsurgeon.forms.keras import from_keras_kernels, to_keras_kernels
-from convsurgeon.forms.ranks import Energy, Share
-from convsurgeon.forms.separable import DepthwiseSeparable
-from convsurgeon.forms.spatial import SpatialSeparable
-from convsurgeon.forms.subspace import BlueprintSubspace
-from convsurgeon.forms.tucker import Tucker
-from convsurgeon.graph.capture import Capture, capture
-from convsurgeon.graph.cost import Cost
-from convsurgeon.graph.example import Example
-from convsurgeon.graph.site import Call, Site
-from convsurgeon.plan.candidates import plan
-from convsurgeon.plan.inspection import inspect
-from convsurgeon.plan.plan import Change, Plan, Skip
-from convsurgeon.plan.policy import (
-    Policy,
-    everything,
-    kernel_size,
-    min_channels,
-    min_macs,
-    min_params,
-    min_share,
-    named,
-    stem,
-    stride,
-)
-from convsurgeon.plan.policy_text import parse_policy
-from convsurgeon.plan.surgery import operate, rebuild
-from convsurgeon.recover.augment import Augment
-from convsurgeon.recover.recover import recover
-from convsurgeon.recover.refit import refit_average, refit_optimizer, stale_parameters
-from convsurgeon.report.recovery import Recovery
-from convsurgeon.report.report import Report
-
 if TYPE_CHECKING:
+    from convsurgeon.base.errors import (
+        BudgetError,
+        CalibrationError,
+        CaptureError,
+        ConvSurgeonError,
+        ExportError,
+        FormError,
+        LatencyError,
+        LoadError,
+        OutputError,
+        ParityError,
+        PlanError,
+        PolicyError,
+        RecoveryError,
+    )
+    from convsurgeon.base.tables import Table
+    from convsurgeon.budget.budget import Budget
+    from convsurgeon.budget.sweep import Sweep, sweep
+    from convsurgeon.conversion import Result, carry_out, convert
     from convsurgeon.deploy.bundle.bundle import export
     from convsurgeon.deploy.bundle.mobile import mobile_check
     from convsurgeon.deploy.int8.quantize import convert_fp16, quantize_int8
@@ -82,32 +45,164 @@ if TYPE_CHECKING:
     from convsurgeon.deploy.timing.latency import compare_latency
     from convsurgeon.deploy.timing.memory import peak_memory
     from convsurgeon.deploy.timing.profile import profile_nodes
+    from convsurgeon.fit.fidelity import Fidelity
+    from convsurgeon.fit.reconstruct import Reconstruction
+    from convsurgeon.forms.blueprint import Blueprint
+    from convsurgeon.forms.form import Form
+    from convsurgeon.forms.geometry import Geometry
+    from convsurgeon.forms.keras import from_keras_kernels, to_keras_kernels
+    from convsurgeon.forms.ranks import Energy, Share
+    from convsurgeon.forms.separable import DepthwiseSeparable
+    from convsurgeon.forms.spatial import SpatialSeparable
+    from convsurgeon.forms.subspace import BlueprintSubspace
+    from convsurgeon.forms.tucker import Tucker
+    from convsurgeon.graph.capture import Capture, capture
+    from convsurgeon.graph.cost import Cost
+    from convsurgeon.graph.example import Example
+    from convsurgeon.graph.site import Call, Site
+    from convsurgeon.planning.candidates import plan
+    from convsurgeon.planning.inspection import inspect
+    from convsurgeon.planning.plan import Change, Plan, Skip
+    from convsurgeon.planning.policy import (
+        Policy,
+        everything,
+        kernel_size,
+        min_channels,
+        min_macs,
+        min_params,
+        min_share,
+        named,
+        stem,
+        stride,
+    )
+    from convsurgeon.planning.policy_text import parse_policy
+    from convsurgeon.planning.surgery import operate, rebuild
+    from convsurgeon.recovery.augment import Augment
+    from convsurgeon.recovery.recover import recover
+    from convsurgeon.recovery.refit import refit_average, refit_optimizer, stale_parameters
+    from convsurgeon.report.recovery import Recovery
+    from convsurgeon.report.report import Report
 
-_LATE = {
-    "LatencyTable": "convsurgeon.deploy.table.table",
-    "bench": "convsurgeon.deploy.timing.bench",
-    "check_parity": "convsurgeon.deploy.onnx.parity",
-    "compare_latency": "convsurgeon.deploy.timing.latency",
-    "convert_fp16": "convsurgeon.deploy.int8.quantize",
-    "export": "convsurgeon.deploy.bundle.bundle",
-    "export_onnx": "convsurgeon.deploy.onnx.export",
-    "measure_whole": "convsurgeon.deploy.table.measure",
-    "mobile_check": "convsurgeon.deploy.bundle.mobile",
-    "peak_memory": "convsurgeon.deploy.timing.memory",
-    "profile_nodes": "convsurgeon.deploy.timing.profile",
-    "quantize_int8": "convsurgeon.deploy.int8.quantize",
-    "write_device_folder": "convsurgeon.deploy.table.device",
+__version__ = "0.1.0"
+
+_HOMES = {
+    "base.errors": (
+        "BudgetError",
+        "CalibrationError",
+        "CaptureError",
+        "ConvSurgeonError",
+        "ExportError",
+        "FormError",
+        "LatencyError",
+        "LoadError",
+        "OutputError",
+        "ParityError",
+        "PlanError",
+        "PolicyError",
+        "RecoveryError",
+    ),
+    "base.tables": ("Table",),
+    "forms.blueprint": ("Blueprint",),
+    "forms.form": ("Form",),
+    "forms.geometry": ("Geometry",),
+    "forms.keras": (
+        "from_keras_kernels",
+        "to_keras_kernels",
+    ),
+    "forms.ranks": (
+        "Energy",
+        "Share",
+    ),
+    "forms.separable": ("DepthwiseSeparable",),
+    "forms.spatial": ("SpatialSeparable",),
+    "forms.subspace": ("BlueprintSubspace",),
+    "forms.tucker": ("Tucker",),
+    "graph.capture": (
+        "Capture",
+        "capture",
+    ),
+    "graph.cost": ("Cost",),
+    "graph.example": ("Example",),
+    "graph.site": (
+        "Call",
+        "Site",
+    ),
+    "planning.candidates": ("plan",),
+    "planning.inspection": ("inspect",),
+    "planning.plan": (
+        "Change",
+        "Plan",
+        "Skip",
+    ),
+    "planning.policy": (
+        "Policy",
+        "everything",
+        "kernel_size",
+        "min_channels",
+        "min_macs",
+        "min_params",
+        "min_share",
+        "named",
+        "stem",
+        "stride",
+    ),
+    "planning.policy_text": ("parse_policy",),
+    "planning.surgery": (
+        "operate",
+        "rebuild",
+    ),
+    "fit.fidelity": ("Fidelity",),
+    "fit.reconstruct": ("Reconstruction",),
+    "budget.budget": ("Budget",),
+    "budget.sweep": (
+        "Sweep",
+        "sweep",
+    ),
+    "report.recovery": ("Recovery",),
+    "report.report": ("Report",),
+    "conversion": (
+        "Result",
+        "carry_out",
+        "convert",
+    ),
+    "recovery.augment": ("Augment",),
+    "recovery.recover": ("recover",),
+    "recovery.refit": (
+        "refit_average",
+        "refit_optimizer",
+        "stale_parameters",
+    ),
+    "deploy.bundle.bundle": ("export",),
+    "deploy.bundle.mobile": ("mobile_check",),
+    "deploy.int8.quantize": (
+        "convert_fp16",
+        "quantize_int8",
+    ),
+    "deploy.onnx.export": ("export_onnx",),
+    "deploy.onnx.parity": ("check_parity",),
+    "deploy.table.device": ("write_device_folder",),
+    "deploy.table.measure": ("measure_whole",),
+    "deploy.table.table": ("LatencyTable",),
+    "deploy.timing.bench": ("bench",),
+    "deploy.timing.latency": ("compare_latency",),
+    "deploy.timing.memory": ("peak_memory",),
+    "deploy.timing.profile": ("profile_nodes",),
 }
-"""Names whose modules import onnx or onnxruntime, and load on first use."""
+"""Module -> the public names that live in it."""
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATE:
-        return getattr(import_module(_LATE[name]), name)
-    raise AttributeError(f"module 'convsurgeon' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'convsurgeon' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"convsurgeon.{_HOME[name]}"), name)
+    return value
 
 
-__version__ = "0.1.0"
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
 
 __all__ = [
     "Augment",

@@ -20,10 +20,10 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.plan.candidates import plan_captured
-from convsurgeon.plan.plan import Change, Plan, Skip
-from convsurgeon.plan.policy import Predicate
-from convsurgeon.plan.surgery import operate
+from convsurgeon.planning.candidates import plan_captured
+from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report
 from convsurgeon.report.rows import learnable_rows
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "convsurgeon"
 ROOMS = (
-    *("base", "forms", "graph", "plan", "fit", "budget", "report", "conversion", "recover"),
+    *("base", "forms", "graph", "planning", "fit", "budget", "report", "conversion", "recovery"),
     *("deploy.onnx", "deploy.timing", "deploy.table", "deploy.int8", "deploy.bundle", "cli"),
 )
 """In the order of the data: each may import from those before it."""

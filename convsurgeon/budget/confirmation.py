@@ -17,7 +17,7 @@ from convsurgeon.budget.problem import Latencies, Problem, distinct, predicted
 from convsurgeon.budget.rating import Measures
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.plan import Plan
 
 TOLERANCE = 0.03
 """Difference of sum and whole, as a share, from which on a plan is revised, or more where the machine is noisier:

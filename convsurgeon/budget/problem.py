@@ -15,7 +15,7 @@ from convsurgeon.budget.knapsack import Options, choose, least
 from convsurgeon.budget.rating import Measures
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
-from convsurgeon.plan.plan import Change, Plan, Skip
+from convsurgeon.planning.plan import Change, Plan, Skip
 
 GAIN = 1.1
 """A layer changes for speed only where the table says that it gets this much faster."""

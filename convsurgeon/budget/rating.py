@@ -27,7 +27,7 @@ from convsurgeon.forms.branched import fittable
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.plan.plan import Change
+from convsurgeon.planning.plan import Change
 
 Measures = dict[str, dict[tuple[str, str], float]]
 """Measure -> (site, form's label) -> error."""

@@ -28,8 +28,8 @@ from convsurgeon.fit.calibration import read
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
-from convsurgeon.plan.plan import Plan
-from convsurgeon.plan.policy import Predicate
+from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.policy import Predicate
 
 SHARES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 

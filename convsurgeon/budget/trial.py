@@ -23,10 +23,10 @@ from convsurgeon.fit.calibration import Calibration, leading
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
-from convsurgeon.plan.candidates import candidates, kernels_of, plan_captured
-from convsurgeon.plan.plan import Change, Plan
-from convsurgeon.plan.policy import Predicate
-from convsurgeon.plan.surgery import operate
+from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.planning.plan import Change, Plan
+from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.surgery import operate
 
 TRIAL_IMAGES = 256
 """Images that a plan on trial is fitted to."""

@@ -12,7 +12,7 @@ from convsurgeon.cli.planning import add_planning
 from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example, stages
 from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.plan import Plan
 
 
 def add(commands: Any) -> None:

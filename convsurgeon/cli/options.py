@@ -9,8 +9,8 @@ from typing import Any
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.forms.catalogue import FORMS
-from convsurgeon.plan.policy import Policy, default_policy
-from convsurgeon.plan.policy_text import parse_policy
+from convsurgeon.planning.policy import Policy, default_policy
+from convsurgeon.planning.policy_text import parse_policy
 
 WORDS = {form.word: form for form in FORMS}
 """What a form is called on the command line."""

@@ -16,9 +16,9 @@ from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_e
 from convsurgeon.cli.timing import add_latencies, add_milliseconds, latencies, shown_milliseconds
 from convsurgeon.conversion import convert
 from convsurgeon.graph.example import Example
-from convsurgeon.plan.candidates import plan
-from convsurgeon.plan.inspection import inspect
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.candidates import plan
+from convsurgeon.planning.inspection import inspect
+from convsurgeon.planning.plan import Plan
 
 
 def add(commands: Any) -> None:

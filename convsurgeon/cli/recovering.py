@@ -22,11 +22,11 @@ from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.fit.images import load_images
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
-from convsurgeon.plan.plan import Plan
-from convsurgeon.recover.augment import Augment
-from convsurgeon.recover.checkpoint import check_run
-from convsurgeon.recover.recipe import OPTIMIZERS
-from convsurgeon.recover.recover import recover
+from convsurgeon.planning.plan import Plan
+from convsurgeon.recovery.augment import Augment
+from convsurgeon.recovery.checkpoint import check_run
+from convsurgeon.recovery.recipe import OPTIMIZERS
+from convsurgeon.recovery.recover import recover
 
 _EVERY = 1 << 31
 

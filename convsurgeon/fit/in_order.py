@@ -28,7 +28,7 @@ from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
 from convsurgeon.graph.trace import WHOLE, Whole
-from convsurgeon.plan.plan import Change, Plan
+from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10
 """Every tenth sample of a site is not fitted to but judges the fit."""

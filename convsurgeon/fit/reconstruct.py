@@ -22,7 +22,7 @@ from convsurgeon.fit.samples import relative
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.plan import Plan
 
 RENEWED = 256
 """Images that new batch-norm statistics are taken from."""

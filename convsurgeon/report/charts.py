@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convsurgeon.plan.energy import Curves
-from convsurgeon.plan.plan import Change, Skip
+from convsurgeon.planning.energy import Curves
+from convsurgeon.planning.plan import Change, Skip
 from convsurgeon.report.rows import Rows
 
 View = dict[str, Any]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from convsurgeon.base.tables import jsonable
-from convsurgeon.plan.plan import Change
+from convsurgeon.planning.plan import Change
 from convsurgeon.report.page import page
 from convsurgeon.report.rows import Rows
 

@@ -15,7 +15,7 @@ from convsurgeon.budget.problem import Judged
 from convsurgeon.fit.fidelity import Fidelity
 from convsurgeon.fit.reconstruct import Reconstruction
 from convsurgeon.graph.cost import Cost
-from convsurgeon.plan.plan import Change, Skip, layer_table
+from convsurgeon.planning.plan import Change, Skip, layer_table
 from convsurgeon.report.recovery import Recovery
 
 

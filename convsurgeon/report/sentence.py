@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from convsurgeon.plan.plan import Change
+from convsurgeon.planning.plan import Change
 from convsurgeon.report.rows import Rows
 
 _FAR_DB = 6.0

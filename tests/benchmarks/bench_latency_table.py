@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import convsurgeon as cs
 from convsurgeon.budget.problem import predicted, problem
 from convsurgeon.budget.trial import Appraised, appraise
-from convsurgeon.plan.candidates import plan_captured
+from convsurgeon.planning.candidates import plan_captured
 from tests import networks
 
 FORMS: list[cs.Form] = [

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
 from convsurgeon.base import world
-from convsurgeon.recover.recipe import OPTIMIZERS
+from convsurgeon.recovery.recipe import OPTIMIZERS
 from tests.networks import cifar_calibration, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]

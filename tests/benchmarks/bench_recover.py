@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.recover.recipe import OPTIMIZERS
+from convsurgeon.recovery.recipe import OPTIMIZERS
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
 from tests.benchmarks.bench_equal_accuracy import TIMED

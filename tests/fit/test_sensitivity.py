@@ -14,7 +14,7 @@ from convsurgeon.fit import sensitivity
 from convsurgeon.fit.calibration import Calibration, read
 from convsurgeon.fit.samples import moments, second_moment
 from convsurgeon.graph.capture import capture
-from convsurgeon.plan.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 
 
 class Linear(nn.Module):

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import convsurgeon as cs
-from convsurgeon.plan.energy import energy_curves
-from convsurgeon.plan.plan import Change, Skip
+from convsurgeon.planning.energy import energy_curves
+from convsurgeon.planning.plan import Change, Skip
 from convsurgeon.report import charts
 from convsurgeon.report.page import page
 from tests import nets

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 import convsurgeon as cs
 from convsurgeon.fit.fidelity import outputs, tensors_in
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.plan.candidates import plan_captured
+from convsurgeon.planning.candidates import plan_captured
 from tests.zoo.cases import Case, ready
 from tests.zoo.choose import dense
 

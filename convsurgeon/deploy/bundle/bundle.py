@@ -35,7 +35,7 @@ from convsurgeon.deploy.timing.session import Level
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
 from convsurgeon.fit.calibration import Calibration, read
 from convsurgeon.graph.example import Example
-from convsurgeon.plan.energy import energy_curves
+from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
 

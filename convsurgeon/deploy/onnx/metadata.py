@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.plan import Plan
 
 Shape = Sequence[int | str]
 Signature = Sequence[tuple[str, Shape]]

@@ -11,8 +11,8 @@ from convsurgeon.forms.branched import Branched, branched
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
-from convsurgeon.plan.candidates import kernels_of, settled
-from convsurgeon.plan.policy import Predicate, as_policy, check_names, default_policy
+from convsurgeon.planning.candidates import kernels_of, settled
+from convsurgeon.planning.policy import Predicate, as_policy, check_names, default_policy
 
 
 def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> list[Candidate]:

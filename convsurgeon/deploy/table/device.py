@@ -23,7 +23,7 @@ from convsurgeon.deploy.table.measure import write_candidates
 from convsurgeon.deploy.timing import standalone
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
-from convsurgeon.plan.policy import Predicate
+from convsurgeon.planning.policy import Predicate
 
 SCRIPT = "measure.py"
 DEVICE_FOLDER = frozenset((*FILES, WEIGHTS, standalone.MANIFEST, SCRIPT))

@@ -24,7 +24,7 @@ from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.deploy.timing.standalone import DENSE
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture, capture
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.plan import Plan
 
 _QUIET_S = 2.0
 

@@ -33,8 +33,8 @@ from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
-from convsurgeon.plan.plan import Plan
-from convsurgeon.plan.policy import Predicate
+from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.policy import Predicate
 
 _MARK = "convsurgeon_latencies"
 

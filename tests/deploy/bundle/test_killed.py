@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from convsurgeon.plan.plan import Plan
+from convsurgeon.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.forms import svd
 from convsurgeon.forms.catalogue import FORMS
-from convsurgeon.plan.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from tests import nets
 from tests.layers import convs
 

@@ -14,8 +14,8 @@ from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.site import Site
-from convsurgeon.plan.plan import Change, Plan, Skip
-from convsurgeon.plan.policy import Policy, Predicate, as_policy, check_names, default_policy
+from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.planning.policy import Policy, Predicate, as_policy, check_names, default_policy
 
 
 def plan(

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from convsurgeon.base import world
 from convsurgeon.graph.state import saved
-from convsurgeon.recover.objective import Judge
-from convsurgeon.recover.stream import Stream
-from convsurgeon.recover.training import Training
+from convsurgeon.recovery.objective import Judge
+from convsurgeon.recovery.stream import Stream
+from convsurgeon.recovery.training import Training
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """That are tried, for SOAP and Adam alike."""

@@ -23,7 +23,7 @@ from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
-from convsurgeon.plan.plan import Change, Plan
+from convsurgeon.planning.plan import Change, Plan
 
 
 def operate(model: nn.Module, plan: Plan, example: object) -> tuple[nn.Module, Plan]:

@@ -20,7 +20,7 @@ from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.fit.fidelity import floating
 from convsurgeon.graph.state import evaluating, undisturbed
-from convsurgeon.recover.stream import Batch
+from convsurgeon.recovery.stream import Batch
 from convsurgeon.report.recovery import Score
 
 Loss = Callable[[Any, Any], Tensor]

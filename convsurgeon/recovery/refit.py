@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from convsurgeon.base.errors import PlanError
 from convsurgeon.conversion import Result
-from convsurgeon.plan.surgery import rebuild
+from convsurgeon.planning.surgery import rebuild
 
 _Optimizer = TypeVar("_Optimizer", bound=Optimizer)
 _Model = TypeVar("_Model", bound=nn.Module)

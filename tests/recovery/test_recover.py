@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import convsurgeon as cs
 from convsurgeon.cli.main import main
-from convsurgeon.recover.stream import Stream, images_from, split
+from convsurgeon.recovery.stream import Stream, images_from, split
 from tests import nets, networks
 
 X = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(3))
@@ -382,7 +382,7 @@ import os, signal, sys, torch
 from pathlib import Path
 import convsurgeon as cs
 from convsurgeon.base import world
-from tests.recover.test_recover import X, _converted, _recover
+from tests.recovery.test_recover import X, _converted, _recover
 from tests import nets
 
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
-from convsurgeon.plan import surgery
+from convsurgeon.planning import surgery
 from tests import nets
 
 X = torch.randn(2, 3, 12, 12)

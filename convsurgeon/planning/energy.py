@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from convsurgeon.forms.catalogue import INSPECTED
-from convsurgeon.plan.plan import Change, Skip
+from convsurgeon.planning.plan import Change, Skip
 
 Curves = Mapping[str, Mapping[str, tuple[float, ...]]]
 """Layer -> word of the form -> share kept at rank 1, 2, 3, ..."""

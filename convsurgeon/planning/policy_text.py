@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from convsurgeon.base.errors import PolicyError, nearest
-from convsurgeon.plan.policy import TESTS, Policy
+from convsurgeon.planning.policy import TESTS, Policy
 
 _TOKEN = re.compile(r"\s*(?:([&|~(),])|'([^']*)'|\"([^\"]*)\"|([\w.*:+-]+))")
 

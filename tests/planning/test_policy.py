@@ -9,7 +9,7 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.graph.site import Call, Site
-from convsurgeon.plan.policy import check_names, default_policy
+from convsurgeon.planning.policy import check_names, default_policy
 
 
 def _site(name: str = "layer1.0.conv1", conv: nn.Conv2d | None = None, macs: int = 5000, share: float = 0.25) -> Site:

@@ -22,10 +22,10 @@ from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError, described
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import saved
-from convsurgeon.recover.checkpoint import RunFolder
-from convsurgeon.recover.objective import Judge, Objective
-from convsurgeon.recover.recipe import OPTIMIZERS, Recipe
-from convsurgeon.recover.stream import Batch, Stream, own_chance
+from convsurgeon.recovery.checkpoint import RunFolder
+from convsurgeon.recovery.objective import Judge, Objective
+from convsurgeon.recovery.recipe import OPTIMIZERS, Recipe
+from convsurgeon.recovery.stream import Batch, Stream, own_chance
 from convsurgeon.report.recovery import Score
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)

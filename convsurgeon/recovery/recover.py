@@ -16,12 +16,12 @@ from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.conversion import Result, compared
 from convsurgeon.graph.example import Example
-from convsurgeon.recover.checkpoint import RunFolder, check_run
-from convsurgeon.recover.objective import Judge, Loss, Objective
-from convsurgeon.recover.rates import best_rate
-from convsurgeon.recover.recipe import Recipe
-from convsurgeon.recover.stream import Batch, Stream, images_from, kept_chance, split
-from convsurgeon.recover.training import (
+from convsurgeon.recovery.checkpoint import RunFolder, check_run
+from convsurgeon.recovery.objective import Judge, Loss, Objective
+from convsurgeon.recovery.rates import best_rate
+from convsurgeon.recovery.recipe import Recipe
+from convsurgeon.recovery.stream import Batch, Stream, images_from, kept_chance, split
+from convsurgeon.recovery.training import (
     Log,
     OptimizerFactory,
     SchedulerFactory,
