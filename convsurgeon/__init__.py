@@ -3,8 +3,8 @@
     result = convsurgeon.convert(model, example)
     print(result.report)
 
-Importing this package loads nothing but its list of names; each loads its module when it is first asked for, so onnx and
-onnxruntime come with `export`, `bench`, `quantize_int8` and their like alone. A room never bears the name of one of
+Importing this package loads nothing but its list of names; each loads its module when it is first asked for, so onnx
+and onnxruntime come with `export`, `bench`, `quantize_int8` and their like alone. A room never bears the name of one of
 them: `convsurgeon.plan` is the function, whatever was imported before.
 """
 
