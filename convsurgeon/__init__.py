@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from convsurgeon.fit.fidelity import Fidelity
     from convsurgeon.fit.reconstruct import Reconstruction
     from convsurgeon.forms.blueprint import Blueprint
+    from convsurgeon.forms.cp import CP
     from convsurgeon.forms.form import Form
     from convsurgeon.forms.geometry import Geometry
     from convsurgeon.forms.keras import from_keras_kernels, to_keras_kernels
@@ -103,6 +104,7 @@ _HOMES = {
     ),
     "base.tables": ("Table",),
     "forms.blueprint": ("Blueprint",),
+    "forms.cp": ("CP",),
     "forms.form": ("Form",),
     "forms.geometry": ("Geometry",),
     "forms.keras": (
@@ -205,6 +207,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "CP",
     "Augment",
     "Blueprint",
     "BlueprintSubspace",

@@ -137,7 +137,7 @@ class Job:
         conv = self._conv(change)
         around = neighbours(node, self.root, conv.out_channels, self.calls)
         if len(change.site.calls) > 1:  # what follows differs from call to call
-            around = alone(node, conv.out_channels)
+            around = alone(conv.out_channels)
         leader, follower = self.runners
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
@@ -169,7 +169,7 @@ class Job:
                 targets.append(torch.cat([out for _, (_, out) in wanted]))
                 sources.append(torch.cat([x for _, (x, _) in given]))
             rows = self._rows(conv, sources, targets, [], index + step * 7919)
-            yield self._fit(change, conv, alone(node, conv.out_channels), rows)
+            yield self._fit(change, conv, alone(conv.out_channels), rows)
 
     def _conv(self, change: Change) -> nn.Conv2d:
         conv = self.original.get_submodule(change.name)
@@ -227,9 +227,9 @@ class Job:
 def _problem(rows: tuple[Tensor, ...], conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Behind]:
     """Samples, and what stands behind the conv at their places."""
     sides = rows[2:] or (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
-    relu = around.relu and (len(rows) > 2 or not around.shortcut)
+    activation = around.activation if len(rows) > 2 or not around.shortcut else ()
     intercept = bool(around.norm) or conv.bias is not None
-    return Samples(rows[0], rows[1]), Behind(around.scale, around.shift, (sides[0], sides[1]), relu, intercept)
+    return Samples(rows[0], rows[1]), Behind(around.scale, around.shift, (sides[0], sides[1]), activation, intercept)
 
 
 def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> float:

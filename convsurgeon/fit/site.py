@@ -1,13 +1,19 @@
 """One site's fit: from samples to the kernels of its branches.
 
-Target and prediction are compared behind the batch norm, the shortcut and the ReLU that follow the conv:
+Target and prediction are compared behind the batch norm, the shortcut and the activation `f` that follow the conv:
 
-    z = scale * y + shift + shortcut          error = sum (max(z', 0) - max(z, 0))^2
+    z = scale * y + shift + shortcut          error = sum (f(z') - f(z))^2
 
-Without the ReLU that is least squares for `y`. With it, it is minimised by majorisation: where the original is cut off
-(z <= 0) any z' <= 0 is as good, so the target there is min(z', 0) of the last round (Zhang et al. 2015, "Accelerating
-very deep convolutional networks", section 3.3, in the form that needs no penalty). The shortcut's own error, which an
-earlier layer has made, is part of the target: the branch repairs it (the idea of He, Zhang & Sun 2017).
+Without an activation that is least squares for `y`. With one, it is lowered by majorisation: a round moves the target
+from what is predicted, z', towards the original, z, by the share
+
+    w = max(s f'(z'), f'(z)^2) / max f'^2     with the secant's slope  s = (f(z') - f(z)) / (z' - z)
+
+whose first part gives the surrogate the slope of the error at z'; the second keeps values that a flat piece hides from
+being given up. Behind a ReLU that is: where the original is cut off (z <= 0) any z' <= 0 is as good, so the target
+there is min(z', 0), and z elsewhere (Zhang et al. 2015, "Accelerating very deep convolutional networks", section 3.3,
+in the form that needs no penalty). The shortcut's own error, which an earlier layer has made, is part of the target:
+the branch repairs it (the idea of He, Zhang & Sun 2017).
 """
 
 from __future__ import annotations
@@ -23,10 +29,11 @@ from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate, oas_ridge
 from convsurgeon.forms.systems import CG_STEPS
+from convsurgeon.graph.activation import Activation
 
 SWEEPS = 4
 ROUNDS = 2
-"""Sweeps of least squares, then rounds of the ReLU's majorisation with one sweep each.
+"""Sweeps of least squares, then rounds of the activation's majorisation with one sweep each.
 
 Large layers take half of both. On ResNet-20, rank 2 (seeds 5 to 7), the error on other images rises again with
 more rounds, by 2 to 3 % at 5.
@@ -40,7 +47,7 @@ _SMALL = 1e-3
 
 @dataclass(frozen=True)
 class Behind:
-    """What follows the conv: `scale` and `shift` (O,), the shortcut of both networks at the samples, and the ReLU.
+    """What follows the conv: `scale` and `shift` (O,), the shortcut of both networks at the samples, the activation.
 
     `intercept` says whether the conv may be given another bias: it has one, or a batch norm follows that can hold it.
     """
@@ -48,7 +55,7 @@ class Behind:
     scale: Tensor
     shift: Tensor
     shortcut: tuple[Tensor, Tensor]
-    relu: bool
+    activation: tuple[Activation, ...]
     intercept: bool
 
 
@@ -79,7 +86,8 @@ def fit_site(form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, 
         own = slice(group * size, (group + 1) * size)
         kernel = conv.weight.detach()[own].flatten(2).double()
         shortcut = (behind.shortcut[0][:, own], behind.shortcut[1][:, own])
-        part = Behind(behind.scale[own], behind.shift[own], shortcut, behind.relu, behind.intercept)
+        active = tuple(found.of(own) for found in behind.activation)
+        part = Behind(behind.scale[own], behind.shift[own], shortcut, active, behind.intercept)
         rows = Samples(samples.patches[:, group], samples.targets[:, own])
         parts.append(_Fit(scheme, kernel, rows, part, metric[own, own]).run())
     fitted, biases = zip(*parts, strict=True)
@@ -112,10 +120,10 @@ class _Fit:
         large = normal.steps < CG_STEPS
         start = self.scheme.start(normal, normal.regress())
         factors = alternate(self.scheme, normal, start, SWEEPS // 2 if large else SWEEPS)
-        for _ in range(0 if not self.behind.relu else ROUNDS // 2 if large else ROUNDS):
+        for activation in self.behind.activation * (ROUNDS // 2 if large else ROUNDS):
             dense = self.scheme.kernel(factors).flatten(1).float()
             predicted = (self.patches @ dense.T + bias.float()) * self.scale + offset
-            target = torch.where(original > 0, original, predicted.clamp(max=0))
+            target = predicted + _share(activation, predicted, original) * (original - predicted)
             normal, bias = self._normal((target - offset) / self.scale)
             factors = alternate(self.scheme, normal, factors, 1)
         factors = tuple(part.double() for part in factors)
@@ -130,7 +138,7 @@ class _Fit:
 
 
 def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> tuple[float, float]:
-    """Squared error behind the ReLU of a dense kernel (O, C/groups, kh, kw) with a bias, in the metric of the fit.
+    """Squared error behind the activation, in the metric of the fit, of a kernel (O, C/groups, kh, kw) with a bias.
 
     Returns:
         The error, and the energy of the original around its mean, both summed over this process's samples.
@@ -140,11 +148,20 @@ def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, me
     outputs = torch.einsum("sgp,gop->sgo", samples.patches, flat).flatten(1) + bias.float()
     original = samples.targets * behind.scale + behind.shift + behind.shortcut[0]
     predicted = outputs * behind.scale + behind.shift + behind.shortcut[1]
-    if behind.relu:
-        original, predicted = original.clamp(min=0), predicted.clamp(min=0)
+    for activation in behind.activation:
+        original, predicted = activation(original), activation(predicted)
     scale = invertible(behind.scale)
     wrong, whole = (predicted - original) / scale, (original - original.mean(0)) / scale
     return tuple(float(((values @ metric.float()) * values).sum()) for values in (wrong, whole))  # type: ignore[return-value]
+
+
+def _share(activation: Activation, predicted: Tensor, original: Tensor) -> Tensor:
+    """How far a round's target lies from what is predicted towards the original; the top of this file says why."""
+    apart = predicted - original
+    secant = (activation(predicted) - activation(original)) / torch.where(apart == 0, 1.0, apart)
+    slope = activation.slope(original)
+    share = torch.maximum(secant * activation.slope(predicted), slope.square())
+    return (share / slope.square().max().clamp(min=1e-12)).clamp(0, 1)
 
 
 def invertible(scale: Tensor) -> Tensor:

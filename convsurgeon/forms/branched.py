@@ -122,15 +122,10 @@ class Branched:
             return "only Conv2d is rewritten"
         if geometry.depthwise:
             return "already depthwise"
-        if geometry.taps == 1:
-            return "1x1 kernel: nothing to separate"
-        full = self.full_rank(geometry)
-        if isinstance(self.rank, int) and self.rank > full:
-            return f"rank {self.rank} exceeds {full} ({_limit(geometry, full)}); pass rank <= {full}"
-        return None
+        return "1x1 kernel: nothing to separate" if geometry.taps == 1 else None
 
     def settle(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> Self:
-        """The form with its rule replaced by the rank it gives for this kernel (O, C/groups, kh, kw).
+        """The form with the rank that its rule gives for this kernel (O, C/groups, kh, kw), at most the full one.
 
         Args:
             geometry: of the conv.
@@ -138,7 +133,7 @@ class Branched:
             known: what is known of this very kernel; what is missing is added.
         """
         if isinstance(self.rank, int):
-            return self
+            return dataclasses.replace(self, rank=min(self.rank, self.full_rank(geometry)))
         if isinstance(self.rank, Share):
             return dataclasses.replace(self, rank=self._shared(self.rank, geometry))
         if weight.is_meta:
@@ -153,7 +148,11 @@ class Branched:
         def macs(rank: int) -> int:
             return dataclasses.replace(self, rank=rank).macs(geometry, size)
 
-        return rule.rank(self.full_rank(geometry), macs, geometry.macs(size))
+        return self.even_width(rule.rank(self.full_rank(geometry), macs, geometry.macs(size)))
+
+    def even_width(self, rank: int) -> int:
+        """The largest rank up to this one that a rule may choose: onnxruntime's blocked layout wants even widths."""
+        return rank if rank < 16 else rank // 8 * 8
 
     def _keeping(self, rule: Energy, geometry: Geometry, weight: Tensor, known: Known | None) -> int:
         """The smallest rank that keeps a share of the energy, by halving: `lost` never rises with rank."""
@@ -267,6 +266,16 @@ def branched(form: Form) -> Branched | None:
     return form if isinstance(form, Branched) else None
 
 
+def exceeds(form: Form, geometry: Geometry) -> str | None:
+    """That a settled form has a higher rank than a conv of this geometry can, in words, or None."""
+    found = branched(form)
+    full = 0 if found is None else found.full_rank(geometry)
+    if found is None or not isinstance(found.rank, int) or found.rank <= full:
+        return None
+    limit = f"{geometry.kernel} kernel" if full == geometry.taps else f"{full} is exact here"
+    return f"rank {found.rank} exceeds {full} ({limit}); pass rank <= {full}"
+
+
 def fittable(form: Form) -> Branched | None:
     """The form if it can be fitted to data."""
     found = branched(form)
@@ -282,8 +291,3 @@ def _convs(module: nn.Module) -> list[list[nn.Conv2d]]:
 def _choice(where: str, name: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise FormError(f"{where}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _limit(geometry: Geometry, full: int) -> str:
-    """What caps the rank, in words."""
-    return f"{geometry.kernel} kernel" if full == geometry.taps else f"{full} channels per group"

@@ -8,15 +8,16 @@ from typing import Any
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms.blueprint import Blueprint
 from convsurgeon.forms.branched import Branched, branched
+from convsurgeon.forms.cp import CP
 from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.form import Form
-from convsurgeon.forms.ranks import Energy
+from convsurgeon.forms.ranks import Energy, Share
 from convsurgeon.forms.separable import DepthwiseSeparable
 from convsurgeon.forms.spatial import SpatialSeparable
 from convsurgeon.forms.subspace import BlueprintSubspace
 from convsurgeon.forms.tucker import Tucker
 
-FORMS: tuple[type[Branched], ...] = (DepthwiseSeparable, Blueprint, BlueprintSubspace, SpatialSeparable, Tucker)
+FORMS: tuple[type[Branched], ...] = (CP, DepthwiseSeparable, Blueprint, BlueprintSubspace, SpatialSeparable, Tucker)
 
 DEFAULT_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=Energy(0.95)),)
 """What `convert` does when it is not told: separable, keeping 95 % of every kernel's energy.
@@ -26,9 +27,12 @@ On the CIFAR ResNet-20 that keeps the accuracy (91.6 -> 91.8 %) and 0.91 of the 
 CALIBRATED_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=3), DepthwiseSeparable(rank=2))
 """And where there is calibration data: on the CIFAR ResNet-20 about 90 % at 0.45 of the MACs."""
 
+SHARES = (0.145, 0.18, 0.26, 0.3, 0.39, 0.43, 0.52, 0.64)
+"""Of a layer's MACs, for CP under a budget: 16, 32 and 64 channels have even widths just below them."""
+
 BUDGET_FORMS: tuple[Form, ...] = (
-    *(DepthwiseSeparable(rank=rank) for rank in range(1, 6)),
-    *(Blueprint(rank=rank) for rank in range(1, 6)),
+    *(CP(rank=Share(share)) for share in SHARES),
+    *(DepthwiseSeparable(rank=rank) for rank in range(1, 4)),
 )
 """Candidates under a budget, where none are named."""
 

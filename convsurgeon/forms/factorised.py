@@ -12,6 +12,7 @@ from convsurgeon.forms.branched import Branched, Known
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Parts
 from convsurgeon.forms.ranks import Energy
+from convsurgeon.forms.systems import eigen
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,6 @@ def balanced(mixings: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
 
 def leading(matrices: Tensor, rank: int) -> Tensor:
     """(B, T, N): leading right singular vectors of (B, M, N), through their N x N Gram matrices."""
-    _, vectors = torch.linalg.eigh(matrices.mT @ matrices)
+    _, vectors = eigen(matrices.mT @ matrices)
     found: Tensor = vectors[..., -rank:].mT.flip(-2)
     return found

@@ -40,8 +40,6 @@ class Energy:
 class Share:
     """Rank rule: the largest rank that leaves a layer this share of its MACs, at least 1.
 
-    From 16 on ranks are multiples of 8: onnxruntime's blocked layout wants such channel counts inside a layer too.
-
     Args:
         share: 0 < share <= 1.
     """
@@ -54,9 +52,7 @@ class Share:
 
     def rank(self, full: int, macs: Callable[[int], int], dense: int) -> int:
         """The rank up to `full`, given the MACs of a rank and those of the dense layer."""
-        ranks = range(1, full + 1)
-        fitting = bisect.bisect_right(ranks, self.share * dense, key=macs)
-        return max(1, fitting if fitting < 16 else fitting // 8 * 8)
+        return max(1, bisect.bisect_right(range(1, full + 1), self.share * dense, key=macs))
 
     def __str__(self) -> str:
         return f"share {self.share:g}"

@@ -24,7 +24,7 @@ from convsurgeon.forms.branched import Stages
 from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import KroneckerSolver, Normal, Parts, orthonormal_rows
-from convsurgeon.forms.systems import cholesky, conjugate_gradients, roots, solve
+from convsurgeon.forms.systems import cholesky, conjugate_gradients, eigen, roots, solve
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SpatialFit:
         across, inverse = roots(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))
         weighed = torch.einsum("po,ock,cd->pdk", roots(normal.metric)[0], dense, across).unflatten(2, (-1, self.width))
         columns = weighed.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)  # (C*kh, O*kw)
-        left = torch.linalg.eigh(columns @ columns.T)[1][:, -self.rank :]
+        left = eigen(columns @ columns.T)[1][:, -self.rank :]
         vertical = torch.einsum("dir,dc->rci", left.unflatten(0, (dense.shape[1], -1)), inverse)
         return vertical, self._horizontal(normal, vertical)
 

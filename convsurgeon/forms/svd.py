@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convsurgeon.forms.systems import eigen
+
 _BLOCK_ELEMENTS = 1 << 20
 """Matrix elements held in float64 at a time (8 MB): a 2048-channel layer is factored without a copy of itself."""
 
@@ -39,7 +41,7 @@ def spectrum(matrices: Tensor) -> Tensor:
     """
     total = torch.zeros(min(matrices.shape[1:]), dtype=torch.float64, device=matrices.device)
     for block in _blocks(matrices):
-        total += torch.linalg.eigvalsh(_gram(block)).clamp(min=0).flip(-1).sum(0)
+        total += eigen(_gram(block))[0].clamp(min=0).flip(-1).sum(0)
     return total
 
 
@@ -79,7 +81,7 @@ def _truncate(block: Tensor, rank: int) -> Factors:
     if block.shape[2] > block.shape[1]:
         flipped = _truncate(block.mT, rank)
         return Factors(flipped.right.mT, flipped.left.mT)
-    values, vectors = torch.linalg.eigh(_gram(block))
+    values, vectors = eigen(_gram(block))
     right = vectors[..., -rank:].flip(-1)
     largest = right.gather(1, right.abs().argmax(1, keepdim=True))
     right = right * torch.where(largest < 0, -1.0, 1.0)

@@ -38,9 +38,36 @@ def solve(systems: Tensor, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right, cholesky(systems))
 
 
+def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, smallest first, and eigenvectors of symmetric (..., n, n) matrices, whatever their scale.
+
+    LAPACK's driver for float32 fails or returns NaN on matrices of nearly dead channels, and so does that for float64
+    once entries are tiny; so they are scaled to 1 and decomposed in float64, if need be with a jitter.
+
+    Raises:
+        FloatingPointError: they are not finite.
+    """
+    exact = matrices.detach().double()
+    size = exact.abs().amax(dim=(-2, -1), keepdim=True)
+    if not bool(size.isfinite().all()):
+        raise FloatingPointError("a matrix of the data is not finite")
+    scaled = exact / torch.where(size > 0, size, 1.0)
+    for jitter in (0.0, 1e-14, 1e-12):
+        shift = jitter * torch.linspace(0, 1, exact.shape[-1], dtype=exact.dtype, device=exact.device)
+        try:
+            values, vectors = torch.linalg.eigh(scaled + torch.diag_embed(shift))
+        except RuntimeError:  # LinAlgError
+            continue
+        if bool(vectors.isfinite().all()):
+            break
+    else:
+        raise FloatingPointError("a matrix of the data has no eigenvectors")
+    return (values * size[..., 0]).to(matrices.dtype), vectors.to(matrices.dtype)
+
+
 def roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Square roots of (..., n, n) positive semi-definite matrices and their inverses: `S = root @ root.mT`."""
-    values, vectors = torch.linalg.eigh(matrices)
+    values, vectors = eigen(matrices)
     values = torch.maximum(values, values[..., -1:].clamp(min=0) * _FLOOR + 1e-30)
     root = values.sqrt()[..., None, :]
     return (vectors * root) @ vectors.mT, (vectors / root) @ vectors.mT

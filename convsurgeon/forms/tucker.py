@@ -24,7 +24,7 @@ from convsurgeon.forms.branched import Known, Stages
 from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import KroneckerSolver, Normal, Parts, orthonormal_rows
-from convsurgeon.forms.systems import cholesky, conjugate_gradients, roots, solve
+from convsurgeon.forms.systems import cholesky, conjugate_gradients, eigen, roots, solve
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class TuckerFit:
         """The inputs' subspace by SVD in the metrics, then the reduced-rank regression on it."""
         across, inverse = roots(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))
         weighed = torch.einsum("po,ock,cd->dpk", roots(normal.metric)[0], dense, across).flatten(1)
-        reduce = torch.linalg.eigh(weighed @ weighed.T)[1][:, -self.inner :].T @ inverse
+        reduce = eigen(weighed @ weighed.T)[1][:, -self.inner :].T @ inverse
         return reduce, *self._rest(normal, reduce)
 
     def kernel(self, factors: Parts) -> Tensor:
@@ -146,7 +146,7 @@ class TuckerFit:
         dense = solve(system, right).T
         root, inverse = roots(normal.metric)
         weighed = root @ dense
-        left = torch.linalg.eigh(weighed @ system @ weighed.T)[1][:, -self.rank :]
+        left = eigen(weighed @ system @ weighed.T)[1][:, -self.rank :]
         return (left.T @ weighed).unflatten(1, (inner, taps)), inverse @ left
 
     def _reduce(self, normal: Normal, factors: Parts) -> Tensor:
@@ -170,5 +170,5 @@ class TuckerFit:
 def _leading(kernel: Tensor, count: int) -> Tensor:
     """Orthonormal columns (N, count): the directions of most energy of a kernel along its first axis, largest first."""
     rows = kernel.flatten(1)
-    vectors: Tensor = torch.linalg.eigh(rows @ rows.T)[1]
+    vectors: Tensor = eigen(rows @ rows.T)[1]
     return vectors.flip(1)[:, :count]

@@ -1,6 +1,6 @@
-"""What stands behind a conv in the graph: the batch norm that scales it, the shortcut that is added, the ReLU.
+"""What stands behind a conv in the graph: the batch norm that scales it, the shortcut that is added, the activation.
 
-    y -> z = scale * y + shift (+ shortcut) -> max(z, 0)
+    y -> z = scale * y + shift (+ shortcut) -> activation(z)
 
 A fit that knows them can aim at what the network makes of the conv's output instead of at the output itself.
 """
@@ -13,27 +13,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
+
+from convsurgeon.graph.activation import Activation, activation_of
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
-_RELUS = {F.relu, torch.relu, torch.relu_, F.relu_, F.relu6}
-_RELU_MODULES = (nn.ReLU, nn.ReLU6)
 
 
 @dataclass(frozen=True)
 class Neighbours:
     """Scale and shift (O,) of the batch norm, ones and zeros where there is none; the other side of an addition.
 
-    `norm` is the batch norm's name and `shortcut` the node that is added, both empty tuples where there is none; `relu`
-    says whether a ReLU follows; `end` is the last node of the chain.
+    `norm` is the batch norm's name, `shortcut` the node that is added and `activation` what follows: empty tuples where
+    there is none.
     """
 
     scale: Tensor
     shift: Tensor
     norm: tuple[str, ...]
     shortcut: tuple[fx.Node, ...]
-    relu: bool
-    end: fx.Node
+    activation: tuple[Activation, ...]
 
 
 def callers(graph: fx.Graph, root: nn.Module) -> Counter[nn.Module]:
@@ -54,13 +52,13 @@ def neighbours(node: fx.Node, root: nn.Module, channels: int, calls: Counter[nn.
     if follower is not None and (other := _added(follower, node)) is not None:
         shortcut, node = (other,), follower
         follower = _only_user(node)
-    relu = follower is not None and _is_relu(follower, root)
-    return Neighbours(scale, shift, norm, shortcut, relu, follower if relu and follower is not None else node)
+    found = None if follower is None else activation_of(follower, root, channels)
+    return Neighbours(scale, shift, norm, shortcut, () if found is None else (found,))
 
 
-def alone(node: fx.Node, channels: int) -> Neighbours:
+def alone(channels: int) -> Neighbours:
     """A conv of which nothing is known but itself."""
-    return Neighbours(torch.ones(channels), torch.zeros(channels), (), (), relu=False, end=node)
+    return Neighbours(torch.ones(channels), torch.zeros(channels), (), (), ())
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -96,11 +94,3 @@ def _added(node: fx.Node, value: fx.Node) -> fx.Node | None:
         return None
     others = [item for item in node.args if item is not value]
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
-
-
-def _is_relu(node: fx.Node, root: nn.Module) -> bool:
-    if node.op == "call_module":
-        return isinstance(root.get_submodule(str(node.target)), _RELU_MODULES)
-    return (node.op == "call_function" and node.target in _RELUS) or (
-        node.op == "call_method" and node.target in ("relu", "relu_")
-    )

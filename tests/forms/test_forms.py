@@ -151,7 +151,7 @@ def test_random_init_has_norm_and_activation_between_the_convs() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"form": "fourier"}, "unknown form 'fourier'; known are depthwise_separable"),
+        ({"form": "fourier"}, "unknown form 'fourier'; known are cp, depthwise_separable"),
         ({"form": "blueprint", "depth": 3}, "blueprint: unknown field 'depth'"),
         ({"form": "blueprint", "rank": {"energy": 0.9, "more": 1}}, "a rank rule reads"),
         ({"form": "blueprint", "rank": "two"}, "rank must be an int"),
