@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from convsurgeon.forms.form import Form
     from convsurgeon.forms.geometry import Geometry
     from convsurgeon.forms.keras import from_keras_kernels, to_keras_kernels
+    from convsurgeon.forms.lowrank import LowRank
     from convsurgeon.forms.ranks import Energy, Share
     from convsurgeon.forms.separable import DepthwiseSeparable
     from convsurgeon.forms.spatial import SpatialSeparable
@@ -111,6 +112,7 @@ _HOMES = {
         "from_keras_kernels",
         "to_keras_kernels",
     ),
+    "forms.lowrank": ("LowRank",),
     "forms.ranks": (
         "Energy",
         "Share",
@@ -231,6 +233,7 @@ __all__ = [
     "LatencyError",
     "LatencyTable",
     "LoadError",
+    "LowRank",
     "OutputError",
     "ParityError",
     "Plan",

@@ -13,12 +13,12 @@ PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
 @st.composite
-def convs(draw: st.DrawFn) -> tuple[nn.Conv2d, Tensor]:
-    """A float64 conv that is no depthwise and no 1x1 one, and an input that fits it."""
+def convs(draw: st.DrawFn, windows: st.SearchStrategy[tuple[int, int]] = WINDOWS) -> tuple[nn.Conv2d, Tensor]:
+    """A float64 conv that is no depthwise one, by default no 1x1 one either, and an input that fits it."""
     groups = draw(st.sampled_from((1, 1, 1, 2, 3)))
     inputs = groups * draw(st.integers(1 if groups == 1 else 2, 5))
     outputs = groups * draw(st.integers(1, 5))
-    kernel, stride, dilation = draw(WINDOWS), draw(PAIRS), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    kernel, stride, dilation = draw(windows), draw(PAIRS), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
     mode = draw(st.sampled_from(("zeros", "reflect", "replicate", "circular")))
     padding: Any = draw(st.one_of(st.tuples(st.integers(0, 3), st.integers(0, 3)), st.sampled_from(("same", "valid"))))
     if padding == "same":

@@ -12,6 +12,7 @@ They are sums over layers, and errors of layers do not add up; so plans are made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ from convsurgeon.base import world
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.calibration import Calibration, images_in, leading
 from convsurgeon.fit.samples import patches, positions, positions_per_image
-from convsurgeon.forms.branched import fittable
-from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge
+from convsurgeon.forms.branched import Branched, fittable
+from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.plan import Change
@@ -34,6 +35,9 @@ Measures = dict[str, dict[tuple[str, str], float]]
 
 IMAGES = 256
 _SWEEPS = 1
+
+EFFORT = 0.5
+"""Share of a fit's steps that is enough to tell candidates apart."""
 
 
 def by_weights(options: Mapping[str, Sequence[Change]]) -> Measures:
@@ -91,9 +95,19 @@ class _Site:
     def errors(self, change: Change) -> tuple[float, float]:
         """Relative error of the conv's output, and squared error of the network's."""
         form = fittable(change.form)
-        if form is None:
-            lost, groups = 1.0 if change.lost is None else change.lost, range(self.conv.groups)
-            return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
+        try:
+            found = self._blind(change) if form is None else self._fitted(form, change)
+        except FloatingPointError:  # activations too large to be squared
+            found = (math.nan, math.nan)
+        lost = 1.0 if change.lost is None else change.lost
+        return found if all(map(math.isfinite, found)) else (lost, lost)
+
+    def _blind(self, change: Change) -> tuple[float, float]:
+        """Of a form that cannot be fitted: as if every part of the kernel lost the same share."""
+        lost, groups = 1.0 if change.lost is None else change.lost, range(self.conv.groups)
+        return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
+
+    def _fitted(self, form: Branched, change: Change) -> tuple[float, float]:
         wrong = energy = network = 0.0
         eye = torch.eye(self.conv.out_channels, dtype=torch.float64)
         scheme = form.scheme(change.site.geometry)
@@ -116,17 +130,20 @@ class _Site:
     def _cost(self, group: int, kernel: Tensor, metric: Tensor) -> float:
         own = self._own(group)
         flat = kernel.flatten(1)
-        return float(((flat @ self.moment.values[group].double()) * (metric[own, own] @ flat)).sum())
+        moment = self.moment.values[group]
+        flat, weights = flat.to(moment), metric[own, own].to(moment)
+        return float(((flat @ moment) * (weights @ flat)).sum())
 
     def _normal(self, group: int) -> Normal:
         own = self._own(group)
-        covariance = self.moment.values[group].double().clone()
+        dtype = precision(len(self.moment.values[group]))
+        covariance = self.moment.values[group].to(dtype, copy=True)
         covariance.diagonal().add_(self.ridges[group])
-        kernel = self._kernel(group)
+        kernel = self._kernel(group).to(dtype)
         channels, taps = kernel.shape[1:]
         cross = (kernel.flatten(1) @ covariance).reshape(kernel.shape)
-        metric = sensitivity.mixed(self.gradient[own, own])
-        return Normal(covariance.reshape(channels, taps, channels, taps), cross, metric)
+        metric = sensitivity.mixed(self.gradient[own, own]).to(dtype)
+        return Normal(covariance.reshape(channels, taps, channels, taps), cross, metric, kernel, EFFORT)
 
 
 def _second_moments(model: nn.Module, names: Sequence[str], batches: Sequence[Example], seed: int) -> dict[str, Moment]:
@@ -154,7 +171,7 @@ class _Watcher:
         self.conv = conv
         self.size = conv.weight[0].numel()
         self.count = positions_per_image(images, self.size * conv.groups)
-        self.total = torch.zeros(conv.groups, self.size, self.size, dtype=torch.float64)
+        self.total = torch.zeros(conv.groups, self.size, self.size, dtype=precision(self.size))
         self.rows = 0
         self.generator = torch.Generator()
 

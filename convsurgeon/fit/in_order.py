@@ -113,8 +113,8 @@ class Job:
         self.changes = {name: change for change in fits for name in change.site.names}
         spill = _too_large(seen, share)
         self.runners = (
-            Runner(seen.graph, self.graph, share, spill),
-            Runner(_like(seen, converted), self.graph, share, spill),
+            Runner(seen.graph, seen.graph, share, spill),
+            Runner(_like(seen, converted), seen.graph, share, spill),
         )
         self.calls = callers(self.graph, seen.graph)
         self.seed = seed
@@ -200,7 +200,7 @@ class Job:
         try:
             fitted = fit_site(form, conv, *fitted_to, metric)
         except FloatingPointError:
-            warnings.warn(f"{change.name}: activations are not finite; its weights stay as they are", stacklevel=2)
+            warnings.warn(f"{change.name}: {_unfit(rows)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
         start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         before = _error(*judged, form.dense(module, change.site.geometry), start, metric)
@@ -222,6 +222,14 @@ class Job:
             assert isinstance(own, Tensor)
             assert isinstance(original, Tensor)
             own.copy_(original - fitted.bias)
+
+
+def _unfit(rows: Rows) -> str:
+    """Why there is no fit to samples."""
+    largest = max(float(values.abs().max()) for values in rows.fitted)
+    if not math.isfinite(largest):
+        return "activations are not finite"
+    return f"activations reach {largest:.1e}, which is too large to fit to in float32"
 
 
 def _problem(rows: tuple[Tensor, ...], conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Behind]:

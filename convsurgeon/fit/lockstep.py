@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -21,10 +22,17 @@ Values = list[Any]
 
 
 class Runner(fx.Interpreter):
-    """One network's side: the values of every live node, one per batch."""
+    """One network's side: the values of every live node, one per batch.
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, batches: Sequence[Example], spill: bool) -> None:
-        super().__init__(fx.GraphModule(root, graph))
+    Args:
+        root: where the graph's modules and tensors are.
+        traced: what the graph was traced of, with the tensors that a forward made while it was.
+        batches: the inputs.
+        spill: whether large values go to disk.
+    """
+
+    def __init__(self, root: nn.Module, traced: fx.GraphModule, batches: Sequence[Example], spill: bool) -> None:
+        super().__init__(fx.GraphModule(_named(root, traced), traced.graph))
         inputs = [[_copied(tensor) for tensor in batch.tensors()] for batch in batches]
         self._inputs = iter(zip(*inputs, strict=True))
         self._keep = _on_disk if spill else _as_is
@@ -67,6 +75,18 @@ class Runner(fx.Interpreter):
         for environment in self.environments:
             for node in nodes:
                 environment.pop(node, None)
+
+
+def _named(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
+    """What the graph names, from `root` where it has it, else from the trace."""
+    names = {str(node.target) for node in traced.graph.nodes if node.op in ("call_module", "get_attr")}
+    found = {}
+    for name in names:
+        try:
+            found[name] = attrgetter(name)(root)
+        except AttributeError:
+            found[name] = attrgetter(name)(traced)
+    return found
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convsurgeon.base import world
+from convsurgeon.forms.leastsquares import precision
 
 POSITIONS = 4
 ROWS_PER_UNKNOWN = 64
@@ -86,9 +87,12 @@ def moments(left: Tensor, right: Tensor) -> Tensor:
 
 
 def second_moment(values: Tensor) -> Tensor:
-    """`moments` of values with themselves, at little more than half the price: one triangle of blocks of columns."""
+    """`moments` of values with themselves, at little more than half the price: one triangle of blocks of columns.
+
+    Very wide ones are added up in float32, in which they are solved.
+    """
     width = values.shape[1]
-    total = torch.zeros(width, width, dtype=torch.float64)
+    total = torch.zeros(width, width, dtype=precision(width))
     for rows in values.split(_BLOCK_ROWS):
         for start in range(0, width, _BLOCK_COLUMNS):
             end = min(start + _BLOCK_COLUMNS, width)
@@ -101,7 +105,7 @@ def second_moment(values: Tensor) -> Tensor:
 
 def _mean_of_all(total: Tensor, rows: int) -> Tensor:
     sums, count = world.added(total, torch.tensor(float(rows), dtype=torch.float64))
-    return sums.div_(count.clamp(min=1))
+    return sums.div_(count.clamp(min=1).to(sums.dtype))
 
 
 def relative(error: float, energy: float) -> float:

@@ -55,6 +55,8 @@ class Branched:
 
     name: ClassVar[str]
     word: ClassVar[str]
+    width_steps: ClassVar[tuple[int, int]] = (8, 1)
+    """Ranks that rules choose are multiples of the first from 16 on, of the second from 8 on."""
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -152,7 +154,8 @@ class Branched:
 
     def even_width(self, rank: int) -> int:
         """The largest rank up to this one that a rule may choose: onnxruntime's blocked layout wants even widths."""
-        return rank if rank < 16 else rank // 8 * 8
+        step = self.width_steps[0] if rank >= 16 else self.width_steps[1] if rank >= 8 else 1
+        return rank // step * step
 
     def _keeping(self, rule: Energy, geometry: Geometry, weight: Tensor, known: Known | None) -> int:
         """The smallest rank that keeps a share of the energy, by halving: `lost` never rises with rank."""

@@ -11,13 +11,17 @@ from convsurgeon.forms.branched import Branched, branched
 from convsurgeon.forms.cp import CP
 from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.form import Form
+from convsurgeon.forms.lowrank import LowRank
 from convsurgeon.forms.ranks import Energy, Share
 from convsurgeon.forms.separable import DepthwiseSeparable
 from convsurgeon.forms.spatial import SpatialSeparable
 from convsurgeon.forms.subspace import BlueprintSubspace
 from convsurgeon.forms.tucker import Tucker
 
-FORMS: tuple[type[Branched], ...] = (CP, DepthwiseSeparable, Blueprint, BlueprintSubspace, SpatialSeparable, Tucker)
+FORMS: tuple[type[Branched], ...] = (
+    *(CP, DepthwiseSeparable, Blueprint, BlueprintSubspace, SpatialSeparable, Tucker),
+    LowRank,
+)
 
 DEFAULT_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=Energy(0.95)),)
 """What `convert` does when it is not told: separable, keeping 95 % of every kernel's energy.
@@ -33,6 +37,7 @@ SHARES = (0.145, 0.18, 0.26, 0.3, 0.39, 0.43, 0.52, 0.64)
 BUDGET_FORMS: tuple[Form, ...] = (
     *(CP(rank=Share(share)) for share in SHARES),
     *(DepthwiseSeparable(rank=rank) for rank in range(1, 4)),
+    *(LowRank(rank=Share(share)) for share in (0.26, 0.38, 0.51, 0.63, 0.76)),
 )
 """Candidates under a budget, where none are named."""
 

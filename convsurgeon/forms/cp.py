@@ -42,7 +42,6 @@ from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.lbfgs import Solver, descended, flat
 from convsurgeon.forms.leastsquares import KroneckerSolver, Normal, Parts
-from convsurgeon.forms.ranks import Energy
 from convsurgeon.forms.systems import cholesky, eigen, roots
 
 BOUND = 1e-4
@@ -51,10 +50,10 @@ BOUND = 1e-4
 STEPS = 60
 """Of L-BFGS in a sweep."""
 
-SWEEP_MACS = 1e11
+SWEEP_MACS = 4e10
 """What a sweep may cost: layers of 256 channels and more take fewer steps."""
 
-_LEAST_STEPS = 8
+_LEAST_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class CP(Factorised):
 
     name: ClassVar[str] = "cp"
     word: ClassVar[str] = "cp"
+    width_steps: ClassVar[tuple[int, int]] = (16, 8)
 
     @property
     def branches(self) -> int:
@@ -83,15 +83,6 @@ class CP(Factorised):
         reduce = geometry.pointwise(geometry.in_channels, inner, bias=False)
         expand = geometry.pointwise(inner, geometry.out_channels, bias=geometry.bias)
         return ("reduce", reduce), ("depthwise", geometry.over(inner, bias=False)), ("expand", expand)
-
-    def even_width(self, rank: int) -> int:
-        """Multiples of 16, of 8 below that."""
-        step = 16 if rank >= 16 else 8 if rank >= 8 else 1
-        return rank // step * step
-
-    def _keeping(self, rule: Energy, geometry: Geometry, weight: Tensor, known: Known | None) -> int:
-        rank, full = super()._keeping(rule, geometry, weight, known), self.full_rank(geometry)
-        return next((width for width in range(rank, full) if self.even_width(width) == width), full)
 
     def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
         """Energy of every term, largest first, summed over the groups: (full rank,) float64."""
@@ -211,7 +202,8 @@ class _Problem:
     @property
     def steps(self) -> int:
         """How many are worth their price."""
-        return int(min(STEPS, max(_LEAST_STEPS, SWEEP_MACS // (self.rank * self.dense[0].numel() ** 2))))
+        worth = min(STEPS, SWEEP_MACS / (self.rank * self.dense[0].numel() ** 2))
+        return int(max(_LEAST_STEPS, self.normal.effort * worth))
 
     @cached_property
     def channels(self) -> Tensor:

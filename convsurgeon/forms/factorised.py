@@ -52,7 +52,8 @@ class Factorised(Branched):
         return svd.lost(self.spectrum(geometry, weight, known), self._rank)
 
     def _keeping(self, rule: Energy, geometry: Geometry, weight: Tensor, known: Known | None) -> int:
-        return rule.rank(self.spectrum(geometry, weight, known))
+        rank, full = rule.rank(self.spectrum(geometry, weight, known)), self.full_rank(geometry)
+        return next((width for width in range(rank, full) if self.even_width(width) == width), full)
 
     def _recalled(self, geometry: Geometry, weight: Tensor, known: Known | None) -> Tensor:
         """`energies`, computed once for all forms of a kind."""

@@ -30,17 +30,35 @@ STEP_MACS = 3e9
 
 _LEAST_STEPS = 3
 
+DOUBLE_UNKNOWNS = 1200
+"""Patches of more values than these are fitted in float32, at half the price: the ridge keeps them well conditioned."""
+
 Parts = tuple[Tensor, ...]
 """A form's factors, whatever they are."""
 
 
+def precision(unknowns: int) -> torch.dtype:
+    """What a problem of so many unknowns per output is solved in."""
+    return torch.float64 if unknowns <= DOUBLE_UNKNOWNS else torch.float32
+
+
 @dataclass(frozen=True)
 class Normal:
-    """The problem: `covariance` (C, K, C, K) of patches, `cross` (O, C, K) of outputs with them, `metric` (O, O)."""
+    """The problem: `covariance` (C, K, C, K) of patches, `cross` (O, C, K) of outputs with them, `metric` (O, O).
+
+    Args:
+        covariance: positive definite.
+        cross: of the wanted outputs.
+        metric: positive definite.
+        regression: the dense kernel (O, C, K) that predicts best, where it is known already.
+        effort: the share of the usual steps that a fit may take, where a rough one does.
+    """
 
     covariance: Tensor
     cross: Tensor
     metric: Tensor
+    regression: Tensor | None = None
+    effort: float = 1.0
 
     @property
     def square(self) -> Tensor:
@@ -59,6 +77,8 @@ class Normal:
 
     def regress(self) -> Tensor:
         """The dense kernel (O, C, K) that predicts best; the metric does not change it."""
+        if self.regression is not None:
+            return self.regression
         return solve(self.square, self.cross.flatten(1).T).T.reshape(self.cross.shape)
 
     def pulled(self, kernel: Tensor) -> Tensor:

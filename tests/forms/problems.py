@@ -10,7 +10,9 @@ from convsurgeon.forms.leastsquares import Normal
 
 def problem(outputs: int = 6, channels: int = 5, taps: int = 9, rows: int = 400) -> tuple[Normal, Tensor, Tensor]:
     """Normal equations of a random regression in a random metric, with its patches and targets."""
-    x = torch.randn(rows, channels * taps, dtype=torch.float64) @ torch.randn(45, 45, dtype=torch.float64)
+    x = torch.randn(rows, channels * taps, dtype=torch.float64) @ torch.randn(
+        channels * taps, channels * taps, dtype=torch.float64
+    )
     y = x @ torch.randn(channels * taps, outputs, dtype=torch.float64) + torch.randn(rows, outputs, dtype=torch.float64)
     covariance = (x.T @ x / rows).reshape(channels, taps, channels, taps)
     root = torch.randn(outputs, outputs, dtype=torch.float64)

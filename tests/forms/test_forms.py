@@ -11,15 +11,20 @@ import torch
 from torch import nn
 
 from convsurgeon import (
+    CP,
     Blueprint,
     BlueprintSubspace,
     DepthwiseSeparable,
     Energy,
     FormError,
     Geometry,
+    LowRank,
+    Share,
+    SpatialSeparable,
 )
-from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.branched import Branched, exceeds
 from convsurgeon.forms.catalogue import form_from_dict
+from convsurgeon.forms.cp import evened
 
 
 def _built(form: Branched, conv: nn.Conv2d) -> nn.Module:
@@ -96,10 +101,8 @@ def test_energy_picks_the_smallest_rank_that_keeps_its_share() -> None:
     [
         (nn.Conv2d(8, 8, 1), DepthwiseSeparable(), "1x1 kernel"),
         (nn.Conv2d(8, 16, 3, groups=8), DepthwiseSeparable(), "already depthwise"),
-        (nn.Conv2d(16, 16, 3), DepthwiseSeparable(rank=12), r"rank 12 exceeds 9 \(3x3 kernel\); pass rank <= 9"),
-        (nn.Conv2d(16, 4, 3), DepthwiseSeparable(rank=5), r"rank 5 exceeds 4 \(4 channels per group\)"),
-        (nn.Conv2d(4, 16, 3), Blueprint(rank=5), r"rank 5 exceeds 4 \(4 channels per group\)"),
-        (nn.Conv2d(8, 8, (1, 3)), Blueprint(rank=4), r"rank 4 exceeds 3 \(1x3 kernel\)"),
+        (nn.Conv2d(8, 8, 3), LowRank(), "3x3 kernel: only a 1x1 conv"),
+        (nn.Conv2d(8, 8, (1, 3)), SpatialSeparable(), "separated already"),
     ],
 )
 def test_check_gives_a_reason(geometry: nn.Conv2d, form: Branched, reason: str) -> None:
@@ -160,3 +163,42 @@ def test_random_init_has_norm_and_activation_between_the_convs() -> None:
 def test_damaged_forms_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(FormError, match=message):
         form_from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("conv", "form", "full", "reason"),
+    [
+        (nn.Conv2d(16, 16, 3), DepthwiseSeparable(rank=12), 9, r"rank 12 exceeds 9 \(3x3 kernel\); pass rank <= 9"),
+        (nn.Conv2d(16, 4, 3), DepthwiseSeparable(rank=5), 4, r"rank 5 exceeds 4 \(4 is exact here\)"),
+        (nn.Conv2d(4, 16, 3), Blueprint(rank=5), 4, r"rank 5 exceeds 4 \(4 is exact here\)"),
+        (nn.Conv2d(16, 24, 3), CP(rank=1000), 144, "rank 1000 exceeds 144"),
+        (nn.Conv2d(16, 24, 1), LowRank(rank=17), 16, "rank 17 exceeds 16"),
+    ],
+)
+def test_a_rank_above_the_full_one_is_capped(conv: nn.Conv2d, form: Branched, full: int, reason: str) -> None:
+    geometry = Geometry.of(conv)
+    settled = form.settle(geometry, conv.weight)
+    assert settled.rank == full
+    assert exceeds(settled, geometry) is None
+    assert re.match(reason, exceeds(form, geometry) or "")
+
+
+@pytest.mark.parametrize(
+    ("channels", "share", "width"), [(16, 0.3, 16), (16, 0.5, 16), (32, 0.26, 32), (64, 0.3, 80), (16, 0.2, 8)]
+)
+def test_rules_choose_even_widths_for_cp(channels: int, share: float, width: int) -> None:
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    assert CP(rank=Share(share)).settle(Geometry.of(conv), conv.weight).rank == width
+    kept = CP(rank=Energy(0.9)).settle(Geometry.of(conv), conv.weight)
+    assert kept.rank % 16 == 0
+    assert kept.lost(Geometry.of(conv), conv.weight) <= 0.1
+
+
+def test_cp_terms_have_factors_of_equal_norms() -> None:
+    conv = nn.Conv2d(12, 10, 3)
+    reduce, window, expand = CP(rank=20).factored(Geometry.of(conv), conv.weight)[0]
+    even = evened(7 * reduce, window / 3, expand)
+    norms = torch.stack([even[0].norm(dim=1), even[1].norm(dim=1), even[2].norm(dim=0)])
+    torch.testing.assert_close(norms, norms[:1].expand(3, -1))
+    wanted = torch.einsum("rc,rk,or->ock", reduce, window, expand) * 7 / 3
+    torch.testing.assert_close(torch.einsum("rc,rk,or->ock", *even), wanted)
