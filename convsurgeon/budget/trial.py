@@ -31,6 +31,9 @@ from convsurgeon.planning.surgery import operate
 TRIAL_IMAGES = 256
 """Images that a plan on trial is fitted to."""
 
+ALIKE = 1.25
+"""Times the MACs of the cheapest candidate of a site, up to which another is weighed against it without a budget."""
+
 _HALVINGS = 7
 
 
@@ -61,6 +64,18 @@ def appraise(
     options = candidates(base, kernels, forms, allow_growth)
     measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
     return Appraised(seen, base, options, measures, () if data is None else (data,), seed)
+
+
+def best_forms(rated: Appraised) -> Plan:
+    """For every site the candidate that costs the network least, of those at about the price of the cheapest."""
+    errors = next(iter(rated.measures.values()))
+    best = {}
+    for name, changes in rated.options.items():
+        limit = ALIKE * min(change.macs_after for change in changes)
+        alike = [change for change in changes if change.macs_after <= limit]
+        best[name] = min(alike, key=lambda change: errors[change.name, change.form.label])
+    steps = (best.get(step.name, step) for step in rated.base.steps)
+    return dataclasses.replace(rated.base, steps=tuple(steps))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Real weights are not tidy: dead, constant and tiny channels, kernels of any size. Fits stand them, or say what is wrong."""
+"""Real weights are not tidy: dead, constant, tiny channels, kernels of any size. Fits stand it, or say what is so."""
 
 from __future__ import annotations
 
