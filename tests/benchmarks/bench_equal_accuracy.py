@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_equal_accuracy.py [resnet20 resnet56 dncnn vdsr] [--shares 0.7 0.6 0.5] [--seeds 0]
 
 Equal is within one point of top-1 or 0.2 dB of dense. Each network is planned within shares of its latency, from the
-largest on, until it is equal no more; the last that was counts. Three ways: `branches` (separable and blueprint of
-ranks 1 to 5), `low-rank` (these and the dense low-rank forms), `svd` (branches with the weights' own factors). The
+largest on, until it is equal no more; the last that was counts. Ways: `default` (the candidates of a budget: CP of
+many ranks, separable of few), `branches` (separable and blueprint of ranks 1 to 5), `low-rank` (these and the dense
+low-rank forms), `svd` (branches with the weights' own factors). The
 speed-up is of the whole network in onnxruntime, measured in turns with the original; images as in
 `bench_calibrated.py`, which also has the metrics; inputs that are timed: 32x32 for CIFAR, 128x128 for the others.
 The point at which to stop is found with the test images, so a share is to be read as that of the class of plans.
@@ -29,20 +30,20 @@ import convsurgeon as cs
 from convsurgeon.budget.trial import appraise, best_plan
 from convsurgeon.fit.calibration import read
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from tests.benchmarks.bench_budget import LOW_RANK
+from tests.benchmarks.bench_budget import BRANCHES, LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained
 
 TOLERANCES = {"resnet20": 1.0, "resnet56": 1.0, "dncnn": 0.2, "vdsr": 0.2}
 TIMED = {"resnet20": (1, 3, 32, 32), "resnet56": (1, 3, 32, 32), "dncnn": (1, 1, 128, 128), "vdsr": (1, 1, 128, 128)}
-WAYS = {"branches": BUDGET_FORMS, "low-rank": (*BUDGET_FORMS, *LOW_RANK), "svd": BUDGET_FORMS}
+WAYS = {"default": BUDGET_FORMS, "branches": BRANCHES, "low-rank": (*BRANCHES, *LOW_RANK), "svd": BRANCHES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("networks", nargs="*", default=["resnet20"])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.7, 0.6, 0.55, 0.5, 0.45])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["default"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--cache", help="folder of latency tables; the user's if not given")
     options = parser.parse_args()
