@@ -64,7 +64,7 @@ def add_choices(command: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--form", nargs="+", default=[], choices=list(WORDS), help="candidates, the first that fits is taken"
     )
-    options.add_argument("--rank", nargs="+", default=[], type=int, help="branches per layer")
+    options.add_argument("--rank", nargs="+", default=[], type=int, help="branches per layer, or channels inside")
     options.add_argument(
         "--energy", nargs="+", default=[], type=float, help="or the share of every kernel's energy to keep"
     )

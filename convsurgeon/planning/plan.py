@@ -40,7 +40,7 @@ class Change:
 
     @property
     def rank(self) -> int:
-        """Number of branches."""
+        """Number of branches, or of channels inside the only one."""
         return int(getattr(self.form, "rank", 1))
 
     @property

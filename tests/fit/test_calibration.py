@@ -21,7 +21,8 @@ from tests import nets, networks
 
 X = torch.randn(96, 3, 12, 12)
 LIKE = cs.Example((X[:2],))
-FORMS = {
+FORMS: dict[str, cs.Form] = {
+    "cp": cs.CP(rank=cs.Share(0.4)),
     "separable": cs.DepthwiseSeparable(rank=2),
     "blueprint": cs.Blueprint(rank=2),
     "subspace": cs.BlueprintSubspace(rank=2, width=0.5),
@@ -35,7 +36,7 @@ def _convert(model: nn.Module, **options: Any) -> cs.Result:
     return cs.convert(model, X[:2], policy=cs.everything(), **options)
 
 
-ROTATION = [(name, list(FORMS)[index % 3]) for index, name in enumerate(nets.CONVERTIBLE)]
+ROTATION = [(name, list(FORMS)[index % 4]) for index, name in enumerate(nets.CONVERTIBLE)]
 EVERY = [
     pytest.param(name, form, marks=() if (name, form) in ROTATION else pytest.mark.slow)
     for name in nets.CONVERTIBLE
@@ -227,3 +228,19 @@ def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
         load_images(path, (1, 3, 8, 8), mean=[0.1, 0.2])
     with pytest.raises(cs.CalibrationError, match="--std: every value must be above 0"):
         load_images(path, (1, 3, 8, 8), std=[0.0])
+
+
+def test_by_default_every_layer_takes_what_costs_the_network_less_at_like_price() -> None:
+    """CP runs its first conv before the stride, so the strided layer is separable."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.Conv2d(32, 4, 1),
+    ).eval()  # fmt: skip
+    result = cs.convert(net, X[:2], calibration=X, progress=False)
+    assert {name: change.form.label for name, change in result.changes.items()} == {
+        "2": "cp rank 16",
+        "4": "separable rank 3",
+    }
