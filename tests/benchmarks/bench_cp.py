@@ -90,7 +90,8 @@ def _rows(name: str, seed: int, every: int) -> Iterator[Row]:
     model = pretrained(name)
     seen = cs.capture(model, torch.zeros(SHAPES[name]))
     data = read(CASES[name].images(seed), seen.example, 1024)
-    names = [site.name for site in seen.sites if site.geometry.taps > 1 and site.geometry.in_channels >= 16]
+    policy = cs.min_channels(16) & ~cs.kernel_size(1)
+    names = [site.name for site in seen.sites if policy(site)]
     gradients = sensitivity.moments(model, names, data.fitted, seed)
     moments = rating._second_moments(model, names, data.fitted, seed)
     for layer in tqdm(names[::every], desc=name, leave=False):
