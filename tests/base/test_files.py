@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from convsurgeon.base import files
 from convsurgeon.base.errors import OutputError
 from convsurgeon.base.files import new_file, new_folder
 
