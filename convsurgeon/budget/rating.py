@@ -41,13 +41,14 @@ EFFORT = 0.5
 
 
 def by_weights(options: Mapping[str, Sequence[Change]]) -> Measures:
-    """The measure that needs no data; a form that keeps nothing on purpose loses everything."""
-    found = {
-        (name, change.form.label): 1.0 if change.lost is None else change.lost
-        for name, changes in options.items()
-        for change in changes
-    }
+    """The measure that needs no data."""
+    found = {(name, change.form.label): _lost(change) for name, changes in options.items() for change in changes}
     return {"weights": found}
+
+
+def _lost(change: Change) -> float:
+    """The share of the energy that a change drops; a form that keeps nothing on purpose loses everything."""
+    return 1.0 if change.lost is None else change.lost
 
 
 def by_data(
@@ -94,17 +95,16 @@ class _Site:
 
     def errors(self, change: Change) -> tuple[float, float]:
         """Relative error of the conv's output, and squared error of the network's."""
-        form = fittable(change.form)
+        form, lost = fittable(change.form), _lost(change)
         try:
-            found = self._blind(change) if form is None else self._fitted(form, change)
+            found = self._blind(lost) if form is None else self._fitted(form, change)
         except FloatingPointError:  # activations too large to be squared
-            found = (math.nan, math.nan)
-        lost = 1.0 if change.lost is None else change.lost
+            return lost, lost
         return found if all(map(math.isfinite, found)) else (lost, lost)
 
-    def _blind(self, change: Change) -> tuple[float, float]:
+    def _blind(self, lost: float) -> tuple[float, float]:
         """Of a form that cannot be fitted: as if every part of the kernel lost the same share."""
-        lost, groups = 1.0 if change.lost is None else change.lost, range(self.conv.groups)
+        groups = range(self.conv.groups)
         return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
 
     def _fitted(self, form: Branched, change: Change) -> tuple[float, float]:
@@ -113,7 +113,7 @@ class _Site:
         scheme = form.scheme(change.site.geometry)
         for group, normal in enumerate(self.normals):
             kernel = self._kernel(group)
-            factors = alternate(scheme, normal, scheme.start(normal, kernel.to(normal.cross.dtype)), _SWEEPS)
+            factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), _SWEEPS)
             error = kernel - scheme.kernel(factors).double()
             wrong += self._cost(group, error, eye)
             energy += self._cost(group, kernel, eye)

@@ -1,7 +1,7 @@
 """L-BFGS from a starting Hessian that is given, and made anew as the search moves. Tensors only.
 
 Nocedal 1980; Nocedal & Wright 2006, algorithm 7.4, where the starting Hessian may differ from step to step. torch's and
-scipy's start from a multiple of the identity, which on badly scaled factors takes ten times the steps.
+scipy's start from a multiple of the identity, which is slow on factors that are badly scaled together.
 
 Law: the value never rises, since a step is taken only if it lowers it (Armijo's condition).
 """
