@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -104,20 +105,17 @@ class _Site:
 
     def _blind(self, lost: float) -> tuple[float, float]:
         """Of a form that cannot be fitted: as if every part of the kernel lost the same share."""
-        groups = range(self.conv.groups)
-        return lost, lost * sum(self._cost(group, self._kernel(group), self.gradient) for group in groups)
+        return lost, lost * sum(effect for _, effect in self.whole)
 
     def _fitted(self, form: Branched, change: Change) -> tuple[float, float]:
-        wrong = energy = network = 0.0
-        eye = torch.eye(self.conv.out_channels, dtype=torch.float64)
+        wrong = network = 0.0
         scheme = form.scheme(change.site.geometry)
         for group, normal in enumerate(self.normals):
-            kernel = self._kernel(group)
             factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), _SWEEPS)
-            error = kernel - scheme.kernel(factors).double()
-            wrong += self._cost(group, error, eye)
-            energy += self._cost(group, kernel, eye)
-            network += self._cost(group, error, self.gradient)
+            error = self._kernel(group) - scheme.kernel(factors).double()
+            own, effect = self._costs(group, error)
+            wrong, network = wrong + own, network + effect
+        energy = sum(own for own, _ in self.whole)
         return (wrong / energy if energy > 0 else 0.0), network
 
     def _own(self, group: int) -> slice:
@@ -127,12 +125,17 @@ class _Site:
     def _kernel(self, group: int) -> Tensor:
         return self.conv.weight.detach()[self._own(group)].flatten(2).double()
 
-    def _cost(self, group: int, kernel: Tensor, metric: Tensor) -> float:
-        own = self._own(group)
-        flat = kernel.flatten(1)
-        moment = self.moment.values[group]
-        flat, weights = flat.to(moment), metric[own, own].to(moment)
-        return float(((flat @ moment) * (weights @ flat)).sum())
+    @cached_property
+    def whole(self) -> list[tuple[float, float]]:
+        """The costs of losing all of the kernel, group by group."""
+        return [self._costs(group, self._kernel(group)) for group in range(self.conv.groups)]
+
+    def _costs(self, group: int, error: Tensor) -> tuple[float, float]:
+        """What an error of the kernel (O, C, K) is to the conv's output, and to the network's."""
+        own, moment = self._own(group), self.moment.values[group]
+        flat, weights = error.flatten(1).to(moment), self.gradient[own, own].to(moment)
+        pulled = flat @ moment
+        return float((flat * pulled).sum()), float((pulled * (weights @ flat)).sum())
 
     def _normal(self, group: int) -> Normal:
         own = self._own(group)

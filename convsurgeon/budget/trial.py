@@ -124,7 +124,7 @@ def trial(rated: Appraised, plan: Plan) -> tuple[nn.Module, float]:
     (data,) = rated.data
     converted, done = operate(rated.seen.model, plan, rated.seen.example)
     part = Calibration(tuple(leading(data.fitted, TRIAL_IMAGES)), data.held_back)
-    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False)
+    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False, jointly=False)
     return converted, fitted.error_after
 
 

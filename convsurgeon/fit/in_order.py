@@ -20,14 +20,14 @@ from tqdm import tqdm
 from convsurgeon.base import world
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.calibration import Calibration, images_in
-from convsurgeon.fit.lockstep import Runner, walk
+from convsurgeon.fit.lockstep import Runner, root_like, walk
 from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image, relative
 from convsurgeon.fit.site import Behind, Fitted, fit_site, site_error
 from convsurgeon.forms.branched import Branched, fittable
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
-from convsurgeon.graph.trace import WHOLE, Whole
+from convsurgeon.graph.trace import WHOLE
 from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10
@@ -82,15 +82,13 @@ class Rows:
 
     @staticmethod
     def of(batches: Sequence[tuple[Tensor, ...]]) -> Rows:
-        """The rows of all batches, every `JUDGED`-th of each set aside."""
-        sides: list[tuple[Tensor, ...]] = []
-        for side in (False, True):
-            parts = []
-            for rows in batches:
-                chosen = (torch.arange(len(rows[0])) % JUDGED == 0) == side
-                parts.append(tuple(values[chosen] for values in rows))
-            sides.append(tuple(torch.cat(values) for values in zip(*parts, strict=True)))
-        return Rows(*sides)
+        """The rows of all batches, each of which ends with those that are set aside (see `judged_last`)."""
+        sides: list[list[tuple[Tensor, ...]]] = [[], []]
+        for rows in batches:
+            kept = len(rows[0]) - _set_aside(len(rows[0]))
+            sides[0].append(tuple(values[:kept] for values in rows))
+            sides[1].append(tuple(values[kept:] for values in rows))
+        return Rows(*(tuple(_joined(values) for values in zip(*side, strict=True)) for side in sides))
 
     def after(self, earlier: Rows | None) -> Rows:
         """With the rows of earlier calls before them."""
@@ -98,6 +96,23 @@ class Rows:
             return self
         pairs = ((earlier.fitted, self.fitted), (earlier.judged, self.judged))
         return Rows(*(tuple(torch.cat(values) for values in zip(one, two, strict=True)) for one, two in pairs))
+
+
+def judged_last(where: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions with every `JUDGED`-th at their end, so that setting those rows aside copies nothing."""
+    aside = torch.arange(len(where[0])) % JUDGED == 0
+    order = aside.to(torch.uint8).argsort(stable=True)
+    image, row, column = (values[order] for values in where)
+    return image, row, column
+
+
+def _set_aside(rows: int) -> int:
+    return -(-rows // JUDGED)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """One tensor; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class Job:
@@ -114,7 +129,7 @@ class Job:
         spill = _too_large(seen, share)
         self.runners = (
             Runner(seen.graph, seen.graph, share, spill),
-            Runner(_like(seen, converted), seen.graph, share, spill),
+            Runner(root_like(seen, converted), seen.graph, share, spill),
         )
         self.calls = callers(self.graph, seen.graph)
         self.seed = seed
@@ -184,7 +199,7 @@ class Job:
         count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
         for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
             batch = world.rank() + number * world.size()
-            where = positions(y.shape, count, _generator(self.seed, index, batch))
+            where = judged_last(positions(y.shape, count, _generator(self.seed, index, batch)))
             parts.append((patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides)))
         return Rows.of(parts)
 
@@ -245,13 +260,6 @@ def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric
     sums = site_error(samples, behind, dense, bias, metric)
     error, energy = world.added(*(torch.tensor(value).double() for value in sums))
     return relative(float(error), float(energy))
-
-
-def _like(seen: Capture, converted: nn.Module) -> nn.Module:
-    """The converted model in the wrapper that the original has where it could not be traced at all."""
-    if "" not in seen.opaque:
-        return converted
-    return Whole(converted)
 
 
 def _generator(*numbers: int) -> torch.Generator:

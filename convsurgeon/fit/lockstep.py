@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.trace import Whole
 
 Values = list[Any]
 """One value per batch."""
@@ -32,7 +34,7 @@ class Runner(fx.Interpreter):
     """
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, batches: Sequence[Example], spill: bool) -> None:
-        super().__init__(fx.GraphModule(_named(root, traced), traced.graph))
+        super().__init__(fx.GraphModule(named(root, traced), traced.graph))
         inputs = [[_copied(tensor) for tensor in batch.tensors()] for batch in batches]
         self._inputs = iter(zip(*inputs, strict=True))
         self._keep = _on_disk if spill else _as_is
@@ -77,7 +79,12 @@ class Runner(fx.Interpreter):
                 environment.pop(node, None)
 
 
-def _named(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
+def root_like(seen: Capture, converted: nn.Module) -> nn.Module:
+    """The converted model in the wrapper that the original has where it could not be traced at all."""
+    return Whole(converted) if "" in seen.opaque else converted
+
+
+def named(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
     """What the graph names, from `root` where it has it, else from the trace."""
     names = {str(node.target) for node in traced.graph.nodes if node.op in ("call_module", "get_attr")}
     found = {}

@@ -1,7 +1,8 @@
 """The best weights that calibration data can give a converted model, judged by the whole network's output.
 
 Single-layer errors do not add up, so every step is kept only if it lowers the error of the network's output on images
-that nothing was fitted to: the fits of all sites (see `in_order`), then new batch-norm statistics.
+that nothing was fitted to: the fits of all sites one by one (see `in_order`), then together (see `joint`), then new
+batch-norm statistics.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from convsurgeon.base import world
 from convsurgeon.fit.calibration import Calibration, images_in
 from convsurgeon.fit.fidelity import floating
 from convsurgeon.fit.in_order import SiteFit, fit_in_order
+from convsurgeon.fit.joint import fit_jointly
 from convsurgeon.fit.samples import relative
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -55,7 +57,13 @@ class Reconstruction:
 
 
 def reconstruct(
-    seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int = 0, progress: bool = True
+    seen: Capture,
+    converted: nn.Module,
+    plan: Plan,
+    data: Calibration,
+    seed: int = 0,
+    progress: bool = True,
+    jointly: bool = True,
 ) -> Reconstruction:
     """Fits a converted model's weights to calibration data, in place; never ends worse on the held-back images.
 
@@ -66,6 +74,7 @@ def reconstruct(
         data: calibration batches; under `torch.distributed` every process holds all of them and uses its share.
         seed: of the output positions that are drawn.
         progress: whether to show a bar over the sites.
+        jointly: whether to fit all sites together after one by one; to tell plans apart that is not needed.
     """
     judge = _Judge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
@@ -73,6 +82,11 @@ def reconstruct(
     sites = fit_in_order(seen, converted, plan, data, seed, progress)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
+    if jointly and best > 0:
+        fitted = saved(converted)
+        fit_jointly(seen, converted, plan, data.fitted, judge.error, seed, progress)
+        steps.append(_tried("fitted together", converted, judge, fitted, best))
+        best = min(best, steps[-1][1])
     if any(_renewable(module) for module in converted.modules()):
         fitted = saved(converted)
         _renew_norms(converted, _leading(data.fitted, RENEWED)[world.rank() :: world.size()])

@@ -25,7 +25,7 @@ LEAST_PER_UNKNOWN = 14
 _MACS = 20_000_000_000
 """Multiply-accumulates of a layer's covariance, above which fewer rows have to do, down to the least."""
 
-_BLOCK_ROWS = 8192
+_BLOCK_ROWS = 4096
 _BLOCK_COLUMNS = 384
 _BYTES = 1 << 29
 """Patches held at a time, 512 MB: fewer positions are drawn where a layer's patches would not fit."""
@@ -75,25 +75,29 @@ def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 def mean(values: Tensor) -> Tensor:
     """Mean over the rows of all processes: float32 sums of blocks, added in float64."""
-    return moments(torch.ones(len(values), 1), values)[0]
+    return moments(torch.ones(len(values), 1), values, torch.zeros(values.shape[1]))[0]
 
 
-def moments(left: Tensor, right: Tensor) -> Tensor:
-    """Mean of `left^T right` over the rows of all processes: float32 products of blocks, added in float64."""
+def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
+    """Mean of `left^T (right - center)` over the rows of all processes: float32 products of blocks, added in float64.
+
+    Rows are centred block by block: no second copy of them is made.
+    """
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
     for one, two in zip(left.split(_BLOCK_ROWS), right.split(_BLOCK_ROWS), strict=True):
-        total += one.T @ two
+        total += one.T @ (two - center)
     return _mean_of_all(total, len(left))
 
 
-def second_moment(values: Tensor) -> Tensor:
-    """`moments` of values with themselves, at little more than half the price: one triangle of blocks of columns.
+def second_moment(values: Tensor, center: Tensor) -> Tensor:
+    """`moments` of values around a center with themselves, at little more than half the price: one triangle of blocks.
 
     Very wide ones are added up in float32, in which they are solved.
     """
     width = values.shape[1]
     total = torch.zeros(width, width, dtype=precision(width))
-    for rows in values.split(_BLOCK_ROWS):
+    for block in values.split(_BLOCK_ROWS):
+        rows = block - center
         for start in range(0, width, _BLOCK_COLUMNS):
             end = min(start + _BLOCK_COLUMNS, width)
             total[start:end, start:] += rows[:, start:end].T @ rows[:, start:]

@@ -34,8 +34,8 @@ SHARE = 0.3
 """Weight of the identity: 0.1 to 0.3 do alike on ResNet-20 and DnCNN, 0.02 and 1 do worse."""
 
 _LEAST_IMAGES = 16
-_PIXELS = 16 * 3 * 224 * 224
-"""Input values per backward pass, which keeps every activation of the network."""
+_BYTES = 1 << 30
+"""What a backward pass may keep of the network's activations: images go through it as many at a time as that allows."""
 
 
 def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
@@ -97,36 +97,49 @@ class _Listener:
 
 def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
     """One forward, one backward from a random projection of every floating output, down to the inputs."""
-    leaves = [tensor.detach().requires_grad_() for tensor in part.tensors() if tensor.is_floating_point()]
-    numbered = iter(leaves)
-    own = part.map(lambda tensor: next(numbered) * 1 if tensor.is_floating_point() else tensor.clone())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # a forward's own `float(x)`
-        outputs = [leaf for leaf in tensors_in(model(*own.args, **own.kwargs)) if leaf.requires_grad]
+    leaves, found = _forward(model, part)
+    outputs = [leaf for leaf in found if leaf.requires_grad]
     if not outputs or not leaves:
         raise RuntimeError("no output depends on an input of floating point")
     vectors = [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
     torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
 
 
+def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:
+    """The inputs of floating point, as leaves that want gradients, and the outputs."""
+    leaves = [tensor.detach().requires_grad_() for tensor in part.tensors() if tensor.is_floating_point()]
+    numbered = iter(leaves)
+    own = part.map(lambda tensor: next(numbered) * 1 if tensor.is_floating_point() else tensor.clone())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # a forward's own `float(x)`
+        return leaves, tensors_in(model(*own.args, **own.kwargs))
+
+
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
     """The first images, in parts small enough for a backward pass; the same ones in every process."""
-    positions, images = _output_positions(model, first(batches[0], 1)), 0
+    positions, kept_bytes = _of_one_image(model, first(batches[0], 1))
+    at_once, images = max(1, _BYTES // max(1, kept_bytes)), 0
     most = max(_LEAST_IMAGES, min(IMAGES, sum(map(images_in, batches)) // 2))
     for batch in batches:
         size = images_in(batch)
-        step = max(1, _PIXELS * size // max(1, sum(tensor.numel() for tensor in batch.tensors())))
         while size and images < most and (images < _LEAST_IMAGES or images * positions < VALUES):
-            taken = min(step, size, most - images)
+            taken = min(at_once, size, most - images)
             yield first(batch, taken)
             batch, size, images = rest(batch, taken), size - taken, images + taken
 
 
-def _output_positions(model: nn.Module, one: Example) -> int:
-    """Height times width of the largest output of an image, 1 for vectors."""
-    with torch.no_grad():
-        outputs = tensors_in(one.run(model))
-    return max((out.shape[2:].numel() for out in outputs if out.dim() == 4), default=1)
+def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
+    """Height times width of its largest output, 1 for vectors, and the bytes that a backward pass keeps of it."""
+    sizes = {parameter.data_ptr(): 0 for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.setdefault(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = _forward(model, one)[1]  # lives until the sizes are read, so that no address is used twice
+    positions = max((out.shape[2:].numel() for out in outputs if out.dim() == 4), default=1)
+    return positions, sum(sizes.values())
 
 
 def _outputs(conv: nn.Module) -> int:

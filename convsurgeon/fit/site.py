@@ -98,11 +98,10 @@ class _Fit:
     def __init__(self, scheme: Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor) -> None:
         self.scheme, self.kernel, self.behind, self.metric = scheme, kernel, behind, metric
         self.center = mean(samples.patches) if behind.intercept else torch.zeros(samples.patches.shape[1]).double()
-        self.patches = samples.patches - self.center.float()
         self.samples = samples
         self.scale = invertible(behind.scale)
-        covariance = second_moment(self.patches)
-        rows = world.added(torch.tensor(len(self.patches)))[0]
+        covariance = second_moment(samples.patches, self.center.float())
+        rows = world.added(torch.tensor(len(samples.patches)))[0]
         self.ridge = oas_ridge(covariance, int(rows))
         covariance.diagonal().add_(self.ridge)
         channels, taps = kernel.shape[1:]
@@ -119,8 +118,9 @@ class _Fit:
         start = self.scheme.start(normal, normal.regress())
         factors = alternate(self.scheme, normal, start, SWEEPS // 2 if large else SWEEPS)
         for activation in self.behind.activation * (ROUNDS // 2 if large else ROUNDS):
-            dense = self.scheme.kernel(factors).flatten(1).float()
-            predicted = (self.patches @ dense.T + bias.float()) * self.scale + offset
+            dense = self.scheme.kernel(factors).flatten(1).double()
+            constant = (bias - dense @ self.center).float()
+            predicted = (self.samples.patches @ dense.T.float() + constant) * self.scale + offset
             target = predicted + _share(activation, predicted, original) * (original - predicted)
             normal, bias = self._normal((target - offset) / self.scale)
             factors = alternate(self.scheme, normal, factors, 1)
@@ -130,7 +130,7 @@ class _Fit:
     def _normal(self, target: Tensor) -> tuple[Normal, Tensor]:
         """Normal equations for a target (S, O), drawn to the original kernel by the ridge; the target's mean."""
         bias = mean(target) if self.behind.intercept else torch.zeros(target.shape[1], dtype=torch.float64)
-        cross = moments(target - bias.float(), self.patches).reshape(self.kernel.shape)
+        cross = moments(target - bias.float(), self.samples.patches, self.center.float()).reshape(self.kernel.shape)
         drawn = (cross + self.ridge * self.kernel).to(self.dtype)
         regression = torch.cholesky_solve(drawn.flatten(1).T, self.factor).T.reshape(drawn.shape)
         return Normal(self.covariance, drawn, self.metric.to(self.dtype), regression), bias

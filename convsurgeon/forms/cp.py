@@ -174,21 +174,32 @@ class CPFit:
     def sweep(self, normal: Normal, factors: Parts) -> Parts:
         """Steps of L-BFGS, if they help: they lower the error and the price of the terms' sizes together."""
         problem = _Problem(normal, normal.regress(), self.rank)
-        reduce, window, _ = factors
+        reduce, window, expand = factors
+        sizes = reduce.norm(dim=1) * window.norm(dim=1)
         start = problem.at(flat((_unit(reduce), _unit(window))))
-        moved = descended(problem.at, problem.hessian, start, problem.steps).parts
-        return moved if normal.cost(self.kernel(moved)) < normal.cost(self.kernel(factors)) else factors
+        moved = descended(problem.at, problem.hessian, start, problem.steps)
+        before, after = start.cost(expand * sizes, normal.metric), moved.cost(moved.parts[2], normal.metric)
+        return moved.parts if after < before else factors
 
 
 @dataclass(frozen=True)
 class _Point:
-    """A place in the search: the factors, what is minimised, its slope, and what the terms couple, `B^T M B`."""
+    """A place in the search: the factors, what is minimised, its slope, and what the terms couple, `B^T M B`.
+
+    `gram` is `V S V^T` and `wanted` is `M R V^T`, of the problem's cross moments `R`.
+    """
 
     place: Tensor
     parts: Parts
     value: float
     gradient: Tensor
     coupling: Tensor
+    gram: Tensor
+    wanted: Tensor
+
+    def cost(self, expand: Tensor, metric: Tensor) -> float:
+        """`Normal.cost` of these rows with an expand, from what is at hand: no product as wide as the covariance."""
+        return float((expand.T @ (metric @ expand) * self.gram).sum() - 2 * (expand * self.wanted).sum())
 
 
 @dataclass(frozen=True)
@@ -224,14 +235,16 @@ class _Problem:
         pulled = rows @ self.normal.square
         gram = pulled @ rows.T
         sizes = gram.diagonal()
-        expand = torch.cholesky_solve(rows @ cross.T, cholesky(gram + torch.diag(BOUND * sizes))).T
+        read = cross @ rows.T
+        expand = torch.cholesky_solve(read.T, cholesky(gram + torch.diag(BOUND * sizes))).T
         wrong = metric @ (expand @ pulled - cross)
         coupling = expand.T @ (metric @ expand)
         price = BOUND * coupling.diagonal()
         value = ((expand @ rows - self.dense.flatten(1)) * wrong).sum() + (price * sizes).sum()
         slope = (expand.T @ wrong + price[:, None] * pulled).unflatten(1, (reduce.shape[1], -1))
         by_reduce, by_window = (slope @ window[:, :, None])[..., 0], (reduce[:, None] @ slope)[:, 0]
-        return _Point(place, (reduce, window, expand), float(value), flat((by_reduce, by_window)), coupling)
+        slope_of = flat((by_reduce, by_window))
+        return _Point(place, (reduce, window, expand), float(value), slope_of, coupling, gram, metric @ read)
 
     def hessian(self, point: _Point) -> Solver:
         """Solves with what reduce and window couple, each by itself, as if channels and taps were independent."""

@@ -113,7 +113,7 @@ def oas_ridge(covariance: Tensor, samples: int) -> float:
         The ridge to add to the diagonal, so that `S + ridge * I` has the proportions of the shrunk estimate.
     """
     size = covariance.shape[0]
-    trace, square = float(covariance.trace()), float(covariance.square().sum())
+    trace, square = float(covariance.trace()), float(covariance.norm()) ** 2
     if trace <= 0:
         return 1.0
     spread = square - trace**2 / size

@@ -25,7 +25,9 @@ def cholesky(systems: Tensor) -> Tensor:
     mean = systems.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None]
     jitter = _JITTER[systems.dtype] * torch.where(mean > 0, mean, 1.0)
     for _ in range(4):
-        chol, info = torch.linalg.cholesky_ex(systems + torch.diag_embed(jitter.expand(systems.shape[:-1])))
+        jittered = systems.clone()  # a wide one takes hundreds of megabytes: no second copy beside it
+        jittered.diagonal(dim1=-2, dim2=-1).add_(jitter)
+        chol, info = torch.linalg.cholesky_ex(jittered)
         if not info.any():
             factor: Tensor = chol
             return factor

@@ -23,8 +23,8 @@ _ADDITIONS = {operator.add, operator.iadd, torch.add}
 class Neighbours:
     """Scale and shift (O,) of the batch norm, ones and zeros where there is none; the other side of an addition.
 
-    `norm` is the batch norm's name, `shortcut` the node that is added and `activation` what follows: empty tuples where
-    there is none.
+    `norm` is the batch norm's name, `shortcut` the node that is added, `activation` what follows, and `end` the last of
+    these nodes: empty tuples where there is none.
     """
 
     scale: Tensor
@@ -32,6 +32,7 @@ class Neighbours:
     norm: tuple[str, ...]
     shortcut: tuple[fx.Node, ...]
     activation: tuple[Activation, ...]
+    end: tuple[fx.Node, ...]
 
 
 def callers(graph: fx.Graph, root: nn.Module) -> Counter[nn.Module]:
@@ -53,12 +54,14 @@ def neighbours(node: fx.Node, root: nn.Module, channels: int, calls: Counter[nn.
         shortcut, node = (other,), follower
         follower = _only_user(node)
     found = None if follower is None else activation_of(follower, root, channels)
-    return Neighbours(scale, shift, norm, shortcut, () if found is None else (found,))
+    if follower is not None and found is not None:
+        node = follower
+    return Neighbours(scale, shift, norm, shortcut, () if found is None else (found,), (node,))
 
 
 def alone(channels: int) -> Neighbours:
     """A conv of which nothing is known but itself."""
-    return Neighbours(torch.ones(channels), torch.zeros(channels), (), (), ())
+    return Neighbours(torch.ones(channels), torch.zeros(channels), (), (), (), ())
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

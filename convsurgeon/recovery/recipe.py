@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from convsurgeon.base.errors import RecoveryError
-from convsurgeon.recovery.soap import Soap
+from convsurgeon.fit.soap import Soap
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
 """That a recovery may name; each is called with the parameters and `lr`."""
