@@ -16,8 +16,41 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
 
 import convsurgeon as cs
+from convsurgeon.deploy.timing.standalone import FORMAT
 from convsurgeon.graph.load import load_weights
 from tests import nets
+
+DEVICE: dict[str, Any] = {
+    "convsurgeon_device": FORMAT,
+    "machine": {"cpu": "a", "cores": 1, "system": "b", "onnxruntime": "c", "load": 0.0},
+    "threads": 1,
+    "network": "d",
+    "model": "Shared",
+    "example": "1x3x8x8",
+    "sites": ["body"],
+    "barred": {"stem": "a reason"},
+    "pruned": [["body", "separable rank 4"]],
+    "networks": {
+        "dense": {
+            "label": "dense",
+            "forms": {},
+            "nodes": [["Conv", "body", "body", -1], ["Relu", "", "body", 0], ["Gemm", "", "", -1]],
+        },
+        "one": {
+            "label": "separable rank 1",
+            "forms": {"body": {"form": "depthwise_separable", "rank": 1}},
+            "nodes": [["Conv", "body", "body", -1], ["Conv", "body", "body", -1], ["Gemm", "", "", -1]],
+        },
+    },
+    "samples": [
+        {"pass": 0, "network": name, "total_ms": total, "dense_ms": 1.0, "wall_ms": total, "nodes": nodes}
+        for name, total, nodes in (
+            ("dense", 1.0, [["node-0_nchwc", "Conv", 0.8], ["node-2", "Gemm", 0.2]]),
+            ("one", 0.3, [["node-0_nchwc", "Conv", 0.05], ["node-1_nchwc", "Conv", 0.05], ["node-2", "Gemm", 0.2]]),
+        )
+    ],
+}
+"""What the measuring script writes, of a network of one site."""
 
 ran: list[str] = []
 """What a pickle would write to if it were executed."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from convsurgeon.base.errors import FormError, LatencyError, described
+from convsurgeon.deploy.table.check import check
 from convsurgeon.deploy.timing.standalone import DENSE, Raw
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, is_known
 from convsurgeon.forms.form import Form
@@ -66,11 +67,10 @@ def reduce(raw: Raw, forms: Kinds = ()) -> Figures:
     Raises:
         LatencyError: They are damaged, or there are none.
     """
+    check(raw)
     try:
         return _reduced(raw, forms)
-    except LatencyError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, FormError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:  # a form's own fields
         raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
 
 
@@ -83,7 +83,7 @@ def familiar(raw: Raw, forms: Kinds) -> Raw:
             if all(is_known(values, forms) for values in network["forms"].values())
         }
         return {**raw, "networks": networks, "samples": [one for one in raw["samples"] if one["network"] in networks]}
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, ValueError):
         return raw  # damaged, as `reduce` will say
 
 

@@ -258,10 +258,7 @@ def _stored(target: Path, forms: Kinds) -> measuring.Raw | None:
 
 def _table(raw: measuring.Raw, forms: Kinds) -> LatencyTable:
     figures = reduce(raw, forms)
-    try:
-        head = {name: raw[name] for name in ("model", "example", "threads", "machine")}
-    except KeyError as error:
-        raise LatencyError(f"measurements: damaged (no {error}); measure again") from error
+    head = {name: raw[name] for name in ("model", "example", "threads", "machine")}
     return LatencyTable(figures.rows, figures.total_ms, figures.networks, passes=figures.passes, **head)
 
 
@@ -274,21 +271,29 @@ def _parsed(values: Any, forms: Kinds) -> LatencyTable:
             form = None if row["form"] is None else form_from_dict(row["form"], forms)
             ms, spread = _number(row["ms"]), _number(row["spread"])
             rows.append(Row(str(row["site"]), form, ms, spread, tuple(map(str, row["flags"]))))
+        if not {row.site for row in rows} <= {row.site for row in rows if row.form is None}:
+            raise ValueError("a conv is there in a form, but not as it is")
         return LatencyTable(
             tuple(rows),
-            _number(values["total_ms"]),
+            _number(values["total_ms"], above=0.0),
             {str(name): _number(ms) for name, ms in values["networks"].items()},
             str(values["model"]),
             str(values["example"]),
-            int(values["threads"]),
-            int(values["passes"]),
+            _count(values["threads"]),
+            _count(values["passes"]),
             dict(values["machine"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:
         raise LatencyError(f"is damaged ({described(error)}); measure again") from error
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+def _number(value: Any, above: float = -1.0) -> float:
+    if type(value) not in (int, float) or not above < value < math.inf or value < 0:
         raise ValueError(f"{value!r} is no time")
     return float(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise ValueError(f"{value!r} is no number of threads or passes")
+    return value

@@ -376,10 +376,7 @@ def _main() -> int:
         if options.threads < 1 or options.passes < 1:
             raise MeasureError("threads and passes: pass at least 1")
         manifest = read_manifest(folder)
-        total, count = (
-            max(1, work(manifest, read(target, "convsurgeon_device") if target.exists() else None, options.passes)),
-            [0],
-        )
+        total, count = max(1, work(manifest, _begun(manifest, target, options.threads), options.passes)), [0]
 
         def told(name: str) -> None:
             count[0] += 1
