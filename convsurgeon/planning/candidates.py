@@ -14,6 +14,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.site import Site
+from convsurgeon.planning.figures import figures
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.policy import Policy, Predicate, as_policy, check_names, default_policy
 
@@ -149,8 +150,7 @@ def settled(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> tuple
     if not kernel.finite:
         return "its weight holds NaN or infinity"
     form = kernel.settle(form, geometry)
-    macs = sum(site.images(call) * form.macs(geometry, site.size(call)) for call in site.calls)
-    params = form.params(geometry)
+    params, macs = figures(site, form)
     if not allow_growth and (macs >= site.macs or params > site.params):
         share = macs / max(1, site.macs)  # an example without images costs nothing
         return f"{form.label} has {share:.2f} of its MACs and {params / site.params:.2f} of its parameters"

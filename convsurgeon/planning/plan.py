@@ -19,6 +19,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost
 from convsurgeon.graph.site import Call, Site
+from convsurgeon.planning.figures import check_change, check_sums
 
 VERSION = 1
 
@@ -144,6 +145,7 @@ class Plan:
         if not isinstance(layers, list):
             raise PlanError("plan: layers is not a list; make the plan again")
         steps = tuple(_step_from_dict(layer, f"plan: layer {index}", forms) for index, layer in enumerate(layers))
+        check_sums((step.site for step in steps), cost)
         return Plan(steps, cost, str(fields.get("example", "")))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
@@ -242,11 +244,13 @@ def _step_from_dict(values: object, where: str, forms: Kinds) -> Change | Skip:
         form = form_from_dict(_mapping(layer["form"], where), forms)
         if reason := form.check(site.geometry) or exceeds(form, site.geometry):
             raise PlanError(f"{where}: {site.name}: {reason}")
-        lost = None if layer["lost"] is None else float(layer["lost"])
-        return Change(site, form, lost, *_ints([layer["params_after"], layer["macs_after"]]))
+        lost = None if layer["lost"] is None else _share(layer["lost"], "lost")
+        after = _ints([layer["params_after"], layer["macs_after"]])
+        check_change(site, form, after)
+        return Change(site, form, lost, *after)
     except KeyError as error:
         raise PlanError(f"{where}: no field {error}; make the plan again") from error
-    except (TypeError, ValueError, AttributeError, FormError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError, FormError) as error:
         raise PlanError(f"{where}: {error}; make the plan again") from error
 
 
@@ -294,3 +298,10 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text, found {value!r}")
     return value
+
+
+def _share(value: Any, name: str) -> float:
+    """A share of energy; rounding may take one a hair below 0."""
+    if type(value) not in (int, float) or not -0.01 <= value <= 1.01:
+        raise ValueError(f"{name} is {value}, no share")
+    return float(value)

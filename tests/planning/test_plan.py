@@ -87,6 +87,16 @@ def _damaged(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (lambda v: v["layers"][1]["geometry"].update(kernel_size=[3]), "kernel_size, stride and dilation do not fit"),
         (lambda v: v["layers"][1].update(params="many"), "expected whole numbers"),
         (lambda v: v["layers"][1].update(name=None), "expected text, found None"),
+        (lambda v: v["layers"][1].update(params_after=0), "layer 1: body: params_after 0 and .* do not add up"),
+        (lambda v: v["layers"][1].update(macs_after=1), "layer 1: body: .* macs_after 1 do not add up, separable rank"),
+        (lambda v: v["layers"][1].update(macs=1), "layer 1: body: .* and macs 1 do not add up, the conv has"),
+        (lambda v: v["layers"][1]["calls"].pop(), "layer 1: body: .* do not add up"),
+        (lambda v: v["layers"][1]["calls"][0].__setitem__(0, [3]), "layer 1: body: a call's shape has too few dim"),
+        (lambda v: v["layers"].append(v["layers"][1]), "layers 1 and 3 are both body"),
+        (lambda v: v["layers"][0].update(name="alias"), "layers 0 and 1 are both alias"),
+        (lambda v: v["layers"][1].update(share=float("nan")), "layer 1: body: share is nan"),
+        (lambda v: v["layers"][1].update(lost=float("inf")), "layer 1: lost is inf"),
+        (lambda v: v["cost"].update(macs=5), "the layers have .* MACs, the model 5"),
     ],
 )
 def test_damaged_plans_are_refused_with_the_place(change: Callable[[dict[str, Any]], object], message: str) -> None:
