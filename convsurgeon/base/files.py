@@ -7,13 +7,12 @@ and overlayfs know it, NFS does not). Elsewhere it takes two renames: a kill bet
 under `.NAME.*.old`, and the next write puts it back first. Nothing is flushed to the disk on purpose: this is about
 killed processes, not about power cuts.
 
-What a killed process leaves lying about, `.NAME.*.part`, is removed by the next write to the same place. Every writer
-holds a lock on its own temporary folder, which dies with it, so nobody removes the folder of one still at work.
+What a killed process leaves lying about, `.NAME.*.part` of a folder and `.NAME.*` of a file, is removed by the next
+write to the same place (see `leftovers`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import shutil
@@ -24,11 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convsurgeon.base.errors import OutputError
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing is locked there, and leftovers stay until somebody removes them
-    fcntl = None  # type: ignore[assignment]
+from convsurgeon.base.leftovers import abandoned, clear_beside, locked
 
 BUNDLE = frozenset(
     {
@@ -50,14 +45,16 @@ def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:
     Raises:
         OutputError: as `new_file`.
     """
-    target = Path(path)
+    target = _named(path)
     if target.is_dir():
         raise OutputError(f"{target}: is a folder; name a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{target}: is a device or a pipe, which would be replaced by a file; choose another name")
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; pass overwrite=True (--force) or another name")
     if not target.parent.is_dir():
         raise OutputError(f"{target.parent}: no such folder; create it first")
-    _beside(target).unlink()
+    _beside(target).unlink(missing_ok=True)
     return target
 
 
@@ -69,11 +66,13 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
         OutputError: `path` exists and `overwrite` is false, or its folder is missing, read-only or full.
     """
     target = check_file(path, overwrite)
+    clear_beside(target)
     temporary = _beside(target)
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private  # noqa: PTH101
-        temporary.replace(target)
+        with locked(temporary):
+            yield temporary
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private  # noqa: PTH101
+            temporary.replace(target)
     except OSError as error:
         raise _unwritable(target, error) from error
     finally:
@@ -86,7 +85,7 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[
     Raises:
         OutputError: as `new_folder`.
     """
-    target = Path(path).absolute()
+    target = _named(path).absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise OutputError(f"{target}: is not a folder; choose another name")
     if target.exists() and any(target.iterdir()) and not overwrite:
@@ -111,7 +110,7 @@ def new_folder(
     Raises:
         OutputError: `path` exists and `overwrite` is false, holds other files, or its parent is missing or read-only.
     """
-    place = Path(path).absolute()
+    place = _named(path).absolute()
     _recover(place)
     target = check_folder(place, overwrite, ours)
     try:
@@ -119,7 +118,7 @@ def new_folder(
         temporary.chmod(0o777 & ~_umask())
     except OSError as error:
         raise _unwritable(target, error) from error
-    with _locked(temporary):
+    with locked(temporary):
         try:
             yield temporary
             _move(temporary, target)
@@ -167,40 +166,15 @@ def _recover(target: Path) -> None:
         else:
             old.rename(target)
     for part in (entry for entry in beside if entry.suffix == ".part" and entry.is_dir()):
-        if _abandoned(part):
+        if abandoned(part):
             shutil.rmtree(part, ignore_errors=True)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Holds a lock on a folder, which the system releases when this process ends, however it ends."""
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: leftovers look abandoned to nobody
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _abandoned(folder: Path) -> bool:
-    """Whether the process that made a temporary folder is gone: nobody holds its lock."""
-    if fcntl is None:
-        return False
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return True
+def _named(path: str | os.PathLike[str]) -> Path:
+    """A path that the system can be asked about."""
+    if "\0" in os.fspath(path):
+        raise OutputError(f"{os.fspath(path)!r}: no file has a NUL in its name; choose another name")
+    return Path(path)
 
 
 def _beside(target: Path) -> Path:

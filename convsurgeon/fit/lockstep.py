@@ -6,7 +6,6 @@ after its last use, so what is held at a time is one cut through the network for
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from convsurgeon.base.leftovers import scratch
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.trace import Whole
@@ -143,8 +143,8 @@ def _on_disk(value: Any) -> Any:
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":
             return leaf
-        with tempfile.NamedTemporaryFile(prefix="convsurgeon-") as file:
-            mapped = torch.from_file(file.name, shared=True, size=leaf.numel(), dtype=leaf.dtype)
+        with scratch() as folder:  # the name goes, the file stays as long as it is mapped
+            mapped = torch.from_file(str(folder / "values"), shared=True, size=leaf.numel(), dtype=leaf.dtype)
         return mapped.view(leaf.shape).copy_(leaf)
 
     return pytree.tree_map(move, value)

@@ -10,15 +10,21 @@ import csv
 import importlib.util
 import io
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from convsurgeon.base.errors import OutputError, RecoveryError
+from convsurgeon.base import world
+from convsurgeon.base.errors import OutputError, RecoveryError, described
 from convsurgeon.base.files import new_file
+from convsurgeon.base.leftovers import locked
 
 LAST = "last.pt"
 COLUMNS = ("step", "epoch", "loss", "distance", "agreement", "lr", "seconds")
@@ -60,6 +66,21 @@ class RunFolder:
     def _last(self) -> Path:
         return self.path / LAST
 
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Keeps other processes out, for as long as this one is at work.
+
+        Raises:
+            OutputError: another one is at work in it.
+        """
+        if world.rank():  # the first process speaks for all of a run
+            yield
+            return
+        with locked(self.path) as mine:
+            if not mine:
+                raise OutputError(f"{self.path}: another recovery is at work in it; wait, or choose another folder")
+            yield
+
     def load(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
         """The last checkpoint, if there is one; `run` is what it must have been started with.
 
@@ -69,12 +90,12 @@ class RunFolder:
         if not self._last.exists():
             return None
         try:
+            _undamaged(self._last)
             held = torch.load(self._last, map_location="cpu", weights_only=True)
+            _look_at(held)
             then = held["run"]
-        except Exception as error:  # torch raises a dozen kinds here
-            raise RecoveryError(
-                f"{self._last}: is no checkpoint of a recovery ({type(error).__name__}); remove it and start anew"
-            ) from error
+        except Exception as error:  # torch and zipfile raise a dozen kinds here
+            raise self.refused(error) from error
         for name, value in run.items():
             if then.get(name) != value:
                 raise RecoveryError(
@@ -83,6 +104,12 @@ class RunFolder:
                 )
         return dict(held)
 
+    def refused(self, error: Exception) -> RecoveryError:
+        """What to say of a checkpoint that cannot be taken up."""
+        return RecoveryError(
+            f"{self._last}: is no checkpoint of a recovery ({described(error)}); remove it and start anew"
+        )
+
     def save(self, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the checkpoint, and the log beside it.
 
@@ -90,7 +117,9 @@ class RunFolder:
             OutputError: the folder cannot be written, or is full.
         """
         with new_file(self._last, overwrite=True) as file:
-            torch.save(dict(state), file)
+            held = io.BytesIO()  # torch.save into a file says nothing of a full disk that could be understood
+            torch.save(dict(state), held)
+            file.write_bytes(held.getbuffer())
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
@@ -126,3 +155,64 @@ class RunFolder:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def _undamaged(path: Path) -> None:
+    """Compares the archive with its checksums, which torch does not look at.
+
+    Raises:
+        ValueError: A bit in it is another, or it would grow when it is read.
+        BadZipFile: It is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("it is compressed, which torch.save does not do")
+        if wrong := archive.testzip():
+            raise ValueError(f"{wrong} was damaged")
+
+
+def _look_at(held: Any) -> None:
+    """Whether a checkpoint has all its parts, each of its kind; those of the optimiser are told by torch.
+
+    Raises:
+        ValueError: One has not.
+    """
+    log = _part(held, "log", dict)
+    for owner, name, kind in _PARTS:
+        value = _part(log if owner else held, name, kind)
+        if (isinstance(value, float) and not math.isfinite(value)) or (name in _COUNTS and value < 0):
+            raise ValueError(f"{name} is {value}")
+    if not all(isinstance(row, dict) and tuple(row) == COLUMNS and _plain(row.values()) for row in log["rows"]):
+        raise ValueError("rows of the log have other columns")
+    if not log["rows"] or not all(isinstance(value, Tensor) for value in log["weights"].values()):
+        raise ValueError("the log has no rows, or weights that are no tensors")
+    if not all(len(log[name]) == 2 and type(log[name][0]) in (int, float) for name in ("start", "best")):
+        raise ValueError("a score is no pair of numbers")
+    if not all(isinstance(trial, list) and len(trial) == 2 for trial in held["trials"]):
+        raise ValueError("a trial is no pair of numbers")
+    for values in (*held["trials"], log["losses"], log["start"], log["best"]):
+        if not _plain(values):
+            raise ValueError("a figure is no number")
+
+
+def _part(holder: Any, name: str, kind: type) -> Any:
+    value = holder[name] if isinstance(holder, dict) and name in holder else None
+    kinds = {float: (float, int), int: (int,)}.get(kind, (kind,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} is {'missing' if value is None else f'a {type(value).__name__}'}")
+    return value
+
+
+def _plain(values: Iterable[Any]) -> bool:
+    return all(value is None or type(value) in (int, float) for value in values)
+
+
+_COUNTS = ("step", "best_step", "idle", "seconds")
+_PARTS = (
+    *((False, name, dict) for name in ("run", "model", "optimizer", "scheduler")),
+    *((False, "step", int), (False, "lr", float), (False, "ended", str), (False, "trials", list)),
+    *((True, name, list) for name in ("start", "best", "rows", "losses")),
+    *((True, "weights", dict), (True, "best_step", int), (True, "averaged", bool)),
+    *((True, "seconds", float), (True, "idle", int)),
+)
+"""Of a checkpoint: whether it is in its log, the name, and the kind."""

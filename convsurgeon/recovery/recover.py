@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -140,7 +141,7 @@ def recover(
     _check(result, recipe, own)
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)
-    with kept_chance():
+    with kept_chance(), nullcontext() if folder is None else folder.owned():
         setup = _set_up(result, batches, recipe, own)
         weights, done = _carried_out(setup, _identity(result, setup), folder, progress)
     return _with(result, weights, done, setup.shown)
@@ -263,9 +264,12 @@ def _carried_out(
     else:
         lr, trials = held["lr"], tuple(map(tuple, held["trials"]))
     training = setup.training(lr, setup.steps)
-    if held is not None:
-        training.load_state(held)
-        log.load_state(held["log"])
+    if held is not None and folder is not None:
+        try:
+            training.load_state(held)
+            log.load_state(held["log"])
+        except Exception as error:  # torch raises a dozen kinds here
+            raise folder.refused(error) from error
     fixed = {"run": run, "lr": lr, "trials": [list(trial) for trial in trials]}
     ended = "" if held is None else held["ended"]
     if not ended:

@@ -121,6 +121,8 @@ class Training:
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if _kinds(self.scheduler.state_dict()) != _kinds(state["scheduler"]):  # torch takes up anything here
+            raise ValueError("its schedule has other parts")
         self.scheduler.load_state_dict(state["scheduler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -185,6 +187,10 @@ class Log:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""
+        if {name: value.shape for name, value in state["weights"].items()} != {
+            name: value.shape for name, value in self.weights.items()
+        }:
+            raise ValueError("its best weights are another model's")
         self.start, self.best = Score(*state["start"]), Score(*state["best"])
         for name in ("best_step", "averaged", "weights", "rows", "seconds", "idle", "losses"):
             setattr(self, name, state[name])
@@ -298,6 +304,14 @@ def _transformed(transform: Transform, example: Example) -> Example:
         raise
     except Exception as error:  # the user's own code
         raise RecoveryError(f"recover: the transform fails ({described(error)})") from error
+
+
+def _kinds(state: dict[str, Any]) -> dict[str, Any]:
+    """What a schedule's state is made of, its numbers aside."""
+    return {
+        name: [type(one) for one in value] if isinstance(value, list) else isinstance(value, int | float)
+        for name, value in state.items()
+    }
 
 
 def _row(step: int, epoch: float, loss: float | None, score: Score, lr: float, seconds: float) -> dict[str, Any]:

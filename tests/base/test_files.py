@@ -7,7 +7,10 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from convsurgeon.base import files
 from convsurgeon.base.errors import OutputError
 from convsurgeon.base.files import new_file, new_folder
+from convsurgeon.base.leftovers import scratch
 
 NAMES = frozenset({"a", "b"})
 SWAP_FOREVER = """
@@ -149,3 +153,60 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match=message), new(tmp_path / "out"):
             raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from convsurgeon.base.files import new_file
+from convsurgeon.base.leftovers import scratch
+with scratch() as folder, new_file(sys.argv[1], True) as file:
+    (folder / "big").write_text("x")
+    file.write_text("half")
+    print(file, folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks are posix's")
+def test_what_killed_writers_left_is_removed_and_what_living_ones_hold_is_not(tmp_path: Path) -> None:
+    target, system = tmp_path / "a[1].pt", tmp_path / "system"
+    system.mkdir()
+    environment = {**os.environ, "TMPDIR": str(system)}
+    command = [sys.executable, "-c", KILLED, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as child:
+        assert child.stdout is not None
+        left = [Path(one) for one in child.stdout.readline().split()]
+        os.utime(left[0], (0, 0))
+        os.utime(left[1], (0, 0))
+        _write_and_open(target, system)
+        assert all(one.exists() for one in left)
+        child.send_signal(signal.SIGKILL)
+    (tmp_path / ".a[1].pt.mine.pt").write_text("somebody's own")
+    _write_and_open(target, system)
+    assert not any(one.exists() for one in left)
+    assert {one.name for one in tmp_path.iterdir()} == {"system", target.name, ".a[1].pt.mine.pt"}
+    assert not list(system.iterdir())
+
+
+def _write_and_open(target: Path, system: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(system))
+        with scratch() as folder, new_file(target, True) as file:
+            assert folder.parent == system
+            file.write_text("whole")
+    assert target.read_text() == "whole"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    with pytest.raises(OutputError, match="/dev/full: is a device or a pipe"), new_file("/dev/full", True):
+        pass
+    with pytest.raises(OutputError, match="/dev/full: is not a folder"), new_folder("/dev/full", True):
+        pass
+
+
+@pytest.mark.parametrize("write", [new_file, new_folder])
+def test_a_name_with_a_nul_is_a_line(write: Callable[[str], AbstractContextManager[Path]]) -> None:
+    with pytest.raises(OutputError, match=r"'a\\x00b': no file has a NUL in its name"), write("a\0b"):
+        pass

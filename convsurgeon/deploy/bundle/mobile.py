@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.tools.mobile_helpers import usability_checker
 
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
+from convsurgeon.base.leftovers import scratch
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import checked, options
@@ -95,9 +95,9 @@ def _as_seen(path: Path) -> ModelProto:
     """The graph after basic optimisation, with shapes."""
     try:
         checked(path)
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch() as folder:
             how = options(1, "basic")
-            how.optimized_model_filepath = str(Path(folder) / "basic.onnx")
+            how.optimized_model_filepath = str(folder / "basic.onnx")
             ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
             return onnx.shape_inference.infer_shapes(onnx.load(how.optimized_model_filepath), data_prop=True)
     except LatencyError as error:

@@ -17,7 +17,6 @@ import contextlib
 import io
 import logging
 import math
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +31,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
+from convsurgeon.base.leftovers import scratch
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.int8.activations import LayerError, layer_errors
 from convsurgeon.deploy.int8.agreement import Agreement, agreement
@@ -129,10 +129,10 @@ def quantize_int8(
     if calibrator not in _METHODS:
         raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(_METHODS)}")
     left = set(exclude)
-    with new_file(target, overwrite) as draft, tempfile.TemporaryDirectory() as folder:
+    with new_file(target, overwrite) as draft, scratch() as folder:
         if equalised:
             _equalise(origin, model, feeds)
-        even = Path(folder) / "float.onnx"
+        even = folder / "float.onnx"
         onnx.save(model, even)
         layers = _round(even, model, draft, feeds, calibrator, left)
         if exclude_worst > 0:
@@ -186,8 +186,8 @@ def _round(
     origin: Path, model: ModelProto, draft: Path, feeds: Sequence[Feed], calibrator: str, left: set[str]
 ) -> tuple[LayerError, ...]:
     """Quantises into the draft and says what each layer lost."""
-    with _quietly(), tempfile.TemporaryDirectory() as folder:
-        rough = Path(folder) / "int8.onnx"
+    with _quietly(), scratch() as folder:
+        rough = folder / "int8.onnx"
         try:
             quantization.quantize_static(
                 origin,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
-from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.errors import LatencyError, OutputError
+from convsurgeon.base.leftovers import clear_beside, scratch
 from convsurgeon.budget.confirmation import Whole
 from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.deploy.table.cache import fingerprint
@@ -77,8 +77,8 @@ def measured_wholes(
     ]
     changing = distinct(one for one in made if one.chosen)
     kinds = kinds_of(form for one in changing for form in one.chosen.values())
-    with tempfile.TemporaryDirectory() as folder:
-        raw = measured(seen, bare, changing, Path(folder) / measuring.RESULT, threads, passes, progress, kinds=kinds)
+    with scratch() as folder:
+        raw = measured(seen, bare, changing, folder / measuring.RESULT, threads, passes, progress, kinds=kinds)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
     found = {DENSE: Whole(reduce(raw, kinds).total_ms, {})} | {one.key: _whole(raw, one, kinds) for one in changing}
@@ -149,8 +149,7 @@ def _timed(
     passes: int,
     progress: bool,
 ) -> measuring.Raw:
-    with tempfile.TemporaryDirectory() as place, _bar(len(candidates) * passes, "timing", progress) as bar:
-        folder = Path(place)
+    with scratch() as folder, _bar(len(candidates) * passes, "timing", progress) as bar:
         _write(folder, seen, bare, candidates)
 
         def told(label: str) -> None:
@@ -158,9 +157,14 @@ def _timed(
             bar.update()
 
         try:
-            return measuring.measure(folder, target, threads, passes, told)
+            clear_beside(target)
+            return measuring.measure(folder, target, threads, passes, told, logs=folder)
         except measuring.MeasureError as error:
             raise LatencyError(str(error)) from error
+        except OSError as error:
+            raise OutputError(
+                f"{target}: the measurements cannot be kept ({error.strerror or error}); make room, or pass another cache"
+            ) from error
 
 
 def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:

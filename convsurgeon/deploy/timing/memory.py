@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.leftovers import scratch
 from convsurgeon.deploy.timing.session import Level, checked, opened, options, random_feed
 
 _TIMEOUT_S = 600
@@ -57,9 +57,9 @@ def peak_memory(
     checked(file)
     how = options(threads, level)
     feed = random_feed(opened(file, how), file, 0, batch, dict(sizes or {}))
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(Path(folder) / "feed.npz", **feed)  # type: ignore[arg-type]
-        arguments = [str(file), str(Path(folder) / "feed.npz"), str(threads), str(int(how.graph_optimization_level))]
+    with scratch() as folder:
+        np.savez(folder / "feed.npz", **feed)  # type: ignore[arg-type]
+        arguments = [str(file), str(folder / "feed.npz"), str(threads), str(int(how.graph_optimization_level))]
         # -P: the child's folder holds modules of ours, which must not stand in for others of the same name.
         command = [sys.executable, "-P", str(_CHILD), *arguments]
         try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from onnx import GraphProto, NodeProto
 from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError, first_line
+from convsurgeon.base.leftovers import scratch
 from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Level, checked, opened, options, random_feed, run
 
@@ -115,8 +115,8 @@ def profile_nodes(
     model = checked(file)
     how = options(threads, level)
     how.enable_profiling = True
-    with tempfile.TemporaryDirectory() as folder:
-        how.profile_file_prefix = str(Path(folder) / "profile")
+    with scratch() as folder:
+        how.profile_file_prefix = str(folder / "profile")
         session = opened(file, how)
         feed = random_feed(session, file, 0, batch, dict(sizes or {}))
         for _ in range(3 + max(runs, 1)):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import bisect
+import contextlib
 import hashlib
 import json
 import os
@@ -27,6 +28,11 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
 MANIFEST, RESULT, DENSE = "manifest.json", "device.json", "dense"
@@ -49,7 +55,13 @@ class MeasureError(Exception):
 
 
 def measure(
-    folder: Path, target: Path, threads: int, passes: int, progress: Progress | None = None, seconds: float = SECONDS
+    folder: Path,
+    target: Path,
+    threads: int,
+    passes: int,
+    progress: Progress | None = None,
+    seconds: float = SECONDS,
+    logs: Path | None = None,
 ) -> Raw:
     """Times every network of a folder that the target file does not hold yet, and writes them there bit by bit.
 
@@ -60,6 +72,7 @@ def measure(
         passes: Sets of fresh sessions.
         progress: Called with a word or two after every network of every pass.
         seconds: Per network and pass, with and again without the profiler.
+        logs: A folder for the profiler's files; the system's for temporary files if not given.
 
     Raises:
         MeasureError: The folder or the target is damaged, or a network cannot be run.
@@ -68,7 +81,7 @@ def measure(
     raw = _begun(manifest, target, threads)
     for number in range(passes):
         for group in _groups(manifest, raw, number):
-            raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress)
+            raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress, logs)
             write(target, raw)
     return raw
 
@@ -120,16 +133,27 @@ def read(path: Path, mark: str) -> Raw:
 
 
 def write(path: Path, values: Raw) -> None:
-    """Writes JSON under a temporary name and renames it: nobody ever sees half of it."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Writes JSON under a temporary name and renames it: nobody ever sees half of it, or takes it for a dead one's."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
+            _lock(file.fileno())
             json.dump(values, file, separators=(",", ":"))
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+            file.flush()
+            if fcntl is None:
+                file.close()  # Windows renames no open file
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
     except BaseException:
         Path(name).unlink()
         raise
+
+
+def _lock(handle: int) -> None:
+    """Says that somebody is at work on a temporary file."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def digest(path: Path) -> str:
@@ -235,10 +259,11 @@ def _group(
     threads: int,
     seconds: float,
     progress: Progress | None,
+    place: Path | None,
 ) -> list[Raw]:
     """One pass over the dense network and some candidates: what each took, by node and in all."""
     names = [DENSE, *group]
-    with tempfile.TemporaryDirectory() as logs:
+    with tempfile.TemporaryDirectory(dir=place) as logs:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
             network = manifest["networks"][name]
