@@ -1,40 +1,63 @@
-"""The command line: parse, call, print. Exit 0 for success, 1 for an error (one line on stderr), 2 for usage."""
+"""The command line: parse, call, print. Exit 0 for success, 1 for an error (a line on stderr), 2 for usage, 130 for Ctrl-C."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
 
+from convsurgeon.base import ctrl_c
 from convsurgeon.base.errors import ConvSurgeonError, described
 from convsurgeon.cli import converting, planning, recovering, timing
 
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; the console script's entry point."""
+    """Runs one command, and gives its exit code."""
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
         sys.stdout.flush()
         return 0
-    except ConvSurgeonError as error:
-        return _fail(str(error))
     except KeyboardInterrupt as stop:
-        return _fail(f"interrupted; {stop}" if str(stop) else "interrupted; nothing was written")
+        return ctrl_c.tell(str(stop))
     except BrokenPipeError:  # `| head` went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _mute()
         return 1
     except Exception as error:
-        if options.debug:
+        if ctrl_c.asked():  # compiled code made another exception of it
+            return ctrl_c.tell()
+        if options.debug and not isinstance(error, ConvSurgeonError):
             raise
-        if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
-            return _fail(f"{str(error.filename)[:200]}: {error.strerror}; choose another path")
-        return _fail(f"internal error, {described(error)}; --debug shows where, please report it")
+        return _fail(_told(error))
+
+
+def _told(error: Exception) -> str:
+    """One line about whatever went wrong."""
+    if isinstance(error, ConvSurgeonError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _FULL:
+        _mute()
+        place = f"{str(error.filename)[:200]}: " if error.filename is not None else ""
+        return f"{place}cannot be written ({error.strerror}); make room, or write elsewhere"
+    if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
+        return f"{str(error.filename)[:200]}: {error.strerror}; choose another path"
+    return f"internal error, {described(error)}; --debug shows where, please report it"
+
+
+def _mute() -> None:
+    """What is left in the buffer goes nowhere: Python would try to write it once more at its end."""
+    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:
-    print("convsurgeon: " + " ".join(message.split("\n")), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody listens
+        print("convsurgeon: " + " ".join(message.splitlines()), file=sys.stderr)
     return 1
 
 

@@ -109,7 +109,7 @@ def weights(rng: random.Random) -> None:
 
 
 @functools.cache
-def _onnx() -> bytes:
+def network() -> bytes:
     """One conv, put together by hand: exporting one takes longer than all cases of a test run."""
     weight = numpy_helper.from_array(torch.ones(4, 3, 3, 3).numpy(), "weight")
     x, y = (
@@ -125,7 +125,7 @@ def onnx(rng: random.Random) -> None:
     """`bench` times a file or refuses it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
-        path.write_bytes(damaged(rng, _onnx()) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
+        path.write_bytes(damaged(rng, network()) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
         with contextlib.suppress(cs.ConvSurgeonError):
             cs.bench(path, pairs=2, threads=[1], levels=["all"], progress=False)
 
@@ -133,4 +133,4 @@ def onnx(rng: random.Random) -> None:
 def prepare() -> None:
     """What all cases share, made before the workers are forked."""
     _originals()
-    _onnx()
+    network()

@@ -506,7 +506,7 @@ def test_ctrl_c_saves_and_says_where(bundle: list[str], tmp_path: Path) -> None:
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert errors.count("\n") == 1
     assert "convsurgeon: interrupted; step " in errors
     assert "is saved in" in errors
