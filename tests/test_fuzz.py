@@ -11,6 +11,7 @@ import torch
 from tests.fuzz.run import KINDS, one, prepare, run_chunk
 
 SLICE = {"graph": 12, "policy": 400, "plan": 120, "arguments": 40, "weights": 200, "onnx": 40}
+SLICE |= {"device": 150, "images": 100, "checkpoint": 8}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convsurgeon.base.errors import CalibrationError
+from convsurgeon.fit.arrays import opened
 
+_PART_VALUES = 1 << 25
+"""Values of an array that are brought into shape at once."""
+_MOST_VALUES = 3 * 89_478_485
+"""Of one image: as many pixels as Pillow takes for honest."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -45,11 +52,23 @@ def load_images(
 
 
 def _from_array(source: Path, shape: Sequence[int], limit: int) -> Tensor:
-    array = _array(source)
-    if array.dtype.kind not in "fiub" or array.ndim not in (3, 4):
-        raise CalibrationError(f"{source}: holds {array.dtype} of shape {array.shape}; expected images (N, H, W, C)")
-    array = array[_spread(len(array), limit)]
+    with opened(source) as array:
+        if array.dtype.kind not in "fiub" or len(array.shape) not in (3, 4):
+            raise CalibrationError(f"{source}: holds {array.dtype} of shape {array.shape}; expected images (N, H, W, C)")
+        if 0 in array.shape:
+            raise CalibrationError(f"{source}: holds an array of shape {array.shape}, which is empty; pass images")
+        if math.prod(array.shape[1:]) > _MOST_VALUES:
+            raise CalibrationError(f"{source}: holds images of {array.shape[1:]}, which are too large; scale them down")
+        each = max(1, _PART_VALUES // math.prod(array.shape[1:]))
+        numbers = _spread(array.shape[0], limit)
+        parts = (numbers[start : start + each] for start in range(0, len(numbers), each))
+        return torch.cat([_prepared(array.images(part), source, shape) for part in parts])
+
+
+def _prepared(array: npt.NDArray[Any], source: Path, shape: Sequence[int]) -> Tensor:
+    """Some images of an array, (N, C, H, W) of the wanted size."""
     array = array[..., None] if array.ndim == 3 else array
+    array = array.astype(np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("="), copy=False)
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if tensor.shape[1] != shape[1] or (tensor.shape[3] == shape[1] and tensor.shape[1:] != tuple(shape[1:])):
         tensor = tensor.permute(0, 3, 1, 2)
@@ -59,24 +78,6 @@ def _from_array(source: Path, shape: Sequence[int], limit: int) -> Tensor:
         )
     scale = 1.0 if tensor.is_floating_point() else 1 / 255
     return _fitted(tensor.float() * scale, shape)
-
-
-def _array(source: Path) -> npt.NDArray[Any]:
-    try:
-        loaded = np.load(source, allow_pickle=False)
-        arrays = [loaded] if isinstance(loaded, np.ndarray) else [loaded[name] for name in loaded.files]
-    except OSError as error:
-        raise CalibrationError(
-            f"{source}: cannot be read ({error.strerror or error}); pass a folder, .npy or .npz"
-        ) from error
-    except Exception as error:  # zip and header errors of many kinds
-        raise CalibrationError(
-            f"{source}: is no array file ({error}); pass a folder of images, .npy or .npz"
-        ) from error
-    images = [array for array in arrays if array.ndim in (3, 4)]
-    if not images:
-        raise CalibrationError(f"{source}: holds no array of images; expected one of shape (N, H, W, C)")
-    return max(images, key=lambda array: array.size)
 
 
 def _from_folder(source: Path, shape: Sequence[int], limit: int) -> Tensor:
@@ -94,11 +95,14 @@ def _from_folder(source: Path, shape: Sequence[int], limit: int) -> Tensor:
     read = []
     for index in _spread(len(files), limit):
         try:
-            with pillow.open(files[index]) as image:
-                pixels = np.asarray(image.convert("L" if shape[1] == 1 else "RGB"))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pillow.DecompressionBombWarning)
+                image = pillow.open(files[index])
+            with image:
+                pixels = np.array(image.convert("L" if shape[1] == 1 else "RGB"))
         except Exception as error:  # Pillow raises what its decoders raise
             raise CalibrationError(f"{files[index]}: is no image ({error}); remove it") from error
-        tensor = torch.from_numpy(pixels.copy()).float() / 255
+        tensor = torch.from_numpy(pixels).float().div_(255)
         read.append(_fitted((tensor[None] if shape[1] == 1 else tensor.permute(2, 0, 1))[None], shape))
     return torch.cat(read)
 

@@ -129,18 +129,21 @@ def _read_checkpoint(path: Path) -> Any:
 
 def _refuse_programs(path: Path) -> None:
     """Archives that hold code."""
-    names = _archived(path)
+    entries = _archived(path)
+    names = [entry.filename for entry in entries]
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # it may grow a thousandfold
+        raise LoadError(f"{path}: is compressed, which torch.save does not do; save model.state_dict() again")
     if any("/code/" in name or name.endswith("constants.pkl") for name in names):
         raise LoadError(f"{path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         raise LoadError(f"{path}: is an exported program (.pt2), which holds code; save model.state_dict() instead")
 
 
-def _archived(path: Path) -> list[str]:
-    """Names in a zip archive; none where it is none, or damaged, which torch then says."""
+def _archived(path: Path) -> list[zipfile.ZipInfo]:
+    """What is in a zip archive; none where it is none, or damaged, which torch then says."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
+            return archive.infolist()
     except Exception:  # BadZipFile, UnicodeDecodeError, NotImplementedError, struct.error, ...
         return []
 

@@ -188,6 +188,12 @@ def _unreadable(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace("é".encode(), b"\xd6n"))
 
 
+def _deflated(path: Path) -> None:
+    """What torch would inflate without a limit."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", bytes(1000))
+
+
 def _on_many_disks(path: Path) -> None:
     """A zip archive that says it is in parts, found by fuzzing."""
     torch.save(_state(), path)
@@ -211,10 +217,11 @@ def _on_many_disks(path: Path) -> None:
         (_halved, "is no weight file"),
         (_unreadable, "is no weight file"),
         (_on_many_disks, "is no weight file"),
+        (_deflated, "is compressed, which torch.save does not do"),
     ],
     ids=[
         *("empty", "garbage", "pickle", "list", "numbers", "script"),
-        *("program", "truncated", "halved", "unreadable", "disks"),
+        *("program", "truncated", "halved", "unreadable", "disks", "deflated"),
     ],
 )
 def test_files_that_are_no_weights(make: Any, message: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from safetensors.torch import save
 
 import convsurgeon as cs
@@ -121,11 +121,28 @@ def network() -> bytes:
     return bytes(model.SerializeToString())
 
 
+_PLACES = ("weights.bin", "net.onnx", "", "a\0b", "../net.onnx", "/dev/zero", "é" * 200, ".", "nothing")
+
+
+def _moved(rng: random.Random) -> bytes:
+    """The network, now and then with its weights in another file."""
+    if rng.random() < 0.7:
+        return network()
+    model = ModelProto.FromString(network())
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, values in (("location", _PLACES), ("offset", ("0", "-1", "x", "9" * 30)), ("length", ("432", "0", "-5"))):
+        if rng.random() < 0.8:
+            tensor.external_data.add(key=key, value=rng.choice(values))
+    return bytes(model.SerializeToString())
+
+
 def onnx(rng: random.Random) -> None:
     """`bench` times a file or refuses it."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "net.onnx"
-        path.write_bytes(damaged(rng, network()) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
+        path.write_bytes(damaged(rng, _moved(rng)) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
         with contextlib.suppress(cs.ConvSurgeonError):
             cs.bench(path, pairs=2, threads=[1], levels=["all"], progress=False)
 

@@ -11,15 +11,18 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from tests.fuzz import files, graphs, texts
+from tests.fuzz import files, graphs, stored, texts
 
 KINDS: dict[str, tuple[Callable[[random.Random], None], int]] = {
     "graph": (graphs.check, 2),
-    "policy": (texts.policy, 45),
-    "plan": (texts.plan, 25),
+    "policy": (texts.policy, 32),
+    "plan": (texts.plan, 21),
     "arguments": (texts.arguments, 8),
     "weights": (files.weights, 18),
     "onnx": (files.onnx, 2),
+    "device": (stored.device, 8),
+    "images": (stored.images, 8),
+    "checkpoint": (stored.checkpoint, 1),
 }
 """Kind of case -> its check, and how many of a hundred cases it gets."""
 
@@ -35,6 +38,8 @@ def prepare(kinds: Sequence[str]) -> None:
     texts.captured()
     if {"weights", "onnx"} & set(kinds):
         files.prepare()
+    if "checkpoint" in kinds:
+        stored.prepare()
 
 
 def chunks(kinds: Sequence[str], cases: int) -> Iterator[tuple[str, int, int]]:

@@ -123,7 +123,7 @@ def plan(rng: random.Random) -> None:
     """A damaged plan is refused in one line, or is one that prints, writes itself and rebuilds or is refused."""
     values: Any = copy.deepcopy(_plan())
     for _ in range(rng.randint(1, 3)):
-        values = _mutate(rng, values)
+        values = mutate(rng, values)
     try:
         read = cs.Plan.from_dict(json.loads(json.dumps(values)))
         assert cs.Plan.from_dict(json.loads(json.dumps(read.to_dict()))) == read
@@ -135,7 +135,7 @@ def plan(rng: random.Random) -> None:
         assert rebuilt(torch.zeros(1, 3, 8, 8)).shape == (1, 4)
 
 
-def _mutate(rng: random.Random, values: Any) -> Any:
+def mutate(rng: random.Random, values: Any) -> Any:
     """The nest with one place changed."""
     places: list[tuple[Any, Any]] = []
     waiting = [values]
@@ -166,6 +166,9 @@ def _mutate(rng: random.Random, values: Any) -> Any:
         [1, 1],
         [3, 3],
         {"energy": 2},
+        float("nan"),
+        -0.5,
+        "1.0",
     ]
     if rng.random() < 0.3:
         del node[key]
@@ -182,6 +185,7 @@ _WORDS = (
     *("--rank", "1", "2", "99", "-1", "--energy", "0.9", "nan", "--share", "0.5", "--form", "separable", "blueprint"),
     *("--select", "kernel_size(3)", "~stem()", "named(body)", "named(nobody)", "--budget", "macs=0.5", "macs=", "x=1"),
     *("--json", "--allow-growth", "--width", "--weights", "nothing.pt", "--model-args", "a=1", "--images", "0"),
+    *("--threads", "99999", "--seed", str(10**30), "1x3x999999999x999999999", str(2**63), "--opset", "1x3x9999x99999"),
     *("--plan", "--out", "out", "--calibrate", "--shares", "--force", "--pairs", "0", "nothing.onnx", "--metric", "é"),
 )
 

@@ -61,6 +61,8 @@ def file_bytes(path: Path, model: ModelProto) -> int:
         for item in tensor.external_data
         if item.key == "location"
     }
+    if any("\0" in place for place in places):
+        raise LatencyError(f"{path.parent}: an external file has a NUL in its name; export the model again")
     outside: int = sum((path.parent / place).stat().st_size for place in places)
     return path.stat().st_size + outside
 
