@@ -101,7 +101,7 @@ def add_reading(command: argparse.ArgumentParser) -> None:
     options.add_argument("--mean", nargs="+", type=float, default=[], help="subtracted from every channel in [0, 1]")
     options.add_argument("--std", nargs="+", type=float, default=[], help="divides every channel then")
     options.add_argument("--images", type=int, default=1024, help="most images to calibrate on (default 1024)")
-    options.add_argument("--seed", type=int, default=0, help="of the positions drawn from them (default 0)")
+    options.add_argument("--seed", type=_seed, default=0, help="of the positions drawn from them (default 0)")
     group(command, "output").add_argument(
         "--metric", metavar="FILE.py:FUNCTION", help="model -> number, printed before and after"
     )
@@ -126,6 +126,12 @@ def _shape(text: str) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no shape; write for example 1x3x224x224")
     return sizes
+
+
+def _seed(text: str) -> int:
+    if not text.removeprefix("-").isdecimal() or len(text) > 18:  # what torch's generators take
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no seed; write a whole number of up to 17 digits")
+    return int(text)
 
 
 def _assignment(text: str) -> tuple[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,11 +27,24 @@ Metric = Callable[[nn.Module], float]
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     """The model with its weights, in eval mode, and noise of the inputs' shapes."""
+    need = 4 * sum(math.prod(shape) for shape in options.input)
+    if need > (most := _memory_bytes()):
+        raise LoadError(
+            f"--input: {need / 1e9:,.1f} GB of values, this machine has {most / 1e9:,.1f} GB; pass smaller shapes"
+        )
     model = load_model(options.model, dict(options.model_args))
     if options.weights:
         load_weights(model, options.weights)
     generator = torch.Generator().manual_seed(0)
     return model.eval(), Example(tuple(torch.randn(shape, generator=generator) for shape in options.input))
+
+
+def _memory_bytes() -> float:
+    """Of this machine; where it does not tell, no end."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE")) * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def calibration(options: argparse.Namespace, example: Example) -> dict[str, Any]:

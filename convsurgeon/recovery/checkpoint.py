@@ -97,7 +97,7 @@ class RunFolder:
         except Exception as error:  # torch and zipfile raise a dozen kinds here
             raise self.refused(error) from error
         for name, value in run.items():
-            if then.get(name) != value:
+            if not _equal(then.get(name), value):
                 raise RecoveryError(
                     f"{self._last}: was started with {name} {_short(then.get(name))}, now it is {_short(value)}; "
                     "resume with the same, or choose another folder"
@@ -150,6 +150,13 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with new_file(self.path / name, overwrite=True) as file:
             file.write_text(text, encoding="utf-8")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # a tensor stands where a setting should
+        return False
 
 
 def _short(value: Any) -> str:

@@ -31,7 +31,7 @@ from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import Dynamic, OnnxFile, check_opset, export_onnx
 from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
 from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
-from convsurgeon.deploy.timing.session import Level
+from convsurgeon.deploy.timing.session import Level, check_threads
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
 from convsurgeon.fit.calibration import Calibration, read
 from convsurgeon.graph.example import Example
@@ -167,15 +167,15 @@ def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[in
     Raises:
         CalibrationError: int8 without images.
         ExportError: No such opset.
-        LatencyError: Too few rounds for a verdict, or a thread count below 1.
+        LatencyError: Too few rounds for a verdict, or a thread count out of reach.
     """
     if lacks_images:
         raise CalibrationError("int8: needs images to find its ranges on; pass calibration (--calibrate)")
     check_opset(opset)
     if pairs and pairs < MIN_PAIRS:
         raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more, or 0 for no timing")
-    if any(count < 1 for count in threads):
-        raise LatencyError(f"threads={min(threads)}: pass at least 1")
+    for count in threads:
+        check_threads(count)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -13,8 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-from convsurgeon.base.errors import LatencyError, OutputError
+from convsurgeon.base.errors import OutputError
 from convsurgeon.deploy.timing import standalone as measuring
+from convsurgeon.deploy.timing.session import check_threads
 from convsurgeon.graph.capture import Capture
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
@@ -37,11 +38,10 @@ def cache_file(folder: str | Path | None, network: str, threads: int) -> Path:
     """The file of one network, machine, runtime version and thread count; its folder is made.
 
     Raises:
-        LatencyError: no threads.
+        LatencyError: no threads, or too many.
         OutputError: the folder cannot be made.
     """
-    if threads < 1:
-        raise LatencyError(f"threads={threads}: pass at least 1")
+    check_threads(threads)
     place = cache_folder() if folder is None else Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ _LEVELS = {
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 _DEFAULT_SIZE = 64
+_MOST_THREADS = 64
 
 
 def checked(path: Path) -> ModelProto:
@@ -71,11 +73,22 @@ def options(threads: int, level: Level) -> ort.SessionOptions:
     """Session options for honest timing: threads as in use, but quiet between runs; no chatter."""
     if level not in _LEVELS:
         raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
-    if threads < 1:
-        raise LatencyError(f"threads={threads}: pass at least 1")
+    check_threads(threads)
     made: ort.SessionOptions = session_options(threads)
     made.graph_optimization_level = _LEVELS[level]
     return made
+
+
+def check_threads(threads: int) -> None:
+    """Refuses what no runtime can start, or only to stand still.
+
+    Raises:
+        LatencyError: Less than one thread, or far more than there are cores.
+    """
+    cores = os.cpu_count() or 1
+    most = max(_MOST_THREADS, 4 * cores)
+    if not 1 <= threads <= most:
+        raise LatencyError(f"threads={threads}: this machine has {cores} cores; pass 1 to {most}")
 
 
 def opened(path: Path, how: ort.SessionOptions) -> ort.InferenceSession:

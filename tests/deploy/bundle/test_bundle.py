@@ -278,7 +278,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("words", "message"),
     [
         (["--pairs", "20"], "pairs=20: too few for an interval; pass 50 or more, or 0 for no timing"),
-        (["--threads", "2", "0"], "threads=0: pass at least 1"),
+        (["--threads", "2", "0"], "threads=0: this machine has"),
+        (["--threads", "99999"], "threads=99999: this machine has"),
         (["--opset", "17"], "opset 17: the exporter writes 18 to"),
         (["--classes", "none.txt"], "none.txt: cannot be read"),
     ],
