@@ -1,0 +1,39 @@
+"""LiteRT (TensorFlow Lite) with XNNPACK, through onnx2tf. Arguments as `bench_runtimes` gives them; prints a line."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import numpy as np
+import onnx2tf
+from ai_edge_litert.interpreter import Interpreter
+from turns import timed
+
+image, shape, rounds = sys.argv[1], [int(one) for one in sys.argv[2].split("x")], int(sys.argv[3])
+values = np.ascontiguousarray(np.fromfile(image, np.float32).reshape(shape).transpose(0, 2, 3, 1))
+
+
+def interpreter(path, folder):
+    with contextlib.redirect_stdout(sys.stderr):
+        onnx2tf.convert(input_onnx_file_path=path, output_folder_path=str(folder), non_verbose=True)
+    made = Interpreter(str(next(Path(folder).glob("*float32.tflite"))), num_threads=1)
+    made.allocate_tensors()
+    return made
+
+
+def run(made):
+    made.set_tensor(made.get_input_details()[0]["index"], values)
+    made.invoke()
+    return made.get_tensor(made.get_output_details()[0]["index"])
+
+
+with tempfile.TemporaryDirectory() as place:
+    made = [interpreter(path, Path(place) / str(number)) for number, path in enumerate(sys.argv[4:])]
+    runs = [lambda one=one: run(one) for one in made]
+    version = f"{importlib.metadata.version('ai-edge-litert')}, onnx2tf {importlib.metadata.version('onnx2tf')}"
+    print(json.dumps({"version": version, **timed(runs, rounds)}))

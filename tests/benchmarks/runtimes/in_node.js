@@ -1,0 +1,44 @@
+// onnxruntime-node, or onnxruntime-web (wasm) where the first argument says so. Prints one line of JSON.
+"use strict";
+const fs = require("fs");
+const [kind, folder, image, shape, rounds, ...paths] = process.argv.slice(2);
+const ort = require(require.resolve(kind === "web" ? "onnxruntime-web" : "onnxruntime-node", { paths: [folder] }));
+const sizes = shape.split("x").map(Number);
+const bytes = fs.readFileSync(image);
+const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+
+function median(list) {
+  const sorted = [...list].sort((a, b) => a - b);
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+async function main() {
+  if (kind === "web") ort.env.wasm.numThreads = 1;
+  const how = { intraOpNumThreads: 1, interOpNumThreads: 1, graphOptimizationLevel: "all" };
+  if (kind === "web") how.executionProviders = ["wasm"];
+  const runs = [];
+  for (const path of paths) {
+    const session = await ort.InferenceSession.create(kind === "web" ? new Uint8Array(fs.readFileSync(path)) : path, how);
+    const feed = { [session.inputNames[0]]: new ort.Tensor("float32", values, sizes) };
+    runs.push(async () => (await session.run(feed))[session.outputNames[0]].data);
+  }
+  const outputs = [];
+  for (const run of runs) outputs.push(Array.from(await run()));
+  const times = runs.map(() => []);
+  for (let turn = 0; turn < Number(rounds); turn++) {
+    const order = runs.map((_, number) => number);
+    if (turn % 2) order.reverse();
+    for (const number of order) {
+      const started = performance.now();
+      await runs[number]();
+      times[number].push(performance.now() - started);
+    }
+  }
+  const speedup = times.map((own) => median(own.map((ms, turn) => times[0][turn] / ms)));
+  const versions = ort.env.versions || {};
+  const version = versions[kind] || versions.common || "?";
+  console.log(JSON.stringify({ version, outputs, ms: times.map(median), speedup }));
+}
+
+main().then(() => process.exit(0), (error) => { console.error(String(error)); process.exit(1); });
