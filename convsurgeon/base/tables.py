@@ -1,13 +1,16 @@
 """Tables: raw values with the way each column is shown, as text, Markdown, CSV or records.
 
-The drawing is tabulate's.
+The drawing is tabulate's. Names in them are a model's own, and a model may come from anywhere: what would move a
+terminal's cursor, be markup in Markdown or be computed in a spreadsheet is written so that it is only read.
 """
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +49,10 @@ SHOWN: dict[str, Callable[[Any], str]] = {
 """How a column's values are written: 0.113 is `11.3 %` as a share and `0.113` as a ratio."""
 
 
+_MARKUP = re.compile(r"[|\[\]`*~]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
 @dataclass(frozen=True)
 class Table:
     """A title, columns as (name, key of `SHOWN`), rows of raw values; None is shown as a dash."""
@@ -64,17 +71,18 @@ class Table:
 
     def text(self) -> str:
         """For a terminal."""
-        return f"{self.title}\n{self._draw('simple')}" if self.title else self._draw("simple")
+        title = "\n".join(map(printable, self.title.split("\n")))
+        return f"{title}\n{self._draw('simple')}" if title else self._draw("simple")
 
     def markdown(self) -> str:
-        """For a page: the title as a heading, pipes in cells escaped."""
+        """For a page: the title as a heading, markup in names escaped."""
         return f"## {self.title}\n\n{self._draw('github')}"
 
     def csv(self) -> str:
-        """For a spreadsheet: raw values, one header line."""
+        """For a spreadsheet: raw values, one header line; text that it would take for a formula behind an apostrophe."""
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
-        writer.writerows([self.headers, *self.rows])
+        writer.writerows([[_uncomputed(cell) for cell in row] for row in (self.headers, *self.rows)])
         return target.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
@@ -87,10 +95,27 @@ class Table:
             ["-" if value is None else SHOWN[kind](value) for kind, value in zip(kinds, row, strict=True)]
             for row in self.rows
         ]
-        if style == "github":
-            cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells]
+        shown = in_markdown if style == "github" else printable
+        cells = [[shown(cell) for cell in row] for row in cells]
         align = ["left" if kind == "text" else "right" for kind in kinds]
-        return tabulate(cells, self.headers, tablefmt=style, colalign=align if cells else None, disable_numparse=True)
+        headers = [shown(name) for name in self.headers]
+        return tabulate(cells, headers, tablefmt=style, colalign=align if cells else None, disable_numparse=True)
+
+
+def printable(text: str) -> str:
+    """A text for one line of a terminal: characters that are not to be seen become their escapes."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def in_markdown(text: str) -> str:
+    """A text in which Markdown and HTML find nothing to do."""
+    return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text.replace("\n", " ")), quote=False))
+
+
+def _uncomputed(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def jsonable(value: Any) -> Any:

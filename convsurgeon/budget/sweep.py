@@ -50,15 +50,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trade-off between MACs and error; prints itself. `unreachable` holds budgets that no choice keeps."""
+    """The trade-off between MACs and error; prints itself.
+
+    `unreachable` holds budgets that no choice keeps, `why` what the largest of them would have needed.
+    """
 
     points: tuple[Point, ...]
     unreachable: tuple[float, ...]
     example: str
+    why: str = ""
 
     @property
     def knee(self) -> Point:
-        """The point from which on saving more costs much more error."""
+        """The point from which on saving more costs much more error; two points or one have none to be seen."""
         ends = sorted(self.points, key=lambda point: point.plan.macs_after)
         macs = [point.plan.macs_after for point in ends]
         errors = [math.log(max(point.error, 1e-12)) for point in ends]
@@ -74,11 +78,12 @@ class Sweep:
         for point in self.points:
             plan = point.plan
             ratios = (plan.macs_after / plan.cost.macs, plan.params_after / plan.cost.params)
-            knee = "knee" if point is self.knee else ""
+            knee = "knee" if len(self.points) > 2 and point is self.knee else ""
             speeds = (point.ms[0], point.ms[1] / point.ms[0]) if point.ms else ()
             rows.append((point.share, plan.macs_after, *ratios, *speeds, point.error, *point.metric, knee))
         missing = ", ".join(f"{share:g}" for share in self.unreachable)
         title = f"Trade-off for an input of {self.example}" + (f"; cannot be reached: {missing}" if missing else "")
+        title += f"\n{self.why}" if self.why else ""
         return Table(title, (*columns, ("output_error", "number"), *names, ("", "text")), tuple(rows))
 
     def __str__(self) -> str:
@@ -113,7 +118,8 @@ class Sweep:
         values = [point.metric[0] if point.metric else point.error for point in points]
         axes.plot(costs, values, marker="o")
         where = points.index(self.knee)
-        axes.annotate("knee", (costs[where], values[where]), textcoords="offset points", xytext=(8, 8))
+        if len(points) > 2:
+            axes.annotate("knee", (costs[where], values[where]), textcoords="offset points", xytext=(8, 8))
         if not points[0].metric and min(values) > 0:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
@@ -174,15 +180,16 @@ def sweep(
     rated = appraise(seen, forms, policy, allow_growth, data, seed, progress)
     points: list[Point] = []
     unreachable: list[float] = []
+    reason: BudgetError | None = None
     for share in tqdm(sorted(set(shares)), desc="budgets", disable=world.silent(progress)):
         try:
             points.append(_point(rated, share, metric, latencies))
         except BudgetError as error:
             unreachable.append(share)
             reason = error
-    if not points:
+    if reason is not None and not points:
         raise reason
-    return Sweep(tuple(points), tuple(unreachable), str(seen.example))
+    return Sweep(tuple(points), tuple(unreachable), str(seen.example), str(reason or ""))
 
 
 def _point(

@@ -92,11 +92,9 @@ def print_bundle(bundle: Any, result: Result) -> None:
     """What was measured, what came of it, and where it is."""
     from convsurgeon.report.sentence import cautions
 
-    deployment = bundle.deployment
-    print(f"\n{deployment}\n\n{bundle.sentence}")
-    for text in cautions(result.report, deployment.to_dict()):
+    print(f"\n{bundle}")
+    for text in cautions(result.report, bundle.deployment.to_dict()):
         print(f"note: {text}")
-    print(f"\nWritten to {bundle.folder}: {', '.join(sorted(path.name for path in bundle.folder.iterdir()))}")
     print(f"Open {bundle.folder / 'report.html'} in a browser.")
 
 

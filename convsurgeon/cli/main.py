@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from convsurgeon.base import ctrl_c
 from convsurgeon.base.errors import ConvSurgeonError, described
+from convsurgeon.base.tables import printable
 from convsurgeon.cli import converting, planning, recovering, timing
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -57,7 +58,7 @@ def _mute() -> None:
 
 def _fail(message: str) -> int:
     with contextlib.suppress(OSError):  # nobody listens
-        print("convsurgeon: " + " ".join(message.splitlines()), file=sys.stderr)
+        print("convsurgeon: " + printable(" ".join(message.splitlines())), file=sys.stderr)
     return 1
 
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from convsurgeon.base.errors import CalibrationError, LatencyError
 from convsurgeon.base.files import BUNDLE, new_folder
+from convsurgeon.base.tables import in_markdown
 from convsurgeon.conversion import Result
 from convsurgeon.deploy.bundle import variants
 from convsurgeon.deploy.bundle.deployment import Deployment
@@ -51,6 +52,11 @@ class Bundle:
     deployment: Deployment
     sentence: str
     """What came of it, in one sentence."""
+
+    def __str__(self) -> str:
+        """What was measured, what came of it, and where it is."""
+        names = ", ".join(sorted(path.name for path in self.folder.iterdir())) if self.folder.is_dir() else "gone"
+        return f"{self.deployment}\n\n{self.sentence}\n\nWritten to {self.folder}: {names}"
 
     @property
     def original(self) -> OnnxFile:
@@ -260,7 +266,7 @@ def _write_papers(result: Result, deployment: Deployment, words: str, folder: Pa
     curves = energy_curves(result.original, report.steps)
     texts = {
         "report.json": json.dumps(values, indent=1, allow_nan=False) + "\n",
-        "report.md": f"# convsurgeon report: {title}\n\n{words}\n\n{tables}\n",
+        "report.md": f"# convsurgeon report: {in_markdown(title)}\n\n{in_markdown(words)}\n\n{tables}\n",
         "report.html": page(title, report, curves, measured),
     }
     for name, text in texts.items():
