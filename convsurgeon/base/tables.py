@@ -79,7 +79,7 @@ class Table:
         return f"## {self.title}\n\n{self._draw('github')}"
 
     def csv(self) -> str:
-        """For a spreadsheet: raw values, one header line; text that it would take for a formula behind an apostrophe."""
+        """For a spreadsheet: raw values, one header line; what it would take for a formula has an apostrophe."""
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
         writer.writerows([[_uncomputed(cell) for cell in row] for row in (self.headers, *self.rows)])

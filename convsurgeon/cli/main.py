@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit 0 for success, 1 for an error (a line on stderr), 2 for usage, 130 for Ctrl-C."""
+"""The command line: parse, call, print. Exit 0 for success, 1 for an error (in a line), 2 for usage, 130 for Ctrl-C."""
 
 from __future__ import annotations
 

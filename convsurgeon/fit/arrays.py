@@ -1,7 +1,7 @@
 """Arrays of images in `.npy` and `.npz` files, of which no more is held than is asked for.
 
-An `.npy` file is mapped. Of an `.npz` a small array is read whole, so that its checksum is looked at; a large one goes by
-as a stream, from which the images asked for are kept. One that would grow beyond all measure is not opened at all.
+An `.npy` file is mapped. Of an `.npz` a small array is read whole, for its checksum; a large one goes by as a
+stream, from which the images asked for are kept. One that would grow beyond all measure is not opened at all.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def load_images(
 def _from_array(source: Path, shape: Sequence[int], limit: int) -> Tensor:
     with opened(source) as array:
         if array.dtype.kind not in "fiub" or len(array.shape) not in (3, 4):
-            raise CalibrationError(f"{source}: holds {array.dtype} of shape {array.shape}; expected images (N, H, W, C)")
+            raise CalibrationError(f"{source}: holds {array.dtype} of shape {array.shape}, not images (N, H, W, C)")
         if 0 in array.shape:
             raise CalibrationError(f"{source}: holds an array of shape {array.shape}, which is empty; pass images")
         if math.prod(array.shape[1:]) > _MOST_VALUES:

@@ -24,7 +24,9 @@ HOSTILE = (
 
 
 def _table() -> Table:
-    return Table("names of \x1b[31mothers", (("layer", "text"), ("macs", "count")), tuple((name, -3) for name in HOSTILE))
+    return Table(
+        "names of \x1b[31mothers", (("layer", "text"), ("macs", "count")), tuple((name, -3) for name in HOSTILE)
+    )
 
 
 def test_a_terminal_only_shows_them() -> None:

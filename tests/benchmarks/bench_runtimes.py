@@ -98,7 +98,9 @@ def main() -> None:
     for name, command in commands(options.python, options.litert, options.node).items():
         found = measure(name, command, files, image, options.rounds)
         rows.append((found.runtime, found.version, *found.errors, *found.ms, found.speedup))
-    print(Table(f"{options.bundle} in other runtimes, one thread, {options.rounds} rounds in turns", columns, tuple(rows)))
+    print(
+        Table(f"{options.bundle} in other runtimes, one thread, {options.rounds} rounds in turns", columns, tuple(rows))
+    )
 
 
 if __name__ == "__main__":

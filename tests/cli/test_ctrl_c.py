@@ -44,7 +44,9 @@ def _run(command: Sequence[str], system: Path, after_s: float | None) -> tuple[i
     environment = {**os.environ, "TMPDIR": str(system), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-m", "convsurgeon", *command], env=environment, text=True, **pipes) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "convsurgeon", *command], env=environment, text=True, **pipes
+    ) as child:
         if after_s is not None:
             time.sleep(after_s)
             child.send_signal(signal.SIGINT)

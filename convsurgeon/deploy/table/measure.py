@@ -163,7 +163,7 @@ def _timed(
             raise LatencyError(str(error)) from error
         except OSError as error:
             raise OutputError(
-                f"{target}: the measurements cannot be kept ({error.strerror or error}); make room, or pass another cache"
+                f"{target}: measurements cannot be kept ({error.strerror or error}); make room, or pass another cache"
             ) from error
 
 

@@ -33,7 +33,9 @@ def test_what_can_have_been_measured_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["total_ms", "dense_ms"])
 def test_a_time_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "device.json").write_text(json.dumps(_with(("samples", 1, name), value)))
-    with pytest.raises(cs.LatencyError, match=rf"device\.json: measurements: sample 1: {name}: .*measure again") as told:
+    with pytest.raises(
+        cs.LatencyError, match=rf"device\.json: measurements: sample 1: {name}: .*measure again"
+    ) as told:
         cs.LatencyTable.load(tmp_path / "device.json")
     assert "\n" not in str(told.value)
 
