@@ -13,12 +13,13 @@ def main() -> int:
     try:
         try:
             ctrl_c.listen()
-            return run()
+            code = run()
         finally:
             ctrl_c.ignore()
     except KeyboardInterrupt:
         ctrl_c.ignore()
-        return ctrl_c.tell()
+        code = ctrl_c.tell()
+    return code if code != ctrl_c.EXIT else ctrl_c.leave()
 
 
 if __name__ == "__main__":

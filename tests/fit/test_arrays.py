@@ -54,11 +54,13 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 def _npz(path: Path, shape: tuple[int, ...], blocks: int, level: int, block: bytes) -> Path:
     """An array of a block repeated, written without holding it."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as file:
-            file.write(_header(shape))
-            for _ in range(blocks):
-                file.write(block)
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=level) as archive,
+        archive.open("images.npy", "w", force_zip64=True) as file,
+    ):
+        file.write(_header(shape))
+        for _ in range(blocks):
+            file.write(block)
     return path
 
 

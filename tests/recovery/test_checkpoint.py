@@ -118,7 +118,7 @@ def test_a_deflated_checkpoint_is_not_opened(converted: cs.Result, checkpoint: b
     ):
         for entry in right.infolist():
             bomb.writestr(entry.filename, right.read(entry))
-    with pytest.raises(cs.RecoveryError, match="it is compressed, which torch.save does not do"):
+    with pytest.raises(cs.RecoveryError, match=r"it is compressed, which torch\.save does not do"):
         _resumed(converted, tmp_path / "run", (tmp_path / "bomb.pt").read_bytes())
 
 

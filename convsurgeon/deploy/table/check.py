@@ -105,5 +105,5 @@ def _shown(value: Any) -> str:
 
 
 _AGAIN = "take another copy, or measure again"
-_WORDS = {dict: "an object", list: "a list", str: "text"}
+_WORDS: dict[type, str] = {dict: "an object", list: "a list", str: "text"}
 _MOST, _DAY_MS = 1 << 31, 8.64e7

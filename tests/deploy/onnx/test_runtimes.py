@@ -1,7 +1,7 @@
 """The converted file in other runtimes, where they are installed; see `bench_runtimes` for how.
 
-CONVSURGEON_RUNTIMES names a Python with openvino, ncnn and pnnx, CONVSURGEON_LITERT one with onnx2tf and ai-edge-litert,
-CONVSURGEON_NODE a folder into which npm installed onnxruntime-node and onnxruntime-web.
+CONVSURGEON_RUNTIMES names a Python with openvino, ncnn and pnnx, CONVSURGEON_LITERT one with onnx2tf and
+ai-edge-litert, CONVSURGEON_NODE a folder into which npm installed onnxruntime-node and onnxruntime-web.
 """
 
 from __future__ import annotations
