@@ -48,7 +48,7 @@ def ignore() -> None:
 def leave() -> NoReturn:
     """Ends the process with the exit code, all being told and cleared.
 
-    Python would kill itself by the signal where it hit code that was made from text (dataclasses, graphs), caught or not.
+    Python would kill itself by the signal where it hit code made from text (dataclasses, graphs), caught or not.
     """
     with contextlib.suppress(OSError):
         sys.stdout.flush()
