@@ -16,6 +16,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.o
 """That a recovery may name; each is called with the parameters and `lr`."""
 
 
+_MOST_EPOCHS = 1_000_000
+
+
 @dataclass(frozen=True)
 class Recipe:
     """The settings of a recovery; `recover` says what each one means and where the defaults come from.
@@ -50,7 +53,9 @@ class Recipe:
         _chosen(self, "optimizer", *OPTIMIZERS)
         _chosen(self, "parameters", "all", "rewritten")
         _chosen(self, "norms", "frozen", "updated")
-        if not self.features >= 0 or not self.label_weight >= 0:
+        if self.epochs > _MOST_EPOCHS:
+            raise RecoveryError(f"recover: epochs={self.epochs:g} would never end; pass {_MOST_EPOCHS:,} or less")
+        if not 0 <= self.features < math.inf or not 0 <= self.label_weight < math.inf:
             raise RecoveryError("recover: features and label_weight are weights in the loss; pass 0 or more")
 
     def factor(self, step: int, steps: int) -> float:

@@ -150,13 +150,13 @@ def _timed(
     progress: bool,
 ) -> measuring.Raw:
     with scratch() as folder, _bar(len(candidates) * passes, "timing", progress) as bar:
-        _write(folder, seen, bare, candidates)
 
         def told(label: str) -> None:
             bar.set_postfix_str(label, refresh=False)
             bar.update()
 
         try:
+            _write(folder, seen, bare, candidates)
             clear_beside(target)
             return measuring.measure(folder, target, threads, passes, told, logs=folder)
         except measuring.MeasureError as error:

@@ -21,6 +21,7 @@ from convsurgeon.deploy.table.prune import cheapest, hopeless, without
 from convsurgeon.deploy.table.reduce import Row
 from convsurgeon.deploy.timing import standalone
 from tests import nets
+from tests.recovery.test_checkpoint import full_disk
 
 FORMS: list[cs.Form] = [cs.DepthwiseSeparable(rank=1), cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=1)]
 EXAMPLE = torch.zeros(1, 32, 24, 24)
@@ -153,6 +154,15 @@ def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path:
     (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
     with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
         cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+
+
+def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
+    with (
+        full_disk(0),
+        pytest.raises(cs.OutputError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
+    ):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
