@@ -42,6 +42,8 @@ def opened(source: Path) -> Iterator[Images]:
     Raises:
         CalibrationError: there is none, or the file cannot be read, is none, is damaged or is a bomb.
     """
+    if source.exists() and not source.is_file():
+        raise CalibrationError(f"{source}: is a device or a pipe; pass a folder, .npy or .npz")
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:

@@ -92,6 +92,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 def _read(path: Path) -> Any:
     """What a weight file holds."""
+    if path.exists() and not path.is_file():
+        raise LoadError(f"{path}: is a folder, a device or a pipe; pass a safetensors file or a checkpoint")
     try:
         with path.open("rb") as file:
             head = file.read(16)

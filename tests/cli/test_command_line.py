@@ -115,6 +115,9 @@ def test_metric_is_printed_before_and_after(tmp_path: Path, capsys: pytest.Captu
         (["convert", *MODEL, "--calibrate", "none.npy"], "none.npy: cannot be read"),
         (["convert", *MODEL, "--weights", "none.safetensors"], "none.safetensors: cannot be read"),
         (["bench", "none.onnx", "none.onnx"], "none.onnx"),
+        (["convert", *MODEL, "--weights", "/dev/zero"], "/dev/zero: is a folder, a device or a pipe"),
+        (["convert", *MODEL, "--calibrate", "/dev/zero"], "/dev/zero: is a device or a pipe"),
+        (["inspect", NET, "--input", "1x3x999999999x999999999"], "GB of values, this machine has"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
