@@ -158,7 +158,10 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
     values = () if on_meta else compared(model, converted, shown)
     tensors = learnable_rows(model, converted)
-    report = Report(before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits)
+    opaque = tuple(before.opaque.items())
+    report = Report(
+        before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits, opaque=opaque
+    )
     return Result(converted, done, report, model, example)
 
 

@@ -185,6 +185,81 @@ class Halved(nn.Module):
         return weight / 2
 
 
+class MakesTensors(Body):
+    """Constants that a trace keeps on the side."""
+
+    def run(self, x: Tensor) -> Tensor:
+        x = self.body(x) * torch.tensor([2.0]) + torch.arange(x.shape[-1]) * 0.1
+        return x * torch.ones(12) + torch.zeros_like(x)
+
+
+class MakesModules(Body):
+    """Layers that live as long as one forward; one of them is as wide as what it gets."""
+
+    def run(self, x: Tensor) -> Tensor:
+        x = nn.Sequential(nn.AvgPool2d(2), Squash())(self.body(x))
+        return x + nn.AvgPool2d(x.shape[-1])(x)
+
+
+class Squash(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() if x.dim() == 4 else x
+
+
+class Wraps(Body):
+    """A container made anew around layers of the model."""
+
+    def run(self, x: Tensor) -> Tensor:
+        return nn.Sequential(self.body, nn.ReLU())(x)
+
+
+class Remembers(Body):
+    """Caches filled on first use, next to control flow that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid: Tensor | None = None
+        self.caches = {"deep": [{}]}
+        self.holder = Holder()
+
+    def run(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        if self.grid is None:
+            self.grid = torch.arange(x.shape[-1]) * 0.1
+        scale = self.caches["deep"][0].setdefault("scale", torch.ones(x.shape[-1]) * 2)
+        shift = self.holder.kept.setdefault("shift", torch.ones(x.shape[-1]))
+        self.holder.last = x
+        return x * self.grid * scale + shift if x.sum() > -1e9 else x
+
+
+class Holder:
+    """No module, but it remembers."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Tensor] = {}
+        self.last: Tensor | None = None
+
+
+class WritesParameter(Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def run(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.scale.mul_(1.5).fill_(2)
+        return self.body(x) * self.scale
+
+
+class WritesData(Body):
+    """Max-norm, as braindecode's nets have it, on a layer that is left dense."""
+
+    def run(self, x: Tensor) -> Tensor:
+        self.down.weight.data = torch.renorm(self.down.weight.data, p=2, dim=0, maxnorm=0.5)
+        self.head.weight.data.clamp_(-0.1, 0.1)
+        return self.body(x)
+
+
 class OddOutput(nets.Plain):
     def forward(self, x: Tensor) -> Any:  # type: ignore[override]
         return [super().forward(x), None, 3, {"text": "a", "more": (super().forward(x),)}]
@@ -257,6 +332,13 @@ CONVERTIBLE: dict[str, tuple[Make, dict[str, str]]] = {
     "a wrapper that hands attributes on": (Proxied, {}),
     "its own __call__": (Answers, {}),
     "odd outputs": (OddOutput, {}),
+    "makes tensors": (MakesTensors, {}),
+    "makes modules": (MakesModules, {}),
+    "wraps its own layers": (Wraps, {}),
+    "remembers": (Remembers, {}),
+    "writes a parameter": (WritesParameter, {}),
+    "writes through .data": (WritesData, {"down": "its weight is also read in"}),
+    "expanded buffer": (_plain(lambda model: model.register_buffer("one", torch.ones(()).expand(1))), {}),
     "averaged": (lambda: torch.optim.swa_utils.AveragedModel(nets.Plain()), {}),
     "in training": (lambda: nets.Unreached().train(), {"auxiliary": "the example never reaches it in eval mode"}),
     "forward hook": (_hooked("register_forward_hook", lambda _m, _a, out: out * 2), {"body": _HOOKS}),

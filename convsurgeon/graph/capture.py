@@ -94,12 +94,14 @@ def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, 
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
         try:
-            return _run(model, traced, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
+            with undisturbed(model):  # or a cache would go on with a fake tensor
+                return _run(model, traced, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
         except Exception:  # whatever operator has no fake version, or asks for a value
             pass
     try:
         inputs = [tensor.to("meta") if on_meta else tensor.clone() for tensor in example.tensors()]
-        return _run(model, traced, inputs, None)
+        with undisturbed(model):
+            return _run(model, traced, inputs, None)
     except Exception as error:
         raise CaptureError(
             f"example: {type(model).__name__} does not run on an input of shape {example}: "

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-_CONTAINERS = (dict, list, set)
+_CONTAINERS = (dict, list, set, deque)
+_SHELLS = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
+"""What has attributes that are no cache of a forward's, or are looked at elsewhere."""
+
+_KEPT: dict[int, _Value] = {}
+"""Values of parameters, by `id`, while blocks of `undisturbed` are open: kept once however deep they are nested."""
 
 
 @contextmanager
@@ -30,26 +40,66 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Puts the model into eval mode without gradients, and puts back whatever changes inside the block.
 
-    Modes, attributes, registered parameters and buffers, and one level of the lists and dicts that modules hold are
-    restored, so a forward that stores activations on `self` leaves nothing behind; so are the values of buffers, which
-    even a symbolic trace changes where the forward counts in place, and torch's CPU random generator.
+    That is what `state_kept` says, and torch's CPU random generator.
     """
-    modules = list(dict.fromkeys(model.modules()))
-    saved = [(module, {name: _shallow(value) for name, value in vars(module).items()}) for module in modules]
-    originals = [dict(vars(module)) for module in modules]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # or a user's autocast would remember casts of what is run on here
     try:
-        with evaluating(model), torch.random.fork_rng(devices=[]):
+        with state_kept(model), evaluating(model), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
-        for (module, copies), original in zip(saved, originals, strict=True):
-            _restore(module, copies, original)
+
+
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Puts back what runs of a model inside the block change.
+
+    Attributes, registered parameters and buffers, and the lists and dicts that modules hold, nested ones and those of
+    plain objects too, so a forward that stores activations on `self` leaves nothing behind; and the values of
+    parameters and buffers, which even a symbolic trace changes where the forward works on them in place.
+    """
+    containers = [(container, _content(container)) for container in _containers(model)]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        with _parameters_kept(model):
+            yield
+    finally:
+        for container, content in containers:
+            _restore(container, content)
         with torch.no_grad():
             for buffer, value in buffers:
                 _refill_buffer(buffer, value)
+
+
+def written(model: nn.Module, run: Callable[[], object]) -> list[str]:
+    """Names of the parameters that a run of the model writes to, be it what they held already; they are put back."""
+    with undisturbed(model):
+        with _Writes() as writes:
+            run()
+        pointers = writes.pointers - {0}
+        touched = [name for name, parameter in model.named_parameters() if _pointer(parameter) in pointers]
+        moved = [name for name, parameter in model.named_parameters() if _moved(parameter)]
+    return [*touched, *moved]
+
+
+class _Writes(TorchDispatchMode):
+    """Notes the memory that operators write to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.pointers: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operator."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+            changed = [given[item.name] for item in func._schema.arguments if item.is_write and item.name in given]
+            self.pointers |= {_pointer(leaf) for leaf in pytree.tree_leaves(changed) if isinstance(leaf, Tensor)}
+        return func(*args, **kwargs)
 
 
 def saved(model: nn.Module) -> dict[str, Tensor]:
@@ -64,19 +114,101 @@ def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             tensor.copy_(state[name])
 
 
-def _shallow(value: Any) -> Any:
-    return value.copy() if isinstance(value, _CONTAINERS) else value
+@dataclass(frozen=True)
+class _Value:
+    """A parameter's memory, and a copy of what it held."""
+
+    parameter: nn.Parameter  # held so that its `id` stays its own
+    memory: Tensor
+    copy: Tensor
+
+    @staticmethod
+    def of(parameter: nn.Parameter) -> _Value:
+        return _Value(parameter, parameter.data, parameter.detach().clone())
+
+    @property
+    def moved(self) -> bool:
+        """Whether somebody gave the parameter other memory."""
+        return _pointer(self.parameter) != _pointer(self.memory) or self.parameter.shape != self.memory.shape
+
+    def restore(self) -> None:
+        if self.moved:
+            self.parameter.data = self.memory
+        if not _equal(self.parameter, self.copy):
+            with torch.no_grad():
+                self.parameter.copy_(self.copy)
 
 
-def _restore(module: nn.Module, copies: dict[str, Any], original: dict[str, Any]) -> None:
-    """Gives a module back its attributes: the very objects it had, with the content they had."""
-    attributes = vars(module)
-    for name in [name for name in attributes if name not in original]:
-        del attributes[name]
-    for name, value in original.items():
-        if isinstance(value, _CONTAINERS) and not _same(value, copies[name]):
-            _refill(value, copies[name])
-        attributes[name] = value
+@contextmanager
+def _parameters_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the values of parameters back to what they were when the outermost such block was entered."""
+    own = [
+        parameter for parameter in model.parameters() if not parameter.is_meta and not nn.parameter.is_lazy(parameter)
+    ]
+    new = {id(parameter): _Value.of(parameter) for parameter in own if id(parameter) not in _KEPT}
+    _KEPT.update(new)
+    try:
+        yield
+    finally:
+        for parameter in own:
+            _KEPT[id(parameter)].restore()
+        for key in new:
+            del _KEPT[key]
+
+
+def _moved(parameter: nn.Parameter) -> bool:
+    """Whether it is new, or in other memory, since the outermost block was entered."""
+    return id(parameter) not in _KEPT or _KEPT[id(parameter)].moved
+
+
+def _pointer(tensor: Tensor) -> int:
+    """Where its memory begins; 0 where it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse, or wrapped by a transform
+        return 0
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """Every dict, list and set that a model's attributes are kept in, once."""
+    waiting: list[Any] = [vars(module) for module in model.modules()]
+    found: dict[int, Any] = {}
+    while waiting:
+        container = waiting.pop()
+        if id(container) in found:
+            continue
+        found[id(container)] = container
+        inner = container.values() if isinstance(container, dict) else container
+        waiting += [value for value in inner if isinstance(value, _CONTAINERS)]
+    shells = [value for container in list(found.values()) for value in _plain_objects(container)]
+    found |= {id(attributes): attributes for attributes in shells}
+    return list(found.values())
+
+
+def _plain_objects(container: Any) -> list[Any]:
+    """The attributes of a user's own objects in a container, and one level of what they hold."""
+    inner = container.values() if isinstance(container, dict) else container
+    found: list[Any] = [vars(value) for value in inner if hasattr(value, "__dict__") and not isinstance(value, _SHELLS)]
+    return found + [value for own in found for value in own.values() if isinstance(value, _CONTAINERS)]
+
+
+def _content(container: Any) -> Any:
+    return dict(container) if isinstance(container, dict) else list(container)
+
+
+def _restore(container: Any, content: Any) -> None:
+    """Gives a container back the very objects that it held."""
+    if _same(container, content):
+        return
+    container.clear()
+    if isinstance(container, dict | set):
+        container.update(content)
+    else:
+        container.extend(content)
 
 
 def _same(now: Any, before: Any) -> bool:
@@ -84,8 +216,9 @@ def _same(now: Any, before: Any) -> bool:
     if len(now) != len(before):
         return False
     if isinstance(now, dict):
-        return all(k1 == k2 and v1 is v2 for (k1, v1), (k2, v2) in zip(now.items(), before.items(), strict=True))
-    return all(one is two for one, two in zip(now, before, strict=True)) if isinstance(now, list) else now == before
+        pairs = zip(now.items(), before.items(), strict=True)
+        return all(k1 is k2 and v1 is v2 for (k1, v1), (k2, v2) in pairs)
+    return all(one is two for one, two in zip(now, before, strict=True))
 
 
 def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
@@ -96,11 +229,3 @@ def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
         buffer.resize_(value.shape).copy_(value)
     elif not torch.equal(buffer, value):
         buffer.copy_(value)
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    if isinstance(container, list):
-        container.extend(content)
-    else:
-        container.update(content)

@@ -3,11 +3,14 @@
 `torch.fx` fails on control flow that depends on data, on modules kept in plain Python lists, on code that iterates over
 tensors. The innermost module whose forward fails is then made a leaf, with its whole class, because its siblings would
 fail the same way, and the trace is tried again. If the model's own forward fails, the graph is one call of the model.
+
+A module that the model does not know, such as a pooling that a forward makes or a layer in a plain list, is a leaf
+under a name of its own, unless it holds modules that the model does know, or values of the trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from convsurgeon.base.errors import CaptureError, described
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
 
 _CONVS = nn.modules.conv._ConvNd
 WHOLE = "model"
@@ -41,7 +45,8 @@ def trace(model: nn.Module, example: Example) -> Traced:
     while True:
         tracer = _Tracer(example, paths, kinds)
         try:
-            graph = fx.GraphModule(model, tracer.trace(model))  # writes Python, which not every name survives
+            with undisturbed(model):  # a trace that fails leaves its proxies on the model, in caches that it fills
+                graph = fx.GraphModule(model, tracer.trace(model))  # writes Python, which not every name survives
         except _UntraceableError as failure:
             opaque[failure.path] = failure.reason
             paths |= {failure.path}
@@ -70,6 +75,7 @@ class _Tracer(fx.Tracer):
         super().__init__()
         self._example, self._paths, self._kinds = example, paths, kinds
         self.leaves: set[str] = set()
+        self._made: dict[nn.Module, str] = {}
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
@@ -98,6 +104,8 @@ class _Tracer(fx.Tracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Blames the innermost module that fails; one that is not registered is its caller's fault."""
+        if m not in self._known:
+            return self._call_unregistered(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -107,6 +115,27 @@ class _Tracer(fx.Tracer):
             raise
         except Exception as error:
             raise _UntraceableError(path, m, described(error)) from error
+
+    @property
+    def _known(self) -> Container[nn.Module]:
+        return self.submodule_paths or ()
+
+    def _call_unregistered(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A leaf in the graph where the module stands by itself."""
+        inside = list(m.modules())
+        if any(one in self._known or _holds_proxies(one) for one in inside):
+            return forward(*args, **kwargs)
+        name = self._made.get(m) or self.get_fresh_qualname("_unregistered")
+        self._made[m] = name
+        self.root._modules[name] = m
+        return self.create_proxy("call_module", name, args, kwargs)
+
+
+def _holds_proxies(module: nn.Module) -> bool:
+    """Whether one of its own attributes was computed by the trace, such as a window as wide as the input."""
+    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(list(vars(module).values())))
 
 
 class Whole(nn.Module):

@@ -17,6 +17,7 @@ from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.conversion import Result, compared
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import state_kept
 from convsurgeon.recovery.checkpoint import RunFolder, check_run
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
@@ -141,7 +142,7 @@ def recover(
     _check(result, recipe, own)
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)
-    with kept_chance(), nullcontext() if folder is None else folder.owned():
+    with kept_chance(), state_kept(result.original), nullcontext() if folder is None else folder.owned():
         setup = _set_up(result, batches, recipe, own)
         weights, done = _carried_out(setup, _identity(result, setup), folder, progress)
     return _with(result, weights, done, setup.shown)

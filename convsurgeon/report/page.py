@@ -59,6 +59,7 @@ def _hash(script: str) -> str:
 
 def _context(title: str, report: Rows, curves: Curves, deployed: Mapping[str, Any]) -> dict[str, Any]:
     timed = deployed["latency"][0] if deployed.get("latency") else {}
+    more = (report.closeness, report.calibrated, report.fits, report.untraced)
     return {
         "title": title,
         "sentence": sentence(report, deployed),
@@ -73,7 +74,7 @@ def _context(title: str, report: Rows, curves: Curves, deployed: Mapping[str, An
         "speeds": charts.speeds(timed),
         "shares": charts.shares(timed),
         "deployed": deployed,
-        "tables": [_table(table) for table in (report.closeness, report.calibrated, report.fits) if table.rows],
+        "tables": [_table(table) for table in more if table.rows],
         "learnables": _table(report.learnables),
         "calibrated": bool(report.reconstruction),
     }

@@ -25,7 +25,7 @@ class Report(Rows):
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
         tried = (self.weighed, self.timed, self.calibrated, self.recovered)
-        shown = (self.layers, self.fits, *tried, self.summary, self.closeness)
+        shown = (self.layers, self.untraced, self.fits, *tried, self.summary, self.closeness)
         return "\n\n".join([*(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
@@ -52,6 +52,7 @@ class Report(Rows):
             "recovery": self.recovered.records(),
             "layers": self.layers.records(),
             "fits": self.fits.records(),
+            "untraced": self.untraced.records(),
             "learnables": self.learnables.records(),
         }
 

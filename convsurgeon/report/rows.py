@@ -25,8 +25,8 @@ class Rows:
 
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
     own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
-    weighed under a budget, `timings` the whole networks that were timed, `recovery` what training did. Costs are
-    counted on the models.
+    weighed under a budget, `timings` the whole networks that were timed, `recovery` what training did, `opaque` the
+    modules that could not be traced, each with the reason. Costs are counted on the models.
     """
 
     before: Cost
@@ -40,6 +40,7 @@ class Rows:
     judged: tuple[Judged, ...] = ()
     recovery: tuple[Recovery, ...] = ()
     timings: tuple[Timing, ...] = ()
+    opaque: tuple[tuple[str, str], ...] = ()
 
     @property
     def summary(self) -> Table:
@@ -54,6 +55,12 @@ class Rows:
     def layers(self) -> Table:
         """Every conv: shape, form, what is lost, parameters and MACs before and after, or why it was left alone."""
         return layer_table(self.steps)
+
+    @property
+    def untraced(self) -> Table:
+        """What torch.fx could not look into: its convs are changed and fitted all the same, but one run each."""
+        rows = ((name or "the whole model", reason) for name, reason in self.opaque)
+        return Table("Not traced; fitting there is slower", (("module", "text"), ("reason", "text")), tuple(rows))
 
     @property
     def learnables(self) -> Table:
@@ -136,7 +143,7 @@ class Rows:
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
         tried = (self.weighed, self.timed, self.calibrated, self.recovered)
-        every = (self.summary, self.closeness, *tried, self.layers, self.fits, self.learnables)
+        every = (self.summary, self.closeness, *tried, self.layers, self.fits, self.untraced, self.learnables)
         return tuple(table for table in every if table.rows)
 
 

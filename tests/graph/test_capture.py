@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from convsurgeon import Capture, CaptureError, Example, capture
-from tests import nets
+from tests import hostile, nets
 
 X = torch.randn(2, 3, 12, 12)
 
@@ -200,3 +200,37 @@ def test_an_example_cut_from_a_larger_tensor_costs_what_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
     images = torch.zeros(64, 3, 16, 16)
     assert capture(model, images[:1]).cost == capture(model, torch.zeros(1, 3, 16, 16)).cost
+
+
+def test_modules_that_a_forward_makes_are_leaves_of_their_own() -> None:
+    seen = capture(hostile.MakesModules(), X)
+    assert not seen.opaque
+    called = [str(node.target) for node in seen.graph.graph.nodes if node.op == "call_module"]
+    assert called == ["stem", "body", "_unregistered0", "down", "head"]
+    hidden = capture(nets.Listed(), X)
+    assert not hidden.opaque
+    assert [site.obstacle for site in hidden.sites if "unregistered" in site.name]
+
+
+def test_modules_that_a_forward_makes_do_not_change_the_peak() -> None:
+    class Pooled(hostile.Body):
+        def run(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.AvgPool2d(2)(self.body(x))
+
+    class Registered(hostile.Body):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool = nn.AvgPool2d(2)
+
+        def run(self, x: torch.Tensor) -> torch.Tensor:
+            return self.pool(self.body(x))
+
+    assert capture(Pooled(), X).cost == capture(Registered(), X).cost
+
+
+def test_a_cache_beside_control_flow_hides_no_conv() -> None:
+    model = hostile.Remembers()
+    seen = capture(model, X)
+    assert set(seen.opaque) == {""}
+    assert all(site.calls for site in seen.sites)
+    assert model.grid is None

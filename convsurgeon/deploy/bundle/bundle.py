@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
-from convsurgeon.base.errors import CalibrationError, LatencyError
+from convsurgeon.base.errors import CalibrationError, ExportError, LatencyError
 from convsurgeon.base.files import BUNDLE, new_folder
 from convsurgeon.base.tables import in_markdown
 from convsurgeon.conversion import Result
@@ -186,7 +187,10 @@ def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[in
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes a state dict under all its names; tensors that share storage are written once per name."""
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    if sparse := [name for name, tensor in state.items() if tensor.layout is not torch.strided]:
+        raise ExportError(f"{sparse[0]}: is sparse, which safetensors does not hold; register it with persistent=False")
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     path.write_bytes(save(tensors))  # save_file would make the file private
 
 

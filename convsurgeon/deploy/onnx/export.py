@@ -22,7 +22,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from convsurgeon.base.errors import ExportError, ParityError, first_line
+from convsurgeon.base.errors import ExportError, ParityError, described, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.deploy.onnx import graph, names, proto
 from convsurgeon.deploy.onnx.inputs import ordered, resized
@@ -30,7 +30,7 @@ from convsurgeon.deploy.onnx.metadata import input_metadata
 from convsurgeon.deploy.onnx.parity import Parity, check_parity
 from convsurgeon.deploy.onnx.quiet import on_cpu, quiet, root_cause
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.state import undisturbed, written
 
 Dynamic = Literal["batch", "size"] | None
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
@@ -162,6 +162,7 @@ def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dyna
 def _export(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
     """Runs torch's exporter."""
     shapes = None
+    _check_writes(model, example)
     if dynamic is not None:
         # An example of batch 1 would make torch.export treat the batch as a constant.
         example = resized(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
@@ -183,6 +184,19 @@ def _export(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) ->
     except Exception as error:  # the exporter wraps whatever a model's forward raises
         cause = first_line(root_cause(error))
         raise ExportError(f"{type(model).__name__}: torch.onnx.export failed: {cause}") from error
+
+
+def _check_writes(model: nn.Module, example: Example) -> None:
+    """No file writes to its weights; where a model does, torch's exporter may crash and take the process with it."""
+    try:
+        names = written(model, lambda: example.run(model))
+    except Exception as error:  # the user's own forward
+        raise ExportError(f"{type(model).__name__}: does not run on the example: {described(error)}") from error
+    if names:
+        raise ExportError(
+            f"{names[0]}: the forward writes to this parameter, which no ONNX file does; "
+            "do it once before the export, and take it out of the forward"
+        )
 
 
 def _dynamic_shapes(example: Example, dynamic: str) -> dict[str, Any] | tuple[Any, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.planning.plan import Plan
@@ -84,9 +84,14 @@ def state_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(raw.numpy().tobytes())
+        digest.update(_bytes(tensor.detach().cpu().to_dense()))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """Its values in order, whatever its strides are."""
+    raw = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor).reshape(-1).view(torch.uint8)
+    return bytes(raw.numpy())
 
 
 def _json(value: Mapping[str, Any] | Sequence[Any]) -> str:
