@@ -30,7 +30,8 @@ from convsurgeon.deploy.bundle.mobile import mobile_check
 from convsurgeon.deploy.bundle.readme import readme
 from convsurgeon.deploy.int8.quantize import Calibrator, Quantized
 from convsurgeon.deploy.onnx import inputs
-from convsurgeon.deploy.onnx.export import Dynamic, OnnxFile, check_opset, export_onnx
+from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, export_onnx
+from convsurgeon.deploy.onnx.exporter import Dynamic
 from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
 from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
 from convsurgeon.deploy.timing.session import Level, check_threads

@@ -1,6 +1,6 @@
 """A model as one ONNX file that devices accept, behind a parity gate.
 
-    torch.onnx.export -> names from the module path -> tidy graph -> metadata out -> checker -> temporary file
+    exporter -> names from the module path -> tidy graph -> metadata out -> checker -> temporary file
       -> parity against torch -> renamed into place
 
 Law: parity holds or nothing is written. The file appears under its name complete and checked, or not at all; the model
@@ -15,24 +15,23 @@ import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 import torch
 from onnx import ModelProto
 from torch import nn
 
-from convsurgeon.base.errors import ExportError, ParityError, described, first_line
+from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.deploy.onnx import graph, names, proto
-from convsurgeon.deploy.onnx.inputs import ordered, resized
+from convsurgeon.deploy.onnx.exporter import Dynamic, run_exporter
+from convsurgeon.deploy.onnx.inputs import ordered
 from convsurgeon.deploy.onnx.metadata import input_metadata
 from convsurgeon.deploy.onnx.parity import Parity, check_parity
-from convsurgeon.deploy.onnx.quiet import on_cpu, quiet, root_cause
+from convsurgeon.deploy.onnx.quiet import on_cpu
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.state import undisturbed, written
 
-Dynamic = Literal["batch", "size"] | None
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
 _OPSETS = range(18, onnx.defs.onnx_opset_version() + 1)
 
@@ -104,14 +103,15 @@ def export_onnx(
     Raises:
         CaptureError: The example holds no tensor.
         OutputError: The file exists, or its folder is missing or cannot be written to. Nothing has been done then.
-        ExportError: The model has no ONNX form, is not float32, is too large, or came out in another opset.
+        ExportError: The model has no ONNX form, writes to its own weights, is not float32, is too large, or came out in
+            another opset.
         ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
     """
     target = check_file(path, overwrite)
     inputs = ordered(model, example)
     _check_request(model, inputs, opset, dynamic)
     subject = on_cpu(model)
-    exported = _export(subject, inputs, opset, dynamic)
+    exported = run_exporter(subject, inputs, opset, dynamic)
     _finish(exported, opset, input_names, output_names, dict(metadata or {}))
     data = _serialised(graph.infer_shapes(exported), opset)
     with new_file(target, overwrite) as draft:
@@ -131,7 +131,7 @@ def exported_graph(model: nn.Module, example: Any) -> ModelProto:
     """
     inputs = ordered(model, example)
     _check_request(model, inputs, 18, None)
-    exported = _export(on_cpu(model), inputs, 18, None)
+    exported = run_exporter(on_cpu(model), inputs, 18, None)
     _finish(exported, 18, None, None, {})
     return exported
 
@@ -157,67 +157,6 @@ def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dyna
     size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
     if size_bytes > _PROTOBUF_LIMIT_BYTES:
         raise ExportError(f"model: {size_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2 GB, export parts of it")
-
-
-def _export(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """Runs torch's exporter."""
-    shapes = None
-    _check_writes(model, example)
-    if dynamic is not None:
-        # An example of batch 1 would make torch.export treat the batch as a constant.
-        example = resized(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
-        shapes = _dynamic_shapes(example, dynamic)
-    try:
-        with undisturbed(model), quiet():
-            program = torch.onnx.export(
-                model,
-                example.args,
-                kwargs=example.kwargs,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-                opset_version=opset,
-                dynamic_shapes=shapes,
-            )
-            assert program is not None  # it is None only for the exporter that dynamo=True replaces
-            return program.model_proto
-    except Exception as error:  # the exporter wraps whatever a model's forward raises
-        cause = first_line(root_cause(error))
-        raise ExportError(f"{type(model).__name__}: torch.onnx.export failed: {cause}") from error
-
-
-def _check_writes(model: nn.Module, example: Example) -> None:
-    """No file writes to its weights; where a model does, torch's exporter may crash and take the process with it."""
-    try:
-        names = written(model, lambda: example.run(model))
-    except Exception as error:  # the user's own forward
-        raise ExportError(f"{type(model).__name__}: does not run on the example: {described(error)}") from error
-    if names:
-        raise ExportError(
-            f"{names[0]}: the forward writes to this parameter, which no ONNX file does; "
-            "do it once before the export, and take it out of the forward"
-        )
-
-
-def _dynamic_shapes(example: Example, dynamic: str) -> dict[str, Any] | tuple[Any, ...]:
-    """The exporter's `dynamic_shapes`: the nest of the arguments with {axis: name} in place of the tensors."""
-    axes = {0: "batch"} if dynamic == "batch" else {2: "height", 3: "width"}
-
-    def mark(tree: Any) -> Any:
-        if isinstance(tree, torch.Tensor):
-            return (
-                {axis: name for axis, name in axes.items() if axis < tree.dim()}
-                if dynamic == "batch" or tree.dim() == 4
-                else {}
-            )
-        if isinstance(tree, Mapping):
-            return {name: mark(item) for name, item in tree.items()}
-        if isinstance(tree, tuple | list):
-            return type(tree)(mark(item) for item in tree)
-        return None
-
-    marked: dict[str, Any] | tuple[Any, ...] = mark(example.kwargs) if example.kwargs else mark(example.args)
-    return marked
 
 
 def _finish(

@@ -15,7 +15,8 @@ from onnx import GraphProto, ModelProto, NodeProto
 
 from convsurgeon.deploy.onnx import proto
 
-_SCOPES = "pkg.torch.onnx.name_scopes"
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where the exporter writes the modules that a node came from, outermost first, and the operator."""
 
 
 def name_nodes(graph: GraphProto) -> None:
@@ -92,7 +93,7 @@ def _path(node: NodeProto) -> str:
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and node.input[1].endswith(".weight"):
         return str(node.input[1].removesuffix(".weight"))
     for item in node.metadata_props:
-        if item.key == _SCOPES:
+        if item.key == SCOPES:
             scopes = ast.literal_eval(item.value)
             return str(scopes[-2]) if len(scopes) > 1 else ""
     return ""

@@ -20,6 +20,7 @@ from convsurgeon.base.errors import CaptureError, ExportError, OutputError, Pari
 from convsurgeon.deploy.onnx import export as export_module
 from convsurgeon.deploy.onnx.export import OnnxFile, export_onnx
 from convsurgeon.deploy.onnx.parity import Parity, ParityCase
+from tests import hostile, nets
 from tests.deploy.small import net
 
 IMAGE = (1, 3, 12, 12)
@@ -173,10 +174,71 @@ class Failing(nn.Module):
 def test_modes_come_back_after_a_failure(tmp_path: Path) -> None:
     subject = Failing()
     subject.conv.eval()
-    with pytest.raises(ExportError, match=r"^Failing: torch.onnx.export failed: no such thing$"):
+    with pytest.raises(ExportError, match=r"^Failing: does not run on the example: RuntimeError: no such thing$"):
         export_onnx(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert (subject.training, subject.conv.training) == (True, False)
     assert leftovers(tmp_path) == []
+
+
+class Detector(nn.Module):
+    """As many rows as there are boxes."""
+
+    def __init__(self, pick: Any) -> None:
+        super().__init__()
+        self.backbone = net()
+        self.pick = pick
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pick(self.backbone(x))
+
+
+def test_what_torch_export_refuses_is_traced_and_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    subject = nets.Branching().eval()
+    with pytest.warns(UserWarning, match=r"Branching: torch.export fails .*a run on the example was traced instead"):
+        done = export_onnx(subject, torch.randn(IMAGE), tmp_path / "net.onnx")
+    assert done.parity.passed
+    model = onnx.load(done.path)
+    assert {"stem", "body", "down"} <= {node.name for node in model.graph.node}
+    assert {"stem.weight", "body.weight", "down.bias"} <= {tensor.name for tensor in model.graph.initializer}
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_traced_may_have_an_open_batch(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="was traced instead"):
+        done = export_onnx(nets.Branching(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch")
+    assert done.inputs[0][1] == ("batch", *IMAGE[1:])
+
+
+def test_a_branch_that_other_inputs_leave_is_no_file(tmp_path: Path) -> None:
+    class TwoWays(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.abs().sum() > 0 else x + 3
+
+    with (
+        pytest.warns(UserWarning, match="was traced instead"),
+        pytest.raises(ParityError, match="not written, parity fails by the fault of the export"),
+    ):
+        export_onnx(TwoWays(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+    assert leftovers(tmp_path) == []
+
+
+def test_where_both_exporters_fail_it_says_what_to_export(tmp_path: Path) -> None:
+    @torch.library.custom_op("convsurgeon_tests::boxes", mutates_args=())
+    def boxes(x: Tensor) -> Tensor:
+        return x[x > 0][:, None].repeat(1, 4)
+
+    message = r"^Detector: torch.onnx.export failed: .*; traced, it failed too: .*; .* export model.backbone, do the"
+    with pytest.raises(ExportError, match=message) as caught:
+        export_onnx(Detector(boxes), torch.randn(IMAGE), tmp_path / "net.onnx")
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", [hostile.WritesParameter, hostile.WritesData])
+def test_a_forward_that_writes_to_its_weights_has_no_file(kind: type[nn.Module], tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^(scale|down.weight|head.weight): the forward writes to this parameter"):
+        export_onnx(kind(), torch.randn(IMAGE), tmp_path / "net.onnx")
 
 
 def test_it_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +316,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was done")
 
-    monkeypatch.setattr(export_module, "_export", work)
+    monkeypatch.setattr(export_module, "run_exporter", work)
 
 
 @pytest.mark.usefixtures("no_work")
