@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from convsurgeon.budget.confirmation import Timing
 from convsurgeon.budget.problem import Judged, Latencies
 from convsurgeon.budget.trial import appraise, best_forms, best_plan
 from convsurgeon.fit.calibration import Calibration, read
+from convsurgeon.fit.feeding import fed
 from convsurgeon.fit.fidelity import Fidelity, fidelity, outputs
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_FORMS
@@ -111,7 +113,7 @@ def convert(
         The converted model with its changes, skips, plan and report.
     """
     before = capture(model, example)
-    data = None if calibration is None else read(calibration, before.example, images)
+    data = None if calibration is None else fed(before.model, read(calibration, before.example, images))
     if budget is not None:
         candidates = BUDGET_FORMS if forms is None else forms
         growth = allow_growth or budget.latency is not None
@@ -144,7 +146,7 @@ def carry_out(
         CaptureError: the model does not run on the example, or cannot be copied.
     """
     before = capture(model, example)
-    data = None if calibration is None else read(calibration, before.example, images)
+    data = None if calibration is None else fed(before.model, read(calibration, before.example, images))
     return _carry_out(before, plan, data, seed, progress)
 
 
@@ -176,4 +178,7 @@ def _compared(original: list[Tensor], converted: list[Tensor]) -> tuple[Fidelity
     shapes = [[tensor.shape for tensor in outs] for outs in (original, converted)]
     if shapes[0] != shapes[1] or not sum(tensor.numel() for tensor in original):
         return ()
+    if not all(bool(tensor.isfinite().all()) for tensor in original):
+        text = "the original's own output holds NaN or infinity; look at its weights and at the example"
+        warnings.warn(f"fidelity: {text}", stacklevel=5)
     return (fidelity(original, converted),)

@@ -25,6 +25,7 @@ from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.problem import Latencies, predicted
 from convsurgeon.budget.trial import Appraised, appraise, best_plan, trial
 from convsurgeon.fit.calibration import read
+from convsurgeon.fit.feeding import fed
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
@@ -176,7 +177,7 @@ def sweep(
         CalibrationError: the calibration data are empty, of another shape, or not finite.
     """
     seen = capture(model, example)
-    data = read(calibration, seen.example, images)
+    data = fed(seen.model, read(calibration, seen.example, images))
     rated = appraise(seen, forms, policy, allow_growth, data, seed, progress)
     points: list[Point] = []
     unreachable: list[float] = []

@@ -33,7 +33,7 @@ def _convert(options: argparse.Namespace) -> None:
     with stages(options) as stage:
         stage("converting")
         planned = Plan.load(options.plan) if options.plan else None
-        data = calibration(options, example)
+        data = calibration(options, model, example)
         if planned is None:
             chosen = choices(options)
             result = convert(model, example, **chosen, **latencies(options, model, example, chosen), **data)

@@ -90,7 +90,9 @@ def add_choices(command: argparse.ArgumentParser) -> None:
 def add_calibration(command: argparse.ArgumentParser) -> None:
     """Images to fit the weights to, and how they are read."""
     group(command, "calibration").add_argument(
-        "--calibrate", metavar="IMAGES", help="folder of images, .npy or .npz: fit the weights to them"
+        "--calibrate",
+        metavar="IMAGES",
+        help="folder of images, .npy or .npz: fit the weights to them; an .npz of one array per input for several",
     )
     add_reading(command)
 

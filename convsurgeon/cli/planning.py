@@ -81,7 +81,7 @@ def _sweep(options: argparse.Namespace) -> None:
     metric = metric_of(options)
     chosen = choices(options)
     times = shown_milliseconds(options, model, example, chosen)
-    data = calibration(options, example)
+    data = calibration(options, model, example)
     found = sweep(
         model, example, shares=options.shares, metric=None if metric is None else metric[1], **chosen, **times, **data
     )

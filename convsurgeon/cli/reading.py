@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from convsurgeon.base.errors import LoadError, described
+from convsurgeon.base.errors import CalibrationError, LoadError, described
 from convsurgeon.cli.options import WORDS
-from convsurgeon.fit.images import load_images
+from convsurgeon.fit.images import load_images, load_inputs
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.example import Example
@@ -36,7 +37,7 @@ def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     if options.weights:
         load_weights(model, options.weights)
     generator = torch.Generator().manual_seed(0)
-    return model.eval(), Example(tuple(torch.randn(shape, generator=generator) for shape in options.input))
+    return model.eval(), _example(model, [torch.randn(shape, generator=generator) for shape in options.input])
 
 
 def _memory_bytes() -> float:
@@ -47,14 +48,40 @@ def _memory_bytes() -> float:
         return math.inf
 
 
-def calibration(options: argparse.Namespace, example: Example) -> dict[str, Any]:
-    """What the command line says of calibration, as keyword arguments of `convert`."""
+def _example(model: nn.Module, tensors: list[Tensor]) -> Example:
+    """The inputs as arguments in the order of `forward`, those by name that it takes only so."""
+    taken = inspect.signature(model.forward).parameters.values()
+    named = [one.name for one in taken if one.kind is one.KEYWORD_ONLY]
+    places = sum(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in taken)
+    if len(tensors) <= places or len(tensors) > places + len(named):
+        return Example(tuple(tensors))
+    return Example(tuple(tensors[:places]), dict(zip(named, tensors[places:], strict=False)))
+
+
+def calibration(options: argparse.Namespace, model: nn.Module, example: Example) -> dict[str, Any]:
+    """What the command line says of calibration, as keyword arguments of `convert`.
+
+    Raises:
+        CalibrationError: the images cannot be read, or have a mean where there are several inputs.
+    """
     if not options.calibrate:
         return {}
-    images = load_images(
-        options.calibrate, tuple(example.tensors()[0].shape), options.mean, options.std, options.images
-    )
+    shapes = [tuple(tensor.shape) for tensor in example.tensors()]
+    images: Any
+    if len(shapes) == 1:
+        images = load_images(options.calibrate, shapes[0], options.mean, options.std, options.images)
+    elif options.mean or options.std:
+        raise CalibrationError("--mean, --std: are for one input of images; store several inputs as they are fed")
+    else:
+        names = list(inspect.signature(model.forward).parameters)[: len(shapes)]
+        images = [_like(example, batch) for batch in load_inputs(options.calibrate, names, options.images)]
     return {"calibration": images, "images": options.images, "seed": options.seed, "progress": not options.json}
+
+
+def _like(example: Example, tensors: Sequence[Tensor]) -> Example:
+    """Tensors in the places of the example's."""
+    given = iter(tensors)
+    return example.map(lambda _: next(given))
 
 
 def choices(options: argparse.Namespace) -> dict[str, Any]:

@@ -143,6 +143,9 @@ def _images(options: argparse.Namespace, example: Example) -> Tensor:
 
 
 def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
+    from convsurgeon.deploy.bundle.taking_up import check_bundle
+
+    check_bundle(bundle, model)
     result = carry_out(model, Plan.load(bundle / "plan.json"), example)
     load_weights(result.model, bundle / "weights.safetensors")
     return result

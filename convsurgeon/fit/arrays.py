@@ -42,14 +42,38 @@ def opened(source: Path) -> Iterator[Images]:
     Raises:
         CalibrationError: there is none, or the file cannot be read, is none, is damaged or is a bomb.
     """
-    if source.exists() and not source.is_file():
-        raise CalibrationError(f"{source}: is a device or a pipe; pass a folder, .npy or .npz")
-    try:
+    with _readable(source):
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as archive:
                 yield _zipped(archive, source)
         else:
             yield _mapped(source)
+
+
+def by_name(source: Path) -> dict[str, Values]:
+    """Every array of an `.npz`, whole.
+
+    Raises:
+        CalibrationError: as `opened`.
+    """
+    found = {}
+    with _readable(source), zipfile.ZipFile(source) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                shape, _, dtype = _header(file)
+            _check_honest(entry, math.prod(shape) * dtype.itemsize, source)
+            with archive.open(entry) as file:
+                found[entry.filename.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+    return found
+
+
+@contextmanager
+def _readable(source: Path) -> Iterator[None]:
+    """Turns what fails while a file is read into an error of ours."""
+    if source.exists() and not source.is_file():
+        raise CalibrationError(f"{source}: is a device or a pipe; pass a folder, .npy or .npz")
+    try:
+        yield
     except CalibrationError:
         raise
     except OSError as error:
@@ -81,17 +105,21 @@ def _zipped(archive: zipfile.ZipFile, source: Path) -> Images:
     _wanted([(shape, dtype) for _, shape, _, dtype in found], source)
     entry, shape, fortran, dtype = max(found, key=lambda one: math.prod(one[1]))
     size = math.prod(shape) * dtype.itemsize
-    if size > _BOMB_BYTES and size > _BOMB_TIMES * entry.compress_size:
-        raise CalibrationError(
-            f"{source}: {entry.compress_size / 1e6:,.1f} MB in it grow to {size / 1e9:,.1f} GB, which no images do; "
-            "save them with numpy.save where they are honest"
-        )
+    _check_honest(entry, size, source)
     if size <= _SMALL_BYTES:
         with archive.open(entry) as file:
             return _held(np.lib.format.read_array(file, allow_pickle=False))
     if fortran:
         raise CalibrationError(f"{source}: is in Fortran order and large; save numpy.ascontiguousarray of it")
     return Images(shape, dtype, _Stream(archive.open(entry), shape, dtype).take)
+
+
+def _check_honest(entry: zipfile.ZipInfo, size: int, source: Path) -> None:
+    if size > _BOMB_BYTES and size > _BOMB_TIMES * entry.compress_size:
+        raise CalibrationError(
+            f"{source}: {entry.compress_size / 1e6:,.1f} MB in it grow to {size / 1e9:,.1f} GB, which no images do; "
+            "save them with numpy.save where they are honest"
+        )
 
 
 def _held(array: Values) -> Images:

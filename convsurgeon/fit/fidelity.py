@@ -51,7 +51,7 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
-    """Compares two lists of outputs of equal shapes, accumulating in float64."""
+    """Compares two lists of outputs of equal shapes, accumulating in float64; nan where a value is not finite."""
     signal = error = product = other = 0.0
     for one, two in zip(original, converted, strict=True):
         a, b = one.double().flatten(), two.double().flatten()
@@ -60,6 +60,7 @@ def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
         product += float(a @ b)
         error += float((a - b).square().sum())
     cosine = product / math.sqrt(signal * other) if signal > 0 and other > 0 else float(signal == other)
+    cosine = cosine if math.isfinite(signal + other) else math.nan
     classifier = len(original) == 1 and original[0].dim() == 2 and original[0].shape[1] >= 2
     agreement = _agreement(original[0], converted[0]) if classifier else None
     rows = original[0].shape[0] if original and original[0].dim() else 0
@@ -76,4 +77,7 @@ def sqnr_db(signal: float, error: float) -> float:
 
 
 def _agreement(one: Tensor, two: Tensor) -> float:
+    """Of NaN the largest entry is anything."""
+    if not (bool(one.isfinite().all()) and bool(two.isfinite().all())):
+        return math.nan
     return float(torch.eq(one.argmax(1), two.argmax(1)).double().mean())

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.fit.arrays import opened
+from convsurgeon.fit.arrays import by_name, opened
 
 _PART_VALUES = 1 << 25
 """Values of an array that are brought into shape at once."""
@@ -49,6 +49,33 @@ def load_images(
         raise CalibrationError(f"{source}: the input has shape {'x'.join(map(str, shape))}; images need 1xCxHxW")
     images = _from_folder(source, shape, limit) if source.is_dir() else _from_array(source, shape, limit)
     return (images - _per_channel("mean", mean, 0.0, shape[1])) / _per_channel("std", std, 1.0, shape[1])
+
+
+def load_inputs(path: str | Path, names: Sequence[str], limit: int = 1024) -> list[tuple[Tensor, ...]]:
+    """Reads what a network of several inputs takes from an `.npz` file, as it is, in batches of 64.
+
+    Args:
+        path: the file; one array (N, ...) per input, under the input's name, or as many arrays in the inputs' order.
+        names: of the inputs, in the order of `forward`.
+        limit: rows to read; of more they are taken at even distances.
+
+    Raises:
+        CalibrationError: no such file, or not one array of equal length for every input.
+    """
+    source = Path(path)
+    if source.suffix != ".npz":
+        raise CalibrationError(f"{source}: the network takes {len(names)} inputs; pass an .npz with an array for each")
+    arrays = by_name(source)
+    if not set(names) <= set(arrays) and len(arrays) != len(names):
+        raise CalibrationError(f"{source}: holds {', '.join(arrays)}; the network takes {', '.join(names)}")
+    chosen = [arrays[name] for name in names] if set(names) <= set(arrays) else list(arrays.values())
+    counts = {len(array) if array.ndim and array.dtype.kind in "fiub" else 0 for array in chosen}
+    if len(counts) != 1 or counts == {0}:
+        shapes = ", ".join(f"{array.dtype} {array.shape}" for array in chosen)
+        raise CalibrationError(f"{source}: holds {shapes}; expected numbers, as many rows in each")
+    rows = _spread(counts.pop(), limit)
+    tensors = [torch.from_numpy(np.ascontiguousarray(array[rows])) for array in chosen]
+    return list(zip(*(tensor.split(64) for tensor in tensors), strict=True))
 
 
 def _from_array(source: Path, shape: Sequence[int], limit: int) -> Tensor:

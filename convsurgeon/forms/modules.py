@@ -18,7 +18,8 @@ ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish":
 class SummedBranches(nn.Module):
     """`sum_t branches[t](x)`, each branch a chain of plain convs with telling names.
 
-    The attributes of the conv it replaces that other code likes to read (`out_channels`, `stride`, ...) are kept.
+    The attributes of the conv it replaces that other code likes to read (`out_channels`, `stride`, ...) are kept. It
+    has no `weight`: code that folds a batch norm into a conv would put a dense one in its place, or lose what it folds.
 
     Args:
         branches: chains of equal input and output shape; at least one.
@@ -35,6 +36,18 @@ class SummedBranches(nn.Module):
         self.padding = geometry.padding
         self.dilation = geometry.dilation
         self.groups = geometry.groups
+        self.padding_mode = geometry.padding_mode
+        self.transposed = False
+        self.output_padding = (0,) * len(geometry.kernel_size)
+
+    def __getattr__(self, name: str) -> Any:
+        """Says what to do where somebody wants the conv's weight."""
+        if name in ("weight", "bias"):
+            raise AttributeError(
+                f"SummedBranches has no {name}: convsurgeon put it in the place of a conv, and its branches have the "
+                "weights; fold batch norms (model.fuse() and the like) before converting"
+            )
+        return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Conv2d gives it, for callers by keyword
         """Maps (N, C, H, W) to (N, O, H', W')."""

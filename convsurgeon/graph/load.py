@@ -27,7 +27,8 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
     """Builds a model from its name.
 
     Args:
-        name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME` or `timm:NAME`.
+        name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME`, where the
+            name may begin with a family (`torchvision:detection.ssd300_vgg16`), or `timm:NAME`.
         arguments: keyword arguments for the factory.
 
     Raises:
@@ -36,7 +37,8 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
     where, _, factory = name.partition(":")
     arguments = dict(arguments or {})
     if where == "torchvision" and factory:
-        made = _call(name, _attribute(_module("torchvision.models", name), factory, name), arguments)
+        family, _, factory = f"models.{factory}".rpartition(".")  # detection.ssd300_vgg16, segmentation.fcn_resnet50
+        made = _call(name, _attribute(_module(f"torchvision.{family}", name), factory, name), arguments)
     elif where == "timm" and factory:
         made = _call(
             name, _attribute(_module("timm", name), "create_model", name), {"model_name": factory, **arguments}
@@ -73,7 +75,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises:
         LoadError: the file is missing, empty, damaged or of a kind that would have to be executed, or its tensors are
-            not the model's; they are listed.
+            not the model's, or hold NaN; they are listed.
     """
     tensors = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()
@@ -87,7 +89,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)]
     if wrong := "; ".join(f"{len(names)} {word}: {_some(names)}" for word, names in parts if names):
         raise LoadError(f"{path}: the weights are not this model's: {wrong}; check the factory and its arguments")
+    learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    broken = [name for name in own if name in tensors and not _whole(tensors[name], name in learned)]
+    if broken:
+        raise LoadError(f"{path}: NaN or infinity in {_some(broken)}; pass weights from before they diverged")
     model.load_state_dict(dict(tensors), strict=False)
+
+
+def _whole(tensor: Tensor, learned: bool) -> bool:
+    """Whether weights hold numbers; a buffer may hold infinity, as masks do."""
+    return not tensor.is_floating_point() or not bool((~tensor.isfinite() if learned else tensor.isnan()).any())
 
 
 def _read(path: Path) -> Any:

@@ -7,16 +7,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.base.files import new_file, new_folder
 from convsurgeon.graph.load import load_function, load_model, load_weights
-from tests import nets
+from tests import nets, networks
 
 NET = f"{nets.__file__}:Plain"
 MODEL = [NET, "--input", "2x3x12x12"]
@@ -256,3 +257,83 @@ def test_a_path_that_the_system_refuses_is_told_in_a_line(capsys: pytest.Capture
     found = _error(["inspect", f"{'9' * 300}.py:Plain", "--input", "1x3x8x8"], capsys)
     assert "File name too long; choose another path" in found
     assert len(found) < 300
+
+
+def test_a_torchvision_model_of_a_family_has_a_name() -> None:
+    networks.import_torchvision()
+    assert type(load_model("torchvision:segmentation.lraspp_mobilenet_v3_large", {"weights_backbone": None})).__name__
+    with pytest.raises(cs.LoadError, match=r"torchvision:segmentation.lrasp: .* did you mean lraspp"):
+        load_model("torchvision:segmentation.lrasp")
+    with pytest.raises(cs.LoadError, match=r"torchvision:nothing.resnet18: torchvision.models.nothing cannot"):
+        load_model("torchvision:nothing.resnet18")
+
+
+def _two_inputs(tmp_path: Path, **arrays: Any) -> list[str]:
+    np.savez(tmp_path / "data.npz", **arrays)
+    model = ["convert", "tests/nets.py:KeywordInputs", "--input", "1x3x12x12", "1x1x1x1", "--rank", "2"]
+    return [*model, "--calibrate", str(tmp_path / "data.npz"), "--json"]
+
+
+def test_several_inputs_are_calibrated_from_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, scales = np.random.default_rng(0).normal(size=(80, 3, 12, 12)), np.ones((80, 1, 1, 1))
+    for arrays in ({"scale": scales, "x": images}, {"a": images, "b": scales}):
+        assert cli.main(_two_inputs(tmp_path, **arrays)) == 0
+        report = json.loads(capsys.readouterr().out)["report"]
+        assert report["calibration"]
+    message = "holds x; the network takes x, scale"
+    assert message in _error(_two_inputs(tmp_path, x=images), capsys)
+    assert "as many rows in each" in _error(_two_inputs(tmp_path, x=images, scale=scales[:3]), capsys)
+    assert "are for one input" in _error([*_two_inputs(tmp_path, x=images, scale=scales), "--mean", "0.5"], capsys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    state = nets.Plain().state_dict()
+    state["body.weight"][0] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    model = nets.Plain()
+    before = model.body.weight.detach().clone()
+    with pytest.raises(cs.LoadError, match=r"broken.safetensors: NaN or infinity in body.weight; pass weights from"):
+        load_weights(model, tmp_path / "broken.safetensors")
+    assert torch.equal(model.body.weight, before)
+
+
+def _bundle(tmp_path: Path) -> list[str]:
+    """A bundle, and the command that takes it up."""
+    torch.manual_seed(3)
+    save_file(nets.Plain().state_dict(), tmp_path / "w.safetensors")
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(80, 3, 12, 12)).astype(np.float32))
+    model = ["tests/nets.py:Plain", "--weights", str(tmp_path / "w.safetensors"), "--input", "1x3x12x12"]
+    assert cli.main(["convert", *model, "--rank", "2", "--out", str(tmp_path / "b"), "--pairs", "0"]) == 0
+    taken = ["--from", str(tmp_path / "b"), "--data", str(tmp_path / "images.npy"), "--epochs", "1", "--lr", "1e-3"]
+    return ["recover", *model, *taken]
+
+
+def test_recover_takes_up_its_own_bundle_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = _bundle(tmp_path)
+    assert cli.main(command) == 0
+    capsys.readouterr()
+    torch.manual_seed(4)
+    save_file(nets.Plain().state_dict(), tmp_path / "w.safetensors")
+    assert "came of an original with other weights" in _error(command, capsys)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "weights.safetensors", "model.onnx"])
+def test_recover_looks_at_the_checksums(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = _bundle(tmp_path)
+    capsys.readouterr()
+    file = tmp_path / "b" / name
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert f"{name}: is not what SHA256SUMS says" in _error(command, capsys)
+    (tmp_path / "b" / "SHA256SUMS").write_bytes(b"\xff\xfe")
+    assert "SHA256SUMS: cannot be read" in _error(command, capsys)
+
+
+def test_recover_takes_no_weights_that_are_no_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = _bundle(tmp_path)
+    capsys.readouterr()
+    state = load_file(tmp_path / "b" / "weights.safetensors")
+    state["head.weight"].fill_(float("nan"))
+    save_file(state, tmp_path / "b" / "weights.safetensors")
+    (tmp_path / "b" / "SHA256SUMS").unlink()
+    assert "NaN or infinity in" in _error(command, capsys)

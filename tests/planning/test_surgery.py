@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -364,7 +365,9 @@ def test_capture_under_autocast_leaves_no_fake_tensor_behind() -> None:
 def test_convs_that_are_not_what_they_seem_are_skipped(change: Callable[[nn.Conv2d], object], reason: str) -> None:
     model = nets.Plain()
     change(model.body)
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "fidelity: the original's own output")
+        result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
     assert reason in next(skip.reason for skip in result.skipped if skip.name == "body")
 
 
@@ -409,3 +412,13 @@ def test_a_forward_that_differentiates_is_converted() -> None:
     )
     assert set(result.changes) == {"body", "down"}
     torch.testing.assert_close(result.model(X), model(X), rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_of_no_numbers_agrees_with_nothing() -> None:
+    model = nets.Plain()
+    nn.init.constant_(model.head.weight, float("nan"))
+    with pytest.warns(UserWarning, match="fidelity: the original's own output holds NaN or infinity"):
+        result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+    (found,) = result.report.fidelity
+    assert found.agreement != found.agreement
+    assert result.report.to_json()

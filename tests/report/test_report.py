@@ -66,6 +66,11 @@ def test_fidelity_of_equal_and_of_other_outputs() -> None:
     assert other.agreement == 0.5
     assert fidelity([torch.ones(2, 3, 4)], [torch.ones(2, 3, 4)]).agreement is None
     assert math.isnan(fidelity([a], [a * math.nan]).sqnr_db)
+    for broken in (fidelity([a * math.nan], [a * math.nan]), fidelity([a], [a * math.nan])):
+        assert math.isnan(broken.sqnr_db)
+        assert math.isnan(broken.cosine)
+        assert broken.agreement is not None
+        assert math.isnan(broken.agreement)
     assert sqnr_db(0.0, 1.0) == -math.inf
 
 

@@ -6,7 +6,6 @@ Everything is written to and measured in a temporary folder beside the target, w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -28,6 +27,7 @@ from convsurgeon.deploy.bundle.deployment import Deployment
 from convsurgeon.deploy.bundle.golden import save_golden
 from convsurgeon.deploy.bundle.mobile import mobile_check
 from convsurgeon.deploy.bundle.readme import readme
+from convsurgeon.deploy.bundle.taking_up import SUMS, sha256
 from convsurgeon.deploy.int8.quantize import Calibrator, Quantized
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, export_onnx
@@ -228,7 +228,7 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
         mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
         benches=timed,
         preparation=order.preparation,
-        sha256={one.path.name: _sha256(one.path) for one in files},
+        sha256={one.path.name: sha256(one.path) for one in files},
         command=order.command,
     )
 
@@ -276,12 +276,7 @@ def _write_papers(result: Result, deployment: Deployment, words: str, folder: Pa
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    names = sorted({*(entry.name for entry in folder.iterdir()), "README.md", "SHA256SUMS"})
+    names = sorted({*(entry.name for entry in folder.iterdir()), "README.md", SUMS})
     (folder / "README.md").write_text(readme(title, words, deployment, names), encoding="utf-8")
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names if name != "SHA256SUMS"]
-    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")

@@ -118,7 +118,7 @@ def export_onnx(
         draft.write_bytes(data)
         parity = check_parity(subject, inputs, draft, images=images)
         if not parity.passed:
-            raise ParityError(_parity_message(target, parity))
+            raise ParityError(_parity_message(target, parity, subject))
     return _describe(target, data, parity)
 
 
@@ -218,7 +218,10 @@ def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
     )
 
 
-def _parity_message(target: Path, parity: Parity) -> str:
+def _parity_message(target: Path, parity: Parity, model: nn.Module) -> str:
+    broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        return f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before they diverged"
     return (
         f"{target}: not written, parity fails by the fault of {parity.fault}: relative error {parity.relative:.1e} "
         f"(limit {parity.relative_limit:g}), SQNR {parity.sqnr_db:.1f} dB (limit {parity.sqnr_limit_db:g}); "

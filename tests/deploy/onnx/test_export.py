@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import CaptureError, ExportError, OutputError, ParityError
 from convsurgeon.deploy.onnx import export as export_module
 from convsurgeon.deploy.onnx.export import OnnxFile, export_onnx
+from convsurgeon.deploy.onnx.metadata import state_sha256
 from convsurgeon.deploy.onnx.parity import Parity, ParityCase
 from tests import hostile, nets
 from tests.deploy.small import net
@@ -178,6 +179,24 @@ def test_modes_come_back_after_a_failure(tmp_path: Path) -> None:
         export_onnx(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert (subject.training, subject.conv.training) == (True, False)
     assert leftovers(tmp_path) == []
+
+
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
+    subject = net()
+    with torch.no_grad():
+        subject.stem.weight[0] = float("nan")
+    with pytest.raises(ParityError, match=r"net.onnx: not written, stem.weight holds NaN or infinity; load weights"):
+        export_onnx(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("buffer", [torch.ones(()).expand(1), torch.ones(3, 1).expand(3, 4), torch.ones(2, 3).T])
+def test_the_hash_of_a_state_does_not_mind_strides(buffer: Tensor) -> None:
+    one, two = net(), net()
+    two.load_state_dict(one.state_dict())
+    one.register_buffer("kept", buffer)
+    two.register_buffer("kept", torch.empty(buffer.shape).copy_(buffer))
+    assert state_sha256(one) == state_sha256(two)
 
 
 class Detector(nn.Module):

@@ -1,0 +1,58 @@
+"""Batches as a model takes them: one image at a time where it takes no more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from convsurgeon.base.errors import CalibrationError, described
+from convsurgeon.fit.calibration import Calibration, first, images_in, rest
+from convsurgeon.fit.fidelity import outputs
+from convsurgeon.graph.example import Example
+
+
+def fed(model: nn.Module, data: Calibration) -> Calibration:
+    """The calibration data in batches that the model runs on.
+
+    A model may be written for one image (`x.view(1, -1)`): one that fails on a batch, or makes one row of it, is fed
+    image by image.
+
+    Args:
+        model: the original, left as it was.
+        data: as it was read.
+
+    Raises:
+        CalibrationError: it does not run on a single image of them either.
+    """
+    wide = max((*data.fitted, *data.held_back), key=images_in)
+    if images_in(wide) == 0:
+        return data
+    one = first(wide, 1)
+    try:
+        rows = [out.shape for out in outputs(model, one)]
+    except Exception as error:  # the user's own forward
+        if _leading(model, wide) is not None:
+            return data  # it wants batches, as batch norms that count do
+        raise CalibrationError(
+            f"calibration: {type(model).__name__} does not run on an image of shape {one}: {described(error)}; "
+            "pass images that model(...) accepts"
+        ) from error
+    found = _leading(model, wide)
+    grows = [shape for shape in rows if shape and shape[0] == 1]
+    if found is not None and (not grows or images_in(wide) in found):
+        return data
+    return Calibration(_singly(data.fitted), _singly(data.held_back))
+
+
+def _leading(model: nn.Module, batch: Example) -> set[int] | None:
+    """First dimensions of what a model makes of a batch, None where it does not run."""
+    try:
+        return {out.shape[0] for out in outputs(model, batch) if out.dim()}
+    except Exception:  # the user's own forward
+        return None
+
+
+def _singly(batches: Sequence[Example]) -> tuple[Example, ...]:
+    """Every image by itself."""
+    return tuple(first(rest(batch, index), 1) for batch in batches for index in range(images_in(batch)))
