@@ -9,10 +9,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing
-from convsurgeon.budget.problem import Judged, Latencies
-from convsurgeon.budget.trial import appraise, best_forms, best_plan
+from convsurgeon.budget.limit import Limit, Metric, limit_of
+from convsurgeon.budget.milliseconds import measured_here, speed_in_words, table_for
+from convsurgeon.budget.problem import Judged
+from convsurgeon.budget.search import fastest, hopeless
+from convsurgeon.budget.trial import appraise, best_forms, best_plan, opened, rate
+from convsurgeon.deploy.table.latencies import Latencies
 from convsurgeon.fit.calibration import Calibration, read
 from convsurgeon.fit.feeding import fed
 from convsurgeon.fit.fidelity import Fidelity, fidelity, outputs
@@ -75,6 +80,9 @@ def convert(
     latencies: Latencies | None = None,
     allow_growth: bool = False,
     calibration: object = None,
+    metric: Metric | None = None,
+    within: float | str | None = None,
+    better: str = "higher",
     images: int = 1024,
     seed: int = 0,
     progress: bool = True,
@@ -84,49 +92,117 @@ def convert(
     The input model is unchanged to the bit; the result has its class, device, dtype, memory format and mode, and is
     trainable. See `plan` for the first arguments and the errors.
 
+    With calibration and nothing else that is the fastest network, measured on this machine, whose output is within
+    `budget.limit.ALLOWED` of the original's; where that is not 1.1 times as fast the model comes back as it was, and
+    `report.speed` says why.
+
     Args:
         model: any module that runs on the example.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
         forms: candidates for every site; the first that fits is taken, or with a budget the one it is best spent on.
-            If not given, separable keeping 95 % of the energy; with calibration CP at 0.4 of a layer's MACs or
-            separable rank 3, whichever costs the network less; with a budget CP of many ranks, separable of few, and
-            two 1x1 convs in the place of one.
+            If not given, separable keeping 95 % of the energy; with calibration or a budget CP of many ranks,
+            separable of few, and two 1x1 convs in the place of one.
         policy: which sites may be touched; the default leaves the stem alone.
         budget: what the converted model may cost. Plans are made by several measures of a layer's error; with
             calibration the whole network's error on held-back images decides between them.
-        latencies: measured milliseconds of every site, for a latency budget; a `LatencyTable`. One that was measured
-            on this machine also times the whole planned network; the plan is revised where that is not the sum of its
-            parts, and `timings` says so.
+        latencies: measured milliseconds of every site; a `LatencyTable`. If not given and milliseconds are asked for,
+            one is measured here, with one thread, and kept in the user's cache. A table of this machine also times the
+            whole planned network; the plan is revised where that is not the sum of its parts, and `timings` says so.
         allow_growth: take a form even where it has more MACs or parameters than the conv. Under a latency budget
             milliseconds decide that: a head with one output is three times as fast in two convs, which are exact.
         calibration: unlabelled images to fit the weights to: a tensor, an iterable of batches or a `DataLoader`.
             Without it the weights are the best approximation of the kernels, which at low rank is not enough.
+        metric: the user's own measure, model -> number, with `within`: the fastest model that loses no more of it.
+        within: most to lose of the metric, in its unit (`1.0`) or as a share of the original's (`"1%"`); without a
+            metric the relative error of the output, of what the network adds to its input where it is image to image.
+        better: `"higher"` or `"lower"`: which metric is better.
         images: how many of them to use at most.
         seed: of the output positions that are drawn from them.
-        progress: whether to show a bar over the layers while fitting.
+        progress: whether to show bars.
 
     Raises:
-        BudgetError: the budget cannot be reached; says how far it goes and which layers stand in the way.
+        BudgetError: the budget cannot be reached; says how far it goes and which layers stand in the way. Or `within`
+            cannot be read, or goes with a budget.
+        ExportError, LatencyError: milliseconds are asked for, and the network has no ONNX form or cannot be timed.
         CalibrationError: the calibration data are empty, of another shape, or not finite.
 
     Returns:
         The converted model with its changes, skips, plan and report.
     """
+    _check(budget, metric, within, calibration)
     before = capture(model, example)
     data = None if calibration is None else fed(before.model, read(calibration, before.example, images))
+    how = _How(policy, allow_growth, latencies, data, seed, progress)
     if budget is not None:
-        candidates = BUDGET_FORMS if forms is None else forms
-        growth = allow_growth or budget.latency is not None
-        rated = appraise(before, candidates, policy, growth, data, seed, progress)
-        best = best_plan(rated, budget, latencies, progress)
-        result = _carry_out(before, best.plan, data, seed, progress)
-        report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings)
-        return dataclasses.replace(result, report=report)
+        return _within_budget(before, BUDGET_FORMS if forms is None else forms, budget, how)
+    if within is not None or metric is not None:
+        assert data is not None  # as checked
+        limit = limit_of(model, data.held_back, metric, within, better)
+        return _fastest(before, BUDGET_FORMS if forms is None else forms, limit, how)
     if data is not None and forms is None:
-        rated = appraise(before, CALIBRATED_FORMS, policy, allow_growth, data, seed, progress)
-        return _carry_out(before, best_forms(rated), data, seed, progress)
+        return _by_default(before, how)
     chosen = DEFAULT_FORMS if forms is None else forms
     return _carry_out(before, plan_captured(before, chosen, policy, allow_growth), data, seed, progress)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What a caller says beside the model and what it may cost."""
+
+    policy: Predicate | None
+    allow_growth: bool
+    latencies: Latencies | None
+    data: Calibration | None
+    seed: int
+    progress: bool
+
+
+def _check(budget: Budget | None, metric: Metric | None, within: float | str | None, calibration: object) -> None:
+    """Refuses what does not go together."""
+    if (metric is None and within is None) or (budget is None and calibration is not None):
+        return
+    if budget is not None:
+        raise BudgetError("within: asks for the fastest model and goes with no budget; leave one of them out")
+    raise CalibrationError(
+        "within: a plan is judged with fitted weights; pass calibration, a few hundred images do best"
+    )
+
+
+def _within_budget(before: Capture, forms: Sequence[Form], budget: Budget, how: _How) -> Result:
+    table = table_for(budget, how.latencies, before, forms, how.policy, how.progress)
+    growth = how.allow_growth or budget.latency is not None
+    found = appraise(before, forms, how.policy, growth, how.data, how.seed, how.progress)
+    best = best_plan(found, budget, table, how.progress)
+    result = _carry_out(before, best.plan, how.data, how.seed, how.progress)
+    words = speed_in_words(before, result.plan, table, best.timings, how.progress)
+    report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings, speed=words)
+    return dataclasses.replace(result, report=report)
+
+
+def _by_default(before: Capture, how: _How) -> Result:
+    """The fastest within the error that is allowed; by MACs where the runtime cannot be asked."""
+    assert how.data is not None
+    try:
+        return _fastest(before, BUDGET_FORMS, limit_of(before.model, how.data.held_back, None, None, "lower"), how)
+    except (ExportError, LatencyError) as error:
+        found = appraise(before, CALIBRATED_FORMS, how.policy, how.allow_growth, how.data, how.seed, how.progress)
+        result = _carry_out(before, best_forms(found), how.data, how.seed, how.progress)
+        words = f"Milliseconds are not known, forms were chosen by MACs: {error}."
+        return dataclasses.replace(result, report=dataclasses.replace(result.report, speed=words))
+
+
+def _fastest(before: Capture, forms: Sequence[Form], limit: Limit, how: _How) -> Result:
+    """The fastest network within a limit, or the model as it was."""
+    table = how.latencies or measured_here(before, forms, how.policy, how.progress)
+    found = opened(before, forms, how.policy, allow_growth=True)
+    search = hopeless(found.base, found.options, table, limit)
+    if search is None:
+        search = fastest(rate(found, how.data, how.seed, how.progress), table, limit, how.progress)
+    result = _carry_out(before, search.plan, how.data, how.seed, how.progress)
+    report = dataclasses.replace(
+        result.report, attempts=search.attempts, limit=search.limit, timings=search.timings, speed=search.sentence
+    )
+    return dataclasses.replace(result, report=report)
 
 
 def carry_out(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,17 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8"), f"{name} differs; look at it, then --update-golden"
 
     return compare
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests look at what is done with milliseconds, not at the milliseconds; and they leave the user's cache alone."""
+    from convsurgeon.deploy.timing import standalone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(standalone, "SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,17 @@
-"""One process or many: the sums over all of them, through torch's own distributed engine where it is running."""
+"""One process or many: sums over all of them, and what one does for all, through torch's own distributed engine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -70,6 +73,28 @@ def agree(module: nn.Module) -> None:
     if _running():
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.data, 0)
+
+
+def shared(make: Callable[[], T]) -> T:
+    """What the first process makes, in every process; what it raises, too. For what no two make alike: a measurement.
+
+    Args:
+        make: called in the first process alone.
+    """
+    if not _running():
+        return make()
+    found: list[Any] = [None]
+    if rank() == 0:
+        try:
+            found = [(True, make())]
+        except Exception as error:  # the others wait for an answer, whatever it is
+            found = [(False, error)]
+    dist.broadcast_object_list(found, 0)
+    fine, value = found[0]
+    if not fine:
+        raise value
+    result: T = value
+    return result
 
 
 def silent(progress: bool) -> bool | None:

@@ -8,13 +8,13 @@ again, `ROUNDS` times at most. Law: a table corrected by a plan predicts of that
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
+from convsurgeon.base import world
 from convsurgeon.base.errors import BudgetError
-from convsurgeon.budget.problem import Latencies, Problem, distinct, predicted
-from convsurgeon.budget.rating import Measures
+from convsurgeon.budget.problem import Errors, Problem, predicted
+from convsurgeon.deploy.table.latencies import Latencies, Stopwatch, Timer, Whole
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
@@ -26,30 +26,6 @@ two measurements differ by 1 to 2 % if nothing else runs, and by 5 to 10 % if mu
 ROUNDS = 3
 
 _BOUNDS = (0.5, 2.0)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What a whole converted network took, as milliseconds of a machine on which the original takes the table's."""
-
-    total_ms: float
-    sites: Mapping[str, float]
-    """Of these the changed sites, each in the company of the others."""
-    spread: float = 0.0
-    """Half the range of `total_ms` over the passes, as a share of it."""
-
-
-Stopwatch = Callable[[Sequence[Plan]], tuple[Whole, ...]]
-"""What each plan's network takes, here and now."""
-
-
-@runtime_checkable
-class Timer(Protocol):
-    """A table that can also time whole networks."""
-
-    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
-        """Times the networks of plans of a model; None where it was not this machine that the table is of."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,67 +111,75 @@ class _Tried:
     timing: Timing
 
 
-def confirmed(task: Problem, measures: Measures, progress: bool) -> tuple[dict[str, Plan], tuple[Timing, ...]]:
-    """Measure -> plan, of those that differ, each confirmed by timing it whole where the table can do that.
+def confirmed(task: Problem, name: str, errors: Errors, plan: Plan, progress: bool) -> tuple[Plan, tuple[Timing, ...]]:
+    """The plan, made again by the same measure until its whole network takes what it promised.
 
-    Raises:
-        BudgetError: the budget cannot be reached.
+    The clock revises a plan, it does not choose between plans: which of several is just within a limit is luck.
+
+    Args:
+        task: the budget.
+        name: of the measure that the plan was made by.
+        errors: by this measure.
+        plan: the best choice by it.
+        progress: whether a bar appears when it takes long.
+
+    Returns:
+        The last plan that is what was asked for, or the fastest where none is; and every network that was timed. None
+        was where the table cannot time whole networks, or is another machine's.
     """
-    plans = distinct(task, measures)
-    if task.table is None or not isinstance(task.table, Timer):
-        return plans, ()
-    timed = task.table.stopwatch(task.seen, progress)
-    if timed is None:
-        return plans, ()
-    tasks = dict.fromkeys(plans, task)
-    tried: dict[str, list[_Tried]] = {name: [] for name in plans}
-    for number in range(1, ROUNDS + 1):
-        now = dict(zip(plans, timed(list(plans.values())), strict=True))
-        for name, plan in plans.items():
-            tried[name].append(_Tried(plan, _timing(name, number, tasks[name], plan, now[name])))
-        off = {name: plan for name, plan in plans.items() if not tried[name][-1].timing.agrees}
-        plans = {}
-        for name, plan in off.items():
-            table = tasks[name].table
-            assert table is not None
-            tasks[name] = dataclasses.replace(tasks[name], table=Corrected.by(table, plan, now[name]))
-            again = _again(tasks[name], measures, name)
-            if again is not None and again != plan:
-                plans[name] = again
-        if not plans:
+    timed = stopwatch(task.seen, task.table, progress)
+    tried: list[_Tried] = []
+    limit_ms = task.limits.get("latency", float("inf"))
+    for number in range(1, ROUNDS + 1 if timed else 1):
+        assert timed is not None
+        assert task.table is not None
+        (whole,) = timed([plan])
+        tried.append(_Tried(plan, timing(name, number, limit_ms, task.table, plan, whole)))
+        if tried[-1].timing.agrees:
             break
-    return _best(tried)
+        task = dataclasses.replace(task, table=Corrected.by(task.table, plan, whole))
+        again = _again(task, errors)
+        if again is None or again == plan:
+            break
+        plan = again
+    return _best(tried) if tried else (plan, ())
 
 
-def _timing(name: str, number: int, task: Problem, plan: Plan, whole: Whole) -> Timing:
-    table = task.table
-    assert table is not None
+def stopwatch(seen: Capture, table: Latencies | None, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
+    """What times whole networks, if the table can do that here; of several processes the first does it for all."""
+    if not isinstance(table, Timer):
+        return None
+    own: list[Stopwatch] = []  # in the first process alone
+
+    def find() -> bool:
+        own.extend(filter(None, [table.stopwatch(seen, progress, all_cores=all_cores)]))
+        return bool(own)
+
+    if not world.shared(find):
+        return None
+
+    def shared(plans: Sequence[Plan]) -> tuple[Whole, ...]:
+        return world.shared(lambda: own[0](plans))
+
+    return shared
+
+
+def timing(name: str, number: int, limit_ms: float, table: Latencies, plan: Plan, whole: Whole) -> Timing:
+    """What a table promised of a plan, beside what its whole network took."""
     slower = [site for site, ms in whole.sites.items() if ms > table.ms(site, None)]
-    limit = task.limits.get("latency", float("inf"))
     return Timing(
-        name, number, predicted(table, plan), whole.total_ms, table.total_ms, limit, tuple(slower), whole.spread
+        name, number, predicted(table, plan), whole.total_ms, table.total_ms, limit_ms, tuple(slower), whole.spread
     )
 
 
-def _again(task: Problem, measures: Measures, name: str) -> Plan | None:
+def _again(task: Problem, errors: Errors) -> Plan | None:
     try:
-        return task.plan(measures[name])
+        return task.plan(errors)
     except BudgetError:  # by the corrected table; the nearest of what was measured stands
         return None
 
 
-def _best(tried: Mapping[str, Sequence[_Tried]]) -> tuple[dict[str, Plan], tuple[Timing, ...]]:
-    """Of every measure its last plan that is what was asked for; the fastest where none is."""
-    chosen = {}
-    for name, several in tried.items():
-        kept = [one for one in several if one.timing.kept]
-        chosen[name] = kept[-1] if kept else min(several, key=lambda one: one.timing.measured_ms)
-    keeping = {name: one for name, one in chosen.items() if one.timing.kept} or chosen
-    plans: dict[str, Plan] = {}
-    for name, one in keeping.items():
-        if one.plan not in plans.values():
-            plans[name] = one.plan
-    every = [one for several in tried.values() for one in several]
-    return plans, tuple(
-        dataclasses.replace(one.timing, taken=plans.get(one.timing.measure) is one.plan) for one in every
-    )
+def _best(tried: Sequence[_Tried]) -> tuple[Plan, tuple[Timing, ...]]:
+    kept = [one for one in tried if one.timing.kept]
+    best = kept[-1] if kept else min(tried, key=lambda one: one.timing.measured_ms)
+    return best.plan, tuple(dataclasses.replace(one.timing, taken=one is best) for one in tried)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -13,31 +12,14 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.knapsack import Options, choose, least
 from convsurgeon.budget.rating import Measures
-from convsurgeon.forms.form import Form
+from convsurgeon.deploy.table.latencies import GAIN, Latencies
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Change, Plan, Skip
 
-GAIN = 1.1
-"""A layer changes for speed only where the table says that it gets this much faster."""
+Errors = Mapping[tuple[str, str], float]
+"""(site, label of a form) -> error, by one measure."""
 
 _KEPT = "kept dense: the budget spends it better elsewhere"
-
-
-class Latencies(Protocol):
-    """Measured milliseconds: of a site as it is (`form` None) or in a form, and of the whole network."""
-
-    @property
-    def total_ms(self) -> float:
-        """The network as it is."""
-        ...
-
-    def has(self, site: str, form: Form | None) -> bool:
-        """Whether this was measured."""
-        ...
-
-    def ms(self, site: str, form: Form | None) -> float:
-        """Milliseconds of a site."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +32,7 @@ class Problem:
     limits: Mapping[str, float]
     table: Latencies | None
 
-    def plan(self, errors: Mapping[tuple[str, str], float]) -> Plan:
+    def plan(self, errors: Errors) -> Plan:
         """The best choice by a measure.
 
         Raises:
@@ -69,7 +51,7 @@ class Problem:
         }
         return self._with(forms)
 
-    def cheapest(self, errors: Mapping[tuple[str, str], float], allowed: float) -> Plan:
+    def cheapest(self, errors: Errors, allowed: float) -> Plan:
         """The choice of fewest MACs whose errors by a measure sum to no more than `allowed`."""
         sites = []
         for name, changes in self.options.items():
@@ -96,7 +78,7 @@ class Problem:
             steps.append(kept if taken is None else taken)
         return Plan(tuple(steps), self.base.cost, self.base.example)
 
-    def _site(self, name: str, changes: Sequence[Change], errors: Mapping[tuple[str, str], float]) -> Options:
+    def _site(self, name: str, changes: Sequence[Change], errors: Errors) -> Options:
         """Dense first, then the changes; one that costs or slows more than dense is never better than it."""
         costs = [[self._cost(kind, name, None, changes[0]) for kind in self.limits]]
         costs += [[self._cost(kind, name, change, change) for kind in self.limits] for change in changes]
@@ -175,7 +157,7 @@ def problem(
         BudgetError: a latency budget without a table of latencies.
     """
     if budget.latency is not None and table is None:
-        raise BudgetError("budget: latency needs measured milliseconds; pass latencies=LatencyTable.measure(...)")
+        raise BudgetError("budget: latency needs measured milliseconds; none were handed in")
     limits = budget.limits(lambda kind: whole(seen, table, kind))
     return Problem(seen, base, options, limits, table if budget.latency is not None else None)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from tqdm import tqdm
@@ -22,8 +22,10 @@ from convsurgeon.base.errors import BudgetError, OutputError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
 from convsurgeon.budget.budget import Budget
-from convsurgeon.budget.problem import Latencies, predicted
+from convsurgeon.budget.milliseconds import measured_here
+from convsurgeon.budget.problem import predicted
 from convsurgeon.budget.trial import Appraised, appraise, best_plan, trial
+from convsurgeon.deploy.table.latencies import Latencies
 from convsurgeon.fit.calibration import read
 from convsurgeon.fit.feeding import fed
 from convsurgeon.forms.catalogue import BUDGET_FORMS
@@ -33,6 +35,9 @@ from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.policy import Predicate
 
 SHARES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
+
+Kind = Literal["macs", "latency"]
+"""What the budgets of a sweep are shares of."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trade-off between MACs and error; prints itself.
+    """The trade-off between cost and error; prints itself.
 
     `unreachable` holds budgets that no choice keeps, `why` what the largest of them would have needed.
     """
@@ -59,15 +64,18 @@ class Sweep:
     points: tuple[Point, ...]
     unreachable: tuple[float, ...]
     example: str
+    kind: Kind = "macs"
     why: str = ""
 
     @property
     def knee(self) -> Point:
         """The point from which on saving more costs much more error; two points or one have none to be seen."""
-        ends = sorted(self.points, key=lambda point: point.plan.macs_after)
-        macs = [point.plan.macs_after for point in ends]
+        ends = sorted(self.points, key=self._cost)
         errors = [math.log(max(point.error, 1e-12)) for point in ends]
-        return ends[_farthest(macs, errors)]
+        return ends[_farthest([self._cost(point) for point in ends], errors)]
+
+    def _cost(self, point: Point) -> float:
+        return point.ms[0] if self.kind == "latency" else float(point.plan.macs_after)
 
     @property
     def table(self) -> Table:
@@ -83,7 +91,9 @@ class Sweep:
             speeds = (point.ms[0], point.ms[1] / point.ms[0]) if point.ms else ()
             rows.append((point.share, plan.macs_after, *ratios, *speeds, point.error, *point.metric, knee))
         missing = ", ".join(f"{share:g}" for share in self.unreachable)
-        title = f"Trade-off for an input of {self.example}" + (f"; cannot be reached: {missing}" if missing else "")
+        title = f"Trade-off for an input of {self.example}, budgets of {self.kind}" + (
+            f"; cannot be reached: {missing}" if missing else ""
+        )
         title += f"\n{self.why}" if self.why else ""
         return Table(title, (*columns, ("output_error", "number"), *names, ("", "text")), tuple(rows))
 
@@ -101,7 +111,7 @@ class Sweep:
         check_drawable(path)
         from matplotlib.figure import Figure
 
-        points = sorted(self.points, key=lambda point: point.plan.macs_after)
+        points = sorted(self.points, key=self._cost)
         costs = {"share of the original's MACs": [point.plan.macs_after / point.plan.cost.macs for point in points]}
         if all(point.ms for point in points):
             costs["ms, by the table of latencies"] = [point.ms[0] for point in points]
@@ -144,6 +154,7 @@ def sweep(
     *,
     calibration: object,
     shares: Sequence[float] = SHARES,
+    kind: Kind = "macs",
     forms: Sequence[Form] = BUDGET_FORMS,
     policy: Predicate | None = None,
     metric: Callable[[nn.Module], float] | None = None,
@@ -153,7 +164,7 @@ def sweep(
     seed: int = 0,
     progress: bool = True,
 ) -> Sweep:
-    """Converts a model under one budget of MACs after the other and weighs what each costs in accuracy.
+    """Converts a model under one budget after the other and weighs what each costs in accuracy.
 
     The statistics of all layers are gathered once. Each plan is fitted to a part of the images only
     (`trial.TRIAL_IMAGES`): the curve shows where to go, `convert` with that budget then does it with all of them.
@@ -162,41 +173,52 @@ def sweep(
         model: any module that runs on the example; it is not changed.
         example: as for `convert`.
         calibration: unlabelled images.
-        shares: budgets, as shares of the original's MACs.
+        shares: budgets, as shares of what the original has.
+        kind: of what: `"macs"`, or `"latency"`, which is measured on this machine where no `latencies` are given. Plans
+            are those of the table; `convert` with that budget also times the whole network.
         forms: candidates for every site.
         policy: which sites may be touched; the default leaves the stem alone.
         metric: a number for a model, for example its accuracy; measured for every point.
         latencies: measured milliseconds of every site in every form, to show beside the MACs; a `LatencyTable`.
-        allow_growth: take a form even where it has more MACs or parameters than the conv.
+        allow_growth: take a form even where it has more MACs or parameters than the conv; milliseconds decide that
+            where they are the budget.
         images: how many images to use at most.
         seed: of the positions and projections that are drawn from them.
         progress: whether to show bars.
 
     Raises:
-        BudgetError: none of the budgets can be reached.
+        BudgetError: none of the budgets can be reached, or there is no such kind.
         CalibrationError: the calibration data are empty, of another shape, or not finite.
     """
+    if kind not in ("macs", "latency"):
+        raise BudgetError(f"sweep: kind={kind!r} is no kind of budget; pass macs or latency")
     seen = capture(model, example)
     data = fed(seen.model, read(calibration, seen.example, images))
-    rated = appraise(seen, forms, policy, allow_growth, data, seed, progress)
+    if latencies is None and kind == "latency":
+        latencies = measured_here(seen, forms, policy, progress)
+    rated = appraise(seen, forms, policy, allow_growth or kind == "latency", data, seed, progress)
     points: list[Point] = []
     unreachable: list[float] = []
     reason: BudgetError | None = None
     for share in tqdm(sorted(set(shares)), desc="budgets", disable=world.silent(progress)):
         try:
-            points.append(_point(rated, share, metric, latencies))
+            points.append(_point(rated, Budget(**{kind: float(share)}), share, metric, latencies))
         except BudgetError as error:
             unreachable.append(share)
             reason = error
     if reason is not None and not points:
         raise reason
-    return Sweep(tuple(points), tuple(unreachable), str(seen.example), str(reason or ""))
+    return Sweep(tuple(points), tuple(unreachable), str(seen.example), kind, str(reason or ""))
 
 
 def _point(
-    rated: Appraised, share: float, metric: Callable[[nn.Module], float] | None, latencies: Latencies | None
+    rated: Appraised,
+    budget: Budget,
+    share: float,
+    metric: Callable[[nn.Module], float] | None,
+    latencies: Latencies | None,
 ) -> Point:
-    plan = best_plan(rated, Budget(macs=float(share)), None).plan
+    plan = best_plan(rated, budget, latencies, confirm=False).plan
     converted, error = trial(rated, plan)
     values = () if metric is None else (float(metric(converted)),)
     times = () if latencies is None else (predicted(latencies, plan), latencies.total_ms)

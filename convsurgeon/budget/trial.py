@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,8 +17,9 @@ from torch import nn
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing, confirmed
-from convsurgeon.budget.problem import Judged, Latencies, Problem, problem
+from convsurgeon.budget.problem import Judged, Problem, distinct, problem
 from convsurgeon.budget.rating import Measures, by_data, by_weights
+from convsurgeon.deploy.table.latencies import Latencies
 from convsurgeon.fit.calibration import Calibration, leading
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.form import Form
@@ -38,6 +39,15 @@ _HALVINGS = 7
 
 
 @dataclass(frozen=True)
+class Open:
+    """A captured model with every change that could be made; `base` is the plan of the first ones."""
+
+    seen: Capture
+    base: Plan
+    options: dict[str, list[Change]]
+
+
+@dataclass(frozen=True)
 class Appraised:
     """A captured model with every change that could be made, and what each would lose by every measure."""
 
@@ -49,6 +59,20 @@ class Appraised:
     seed: int
 
 
+def opened(seen: Capture, forms: Sequence[Form], policy: Predicate | None, allow_growth: bool) -> Open:
+    """Gathers the candidates."""
+    kernels = kernels_of(seen)
+    base = plan_captured(seen, forms, policy, allow_growth, kernels)
+    return Open(seen, base, candidates(base, kernels, forms, allow_growth))
+
+
+def rate(found: Open, data: Calibration | None, seed: int, progress: bool) -> Appraised:
+    """The candidates with their errors: from the weights, and from calibration data where there are any."""
+    options = found.options
+    measures = by_weights(options) if data is None else by_data(found.seen.model, options, data, seed, progress)
+    return Appraised(found.seen, found.base, options, measures, () if data is None else (data,), seed)
+
+
 def appraise(
     seen: Capture,
     forms: Sequence[Form],
@@ -58,12 +82,8 @@ def appraise(
     seed: int,
     progress: bool,
 ) -> Appraised:
-    """Gathers the candidates and their errors: from the weights, and from calibration data where there are any."""
-    kernels = kernels_of(seen)
-    base = plan_captured(seen, forms, policy, allow_growth, kernels)
-    options = candidates(base, kernels, forms, allow_growth)
-    measures = by_weights(options) if data is None else by_data(seen.model, options, data, seed, progress)
-    return Appraised(seen, base, options, measures, () if data is None else (data,), seed)
+    """Gathers the candidates and their errors."""
+    return rate(opened(seen, forms, policy, allow_growth), data, seed, progress)
 
 
 def best_forms(rated: Appraised) -> Plan:
@@ -87,14 +107,17 @@ class Best:
     timings: tuple[Timing, ...] = ()
 
 
-def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None, progress: bool = False) -> Best:
+def best_plan(
+    rated: Appraised, budget: Budget, latencies: Latencies | None, progress: bool = False, *, confirm: bool = True
+) -> Best:
     """The plan to carry out under a budget, and what it was chosen from.
 
     Args:
         rated: the candidates.
         budget: what the converted model may cost.
-        latencies: milliseconds of every site; with a latency budget the plans are timed whole if it can do that.
+        latencies: milliseconds of every site.
         progress: whether to show a bar while timing.
+        confirm: with a latency budget, whether the best plan is timed whole where that can be done.
 
     Raises:
         BudgetError: the budget cannot be reached.
@@ -102,29 +125,38 @@ def best_plan(rated: Appraised, budget: Budget, latencies: Latencies | None, pro
     task = problem(rated.seen, rated.base, rated.options, budget, latencies)
     if budget.lost is not None:
         return _cheapest(rated, task, budget.lost)
-    plans, timings = confirmed(task, rated.measures, progress)
-    if not rated.data or len(plans) == 1:
-        (name, only), *_ = plans.items()
-        return Best(only, (Judged(name, only.macs_after, math.nan, taken=True),), _taken(timings, name))
-    errors = {name: trial(rated, plan)[1] for name, plan in plans.items()}
-    best = min(errors, key=lambda name: errors[name])
-    judged = (Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items())
-    return Best(plans[best], tuple(judged), _taken(timings, best))
+    plans = distinct(task, rated.measures)
+    tried = contest(rated, plans)
+    name = next(item.measure for item in tried if item.taken)
+    plan, timings = confirmed(task, name, rated.measures[name], plans[name], progress) if confirm else (plans[name], ())
+    if plan != plans[name]:
+        error = trial(rated, plan)[1] if rated.data else math.nan
+        tried = [dataclasses.replace(item, taken=False) for item in tried]
+        tried.append(Judged(f"{name}, revised by the clock", plan.macs_after, error, taken=True))
+    return Best(plan, tuple(tried), timings)
 
 
-def _taken(timings: Sequence[Timing], name: str) -> tuple[Timing, ...]:
-    """The timings, of which only the one of the plan that is carried out stays marked."""
-    return tuple(dataclasses.replace(one, taken=one.taken and one.measure == name) for one in timings)
+def contest(rated: Appraised, plans: Mapping[str, Plan], alone: bool = False) -> list[Judged]:
+    """The plans on trial; the one that loses least is taken, without images the first.
+
+    A single plan has no rival and is tried only if it is to be tried `alone`.
+    """
+    untried = not rated.data or (len(plans) == 1 and not alone)
+    errors = {name: math.nan if untried else trial(rated, plan)[1] for name, plan in plans.items()}
+    best = next(iter(plans)) if untried else min(errors, key=lambda name: errors[name])
+    return [Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items()]
 
 
-def trial(rated: Appraised, plan: Plan) -> tuple[nn.Module, float]:
+def trial(
+    rated: Appraised, plan: Plan, images: int = TRIAL_IMAGES, jointly: bool = False
+) -> tuple[nn.Module, float]:
     """The model of a plan, fitted to some of the images, and its relative error on those that are held back."""
     if not plan.changes:
         return rated.seen.model, 0.0
     (data,) = rated.data
     converted, done = operate(rated.seen.model, plan, rated.seen.example)
-    part = Calibration(tuple(leading(data.fitted, TRIAL_IMAGES)), data.held_back)
-    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False, jointly=False)
+    part = Calibration(tuple(leading(data.fitted, images)), data.held_back)
+    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False, jointly=jointly)
     return converted, fitted.error_after
 
 

@@ -24,13 +24,15 @@ class Report(Rows):
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        tried = (self.weighed, self.timed, self.calibrated, self.recovered)
+        tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
         shown = (self.layers, self.untraced, self.fits, *tried, self.summary, self.closeness)
-        return "\n\n".join([*(table.text() for table in shown if table.rows), head])
+        first = [self.speed] if self.speed else []
+        return "\n\n".join([*first, *(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
         """A page with all tables."""
-        return "# convsurgeon report\n\n" + "\n\n".join(table.markdown() for table in self.tables) + "\n"
+        first = f"{self.speed}\n\n" if self.speed else ""
+        return f"# convsurgeon report\n\n{first}" + "\n\n".join(table.markdown() for table in self.tables) + "\n"
 
     def to_html(self, title: str = "Model") -> str:
         """One self-contained page, without what only an export knows; `export` writes the whole one."""
@@ -46,6 +48,8 @@ class Report(Rows):
             "example": self.example,
             "summary": self.summary.records(),
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
+            "speed": self.speed,
+            "searched": self.searched.records(),
             "weighed": self.weighed.records(),
             "timed": self.timed.records(),
             "calibration": self.calibrated.records(),

@@ -12,6 +12,7 @@ from torch import nn
 from convsurgeon.base.tables import Table
 from convsurgeon.budget.confirmation import Timing
 from convsurgeon.budget.problem import Judged
+from convsurgeon.budget.search import Attempt
 from convsurgeon.fit.fidelity import Fidelity
 from convsurgeon.fit.reconstruct import Reconstruction
 from convsurgeon.graph.cost import Cost
@@ -41,6 +42,11 @@ class Rows:
     recovery: tuple[Recovery, ...] = ()
     timings: tuple[Timing, ...] = ()
     opaque: tuple[tuple[str, str], ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    limit: str = ""
+    """What a network may lose that was searched for, in words."""
+    speed: str = ""
+    """What was bought in milliseconds, or why nothing was: one sentence."""
 
     @property
     def summary(self) -> Table:
@@ -105,6 +111,17 @@ class Rows:
         return Table(title, (*columns, ("taken", "text")), tuple(rows))
 
     @property
+    def searched(self) -> Table:
+        """Networks that were tried for the fastest within a limit: milliseconds by the table, and what they lose."""
+        columns = (("layers rated by", "text"), ("macs", "count"), ("predicted_ms", "ms"), ("speed_up", "times"))
+        rows = (
+            (*_planned(one), one.value, "yes" if one.enough else "no", "yes" if one.taken else "no")
+            for one in self.attempts
+        )
+        more = (("figure", "number"), ("good_enough", "text"), ("taken", "text"))
+        return Table(f"Search for the fastest within {self.limit}", (*columns, *more), tuple(rows))
+
+    @property
     def recovered(self) -> Table:
         """What training did: distance to the original and agreement with it on held-back images, before and after."""
         columns = (("weights", "text"), ("distance", "number"), ("top1_agreement", "share"))
@@ -142,9 +159,13 @@ class Rows:
     @property
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
-        tried = (self.weighed, self.timed, self.calibrated, self.recovered)
+        tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
         every = (self.summary, self.closeness, *tried, self.layers, self.fits, self.untraced, self.learnables)
         return tuple(table for table in every if table.rows)
+
+
+def _planned(one: Attempt) -> tuple[str, int, float, float]:
+    return one.measure, one.macs, one.predicted_ms, one.dense_ms / one.predicted_ms
 
 
 def learnable_rows(before: nn.Module, after: nn.Module) -> tuple[tuple[str, tuple[int, ...], int, str], ...]:

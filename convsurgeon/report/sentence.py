@@ -19,7 +19,8 @@ def sentence(report: Rows, deployed: Mapping[str, Any]) -> str:
     """What was done, what it bought and what it cost."""
     changes = sum(isinstance(step, Change) for step in report.steps)
     if not changes:
-        return f"None of {len(report.steps)} convs was rewritten: the network is as it was."
+        why = f" {report.speed}" if report.speed else ""
+        return f"None of {len(report.steps)} convs was rewritten: the network is as it was.{why}"
     parts = [f"{changes} of {len(report.steps)} convs rewritten: {_cheaper(report, deployed)}"]
     if main := _main(deployed):
         parts.append(_speed(_row(main, "model.onnx"), main["threads"]))

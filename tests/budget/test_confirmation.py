@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import convsurgeon as cs
-from convsurgeon.budget.confirmation import ROUNDS, Corrected, Stopwatch, Whole
+from convsurgeon.budget.confirmation import ROUNDS, Corrected
 from convsurgeon.budget.problem import predicted
+from convsurgeon.deploy.table.latencies import Stopwatch, Whole
 from convsurgeon.graph.capture import Capture
 
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
@@ -45,7 +46,7 @@ class Table:
     def ms(self, site: str, form: cs.Form | None) -> float:
         return DENSE[site] * (1.0 if form is None else 0.1 * int(getattr(form, "rank", 1)))
 
-    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
+    def stopwatch(self, seen: Capture, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
         self.exported += 1
         return None if self.elsewhere else self._wholes
 

@@ -12,12 +12,12 @@ from tqdm import tqdm
 from convsurgeon.base import world
 from convsurgeon.base.errors import LatencyError, OutputError
 from convsurgeon.base.leftovers import clear_beside, scratch
-from convsurgeon.budget.confirmation import Whole
 from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.deploy.table.cache import fingerprint
 from convsurgeon.deploy.table.candidates import distinct, timeable, uncovered
 from convsurgeon.deploy.table.folder import Candidate, write_folder
 from convsurgeon.deploy.table.graph import Skeleton, obstacle, skeleton
+from convsurgeon.deploy.table.latencies import Whole
 from convsurgeon.deploy.table.prune import cheapest, hopeless, without
 from convsurgeon.deploy.table.reduce import familiar, reduce
 from convsurgeon.deploy.timing import standalone as measuring
@@ -158,7 +158,7 @@ def _timed(
         try:
             _write(folder, seen, bare, candidates)
             clear_beside(target)
-            return measuring.measure(folder, target, threads, passes, told, logs=folder)
+            return measuring.measure(folder, target, threads, passes, told, measuring.SECONDS, logs=folder)
         except measuring.MeasureError as error:
             raise LatencyError(str(error)) from error
         except OSError as error:

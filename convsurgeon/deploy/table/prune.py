@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from convsurgeon.budget.problem import GAIN
 from convsurgeon.deploy.table.folder import Candidate
+from convsurgeon.deploy.table.latencies import GAIN
 from convsurgeon.deploy.table.reduce import Row
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.site import Site

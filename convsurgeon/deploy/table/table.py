@@ -24,9 +24,9 @@ from torch import nn
 from convsurgeon.base.errors import FormError, LatencyError, described
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
-from convsurgeon.budget.confirmation import Stopwatch, Whole
 from convsurgeon.deploy.table.cache import cache_file, fingerprint
 from convsurgeon.deploy.table.candidates import fitting, uncovered
+from convsurgeon.deploy.table.latencies import Stopwatch, Whole
 from convsurgeon.deploy.table.measure import exported, measured, measured_wholes
 from convsurgeon.deploy.table.reduce import Row, familiar, reduce
 from convsurgeon.deploy.timing import standalone as measuring
@@ -95,7 +95,30 @@ class LatencyTable:
             ExportError: the model has no ONNX form.
             LatencyError: the network cannot be timed, or the cached file is damaged.
         """
-        seen = capture(model, example)
+        return LatencyTable.of(
+            capture(model, example),
+            forms,
+            policy,
+            threads=threads,
+            passes=passes,
+            cache=cache,
+            prune=prune,
+            progress=progress,
+        )
+
+    @staticmethod
+    def of(
+        seen: Capture,
+        forms: Sequence[Form],
+        policy: Predicate | None = None,
+        *,
+        threads: int = 1,
+        passes: int = 3,
+        cache: str | Path | None = None,
+        prune: bool = True,
+        progress: bool = True,
+    ) -> LatencyTable:
+        """`measure` for a model that is captured already."""
         target = cache_file(cache, fingerprint(seen), threads)
         kinds = kinds_of(forms)
         raw = _stored(target, kinds)
@@ -180,27 +203,31 @@ class LatencyTable:
         gains = (self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
         return self.total_ms - sum(gains)
 
-    def stopwatch(self, seen: Capture, progress: bool) -> Stopwatch | None:
+    def stopwatch(self, seen: Capture, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
         """What times the whole network of every plan, for confirming what the table predicts.
 
         Args:
             seen: the dense network, captured.
             progress: whether a bar appears when it takes longer than two seconds.
+            all_cores: with as many threads as this machine has cores, in place of the table's.
 
         Returns:
             Plans -> milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have
             slowed one of the two measurements; a plan that changes a conv that cannot be timed is a LatencyError. None
-            if the table was measured on another machine or with another input.
+            if the table was measured on another machine or with another input, or with all cores already.
 
         Raises:
             ExportError: the model has no ONNX form.
         """
         if not measuring.same_machine(dict(self.machine), measuring.machine()) or str(seen.example) != self.example:
             return None
+        threads = int(self.machine["cores"]) if all_cores else self.threads
+        if all_cores and threads == self.threads:
+            return None
         bare = exported(seen, progress)
 
         def timed(plans: Sequence[Plan]) -> tuple[Whole, ...]:
-            dense_ms, found = measured_wholes(seen, bare, plans, self.threads, max(1, self.passes), progress)
+            dense_ms, found = measured_wholes(seen, bare, plans, threads, max(1, self.passes), progress)
             scale = self.total_ms / dense_ms
             return tuple(
                 Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)

@@ -1,0 +1,73 @@
+"""Milliseconds of this machine for whoever has none: measured where they are asked for, kept in the user's cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from convsurgeon.base import world
+from convsurgeon.base.errors import ExportError, LatencyError
+from convsurgeon.budget.budget import Budget
+from convsurgeon.budget.confirmation import Timing
+from convsurgeon.budget.problem import predicted
+from convsurgeon.deploy.table.latencies import Latencies
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture
+from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.policy import Predicate
+
+
+def table_for(
+    budget: Budget,
+    given: Latencies | None,
+    seen: Capture,
+    forms: Sequence[Form],
+    policy: Predicate | None,
+    progress: bool,
+) -> Latencies | None:
+    """The table that was handed in, or if the budget is one of milliseconds, one of this machine."""
+    if given is None and budget.latency is not None:
+        return measured_here(seen, forms, policy, progress)
+    return given
+
+
+def measured_here(seen: Capture, forms: Sequence[Form], policy: Predicate | None, progress: bool) -> Latencies:
+    """A `LatencyTable` of one thread; of several processes the first measures for all.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+        LatencyError: a form, or the network, cannot be timed.
+        OutputError: there is no place for the cache.
+    """
+    from convsurgeon.deploy.table.table import LatencyTable
+
+    return world.shared(lambda: LatencyTable.of(seen, forms, policy, progress=progress))
+
+
+def speed_in_words(
+    seen: Capture, plan: Plan, table: Latencies | None, timings: Sequence[Timing], progress: bool
+) -> str:
+    """What a plan does to the milliseconds, in one sentence: as they were timed, or else by the table, or timed now."""
+    taken = [one for one in timings if one.taken]
+    if taken:
+        return _compared(taken[0].dense_ms, taken[0].measured_ms, "measured in onnxruntime")
+    if table is not None and math.isfinite(after_ms := predicted(table, plan)):
+        return _compared(table.total_ms, after_ms, "by the table of latencies")
+    if not plan.changes:
+        return ""
+    try:
+        return _compared(*world.shared(lambda: _timed(seen, plan, progress)), "measured in onnxruntime, one thread")
+    except (ExportError, LatencyError) as error:
+        return f"Milliseconds are not known: {error}."
+
+
+def _timed(seen: Capture, plan: Plan, progress: bool) -> tuple[float, float]:
+    from convsurgeon.deploy.table.measure import exported, measured_wholes
+
+    dense_ms, (whole,) = measured_wholes(seen, exported(seen, progress), [plan], 1, 3, progress)
+    return dense_ms, whole.total_ms
+
+
+def _compared(before_ms: float, after_ms: float, how: str) -> str:
+    word = "" if after_ms <= before_ms else ", that is slower"
+    return f"{before_ms / after_ms:.2f} times as fast{word}: {after_ms:.3g} ms instead of {before_ms:.3g}, {how}."
