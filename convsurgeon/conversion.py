@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError
+from convsurgeon.base.errors import ExportError, LatencyError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing
-from convsurgeon.budget.limit import Limit, Metric, limit_of
+from convsurgeon.budget.limit import Limit, Metric, check_within, limit_of
 from convsurgeon.budget.milliseconds import measured_here, speed_in_words, table_for
 from convsurgeon.budget.problem import Judged
 from convsurgeon.budget.search import fastest, hopeless
@@ -44,6 +44,8 @@ class Result:
     report: Report
     original: nn.Module
     example: Example
+    held_back: tuple[Example, ...] = ()
+    """Calibration images that nothing was fitted to; `export` speaks of them."""
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """The result with one more line in its report."""
@@ -129,7 +131,8 @@ def convert(
     Returns:
         The converted model with its changes, skips, plan and report.
     """
-    _check(budget, metric, within, calibration)
+    if metric is not None or within is not None:
+        check_within(budget, calibration)
     before = capture(model, example)
     data = None if calibration is None else fed(before.model, read(calibration, before.example, images))
     how = _How(policy, allow_growth, latencies, data, seed, progress)
@@ -155,17 +158,6 @@ class _How:
     data: Calibration | None
     seed: int
     progress: bool
-
-
-def _check(budget: Budget | None, metric: Metric | None, within: float | str | None, calibration: object) -> None:
-    """Refuses what does not go together."""
-    if (metric is None and within is None) or (budget is None and calibration is not None):
-        return
-    if budget is not None:
-        raise BudgetError("within: asks for the fastest model and goes with no budget; leave one of them out")
-    raise CalibrationError(
-        "within: a plan is judged with fitted weights; pass calibration, a few hundred images do best"
-    )
 
 
 def _within_budget(before: Capture, forms: Sequence[Form], budget: Budget, how: _How) -> Result:
@@ -240,7 +232,7 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     report = Report(
         before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits, opaque=opaque
     )
-    return Result(converted, done, report, model, example)
+    return Result(converted, done, report, model, example, () if data is None else data.held_back)
 
 
 def compared(model: nn.Module, converted: nn.Module, example: Example) -> tuple[Fidelity, ...]:

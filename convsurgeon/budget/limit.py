@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from convsurgeon.base.errors import BudgetError
+from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.fit.added import added_share
 from convsurgeon.fit.calibration import leading
 from convsurgeon.graph.example import Example
@@ -26,8 +26,8 @@ CIFAR ResNet-20 (91.63 %), seeds 10 and 11: plans of 0.034 to 0.039 on trial end
 ALLOWED_ADDED = 0.005
 """The same of image to image, where it counts against what the network adds to its input.
 
-Reckoned, not measured: a denoiser at sigma 25 (30.4 dB) loses 0.2 dB by an error of 0.0045 of the noise that it removes, if
-that error has nothing to do with the one it makes already; super-resolution x2 loses as much by 0.03."""
+Reckoned, not measured: a denoiser at sigma 25 (30.4 dB) loses 0.2 dB by an error of 0.0045 of the noise that it
+removes, if that error has nothing to do with the one it makes already; super-resolution x2 loses as much by 0.03."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,19 @@ def limit_of(
         raise BudgetError("metric: say how much of it may be lost, for example within=1.0, or within='1%'")
     before = measured(metric, model)
     return Limit(getattr(metric, "__name__", "metric"), before, _amount(within, abs(before)), better, metric=(metric,))
+
+
+def check_within(budget: object, calibration: object) -> None:
+    """Refuses a limit that does not go with what else was asked for.
+
+    Raises:
+        BudgetError: a budget.
+        CalibrationError: no images.
+    """
+    if budget is not None:
+        raise BudgetError("within: asks for the fastest network and goes with no budget; leave one of them out")
+    if calibration is None:
+        raise CalibrationError("within: plans are judged with fitted weights; pass calibration, a few hundred images")
 
 
 def measured(metric: Metric, model: nn.Module) -> float:

@@ -147,9 +147,7 @@ def contest(rated: Appraised, plans: Mapping[str, Plan], alone: bool = False) ->
     return [Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items()]
 
 
-def trial(
-    rated: Appraised, plan: Plan, images: int = TRIAL_IMAGES, jointly: bool = False
-) -> tuple[nn.Module, float]:
+def trial(rated: Appraised, plan: Plan, images: int = TRIAL_IMAGES, jointly: bool = False) -> tuple[nn.Module, float]:
     """The model of a plan, fitted to some of the images, and its relative error on those that are held back."""
     if not plan.changes:
         return rated.seen.model, 0.0

@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from convsurgeon.cli.bundles import add_export, check_export, export_bundle, print_bundle
-from convsurgeon.cli.options import add_calibration, add_command, group
+from convsurgeon.cli.options import add_calibration, add_command, add_within, group
 from convsurgeon.cli.planning import add_planning
-from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example, stages
+from convsurgeon.cli.reading import calibration, choices, limit, metric_of, model_and_example, stages
 from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.planning.plan import Plan
@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     """Adds the command."""
     command = add_command(commands, "convert", _convert, "rewrite, report, export to ONNX, check and time")
     add_planning(command)
+    add_within(command)
     group(command, "what to change").add_argument(
         "--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one"
     )
@@ -36,6 +37,7 @@ def _convert(options: argparse.Namespace) -> None:
         data = calibration(options, model, example)
         if planned is None:
             chosen = choices(options)
+            chosen |= limit(options, metric)
             result = convert(model, example, **chosen, **latencies(options, model, example, chosen), **data)
         else:
             result = carry_out(model, planned, example, **data)

@@ -87,6 +87,20 @@ def add_choices(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_within(command: argparse.ArgumentParser) -> None:
+    """How much of the user's own measure may be lost, in place of a budget."""
+    options = group(command, "budget")
+    options.add_argument(
+        "--within",
+        metavar="1.0",
+        help="the fastest network that loses at most this much of --metric (1.0, or 1%%), or without a metric of the "
+        "output; needs --calibrate",
+    )
+    options.add_argument(
+        "--better", choices=("higher", "lower"), default="higher", help="which --metric is better (default higher)"
+    )
+
+
 def add_calibration(command: argparse.ArgumentParser) -> None:
     """Images to fit the weights to, and how they are read."""
     group(command, "calibration").add_argument(

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     add_calibration(sweeps)
     add_milliseconds(sweeps)
     group(sweeps, "budget").add_argument(
-        "--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs"
+        "--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs or of the latency"
     )
     add_file(sweeps, "PLOT.svg", "draw the curve: .svg, .png or .pdf (needs matplotlib)")
 
@@ -70,7 +70,7 @@ def _plan_within(model: nn.Module, example: Example, **chosen: Any) -> Plan:
 def _sweep(options: argparse.Namespace) -> None:
     if options.budget or not all(0 < share <= 1 for share in options.shares):
         raise BudgetError(
-            "sweep: the budgets are --shares of the MACs, each above 0 and up to 1; --budget is for convert"
+            "sweep: the budgets are --shares of MACs (or --of latency), above 0 and up to 1; --budget is for convert"
         )
     if not options.calibrate:
         raise CalibrationError("sweep: --calibrate is needed: without images no plan can be judged")
@@ -83,7 +83,14 @@ def _sweep(options: argparse.Namespace) -> None:
     times = shown_milliseconds(options, model, example, chosen)
     data = calibration(options, model, example)
     found = sweep(
-        model, example, shares=options.shares, metric=None if metric is None else metric[1], **chosen, **times, **data
+        model,
+        example,
+        shares=options.shares,
+        kind=options.of,
+        metric=None if metric is None else metric[1],
+        **chosen,
+        **times,
+        **data,
     )
     print(json.dumps(found.table.records(), indent=1) if options.json else found)
     if options.out:

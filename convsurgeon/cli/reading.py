@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from convsurgeon.base.errors import CalibrationError, LoadError, described
+from convsurgeon.budget.limit import Metric, check_within
 from convsurgeon.cli.options import WORDS
 from convsurgeon.fit.images import load_images, load_inputs
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
-
-Metric = Callable[[nn.Module], float]
 
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
@@ -113,6 +112,26 @@ def metric_of(options: argparse.Namespace) -> tuple[str, Metric] | None:
             raise LoadError(text) from error
 
     return options.metric.rpartition(":")[2], measured
+
+
+def limit(options: argparse.Namespace, metric: tuple[str, Metric] | None) -> dict[str, Any]:
+    """What may be lost, as keyword arguments of `convert`; none where it was not said.
+
+    Raises:
+        BudgetError: it goes with no budget.
+        CalibrationError: there are no images.
+    """
+    if options.within is None:
+        return {}
+    check_within(options.budget, options.calibrate)
+    asked: dict[str, Any] = {"within": options.within}
+    return asked | ({} if metric is None else {"metric": _named(*metric), "better": options.better})
+
+
+def _named(name: str, metric: Metric) -> Metric:
+    """The metric under the name that reports call it by."""
+    metric.__name__ = name
+    return metric
 
 
 @contextmanager

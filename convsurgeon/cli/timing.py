@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from convsurgeon.base.errors import BudgetError
+from convsurgeon.base.errors import BudgetError, ExportError, LatencyError
 from convsurgeon.cli.options import add_choices, add_command, add_model, group
 from convsurgeon.cli.reading import choices, model_and_example
 from convsurgeon.forms.catalogue import BUDGET_FORMS
@@ -68,16 +69,24 @@ def latencies(
         LatencyError: the file is damaged, or the network cannot be timed.
     """
     budget = chosen.get("budget")
-    if budget is None or budget.latency is None:
-        if options.device:
-            raise BudgetError("--device: no latency is asked for; add --budget latency=0.5, or latency=faster")
-        return {}
-    return _table(options, model, example, chosen)
+    if (budget is not None and budget.latency is not None) or "within" in chosen:
+        return _table(options, model, example, chosen)
+    if (
+        budget is None and "forms" not in chosen and getattr(options, "calibrate", None)
+    ):  # the default, which can do without
+        with suppress(ExportError, LatencyError) if not options.device else nullcontext():
+            return _table(options, model, example, chosen)
+    if options.device:
+        raise BudgetError("--device: no latency is asked for; add --budget latency=0.5, or latency=faster")
+    return {}
 
 
 def add_milliseconds(command: argparse.ArgumentParser) -> None:
-    """Options of `sweep`, which plans in MACs and may show milliseconds beside them."""
+    """Options of `sweep`, whose budgets are of MACs or milliseconds, and which may show these beside those."""
     options = group(command, "budget")
+    options.add_argument(
+        "--of", choices=("macs", "latency"), default="macs", help="what the --shares are of (default macs)"
+    )
     options.add_argument(
         "--milliseconds", action="store_true", help="measure every layer in onnxruntime here, and show the sums"
     )
@@ -93,7 +102,8 @@ def shown_milliseconds(
     Raises:
         LatencyError: the file is damaged, or the network cannot be timed.
     """
-    return _table(options, model, example, chosen) if options.device or options.milliseconds else {}
+    wanted = options.device or options.milliseconds or options.of == "latency"
+    return _table(options, model, example, chosen) if wanted else {}
 
 
 def _table(

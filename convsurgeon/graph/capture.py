@@ -27,6 +27,7 @@ from convsurgeon.graph.obstacle import module_obstacle, reading_obstacle
 from convsurgeon.graph.refusal import refuse
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.stem import readers_of_input
 from convsurgeon.graph.trace import Traced, trace, untraced
 
 _CONVS = nn.modules.conv._ConvNd
@@ -79,9 +80,21 @@ def capture(model: nn.Module, example: object) -> Capture:
             traced = untraced(model, inputs, f"its trace does not run ({error})")  # such as what an except clause hid
             watch, peak = _watch(model, traced, inputs)
     sites = _module_sites(model, watch) + watch.functional_sites()
-    sites = [replace(site, share=site.macs / watch.macs if watch.macs else 0.0) for site in sites]
+    readers = _readers(model, traced, watch)
+    sites = [
+        replace(site, share=site.macs / watch.macs if watch.macs else 0.0, reads_input=site.name in readers)
+        for site in sites
+    ]
     cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)
     return Capture(model, inputs, traced.graph, tuple(sites), traced.opaque, cost)
+
+
+def _readers(model: nn.Module, traced: Traced, watch: _Watch) -> set[str]:
+    """Names of the convs that read the input."""
+    by_id = {id(module): module for module in model.modules()}
+    run = [by_id[key] for key in watch.calls if key in by_id]
+    reading = readers_of_input(traced.graph, run, _FUNCTIONS)
+    return {name for name, module in model.named_modules() if id(module) in reading}
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from convsurgeon.forms.geometry import Geometry
 
@@ -33,6 +33,8 @@ class Site:
     macs: int
     share: float
     obstacle: str
+    reads_input: bool = field(default=False, compare=False)
+    """Whether nothing that another conv has made reaches it; a fact about the network, which plans do not keep."""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -189,7 +189,10 @@ def min_share(share: float) -> Policy:
 
 
 def stem() -> Policy:
-    """Sites that see fewer than eight input channels per group, where depthwise work has nothing to win."""
+    """Sites that read the network's input and see fewer than eight channels per group: nothing to win there.
+
+    A conv of few channels in the middle of a network, such as the first of a second U-Net, is none.
+    """
     return _Test("stem", ())
 
 
@@ -213,7 +216,7 @@ _MEANINGS: dict[str, Callable[[Site, tuple[Any, ...]], bool]] = {
     "min_params": lambda site, least: site.params >= least[0],
     "min_macs": lambda site, least: site.macs >= least[0],
     "min_share": lambda site, least: site.share >= least[0],
-    "stem": lambda site, _values: site.geometry.in_per_group < 8 and not site.geometry.depthwise,
+    "stem": lambda site, _values: site.reads_input and site.geometry.in_per_group < 8 and not site.geometry.depthwise,
 }
 
 TESTS: Mapping[str, Callable[..., Policy]] = {

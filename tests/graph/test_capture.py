@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convsurgeon import Capture, CaptureError, Example, capture
+from convsurgeon import Capture, CaptureError, Example, capture, stem
 from tests import hostile, nets
 
 X = torch.randn(2, 3, 12, 12)
@@ -234,3 +234,29 @@ def test_a_cache_beside_control_flow_hides_no_conv() -> None:
     assert set(seen.opaque) == {""}
     assert all(site.calls for site in seen.sites)
     assert model.grid is None
+
+
+class _TwoNets(nn.Module):
+    """Two networks in a row: the first conv of the second sees few channels, but not the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+        self.second = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+        self.side = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x * 2)) + self.side(x)
+
+
+class _Untraceable(_TwoNets):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if float(x.sum()) > -1e9 else x
+
+
+@pytest.mark.parametrize(("kind", "readers"), [(_TwoNets, {"first.0", "side"}), (_Untraceable, {"first.0"})])
+def test_a_stem_is_a_conv_that_reads_the_input(kind: type[nn.Module], readers: set[str]) -> None:
+    """All that reach the input through no other conv; where nothing is traced, the one that runs first."""
+    sites = capture(kind().eval(), torch.rand(1, 3, 8, 8)).sites
+    assert {site.name for site in sites if site.reads_input} == readers
+    assert {site.name for site in sites if stem()(site)} == readers

@@ -15,7 +15,8 @@ from convsurgeon.planning.policy import check_names, default_policy
 def _site(name: str = "layer1.0.conv1", conv: nn.Conv2d | None = None, macs: int = 5000, share: float = 0.25) -> Site:
     geometry = cs.Geometry.of(conv or nn.Conv2d(32, 64, 3, padding=1))
     call = Call((1, geometry.in_channels, 8, 8), (1, geometry.out_channels, 8, 8))
-    return Site(name, ("alias.conv",), "Conv2d", geometry, (call,), geometry.params, macs, share, "")
+    figures = (geometry, (call,), geometry.params, macs, share)
+    return Site(name, ("alias.conv",), "Conv2d", *figures, obstacle="", reads_input=name == "stem")
 
 
 SITES = [

@@ -128,7 +128,8 @@ def export(
         int8: Whether to write static int8 versions of both networks too; needs `calibration`.
         fp16: Whether to write half-precision versions of both.
         calibration: Unlabelled inputs, best those the conversion was calibrated on: the first part sets the ranges of
-            int8, the last fifth tells how near all files are to the original.
+            int8, the last fifth tells how near all files are to the original. Without them those that the conversion
+            held back tell that.
         images: Most of them to use.
         calibrator: How int8 ranges are found: `"percentile"` or `"minmax"`.
         exclude_worst: Layers to leave in float in int8 files, those that would add most noise.
@@ -154,7 +155,7 @@ def export(
     preparation = Preparation(tuple(mean), tuple(std), tuple(classes))
     measured = (pairs, tuple(threads), tuple(levels), progress)
     order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
-    data = None if calibration is None else _read(calibration, result, images)
+    data = _read(calibration, result, images)
     with new_folder(folder, overwrite, BUNDLE) as temporary:
         deployment = _write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
@@ -195,10 +196,14 @@ def save_weights(model: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors))  # save_file would make the file private
 
 
-def _read(calibration: object, result: Result, images: int) -> Calibration:
+def _read(calibration: object, result: Result, images: int) -> Calibration | None:
+    """What was given, or else what the conversion held back; none where it had no images either."""
+    if calibration is None and not result.held_back:
+        return None
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="calibration: .* are few")  # the conversion has said so
-        found = read(calibration, result.example, images)
+        kept = Calibration((), result.held_back)
+        found = kept if calibration is None else read(calibration, result.example, images)
     parts = [tuple(inputs.ordered(result.original, one) for one in part) for part in (found.fitted, found.held_back)]
     return Calibration(*parts)
 

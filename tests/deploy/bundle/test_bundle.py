@@ -310,3 +310,17 @@ def test_the_command_as_it_was_typed_shows_no_folders() -> None:
     assert bundles._class_names(None) == []
     with pytest.raises(LoadError, match="cannot be read"):
         bundles._class_names("/nowhere/names.txt")
+
+
+def test_the_images_that_a_conversion_held_back_speak_for_it(tmp_path: Path) -> None:
+    """Nobody has to hand them in again; noise says nothing of a network."""
+    subject = net().eval()
+    result = cs.convert(
+        subject, images(1), forms=[cs.DepthwiseSeparable(rank=1)], calibration=images(80), progress=False
+    )
+    bundle = export(result, tmp_path / "out", fp16=True)
+    count = sum(int(one.tensors()[0].shape[0]) for one in result.held_back)
+    assert f"{count} held-back images" in bundle.sentence
+    assert "random inputs" not in bundle.sentence
+    with pytest.raises(CalibrationError, match="int8: needs images"):
+        export(result, tmp_path / "int8", int8=True)
