@@ -163,8 +163,9 @@ class _How:
 def _within_budget(before: Capture, forms: Sequence[Form], budget: Budget, how: _How) -> Result:
     table = table_for(budget, how.latencies, before, forms, how.policy, how.progress)
     growth = how.allow_growth or budget.latency is not None
-    found = appraise(before, forms, how.policy, growth, how.data, how.seed, how.progress)
-    best = best_plan(found, budget, table, how.progress)
+    found = opened(before, forms, how.policy, growth)
+    found = found if table is None or budget.latency is None else found.paying(table)
+    best = best_plan(rate(found, how.data, how.seed, how.progress), budget, table, how.progress)
     result = _carry_out(before, best.plan, how.data, how.seed, how.progress)
     words = speed_in_words(before, result.plan, table, best.timings, how.progress)
     report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings, speed=words)
@@ -189,7 +190,7 @@ def _fastest(before: Capture, forms: Sequence[Form], limit: Limit, how: _How) ->
     found = opened(before, forms, how.policy, allow_growth=True)
     search = hopeless(found.base, found.options, table, limit)
     if search is None:
-        search = fastest(rate(found, how.data, how.seed, how.progress), table, limit, how.progress)
+        search = fastest(rate(found.paying(table), how.data, how.seed, how.progress), table, limit, how.progress)
     result = _carry_out(before, search.plan, how.data, how.seed, how.progress)
     report = dataclasses.replace(
         result.report, attempts=search.attempts, limit=search.limit, timings=search.timings, speed=search.sentence

@@ -12,7 +12,7 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.knapsack import Options, choose, least
 from convsurgeon.budget.rating import Measures
-from convsurgeon.deploy.table.latencies import GAIN, Latencies
+from convsurgeon.deploy.table.latencies import Latencies, pays
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Change, Plan, Skip
 
@@ -90,11 +90,7 @@ class Problem:
 
     def _pays(self, name: str, change: Change) -> bool:
         """Whether a change is fast enough, where speed is asked for."""
-        if self.table is None:
-            return True
-        return self.table.has(name, change.form) and self.table.ms(name, None) >= GAIN * self.table.ms(
-            name, change.form
-        )
+        return self.table is None or pays(self.table, name, change.form)
 
     def _cost(self, kind: str, name: str, change: Change | None, any_change: Change) -> float:
         site = any_change.site
@@ -130,9 +126,11 @@ class Problem:
     def _largest(self, sites: Sequence[Options], index: int) -> list[str]:
         """The three convs that hold most of what is left, changed or not."""
         left = {name: float(site.costs[:, index].min()) for name, site in zip(self.options, sites, strict=True)}
-        if tuple(self.limits)[index] != "latency":
-            kind = tuple(self.limits)[index]
-            skips = {skip.name: skip.site for skip in self.base.skipped}
+        kind, table = tuple(self.limits)[index], self.table
+        skips = {skip.name: skip.site for skip in self.base.skipped}
+        if kind == "latency" and table is not None:
+            left |= {name: table.ms(name, None) for name in skips if table.has(name, None)}
+        elif kind != "latency":
             each = _bytes_each(self.seen) if kind == "bytes" else 1.0
             left |= {name: float(site.macs if kind == "macs" else site.params * each) for name, site in skips.items()}
         return sorted(left, key=lambda name: -left[name])[:3]

@@ -21,7 +21,7 @@ from convsurgeon.budget.confirmation import ROUNDS, Timing, stopwatch, timing
 from convsurgeon.budget.limit import Limit, measured
 from convsurgeon.budget.problem import distinct, predicted, problem
 from convsurgeon.budget.trial import Appraised, contest, trial
-from convsurgeon.deploy.table.latencies import GAIN, Latencies
+from convsurgeon.deploy.table.latencies import Latencies, pays
 from convsurgeon.planning.plan import Change, Plan, Skip
 
 WORTH = 1.1
@@ -68,8 +68,8 @@ def quickest(options: Mapping[str, Sequence[Change]], table: Latencies) -> float
     saved = 0.0
     for name, changes in options.items():
         dense = table.ms(name, None)
-        times = [table.ms(name, change.form) for change in changes if table.has(name, change.form)]
-        saved += max([dense - ms for ms in times if dense >= GAIN * ms], default=0.0)
+        times = [table.ms(name, change.form) for change in changes if pays(table, name, change.form)]
+        saved += max([dense - ms for ms in times], default=0.0)
     return table.total_ms - saved
 
 

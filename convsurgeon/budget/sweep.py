@@ -24,7 +24,7 @@ from convsurgeon.base.tables import Table
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.milliseconds import measured_here
 from convsurgeon.budget.problem import predicted
-from convsurgeon.budget.trial import Appraised, appraise, best_plan, trial
+from convsurgeon.budget.trial import Appraised, best_plan, opened, rate, trial
 from convsurgeon.deploy.table.latencies import Latencies
 from convsurgeon.fit.calibration import read
 from convsurgeon.fit.feeding import fed
@@ -196,7 +196,9 @@ def sweep(
     data = fed(seen.model, read(calibration, seen.example, images))
     if latencies is None and kind == "latency":
         latencies = measured_here(seen, forms, policy, progress)
-    rated = appraise(seen, forms, policy, allow_growth or kind == "latency", data, seed, progress)
+    found = opened(seen, forms, policy, allow_growth or kind == "latency")
+    found = found if latencies is None or kind == "macs" else found.paying(latencies)
+    rated = rate(found, data, seed, progress)
     points: list[Point] = []
     unreachable: list[float] = []
     reason: BudgetError | None = None

@@ -19,7 +19,7 @@ from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing, confirmed
 from convsurgeon.budget.problem import Judged, Problem, distinct, problem
 from convsurgeon.budget.rating import Measures, by_data, by_weights
-from convsurgeon.deploy.table.latencies import Latencies
+from convsurgeon.deploy.table.latencies import Latencies, pays
 from convsurgeon.fit.calibration import Calibration, leading
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.form import Form
@@ -36,6 +36,7 @@ ALIKE = 1.25
 """Times the MACs of the cheapest candidate of a site, up to which another is weighed against it without a budget."""
 
 _HALVINGS = 7
+_SLOW = "kept dense: no form is clearly faster here"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Open:
     seen: Capture
     base: Plan
     options: dict[str, list[Change]]
+
+    def paying(self, table: Latencies) -> Open:
+        """Without what is not clearly faster by a table: to rate it takes long, and no plan would take it."""
+        options = {
+            name: [change for change in changes if pays(table, name, change.form)]
+            for name, changes in self.options.items()
+        }
+        left = dict.fromkeys((name for name, changes in options.items() if not changes), _SLOW)
+        return Open(self.seen, self.base.without(left), {name: found for name, found in options.items() if found})
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from convsurgeon import cli
+from convsurgeon.budget import rating
 from convsurgeon.budget.limit import ALLOWED_ADDED, limit_of
 from convsurgeon.budget.search import EVALUATIONS, WORTH
+from convsurgeon.budget.trial import _SLOW
 from convsurgeon.deploy.table.latencies import Stopwatch, Whole
 from convsurgeon.fit.added import added_share
 from convsurgeon.graph.capture import Capture
@@ -140,7 +142,7 @@ def test_what_is_not_worth_it_comes_back_as_it_was(table: Table, choices: dict[s
         raise AssertionError(result.report.speed)
     assert not any(one.taken for one in (*result.report.attempts, *result.timings))
     assert str(result.report).startswith("Left as it was")
-    assert {skip.reason for skip in result.skipped} <= {"the network is not worth changing"}
+    assert {skip.reason for skip in result.skipped} <= {"the network is not worth changing", _SLOW}
 
 
 def test_a_layer_that_is_slower_in_company_goes_back() -> None:
@@ -149,6 +151,21 @@ def test_a_layer_that_is_slower_in_company_goes_back() -> None:
     assert set(result.changes) == {"0", "4"}
     assert [one.slower for one in result.timings] == [("2",), ()]
     assert result.timings[-1].dense_ms / result.timings[-1].measured_ms >= WORTH
+
+
+def test_what_no_plan_would_take_is_not_rated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rating fits every candidate; those that are slower than dense are none."""
+    rated: list[str] = []
+    honest = rating.by_data
+
+    def by_data(model: nn.Module, options: dict[str, list[cs.Change]], *others: object) -> object:
+        rated.extend(change.form.label for changes in options.values() for change in changes)
+        return honest(model, options, *others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("convsurgeon.budget.trial.by_data", by_data)
+    result = _converted(Table(each=0.4), within=0.9)
+    assert set(rated) == {"separable rank 1", "separable rank 2"}
+    assert result.changes
 
 
 def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,11 @@ class Latencies(Protocol):
         ...
 
 
+def pays(table: Latencies, site: str, form: Form) -> bool:
+    """Whether a form is clearly faster than the site as it is."""
+    return table.has(site, form) and table.ms(site, None) >= GAIN * table.ms(site, form)
+
+
 @dataclass(frozen=True)
 class Whole:
     """What a whole converted network took, as milliseconds of a machine on which the original takes the table's."""
