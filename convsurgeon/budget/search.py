@@ -29,6 +29,8 @@ WORTH = 1.1
 
 EVALUATIONS = 6
 _CLOSE = 1.03
+_RIVAL = 1.5
+"""Times the error of the best plan from which on the way that a plan was rated by is not tried again."""
 _SLOWER = "kept dense: slower in another form beside the other changes"
 
 
@@ -117,7 +119,7 @@ def _halved(
     with tqdm(total=EVALUATIONS, desc="searching", unit="network", disable=world.silent(progress)) as bar:
         while len(attempts) < EVALUATIONS and (high / low > _CLOSE or not attempts):
             share = math.sqrt(low * high)
-            one = _attempt(rated, table, limit, share)
+            one, rated = _attempt(rated, table, limit, share)
             attempts.append(one.attempt)
             if one.attempt.enough:
                 found.append(one)
@@ -129,8 +131,8 @@ def _halved(
     return tuple(attempts), found
 
 
-def _attempt(rated: Appraised, table: Latencies, limit: Limit, share: float) -> _Found:
-    """The best plan within a share of the milliseconds, carried out."""
+def _attempt(rated: Appraised, table: Latencies, limit: Limit, share: float) -> tuple[_Found, Appraised]:
+    """The best plan within a share of the milliseconds, carried out; and the ways of rating that are worth another."""
     task = problem(rated.seen, rated.base, rated.options, Budget(latency=min(1.0, share * (1 + 1e-9))), table)
     plans = distinct(task, rated.measures)
     judged = contest(rated, plans, alone=not limit.metric)
@@ -143,7 +145,10 @@ def _attempt(rated: Appraised, table: Latencies, limit: Limit, share: float) -> 
     else:
         value = best.error / limit.scale
     ms = predicted(table, plan)
-    return _Found(plan, Attempt(ms, table.total_ms, plan.macs_after, best.measure, value, limit.keeps(value)))
+    found = _Found(plan, Attempt(ms, table.total_ms, plan.macs_after, best.measure, value, limit.keeps(value)))
+    far = {one.measure for one in judged if one.error > _RIVAL * best.error}
+    left = {name: errors for name, errors in rated.measures.items() if name not in far}
+    return found, dataclasses.replace(rated, measures=left)
 
 
 def _told(one: Attempt, limit: Limit) -> str:

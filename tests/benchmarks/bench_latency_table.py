@@ -1,6 +1,6 @@
 """How well latencies of layers, measured in networks of one form, add up to networks of many; what plans make of it.
 
-    python tests/benchmarks/bench_latency_table.py [resnet20 resnet18 ...] [--mixes 8] [--threads 1]
+    python tests/benchmarks/bench_latency_table.py [resnet20 resnet18 ...] [--mixes 8] [--threads 1] [--budget]
 
 For each network: seconds to plan within a latency with nothing measured, from the cache, and with the table at hand
 (`cpu`: of this process, which on a busy machine is nearer to what a calm one takes); then whole networks, each
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import convsurgeon as cs
 from convsurgeon.budget.problem import predicted, problem
 from convsurgeon.budget.trial import Appraised, appraise
+from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.planning.candidates import plan_captured
 from tests import networks
 
@@ -50,6 +51,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dncnn": (networks.dncnn, (1, 1, 256, 256)),
 }
 LATENCIES = (0.5, 0.35)
+UNIFORM: tuple[cs.Form, ...] = (
+    *(cs.DepthwiseSeparable(rank=rank) for rank in (1, 4)),
+    *(cs.SpatialSeparable(rank=cs.Share(share)) for share in (0.25, 0.5)),
+    *(cs.CP(rank=cs.Share(share)) for share in (0.18, 0.39)),
+)
+"""Of the candidates those that are also tried everywhere at once."""
 
 
 def main() -> None:
@@ -58,9 +65,14 @@ def main() -> None:
     parser.add_argument("--mixes", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", help="keep the tables here; without it every run starts cold")
+    parser.add_argument(
+        "--budget", action="store_true", help="the candidates of a budget, CP among them, in their place"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"seed 0, {options.mixes} mixes each, threads {options.threads}, {len(FORMS)} forms and ranks")
+    print(f"seed 0, {options.mixes} mixes each, threads {options.threads}")
+    if options.budget:
+        FORMS[:] = BUDGET_FORMS
     rows = [_network(name, options.mixes, options.threads, options.cache) for name in options.networks]
     times = ("cold s", "cpu", "cached s", "cpu", "plan s", "dense ms", "rest")
     print(tabulate(rows, ("network", *times, "error mean", "error worst", "bias", "load"), tablefmt="pipe"))
@@ -84,8 +96,7 @@ def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[ob
     _within(rated, table, 0.5)
     seconds.append(time.perf_counter() - started)
     plans = {f"mix {seed}": _mix(rated, table, seed) for seed in range(mixes)}
-    plans |= {f"separable {rank}": _uniform(rated, cs.DepthwiseSeparable(rank=rank)) for rank in (1, 4)}
-    plans |= {f"spatial {share}": _uniform(rated, cs.SpatialSeparable(rank=cs.Share(share))) for share in (0.25, 0.5)}
+    plans |= {form.label: _uniform(rated, form) for form in FORMS if form in UNIFORM}
     plans |= {f"latency {share}": plan for share in LATENCIES if (plan := _within(rated, table, share)) is not None}
     dense_ms, found = cs.measure_whole(model, example, list(plans.values()), threads=threads, progress=False)
     # shares of the dense time: the machine may have been busier in one of the two measurements

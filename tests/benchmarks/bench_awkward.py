@@ -1,0 +1,182 @@
+"""Twelve awkward shapes, converted by default: none may get slower, and what cannot gain comes back as it was.
+
+    python tests/benchmarks/bench_awkward.py [NAMES] [--threads 1 2] [--seed 0]
+
+Weights are random, so the error that is allowed is set to `--within` of the output (0.3): the question is speed. The
+table says what the interleaved timing of both ONNX files finds with one thread and with two, and what `convert` said: by
+how much the network is faster by the clock and by the table, or why it was left alone. `fsrcnn` is the real network of
+`../shared/data` with what the default allows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import convsurgeon as cs
+
+
+def _conv(
+    inputs: int, outputs: int, kernel: int | tuple[int, int] = 3, dilation: int = 1, groups: int = 1
+) -> nn.Module:
+    size = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = tuple(dilation * (one // 2) for one in size)
+    made = nn.Conv2d(inputs, outputs, size, padding=padding, dilation=dilation, groups=groups)
+    return nn.Sequential(made, nn.ReLU())
+
+
+class UNet(nn.Module):
+    """Four levels of two convs, concatenated on the way up."""
+
+    def __init__(self, widths: tuple[int, ...] = (8, 16, 32, 64), inputs: int = 3, outputs: int = 2) -> None:
+        super().__init__()
+        before = (inputs, *widths)
+        self.down = nn.ModuleList(nn.Sequential(_conv(a, b), _conv(b, b)) for a, b in zip(before, widths, strict=False))
+        pairs = zip(widths[::-1], widths[-2::-1], strict=False)
+        self.up = nn.ModuleList(nn.Sequential(_conv(a + b, b), _conv(b, b)) for a, b in pairs)
+        self.head = nn.Conv2d(widths[0], outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for index, level in enumerate(self.down):
+            x = level(F.max_pool2d(x, 2) if index else x)
+            kept.append(x)
+        for level, side in zip(self.up, kept[-2::-1], strict=True):
+            x = level(torch.cat([F.interpolate(x, scale_factor=2.0), side], 1))
+        return self.head(x)
+
+
+class Pyramid(nn.Module):
+    """Dilated branches of one input, concatenated."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.stem = _conv(3, width)
+        self.branches = nn.ModuleList(_conv(width, width, dilation=rate) for rate in (1, 6, 12, 18))
+        self.head = nn.Conv2d(4 * width, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+class Distilled(nn.Module):
+    """Super-resolution of 50 channels: each block splits 12 off and goes on with 38."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 50, 3, padding=1)
+        self.first = nn.ModuleList(_conv(50, 50) for _ in range(blocks))
+        self.second = nn.ModuleList(_conv(38, 50) for _ in range(blocks))
+        self.joined = nn.ModuleList(nn.Conv2d(62, 50, 1) for _ in range(blocks))
+        self.head = nn.Sequential(nn.Conv2d(50, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for first, second, joined in zip(self.first, self.second, self.joined, strict=True):
+            kept, rest = first(x).split([12, 38], 1)
+            x = x + joined(torch.cat([kept, second(rest)], 1))
+        return self.head(x)
+
+
+class Twice(nn.Module):
+    """Two U-Nets in a row, the second one refining the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = UNet((8, 16, 32), 3, 3), UNet((8, 16, 32), 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(x + self.first(x))
+
+
+def _plain(widths: tuple[int, ...], kernel: int | tuple[int, int] = 3, groups: int = 1) -> nn.Module:
+    convs = [
+        _conv(a, b, kernel, groups=groups if a % groups == 0 else 1) for a, b in zip((3, *widths), widths, strict=False)
+    ]
+    return nn.Sequential(*convs, nn.Conv2d(widths[-1], 3, 1))
+
+
+def _separable(width: int, count: int) -> nn.Module:
+    blocks = [nn.Sequential(_conv(width, width, groups=width), _conv(width, width, 1)) for _ in range(count)]
+    return nn.Sequential(_conv(3, width), *blocks, nn.Conv2d(width, 3, 1))
+
+
+def _classifier(width: int, size: int) -> nn.Module:
+    body = [_conv(3, width), nn.MaxPool2d(2), _conv(width, 2 * width), nn.MaxPool2d(2), _conv(2 * width, 2 * width)]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(2 * width * (size // 4) ** 2, 10))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+    "unet 8-64": (UNet, (128, 128)),
+    "unets in a row": (Twice, (96, 96)),
+    "dilated pyramid 32": (lambda: Pyramid(32), (64, 64)),
+    "dilated pyramid 64": (lambda: Pyramid(64), (64, 64)),
+    "split super-resolution 50": (lambda: Distilled(4), (64, 64)),
+    "1x7": (lambda: _plain((32, 32, 32, 32), (1, 7)), (64, 64)),
+    "13x1": (lambda: _plain((24, 24, 24), (13, 1)), (64, 64)),
+    "depthwise-heavy": (lambda: _separable(64, 5), (64, 64)),
+    "grouped 4": (lambda: _plain((64, 64, 64), groups=4), (32, 32)),
+    "narrow 6": (lambda: _plain((6, 6, 6, 6)), (64, 64)),
+    "classifier 32x32": (lambda: _classifier(32, 32), (32, 32)),
+    "wide image 1024x1024": (lambda: _plain((16, 16, 16)), (1024, 1024)),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--within", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message="calibration: .* are few")
+    rows = []
+    for name in options.networks:
+        rows.append(_row(name, options.within, options.threads, options.seed))
+        print(*rows[-1], sep=" | ", flush=True)
+    timed = [f"measured, {count} threads" for count in options.threads]
+    print(tabulate(rows, ("network", "convs changed", *timed, "seconds", "said"), tablefmt="pipe", floatfmt=".2f"))
+
+
+def _row(name: str, within: float, threads: list[int], seed: int) -> tuple[object, ...]:
+    build, size = NETWORKS[name]
+    torch.manual_seed(seed)
+    model = build().eval()
+    small = [min(64, one) for one in size] if name != "classifier 32x32" else list(size)
+    images = F.interpolate(torch.randn(32, 3, 8, 8), small, mode="bicubic") + 0.1 * torch.randn(32, 3, *small)
+    example = torch.zeros(1, 3, *size)
+    started = time.perf_counter()
+    result = cs.convert(model, example, calibration=images, within=within, seed=seed, progress=False)
+    seconds = time.perf_counter() - started
+    changed = f"{len(result.changes)} of {len(result.plan.steps)}"
+    return name, changed, *_speeds(result, example, threads), seconds, result.report.speed
+
+
+def _speeds(result: cs.Result, example: Tensor, threads: list[int]) -> list[str]:
+    """Interleaved timings; 1.00 where nothing was changed."""
+    if not result.changes:
+        return ["1.00 (as it was)" for _ in threads]
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / "before.onnx", Path(place) / "after.onnx"]
+        for file, model in zip(files, (result.original, result.model), strict=True):
+            cs.export_onnx(model, example, file)
+        found = [cs.compare_latency(*files, pairs=50, threads=count, progress=False) for count in threads]
+    return [f"{one.speedup:.2f} ({one.verdict})" for one in found]
+
+
+if __name__ == "__main__":
+    main()
