@@ -3,9 +3,8 @@
     python tests/benchmarks/bench_awkward.py [NAMES] [--threads 1 2] [--seed 0]
 
 Weights are random, so the error that is allowed is set to `--within` of the output (0.3): the question is speed. The
-table says what the interleaved timing of both ONNX files finds with one thread and with two, and what `convert` said: by
-how much the network is faster by the clock and by the table, or why it was left alone. `fsrcnn` is the real network of
-`../shared/data` with what the default allows.
+table says what the interleaved timing of both ONNX files finds with one thread and with two, and what `convert` said:
+by how much the network is faster by the clock and by the table, or why it was left alone.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_within.py [resnet20 dncnn] [--within 1.0 0.2] [--seeds 0] [--sweep 0]
 
-A point of top-1 for CIFAR networks, 0.2 dB of PSNR for the others, of images as in `bench_calibrated.py`. With `--sweep N`
-the milliseconds that the search may reach are also walked in N even steps, each with weights fitted to all images, and
-the fastest that is good enough stands beside what was found: this takes N times half a minute and more.
+A point of top-1 for CIFAR networks, 0.2 dB of PSNR for the others, of images as in `bench_calibrated.py`. With
+`--sweep N` the milliseconds that the search may reach are also walked in N even steps, each with weights fitted to all
+images, and the fastest that is good enough stands beside what was found: this takes N times half a minute and more.
 """
 
 from __future__ import annotations

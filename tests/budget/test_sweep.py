@@ -77,6 +77,16 @@ def test_milliseconds_stand_beside_the_macs_where_they_are_known(tmp_path: Path)
     assert (tmp_path / "curve.svg").stat().st_size > 1000
 
 
+def test_budgets_may_be_milliseconds() -> None:
+    """Shares of the latency, by a table that is measured here or, as in this test, handed in."""
+    found = _swept(latencies=Milliseconds(), shares=(0.7, 0.9), kind="latency")
+    assert found.kind == "latency"
+    assert [point.ms[0] <= point.share * 5.0 for point in found.points] == [True] * len(found.points)
+    assert "budgets of latency" in str(found)
+    with pytest.raises(cs.BudgetError, match="pass macs or latency"):
+        _swept(kind="watts")
+
+
 def test_no_reachable_budget_is_an_error() -> None:
     torch.manual_seed(0)
     images = torch.randn(40, 3, 12, 12)
@@ -99,6 +109,10 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (row,) = json.loads(capsys.readouterr().out)
     assert row["ms"] > 0
     assert row["speed_up"] > 0
+    quick = ["--rank", "1", "--of", "latency", "--cache", str(tmp_path / "cache"), "--json", "--shares", "0.95"]
+    assert cli.main([*command, *quick]) in (0, 1)  # this machine may find no form of so small a network faster
+    printed = capsys.readouterr()
+    assert "speed_up" in printed.out or "latency of 0.950 cannot be reached" in printed.err
     for wrong, message in (
         (["sweep", *MODEL], "--calibrate is needed"),
         ([*command, "--shares", "2"], "above 0 and up to 1"),
