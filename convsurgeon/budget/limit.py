@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from convsurgeon.base import world
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.fit.added import added_share
 from convsurgeon.fit.calibration import leading
@@ -84,7 +85,7 @@ def limit_of(
         return Limit("output error", 0.0, most if within is None else _amount(within, 1.0), "lower", scale)
     if within is None:
         raise BudgetError("metric: say how much of it may be lost, for example within=1.0, or within='1%'")
-    before = measured(metric, model)
+    before = world.shared(lambda: measured(metric, model))
     return Limit(getattr(metric, "__name__", "metric"), before, _amount(within, abs(before)), better, metric=(metric,))
 
 

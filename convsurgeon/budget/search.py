@@ -212,4 +212,4 @@ def _where(base: Plan, table: Latencies) -> str:
     largest = sorted(times, key=lambda name: -times[name])[:3]
     parts = [f"{name} ({times[name] / table.total_ms:.0%})" for name in largest]
     rest = max(0.0, 1 - sum(times.values()) / table.total_ms)
-    return f"of {table.total_ms:.3g} ms {', '.join([*parts, f'what is no conv ({rest:.0%})'])} take most"
+    return f"the time ({table.total_ms:.3g} ms) goes to {', '.join([*parts, f'all else ({rest:.0%})'])}"
