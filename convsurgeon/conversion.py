@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import ExportError, LatencyError
+from convsurgeon.base.errors import ExportError, LatencyError, OutputError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing
 from convsurgeon.budget.limit import Limit, Metric, check_within, limit_of
@@ -177,7 +177,7 @@ def _by_default(before: Capture, how: _How) -> Result:
     assert how.data is not None
     try:
         return _fastest(before, BUDGET_FORMS, limit_of(before.model, how.data.held_back, None, None, "lower"), how)
-    except (ExportError, LatencyError) as error:
+    except (ExportError, LatencyError, OutputError) as error:
         found = appraise(before, CALIBRATED_FORMS, how.policy, how.allow_growth, how.data, how.seed, how.progress)
         result = _carry_out(before, best_forms(found), how.data, how.seed, how.progress)
         words = f"Milliseconds are not known, forms were chosen by MACs: {error}."
