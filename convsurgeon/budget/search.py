@@ -140,7 +140,7 @@ def _attempt(rated: Appraised, table: Latencies, limit: Limit, share: float) -> 
     plan = plans[best.measure]
     if limit.metric:
         (metric,) = limit.metric
-        converted = trial(rated, plan, rated.data[0].images)[0]
+        converted = trial(rated, plan, rated.data[0].images, jointly=True)[0]  # what is carried out in the end
         value = world.shared(lambda: measured(metric, converted))
     else:
         value = best.error / limit.scale
