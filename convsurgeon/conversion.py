@@ -18,9 +18,9 @@ from convsurgeon.budget.problem import Judged
 from convsurgeon.budget.search import fastest, hopeless
 from convsurgeon.budget.trial import appraise, best_forms, best_plan, opened, rate
 from convsurgeon.deploy.table.latencies import Latencies
-from convsurgeon.fit.calibration import Calibration, read
-from convsurgeon.fit.feeding import fed
+from convsurgeon.fit.calibration import Calibration
 from convsurgeon.fit.fidelity import Fidelity, fidelity, outputs
+from convsurgeon.fit.gather import gather
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_FORMS
 from convsurgeon.forms.form import Form
@@ -37,7 +37,11 @@ from convsurgeon.report.rows import learnable_rows
 
 @dataclass(frozen=True)
 class Result:
-    """A conversion: the new model, what was done to it, and the original it came from."""
+    """A conversion: the new model, what was done to it, and the original it came from.
+
+    `held_back` holds the calibration images that nothing was fitted to, of which `export` speaks; `made_up` those that
+    the weights were fitted to, where they were made up: `export` and `recover` go on with them where they are given none.
+    """
 
     model: nn.Module
     plan: Plan
@@ -45,7 +49,7 @@ class Result:
     original: nn.Module
     example: Example
     held_back: tuple[Example, ...] = ()
-    """Calibration images that nothing was fitted to; `export` speaks of them."""
+    made_up: tuple[Calibration, ...] = ()
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """The result with one more line in its report."""
@@ -102,8 +106,8 @@ def convert(
         model: any module that runs on the example.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
         forms: candidates for every site; the first that fits is taken, or with a budget the one it is best spent on.
-            If not given, separable keeping 95 % of the energy; with calibration or a budget CP of many ranks,
-            separable of few, and two 1x1 convs in the place of one.
+            If not given, CP of many ranks, separable of few, and two 1x1 convs in the place of one; from the weights
+            alone and without a budget separable keeping 95 % of the energy.
         policy: which sites may be touched; the default leaves the stem alone.
         budget: what the converted model may cost. Plans are made by several measures of a layer's error; with
             calibration the whole network's error on held-back images decides between them.
@@ -112,21 +116,23 @@ def convert(
             whole planned network; the plan is revised where that is not the sum of its parts, and `timings` says so.
         allow_growth: take a form even where it has more MACs or parameters than the conv. Under a latency budget
             milliseconds decide that: a head with one output is three times as fast in two convs, which are exact.
-        calibration: unlabelled images to fit the weights to: a tensor, an iterable of batches or a `DataLoader`.
-            Without it the weights are the best approximation of the kernels, which at low rank is not enough.
+        calibration: unlabelled images to fit the weights to: a tensor, an iterable of batches or a `DataLoader`. If not
+            given they are made up (see `synthetic_images`), which the report says first. False for none: the weights
+            are then the best approximation of the kernels, which at low rank is not enough.
         metric: the user's own measure, model -> number, with `within`: the fastest model that loses no more of it.
         within: most to lose of the metric, in its unit (`1.0`) or as a share of the original's (`"1%"`); without a
             metric the relative error of the output, of what the network adds to its input where it is image to image.
         better: `"higher"` or `"lower"`: which metric is better.
         images: how many of them to use at most.
-        seed: of the output positions that are drawn from them.
+        seed: of images that are made up, and of the output positions that are drawn from them.
         progress: whether to show bars.
 
     Raises:
         BudgetError: the budget cannot be reached; says how far it goes and which layers stand in the way. Or `within`
             cannot be read, or goes with a budget.
         ExportError, LatencyError: milliseconds are asked for, and the network has no ONNX form or cannot be timed.
-        CalibrationError: the calibration data are empty, of another shape, or not finite.
+        CalibrationError: the calibration data are empty, of another shape, or not finite; or there are none and the
+            model's inputs are no images that could be made up.
 
     Returns:
         The converted model with its changes, skips, plan and report.
@@ -134,7 +140,7 @@ def convert(
     if metric is not None or within is not None:
         check_within(budget, calibration)
     before = capture(model, example)
-    data = None if calibration is None else fed(before.model, read(calibration, before.example, images))
+    data = gather(before, calibration, images, seed, progress)
     how = _How(policy, allow_growth, latencies, data, seed, progress)
     if budget is not None:
         return _within_budget(before, BUDGET_FORMS if forms is None else forms, budget, how)
@@ -215,7 +221,7 @@ def carry_out(
         CaptureError: the model does not run on the example, or cannot be copied.
     """
     before = capture(model, example)
-    data = None if calibration is None else fed(before.model, read(calibration, before.example, images))
+    data = gather(before, calibration, images, seed, progress)
     return _carry_out(before, plan, data, seed, progress)
 
 
@@ -229,11 +235,11 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     shown = example if data is None else data.held_back[0]  # real images say more than a made-up example
     values = () if on_meta else compared(model, converted, shown)
     tensors = learnable_rows(model, converted)
-    opaque = tuple(before.opaque.items())
-    report = Report(
-        before.cost, after.cost, done.steps, tensors, values, str(example), reconstruction=fits, opaque=opaque
-    )
-    return Result(converted, done, report, model, example, () if data is None else data.held_back)
+    parts = (before.cost, after.cost, done.steps, tensors, values, str(example))
+    notes, held_back = ((), ()) if data is None else (data.notes, data.held_back)
+    report = Report(*parts, reconstruction=fits, opaque=tuple(before.opaque.items()), notes=notes)
+    made_up = (data,) if data is not None and data.made_up else ()
+    return Result(converted, done, report, model, example, held_back, made_up)
 
 
 def compared(model: nn.Module, converted: nn.Module, example: Example) -> tuple[Fidelity, ...]:

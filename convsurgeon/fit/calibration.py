@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,21 @@ from convsurgeon.graph.example import Example
 BATCH = 64
 """Images per batch where a plain tensor is cut up."""
 
+FEW = 64
+"""Fewer images are said to be few."""
+
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches the model runs on, in two parts: those that weights are fitted to, and those they are judged by."""
+    """Batches the model runs on, in two parts: those that weights are fitted to, and those they are judged by.
+
+    `notes` is what a reader of the results must know of them; `made_up` that they are no images of the user's.
+    """
 
     fitted: tuple[Example, ...]
     held_back: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    made_up: bool = False
 
     @property
     def images(self) -> int:
@@ -56,9 +64,9 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
             break
     if not count:
         raise CalibrationError("calibration: it holds no images; pass at least one batch, a few hundred images do best")
-    if count < 64:
+    if count < FEW:
         warnings.warn(f"calibration: {count} images are few; a few hundred do best", stacklevel=4)
-    return _split(taken, count, min(max(1, round(count * hold_back)), most, count - 1))
+    return shared_out(taken, count, min(max(1, round(count * hold_back)), most, count - 1))
 
 
 def images_in(example: Example) -> int:
@@ -134,9 +142,9 @@ def _checked(example: Example, like: Example, index: int) -> Example:
     wanted, found = like.tensors(), example.tensors()
     shapes = [(tuple(one.shape), tuple(two.shape)) for one, two in zip(wanted, found, strict=False)]
     if len(wanted) != len(found) or any(len(a) != len(b) or a[1:2] != b[1:2] for a, b in shapes):
-        raise CalibrationError(
-            f"calibration: batch {index} has shape {example}, the example {like}; pass batches like it"
-        )
+        last = len(wanted) == len(found) and any(len(a) == len(b) == 4 and b[3] == a[1] for a, b in shapes)
+        hint = "channels come first: pass batch.permute(0, 3, 1, 2)" if last else "pass batches like it"
+        raise CalibrationError(f"calibration: batch {index} has shape {example}, the example {like}; {hint}")
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         raise CalibrationError(f"calibration: batch {index} holds NaN or infinity; leave such images out")
     targets = iter(wanted)
@@ -148,8 +156,10 @@ def _checked(example: Example, like: Example, index: int) -> Example:
     return example.map(adapt)
 
 
-def _split(batches: list[Example], count: int, held_back: int) -> Calibration:
-    """The last images are held back; a batch that the border cuts goes to both sides."""
+def shared_out(
+    batches: Sequence[Example], count: int, held_back: int, notes: tuple[str, ...] = (), made_up: bool = False
+) -> Calibration:
+    """The last images of so many are held back; a batch that the border cuts goes to both sides."""
     fitted: list[Example] = []
     held: list[Example] = []
     left = count - held_back
@@ -163,4 +173,4 @@ def _split(batches: list[Example], count: int, held_back: int) -> Calibration:
         else:
             held.append(batch)
         left -= size
-    return Calibration(tuple(fitted), tuple(held) or tuple(fitted))
+    return Calibration(tuple(fitted), tuple(held) or tuple(fitted), notes, made_up)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from torch import nn
@@ -42,7 +43,7 @@ def fed(model: nn.Module, data: Calibration) -> Calibration:
     grows = [shape for shape in rows if shape and shape[0] == 1]
     if found is not None and (not grows or images_in(wide) in found):
         return data
-    return Calibration(_singly(data.fitted), _singly(data.held_back))
+    return dataclasses.replace(data, fitted=_singly(data.fitted), held_back=_singly(data.held_back))
 
 
 def _leading(model: nn.Module, batch: Example) -> set[int] | None:

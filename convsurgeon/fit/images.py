@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.fit.arrays import by_name, opened
+from convsurgeon.fit.depth import unit
 
 _PART_VALUES = 1 << 25
 """Values of an array that are brought into shape at once."""
@@ -30,9 +31,9 @@ def load_images(
 ) -> Tensor:
     """Reads images as a network of input `shape` (N, C, H, W) takes them.
 
-    Arrays of whole numbers (N, H, W, C), (N, H, W) or (N, C, H, W) and image files are brought into [0, 1]; arrays of
-    floating-point numbers are taken as they are. Then `mean` is subtracted and `std` divided by, channel by channel.
-    Other sizes are scaled so that they cover H x W and the middle is cut out.
+    Arrays (N, H, W, C), (N, H, W) or (N, C, H, W) and image files of whole numbers are brought into [0, 1] by their bit
+    depth (see `depth`); floating-point numbers are taken as they are, in arrays and in files. Then `mean` is subtracted
+    and `std` divided by, channel by channel. Other sizes are scaled so that they cover H x W and the middle is cut out.
 
     Args:
         path: a folder of images, or an array file; of an `.npz` the array of images with most elements.
@@ -96,15 +97,14 @@ def _prepared(array: npt.NDArray[Any], source: Path, shape: Sequence[int]) -> Te
     """Some images of an array, (N, C, H, W) of the wanted size."""
     array = array[..., None] if array.ndim == 3 else array
     array = array.astype(np.float64 if array.dtype == np.longdouble else array.dtype.newbyteorder("="), copy=False)
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    tensor = unit(array, source)
     if tensor.shape[1] != shape[1] or (tensor.shape[3] == shape[1] and tensor.shape[1:] != tuple(shape[1:])):
         tensor = tensor.permute(0, 3, 1, 2)
     if tensor.shape[1] != shape[1]:
         raise CalibrationError(
             f"{source}: holds images of shape {array.shape[1:]}, the network takes {shape[1]} channels"
         )
-    scale = 1.0 if tensor.is_floating_point() else 1 / 255
-    return _fitted(tensor.float() * scale, shape)
+    return _fitted(tensor, shape)
 
 
 def _from_folder(source: Path, shape: Sequence[int], limit: int) -> Tensor:
@@ -126,12 +126,19 @@ def _from_folder(source: Path, shape: Sequence[int], limit: int) -> Tensor:
                 warnings.simplefilter("error", pillow.DecompressionBombWarning)
                 image = pillow.open(files[index])
             with image:
-                pixels = np.array(image.convert("L" if shape[1] == 1 else "RGB"))
+                pixels = _pixels(image, shape[1])
         except Exception as error:  # Pillow raises what its decoders raise
             raise CalibrationError(f"{files[index]}: is no image ({error}); remove it") from error
-        tensor = torch.from_numpy(pixels).float().div_(255)
-        read.append(_fitted((tensor[None] if shape[1] == 1 else tensor.permute(2, 0, 1))[None], shape))
+        read.append(_fitted(unit(pixels, files[index]).permute(2, 0, 1)[None], shape))
     return torch.cat(read)
+
+
+def _pixels(image: Any, channels: int) -> npt.NDArray[Any]:
+    """An opened file's pixels (H, W, C) in their own depth: Pillow's conversions cut 16 bits and floats off at 255."""
+    if image.mode[0] in "IF":  # "I;16", "I", "F": one channel
+        return np.repeat(np.asarray(image)[..., None], channels, axis=2)
+    pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
+    return pixels[..., None] if channels == 1 else pixels
 
 
 def _fitted(images: Tensor, shape: Sequence[int]) -> Tensor:

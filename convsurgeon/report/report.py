@@ -26,13 +26,13 @@ class Report(Rows):
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
         tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
         shown = (self.layers, self.untraced, self.fits, *tried, self.summary, self.closeness)
-        first = [self.speed] if self.speed else []
+        first = [*(f"note: {note}" for note in self.notes), *([self.speed] if self.speed else [])]
         return "\n\n".join([*first, *(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
         """A page with all tables."""
-        first = f"{self.speed}\n\n" if self.speed else ""
-        return f"# convsurgeon report\n\n{first}" + "\n\n".join(table.markdown() for table in self.tables) + "\n"
+        first = (*self.notes, *([self.speed] if self.speed else []))
+        return "# convsurgeon report\n\n" + "\n\n".join([*first, *(table.markdown() for table in self.tables)]) + "\n"
 
     def to_html(self, title: str = "Model") -> str:
         """One self-contained page, without what only an export knows; `export` writes the whole one."""
@@ -46,6 +46,7 @@ class Report(Rows):
         """Everything as JSON."""
         return {
             "example": self.example,
+            "notes": list(self.notes),
             "summary": self.summary.records(),
             "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
             "speed": self.speed,

@@ -27,7 +27,8 @@ class Rows:
     `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
     own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
     weighed under a budget, `timings` the whole networks that were timed, `recovery` what training did, `opaque` the
-    modules that could not be traced, each with the reason. Costs are counted on the models.
+    modules that could not be traced, each with the reason, `notes` what a reader must know of the images. Costs are
+    counted on the models.
     """
 
     before: Cost
@@ -47,6 +48,7 @@ class Rows:
     """What a network may lose that was searched for, in words."""
     speed: str = ""
     """What was bought in milliseconds, or why nothing was: one sentence."""
+    notes: tuple[str, ...] = ()
 
     @property
     def summary(self) -> Table:

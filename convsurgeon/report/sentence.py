@@ -30,7 +30,7 @@ def sentence(report: Rows, deployed: Mapping[str, Any]) -> str:
 
 def cautions(report: Rows, deployed: Mapping[str, Any]) -> list[str]:
     """What a reader who only sees the sentence would get wrong."""
-    found = []
+    found = list(report.notes)
     if main := _main(deployed):
         found += [_settings(deployed["latency"][0]["timings"]), _dense(main)]
         found.append(_mac_ratio(report, _row(main, "model.onnx")["speedup"]))

@@ -1,0 +1,36 @@
+"""What `calibration=` may be, as calibration data: images that are given, images that are made up, or none at all."""
+
+from __future__ import annotations
+
+from convsurgeon.base.errors import CalibrationError
+from convsurgeon.fit.calibration import Calibration, read
+from convsurgeon.fit.feeding import fed
+from convsurgeon.fit.suspicion import suspicions
+from convsurgeon.fit.synthetic import made_up
+from convsurgeon.graph.capture import Capture
+
+
+def gather(seen: Capture, calibration: object, images: int, seed: int, progress: bool) -> Calibration | None:
+    """Calibration data for a captured network; None where it is to do without.
+
+    Args:
+        seen: the network.
+        calibration: images; a `Calibration`, which is taken as it is; None to have images made up; False for none.
+        images: most of them to use.
+        seed: of what is made up.
+        progress: whether to show a bar.
+
+    Raises:
+        CalibrationError: images that the network cannot take, or inputs that cannot be made up.
+    """
+    if calibration is False:
+        return None
+    if calibration is True:
+        raise CalibrationError("calibration: True is no images; pass some, or nothing to have them made up")
+    if isinstance(calibration, Calibration):
+        return calibration
+    if calibration is not None:
+        return suspicions(seen, fed(seen.model, read(calibration, seen.example, images)))
+    if any(parameter.is_meta for parameter in seen.model.parameters()) or all(site.obstacle for site in seen.sites):
+        return None  # no values to fit, or nothing that may be rewritten
+    return made_up(seen, images, seed, progress=progress)
