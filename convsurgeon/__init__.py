@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from convsurgeon.deploy.timing.profile import profile_nodes
     from convsurgeon.fit.fidelity import Fidelity
     from convsurgeon.fit.reconstruct import Reconstruction
+    from convsurgeon.fit.synthetic import synthetic_images
     from convsurgeon.forms.blueprint import Blueprint
     from convsurgeon.forms.cp import CP
     from convsurgeon.forms.form import Form
@@ -157,6 +158,7 @@ _HOMES = {
     ),
     "fit.fidelity": ("Fidelity",),
     "fit.reconstruct": ("Reconstruction",),
+    "fit.synthetic": ("synthetic_images",),
     "budget.budget": ("Budget",),
     "budget.sweep": (
         "Sweep",
@@ -286,6 +288,7 @@ __all__ = [
     "stem",
     "stride",
     "sweep",
+    "synthetic_images",
     "to_keras_kernels",
     "write_device_folder",
 ]

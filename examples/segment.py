@@ -141,7 +141,13 @@ def scores(found: Tensor, labels: Tensor) -> tuple[float, float]:
 def lighter(dense: nn.Module, form: cs.Form) -> cs.Result:
     """The same architecture with other convs, of new weights."""
     torch.manual_seed(0)
-    return cs.convert(dense, torch.zeros(1, 3, SIZE, SIZE), forms=[form], policy=~cs.stem() & ~cs.named("classifier"))
+    return cs.convert(
+        dense,
+        torch.zeros(1, 3, SIZE, SIZE),
+        forms=[form],
+        policy=~cs.stem() & ~cs.named("classifier"),
+        calibration=False,
+    )
 
 
 def draw(path: str, images: Tensor, labels: Tensor, found: dict[str, Tensor], rows: int = 4) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
-from convsurgeon.base.errors import BudgetError, OutputError
+from convsurgeon.base.errors import BudgetError, CalibrationError, OutputError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
 from convsurgeon.budget.budget import Budget
@@ -26,8 +26,7 @@ from convsurgeon.budget.milliseconds import measured_here
 from convsurgeon.budget.problem import predicted
 from convsurgeon.budget.trial import Appraised, best_plan, opened, rate, trial
 from convsurgeon.deploy.table.latencies import Latencies
-from convsurgeon.fit.calibration import read
-from convsurgeon.fit.feeding import fed
+from convsurgeon.fit.gather import gather
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
@@ -58,7 +57,8 @@ class Point:
 class Sweep:
     """The trade-off between cost and error; prints itself.
 
-    `unreachable` holds budgets that no choice keeps, `why` what the largest of them would have needed.
+    `unreachable` holds budgets that no choice keeps, `why` what the largest of them would have needed, `notes` what is
+    to be known of the images.
     """
 
     points: tuple[Point, ...]
@@ -66,6 +66,7 @@ class Sweep:
     example: str
     kind: Kind = "macs"
     why: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def knee(self) -> Point:
@@ -98,7 +99,7 @@ class Sweep:
         return Table(title, (*columns, ("output_error", "number"), *names, ("", "text")), tuple(rows))
 
     def __str__(self) -> str:
-        return self.table.text()
+        return "\n\n".join([*(f"note: {note}" for note in self.notes), self.table.text()])
 
     def draw(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Draws the trade-off as PNG, SVG or PDF, by the file's ending; needs matplotlib.
@@ -152,7 +153,7 @@ def sweep(
     model: nn.Module,
     example: object,
     *,
-    calibration: object,
+    calibration: object = None,
     shares: Sequence[float] = SHARES,
     kind: Kind = "macs",
     forms: Sequence[Form] = BUDGET_FORMS,
@@ -172,7 +173,7 @@ def sweep(
     Args:
         model: any module that runs on the example; it is not changed.
         example: as for `convert`.
-        calibration: unlabelled images.
+        calibration: unlabelled images; made up if not given.
         shares: budgets, as shares of what the original has.
         kind: of what: `"macs"`, or `"latency"`, which is measured on this machine where no `latencies` are given. Plans
             are those of the table; `convert` with that budget also times the whole network.
@@ -193,7 +194,9 @@ def sweep(
     if kind not in ("macs", "latency"):
         raise BudgetError(f"sweep: kind={kind!r} is no kind of budget; pass macs or latency")
     seen = capture(model, example)
-    data = fed(seen.model, read(calibration, seen.example, images))
+    data = gather(seen, calibration, images, seed, progress)
+    if data is None:
+        raise CalibrationError("sweep: without images no plan can be judged; pass calibration, or leave it out")
     if latencies is None and kind == "latency":
         latencies = measured_here(seen, forms, policy, progress)
     found = opened(seen, forms, policy, allow_growth or kind == "latency")
@@ -210,7 +213,7 @@ def sweep(
             reason = error
     if reason is not None and not points:
         raise reason
-    return Sweep(tuple(points), tuple(unreachable), str(seen.example), kind, str(reason or ""))
+    return Sweep(tuple(points), tuple(unreachable), str(seen.example), kind, str(reason or ""), data.notes)
 
 
 def _point(

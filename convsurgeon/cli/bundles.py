@@ -11,7 +11,7 @@ from typing import Any
 
 from convsurgeon.base.errors import LoadError
 from convsurgeon.base.files import BUNDLE, check_folder
-from convsurgeon.cli.options import group
+from convsurgeon.cli.options import NONE, group
 from convsurgeon.cli.timing import add_timing
 from convsurgeon.conversion import Result
 
@@ -27,7 +27,7 @@ def add_export(command: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--dynamic", choices=("batch", "size"), help="leave batch or image size open (mobile providers want neither)"
     )
-    options.add_argument("--int8", action="store_true", help="also static int8 of both networks; needs --calibrate")
+    options.add_argument("--int8", action="store_true", help="also static int8 of both networks")
     options.add_argument(
         "--calibrator", choices=("percentile", "minmax"), default="percentile", help="how int8 ranges are found"
     )
@@ -44,7 +44,7 @@ def check_export(options: argparse.Namespace) -> None:
 
     Raises:
         OutputError: the folder exists or cannot be written.
-        CalibrationError: `--int8` without images.
+        CalibrationError: `--int8` with `--calibrate none`.
         ExportError: an opset that is not written.
         LatencyError: too few rounds, or no threads.
         LoadError: the file of class names cannot be read.
@@ -54,7 +54,7 @@ def check_export(options: argparse.Namespace) -> None:
     check_folder(options.out, options.force, BUNDLE)
     from convsurgeon.deploy.bundle.bundle import check_order
 
-    check_order(options.opset, options.int8 and not options.calibrate, options.pairs, options.threads)
+    check_order(options.opset, options.int8 and options.calibrate == NONE, options.pairs, options.threads)
     _class_names(options.classes)
 
 

@@ -15,6 +15,9 @@ from convsurgeon.planning.policy_text import parse_policy
 WORDS = {form.word: form for form in FORMS}
 """What a form is called on the command line."""
 
+NONE = "none"
+"""What `--calibrate` takes for no images, made up ones neither."""
+
 GROUPS = ("model", "what to change", "budget", "calibration", "recovery", "output", "timing")
 """Titles of the groups of options, in the order of the help."""
 
@@ -106,7 +109,8 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
     group(command, "calibration").add_argument(
         "--calibrate",
         metavar="IMAGES",
-        help="folder of images, .npy or .npz: fit the weights to them; an .npz of one array per input for several",
+        help="folder of images, .npy or .npz (one array per input for several): fit the weights to them; made up if not "
+        "given; none: weights alone",
     )
     add_reading(command)
 

@@ -11,7 +11,7 @@ from torch import nn
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.base.files import check_file
 from convsurgeon.budget.sweep import SHARES, check_drawable, sweep
-from convsurgeon.cli.options import add_calibration, add_choices, add_command, add_file, add_model, group
+from convsurgeon.cli.options import NONE, add_calibration, add_choices, add_command, add_file, add_model, group
 from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example
 from convsurgeon.cli.timing import add_latencies, add_milliseconds, latencies, shown_milliseconds
 from convsurgeon.conversion import convert
@@ -64,7 +64,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _plan_within(model: nn.Module, example: Example, **chosen: Any) -> Plan:
-    return convert(model, example, **chosen).plan
+    return convert(model, example, calibration=False, **chosen).plan
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -72,8 +72,8 @@ def _sweep(options: argparse.Namespace) -> None:
         raise BudgetError(
             "sweep: the budgets are --shares of MACs (or --of latency), above 0 and up to 1; --budget is for convert"
         )
-    if not options.calibrate:
-        raise CalibrationError("sweep: --calibrate is needed: without images no plan can be judged")
+    if options.calibrate == NONE:
+        raise CalibrationError("sweep: --calibrate none: without images no plan can be judged; leave it out")
     if options.out:
         check_drawable(options.out)
         check_file(options.out, options.force)

@@ -17,10 +17,12 @@ from tqdm import tqdm
 
 from convsurgeon.base.errors import CalibrationError, LoadError, described
 from convsurgeon.budget.limit import Metric, check_within
-from convsurgeon.cli.options import WORDS
+from convsurgeon.cli.options import NONE, WORDS
 from convsurgeon.fit.images import load_images, load_inputs
+from convsurgeon.fit.synthetic import made_up
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.ranks import Energy, Rule, Share
+from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
 
@@ -63,18 +65,25 @@ def calibration(options: argparse.Namespace, model: nn.Module, example: Example)
     Raises:
         CalibrationError: the images cannot be read, or have a mean where there are several inputs.
     """
-    if not options.calibrate:
-        return {}
+    given = {"images": options.images, "seed": options.seed, "progress": not options.json}
+    if options.calibrate == NONE:
+        return {"calibration": False, **given}
+    if options.calibrate:
+        return {"calibration": _images(options, model, example), **given}
+    if options.mean or options.std:
+        numbers = (options.images, options.seed, options.mean, options.std, given["progress"])
+        return {"calibration": made_up(capture(model, example), *numbers), **given}
+    return given
+
+
+def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> Any:
     shapes = [tuple(tensor.shape) for tensor in example.tensors()]
-    images: Any
     if len(shapes) == 1:
-        images = load_images(options.calibrate, shapes[0], options.mean, options.std, options.images)
-    elif options.mean or options.std:
+        return load_images(options.calibrate, shapes[0], options.mean, options.std, options.images)
+    if options.mean or options.std:
         raise CalibrationError("--mean, --std: are for one input of images; store several inputs as they are fed")
-    else:
-        names = list(inspect.signature(model.forward).parameters)[: len(shapes)]
-        images = [_like(example, batch) for batch in load_inputs(options.calibrate, names, options.images)]
-    return {"calibration": images, "images": options.images, "seed": options.seed, "progress": not options.json}
+    names = list(inspect.signature(model.forward).parameters)[: len(shapes)]
+    return [_like(example, batch) for batch in load_inputs(options.calibrate, names, options.images)]
 
 
 def _like(example: Example, tensors: Sequence[Tensor]) -> Example:

@@ -19,7 +19,10 @@ from convsurgeon.cli.planning import add_planning
 from convsurgeon.cli.reading import choices, metric_of, model_and_example, stages
 from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.fit.calibration import Calibration
 from convsurgeon.fit.images import load_images
+from convsurgeon.fit.synthetic import made_up
+from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
 from convsurgeon.planning.plan import Plan
@@ -70,9 +73,8 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--data",
         dest="calibrate",
-        required=True,
         metavar="IMAGES",
-        help="folder of images, .npy or .npz: what is learned from",
+        help="folder of images, .npy or .npz: what is learned from; made up if not given",
     )
     options.add_argument("--epochs", type=float, default=20, help="passes over the images (default 20)")
     options.add_argument("--batch-size", type=int, default=64, help="of all processes together (default 64)")
@@ -97,7 +99,7 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
 
 def _run(
     options: argparse.Namespace, model: nn.Module, example: Example, chosen: dict[str, Any], late: Any
-) -> tuple[Result, Result, Tensor]:
+) -> tuple[Result, Result, Tensor | Calibration]:
     """Converts or takes up a bundle, then trains; gives the conversion, what came of it, and the images.
 
     Args:
@@ -107,7 +109,7 @@ def _run(
         chosen: forms, policy and budget.
         late: gives the latencies that a budget needs, once they are needed.
     """
-    images = _images(options, example)
+    images = _images(options, model, example)
     quiet = {"seed": options.seed, "progress": not options.json}
     if options.bundle:
         converted = _taken_up(Path(options.bundle), model, example)
@@ -119,7 +121,12 @@ def _run(
     )
     settings = {name: getattr(options, name) for name in names}
     settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
-    return converted, recover(converted, images, run=options.folder, resume=options.resume, **settings, **quiet), images
+    batches = [*images.fitted, *images.held_back] if isinstance(images, Calibration) else images
+    return (
+        converted,
+        recover(converted, batches, run=options.folder, resume=options.resume, **settings, **quiet),
+        images,
+    )
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -136,8 +143,11 @@ def _check(options: argparse.Namespace) -> None:
             raise LoadError(f"{options.bundle}: holds no {name}; pass a folder that convert --out wrote")
 
 
-def _images(options: argparse.Namespace, example: Example) -> Tensor:
-    """All images, in an order of their own: a folder's first thousand may be all of one class."""
+def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> Tensor | Calibration:
+    """All images, in an order of their own: a folder's first thousand may be all of one class; or made-up ones."""
+    if not options.calibrate:
+        how = (options.images, options.seed, options.mean, options.std, not options.json)
+        return made_up(capture(model, example), *how)
     images = load_images(options.calibrate, tuple(example.tensors()[0].shape), options.mean, options.std, _EVERY)
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))]
 
@@ -146,6 +156,6 @@ def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
     from convsurgeon.deploy.bundle.taking_up import check_bundle
 
     check_bundle(bundle, model)
-    result = carry_out(model, Plan.load(bundle / "plan.json"), example)
+    result = carry_out(model, Plan.load(bundle / "plan.json"), example, calibration=False)
     load_weights(result.model, bundle / "weights.safetensors")
     return result

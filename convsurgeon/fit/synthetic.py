@@ -78,8 +78,8 @@ def synthetic_images(
     """Makes up images that a pretrained network takes for its own; `convert` does so where it is given none.
 
     They are drawn (dead leaves, shading, noise that falls with the frequency), brought into the numbers that the
-    network takes, and then changed until its batch norms see the means and variances that they know. A network without batch
-    norms that restores images, such as a denoiser, gets the fault that it mends. The model is left as it was.
+    network takes, and then changed until its batch norms see the means and variances that they know. A network without
+    batch norms that restores images, such as a denoiser, gets the fault that it mends. The model is left as it was.
 
     Args:
         model: any module that runs on the example.
@@ -149,7 +149,7 @@ def _check(example: Example) -> None:
             shape = "x".join(map(str, tensor.shape)) or "a single number"
             raise CalibrationError(
                 f"calibration: input {number} of the example ({shape}) {kind}, no image of floating point that could "
-                "be made up; pass calibration=, or calibration=False to convert from the weights alone"
+                "be made up; pass calibration=, or False (--calibrate none) for the weights alone"
             )
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.conversion import Result, compared
+from convsurgeon.fit.synthetic import made_up
+from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import state_kept
 from convsurgeon.recovery.checkpoint import RunFolder, check_run
@@ -35,13 +37,16 @@ from convsurgeon.recovery.training import (
 )
 from convsurgeon.report.recovery import Recovery
 
+_MADE_UP = 1024
+"""Images that are made up at most."""
+
 SAMPLE = 2
 """Held-back batches that the scales of the loss are measured on."""
 
 
 def recover(
     result: Result,
-    batches: object,
+    batches: object = None,
     *,
     epochs: float = 20,
     batch_size: int = 64,
@@ -78,7 +83,8 @@ def recover(
     Args:
         result: of `convert`, `carry_out` or an earlier `recover`; it is not changed.
         batches: images: a tensor or array, a map-style data set, a `DataLoader`, or an iterable of batches. Of a loader
-            the data set, the collate function and the number of workers are used.
+            the data set, the collate function and the number of workers are used. If not given, the images that were
+            made up for the conversion, or new ones (see `synthetic_images`).
         epochs: passes over the images.
         batch_size: of all processes together.
         lr: the highest learning rate; by default the best of four in short trials.
@@ -143,7 +149,8 @@ def recover(
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)
     with kept_chance(), state_kept(result.original), nullcontext() if folder is None else folder.owned():
-        setup = _set_up(result, batches, recipe, own)
+        given = _made_up(result, recipe, progress) if batches is None else batches
+        setup = _set_up(result, given, recipe, own)
         weights, done = _carried_out(setup, _identity(result, setup), folder, progress)
     return _with(result, weights, done, setup.shown)
 
@@ -194,6 +201,15 @@ def _check(result: Result, recipe: Recipe, own: Own) -> None:
         raise RecoveryError("recover: no conv of this result was rewritten, so there is nothing to win back")
     if any(parameter.is_meta for parameter in result.model.parameters()):
         raise RecoveryError("recover: the model is on the meta device and has no values; load its weights first")
+
+
+def _made_up(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
+    """Images to learn from where none are given."""
+    made = result.made_up
+    if not made:
+        seen = capture(result.original, result.example)
+        made = (made_up(seen, recipe.images or _MADE_UP, recipe.seed, progress=progress),)
+    return [*made[0].fitted, *made[0].held_back]
 
 
 def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:

@@ -62,7 +62,7 @@ def _network(name: str, size: int, threads: int) -> Iterator[tuple[object, ...]]
     for label, form in FORMS.items():
         changed, share = model, 1.0
         if form is not None:
-            result = cs.convert(model, example, forms=[form])
+            result = cs.convert(model, example, forms=[form], calibration=False)
             changed, share = result.model, result.plan.macs_after / result.plan.cost.macs
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "net.onnx"

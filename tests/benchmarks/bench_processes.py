@@ -48,7 +48,7 @@ def main() -> None:
 
 def _work(options: argparse.Namespace) -> None:
     model, images = pretrained("resnet20"), cifar_calibration(options.images, 0)
-    result = cs.convert(model, images[:1], forms=[cs.Blueprint(rank=2)])
+    result = cs.convert(model, images[:1], forms=[cs.Blueprint(rank=2)], calibration=False)
     how = {name: getattr(options, name) for name in ("epochs", "batch_size", "optimizer")}
     with world.joined():
         better = cs.recover(result, images, lr=1e-3, hold_back=128, progress=False, **how)

@@ -90,7 +90,13 @@ def _random(model: nn.Module) -> tuple[object, ...]:
 
 def _weights(model: nn.Module, form: cs.Form) -> tuple[object, ...]:
     done = cs.convert(
-        model, cifar_calibration(1), forms=[form], policy=cs.min_channels(16), allow_growth=True, progress=False
+        model,
+        cifar_calibration(1),
+        forms=[form],
+        policy=cs.min_channels(16),
+        allow_growth=True,
+        progress=False,
+        calibration=False,
     )
     return "SVD of the weights", form.label, cifar_top1(done.model), 0.0, ""
 

@@ -122,7 +122,9 @@ def test_budgets_are_kept(budget: cs.Budget, calibrated: bool) -> None:
 def test_a_smaller_budget_never_loses_less() -> None:
     lost = []
     for share in (0.8, 0.6, 0.4, 0.25):
-        plan = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(macs=share)).plan
+        plan = cs.convert(
+            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(macs=share), calibration=False
+        ).plan
         lost.append(sum(change.lost or 0.0 for change in plan.changes.values()))
     assert lost == sorted(lost)
 
@@ -150,7 +152,9 @@ def test_lost_gives_the_cheapest_model_within_an_error(lost: float) -> None:
 
 
 def test_lost_without_data_is_the_energy_of_the_weights() -> None:
-    result = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(lost=0.2))
+    result = cs.convert(
+        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(lost=0.2), calibration=False
+    )
     assert sum(change.lost or 0.0 for change in result.changes.values()) <= 0.2 * 3
     assert result.changes
 
@@ -170,7 +174,7 @@ def test_an_impossible_budget_says_how_far_it_goes_and_what_stands_in_the_way(
     policy: cs.Policy, budget: cs.Budget, match: str
 ) -> None:
     with pytest.raises(cs.BudgetError, match=match):
-        cs.convert(_net(), EXAMPLE, forms=FORMS, policy=policy, budget=budget)
+        cs.convert(_net(), EXAMPLE, forms=FORMS, policy=policy, budget=budget, calibration=False)
 
 
 def test_with_a_latency_budget_no_chosen_layer_is_slower_than_dense() -> None:
@@ -178,7 +182,14 @@ def test_with_a_latency_budget_no_chosen_layer_is_slower_than_dense() -> None:
     table = Table()
     for budget in (cs.Budget(latency="faster"), cs.Budget(latency=0.6), cs.Budget(latency=0.7, macs=0.9)):
         result = cs.convert(
-            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=budget, latencies=table, allow_growth=True
+            _net(),
+            EXAMPLE,
+            forms=FORMS,
+            policy=cs.everything(),
+            budget=budget,
+            latencies=table,
+            allow_growth=True,
+            calibration=False,
         )
         for name, change in result.changes.items():
             assert table.ms(name, change.form) < table.ms(name, None)
@@ -191,13 +202,19 @@ def test_a_latency_budget_may_spend_macs_where_that_is_faster() -> None:
     net = nn.Sequential(nn.Conv2d(8, 1, 3, padding=1)).eval()
     forms = [cs.DepthwiseSeparable(rank=1)]
     result = cs.convert(
-        net, EXAMPLE, forms=forms, policy=cs.named("0"), budget=cs.Budget(latency=0.85), latencies=Table()
+        net,
+        EXAMPLE,
+        forms=forms,
+        policy=cs.named("0"),
+        budget=cs.Budget(latency=0.85),
+        latencies=Table(),
+        calibration=False,
     )
     assert result.changes["0"].macs_after > result.changes["0"].macs_before
     assert result.changes["0"].lost == pytest.approx(0.0, abs=1e-9)
     torch.testing.assert_close(result.model(_images()), net(_images()))
     with pytest.raises(cs.FormError, match=r"1\.11 of its MACs"):
-        cs.convert(net, EXAMPLE, forms=forms, policy=cs.named("0"), budget=cs.Budget(macs=1.0))
+        cs.convert(net, EXAMPLE, forms=forms, policy=cs.named("0"), budget=cs.Budget(macs=1.0), calibration=False)
 
 
 def test_a_latency_budget_measures_what_it_needs() -> None:

@@ -114,7 +114,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr()
     assert "speed_up" in printed.out or "latency of 0.950 cannot be reached" in printed.err
     for wrong, message in (
-        (["sweep", *MODEL], "--calibrate is needed"),
+        (["sweep", *MODEL, "--calibrate", "none"], "without images no plan can be judged"),
         ([*command, "--shares", "2"], "above 0 and up to 1"),
         ([*command, "--budget", "macs=0.5"], "--budget is for convert"),
     ):

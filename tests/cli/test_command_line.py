@@ -32,7 +32,9 @@ def _error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return printed.err
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["plan", "--rank", "2"], ["convert", "--rank", "2"]])
+@pytest.mark.parametrize(
+    "command", [["inspect"], ["plan", "--rank", "2"], ["convert", "--rank", "2", "--calibrate", "none"]]
+)
 def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command[0], *MODEL, *command[1:]]) == 0
     assert "body" in capsys.readouterr().out
@@ -53,7 +55,20 @@ def test_a_budget_is_kept_or_refused(command: str, capsys: pytest.CaptureFixture
 
 def test_convert_writes_a_bundle_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    command = ["convert", *MODEL, "--form", "blueprint", "--rank", "1", "--out", str(out), "--pairs", "0"]
+    command = [
+        "convert",
+        *MODEL,
+        "--form",
+        "blueprint",
+        "--rank",
+        "1",
+        "--calibrate",
+        "none",
+        "--out",
+        str(out),
+        "--pairs",
+        "0",
+    ]
     assert cli.main(command) == 0
     names = {"model.onnx", "original.onnx", "plan.json", "report.html", "README.md", "weights.safetensors"}
     assert names <= {path.name for path in out.iterdir()}
@@ -68,7 +83,7 @@ def test_an_interrupt_leaves_the_old_bundle(
     tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    command = ["convert", *MODEL, "--rank", "1", "--out", str(out), "--pairs", "0", "--force"]
+    command = ["convert", *MODEL, "--rank", "1", "--calibrate", "none", "--out", str(out), "--pairs", "0", "--force"]
     assert cli.main(command) == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -85,7 +100,7 @@ def test_an_interrupt_leaves_the_old_bundle(
 
 def test_force_never_replaces_a_folder_that_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    command = ["convert", *MODEL, "--rank", "1", "--pairs", "0", "--force", "--out"]
+    command = ["convert", *MODEL, "--rank", "1", "--calibrate", "none", "--pairs", "0", "--force", "--out"]
     assert "thesis.txt" in _error([*command, str(tmp_path)], capsys)
     assert "is not a folder" in _error([*command, str(tmp_path / "thesis.txt")], capsys)
     assert "cannot be written" in _error([*command, str(tmp_path / "none" / "out")], capsys)
@@ -95,10 +110,14 @@ def test_force_never_replaces_a_folder_that_is_no_bundle(tmp_path: Path, capsys:
 def test_metric_is_printed_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     metric = tmp_path / "metric.py"
     metric.write_text("def size(model): return sum(p.numel() for p in model.parameters())\ndef bad(model): 1 / 0\n")
-    assert cli.main(["convert", *MODEL, "--rank", "1", "--metric", f"{metric}:size", "--json"]) == 0
+    assert (
+        cli.main(["convert", *MODEL, "--rank", "1", "--calibrate", "none", "--metric", f"{metric}:size", "--json"]) == 0
+    )
     rows = {row[""]: row for row in json.loads(capsys.readouterr().out)["report"]["summary"]}
     assert rows["size"]["after"] == rows["params"]["after"] < rows["size"]["before"]
-    assert "the metric fails (ZeroDivisionError" in _error(["convert", *MODEL, "--metric", f"{metric}:bad"], capsys)
+    assert "the metric fails (ZeroDivisionError" in _error(
+        ["convert", *MODEL, "--calibrate", "none", "--metric", f"{metric}:bad"], capsys
+    )
 
 
 @pytest.mark.parametrize(

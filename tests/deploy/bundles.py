@@ -31,7 +31,7 @@ def images(count: int = 40) -> Tensor:
 def converted(rank: int = 1, model: Net | None = None) -> cs.Result:
     """The dense conv of the small net, rewritten; weights alone, so that it takes no time."""
     subject = (model or net()).eval()
-    return cs.convert(subject, images(1), forms=[cs.DepthwiseSeparable(rank=rank)])
+    return cs.convert(subject, images(1), forms=[cs.DepthwiseSeparable(rank=rank)], calibration=False)
 
 
 export = partial(cs.export, pairs=0, progress=False)

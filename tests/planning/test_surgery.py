@@ -23,7 +23,7 @@ def _full(model: nn.Module, **options: Any) -> cs.Result:
     """Every site at full rank, in a form that is exact there."""
     forms = [cs.DepthwiseSeparable(rank=cs.Energy(1.0))]
     x = X.to(next(model.parameters()).dtype)
-    return cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True, **options)
+    return cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True, calibration=False, **options)
 
 
 def _run(model: nn.Module, x: Tensor = X) -> Tensor:
@@ -48,7 +48,7 @@ def test_law_3_the_input_model_is_unchanged(name: str) -> None:
     model = nets.CONVERTIBLE[name]()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     structure, modes = str(model), [module.training for module in model.modules()]
-    cs.convert(model, X, forms=[cs.Blueprint(rank=1)])
+    cs.convert(model, X, forms=[cs.Blueprint(rank=1)], calibration=False)
     assert str(model) == structure
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -57,7 +57,7 @@ def test_law_3_the_input_model_is_unchanged(name: str) -> None:
 @pytest.mark.parametrize("name", nets.CONVERTIBLE)
 def test_law_4_every_conv_is_changed_or_skipped_with_a_reason(name: str) -> None:
     model = nets.CONVERTIBLE[name]()
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     convs = {module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)}
     named = dict(model.named_modules())
     told = [named[step.name] for step in result.plan.steps if step.name in named]
@@ -70,7 +70,7 @@ def test_law_4_every_conv_is_changed_or_skipped_with_a_reason(name: str) -> None
 @pytest.mark.parametrize("name", nets.CONVERTIBLE)
 @pytest.mark.parametrize("form", [cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=2), cs.BlueprintSubspace(rank=1)])
 def test_law_5_the_plan_predicts_the_counted_costs(name: str, form: cs.Form) -> None:
-    result = cs.convert(nets.CONVERTIBLE[name](), X, forms=[form], policy=cs.everything())
+    result = cs.convert(nets.CONVERTIBLE[name](), X, forms=[form], policy=cs.everything(), calibration=False)
     assert result.report.after.params == result.plan.params_after
     assert result.report.after.macs == result.plan.macs_after
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -80,7 +80,7 @@ def test_law_5_the_plan_predicts_the_counted_costs(name: str, form: cs.Form) -> 
 
 def test_law_6_a_shared_conv_is_replaced_once_and_stays_shared() -> None:
     model = nets.Shared()
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert result.model.body is result.model.alias
     change = result.changes["body"]
     assert change.site.aliases == ("alias",)
@@ -91,7 +91,7 @@ def test_law_6_a_shared_conv_is_replaced_once_and_stays_shared() -> None:
 @pytest.mark.parametrize("name", nets.CONVERTIBLE)
 def test_law_7_rebuild_and_load_gives_the_model_back(name: str, tmp_path: Any) -> None:
     kind = nets.CONVERTIBLE[name]
-    result = cs.convert(kind(), X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(kind(), X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     result.plan.save(tmp_path / "plan.json")
     fresh = cs.rebuild(kind(), cs.Plan.load(tmp_path / "plan.json"))
     fresh.load_state_dict(result.model.state_dict())
@@ -107,7 +107,7 @@ def test_law_7_rebuild_and_load_gives_the_model_back(name: str, tmp_path: Any) -
 def test_dtype_layout_mode_and_gradient_flags_carry_over(dtype: torch.dtype, layout: Any, training: bool) -> None:
     model = nets.Plain().to(dtype).to(memory_format=layout).train(training)
     model.down.weight.requires_grad_(False)
-    result = cs.convert(model, X.to(dtype), forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(model, X.to(dtype), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     assert all(parameter.dtype == dtype for parameter in result.model.parameters())
     assert all(module.training is training for module in result.model.modules())
     down = dict(result.model.down.named_parameters())
@@ -118,14 +118,14 @@ def test_dtype_layout_mode_and_gradient_flags_carry_over(dtype: torch.dtype, lay
 
 
 def test_the_result_is_trainable() -> None:
-    result = cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     result.model.train()(X).sum().backward()
     assert all(parameter.grad is not None for parameter in result.model.parameters())
 
 
 def test_rewriting_a_second_time_changes_nothing() -> None:
-    once = cs.convert(nets.Plain(), X, forms=[cs.Blueprint(rank=1)], policy=cs.everything())
-    twice = cs.convert(once.model, X, forms=[cs.Blueprint(rank=1)], policy=cs.everything())
+    once = cs.convert(nets.Plain(), X, forms=[cs.Blueprint(rank=1)], policy=cs.everything(), calibration=False)
+    twice = cs.convert(once.model, X, forms=[cs.Blueprint(rank=1)], policy=cs.everything(), calibration=False)
     assert not twice.changes
     assert str(twice.model) == str(once.model)
     reasons = {skip.reason for skip in twice.skipped}
@@ -137,12 +137,12 @@ def test_a_graph_module_and_a_meta_model_convert() -> None:
     torch.testing.assert_close(_run(_full(graph).model), _run(graph), rtol=1e-4, atol=1e-5)
     with torch.device("meta"):
         model = nets.Plain()
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     assert result.changes["body"].lost is None
     assert all(parameter.is_meta for parameter in result.model.parameters())
     assert not result.report.fidelity
     with pytest.raises(cs.FormError, match="the rule reads weights, and this model is on the meta device"):
-        cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=cs.Energy(0.9))])
+        cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=cs.Energy(0.9))], calibration=False)
 
 
 class WantsConv(nets.Plain):
@@ -168,7 +168,7 @@ class Shadow(nets.Plain):
 
 def test_a_site_the_model_cannot_do_without_is_put_back() -> None:
     model = WantsConv()
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.everything())
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.everything(), calibration=False)
     assert type(result.model.body) is nn.Conv2d
     assert set(result.changes) == {"stem", "down"}
     assert "put back" in next(skip.reason for skip in result.skipped if skip.name == "body")
@@ -202,37 +202,40 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = nets.Plain()
     model.lock = __import__("threading").Lock()
     with pytest.raises(cs.CaptureError, match=r"Plain cannot be copied .*pickle '_thread.lock'"):
-        cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+        cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
 
 
 def test_a_demanded_layer_that_cannot_be_rewritten_is_an_error() -> None:
     with pytest.raises(
         cs.FormError, match="body: it carries hooks that would be lost; remove them first; it was asked for"
     ):
-        cs.convert(nets.Hooked(), X, policy=cs.named("body"))
+        cs.convert(nets.Hooked(), X, policy=cs.named("body"), calibration=False)
     with pytest.raises(cs.FormError, match=r"down: separable rank 9 has 1\.\d+ of its MACs"):
-        cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=12)], policy=cs.named("down"))
+        cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=12)], policy=cs.named("down"), calibration=False)
     with pytest.raises(cs.PolicyError, match="no conv is named 'bode'; did you mean body"):
-        cs.convert(nets.Plain(), X, policy=cs.named("bode"))
+        cs.convert(nets.Plain(), X, policy=cs.named("bode"), calibration=False)
 
 
 def test_a_layer_that_would_grow_is_left_alone_unless_told() -> None:
     forms = [cs.DepthwiseSeparable(rank=9)]
-    shy = cs.convert(nets.Plain(), X, forms=forms)
+    shy = cs.convert(nets.Plain(), X, forms=forms, calibration=False)
     assert not shy.changes
     assert any("of its MACs" in skip.reason for skip in shy.skipped)
-    assert set(cs.convert(nets.Plain(), X, forms=forms, allow_growth=True).changes) == {"body", "down"}
+    assert set(cs.convert(nets.Plain(), X, forms=forms, allow_growth=True, calibration=False).changes) == {
+        "body",
+        "down",
+    }
 
 
 def test_the_first_form_that_fits_is_taken() -> None:
     forms = [cs.DepthwiseSeparable(rank=12), cs.Blueprint(rank=2), cs.DepthwiseSeparable(rank=1)]
-    changes = cs.convert(nets.Plain(), X, forms=forms).changes
+    changes = cs.convert(nets.Plain(), X, forms=forms, calibration=False).changes
     assert changes["body"].form == cs.Blueprint(rank=2)
     assert changes["down"].form == cs.DepthwiseSeparable(rank=1)  # a blueprint would cost more before a stride
 
 
 def test_the_default_leaves_the_stem() -> None:
-    result = cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=1)])
+    result = cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert set(result.changes) == {"body", "down"}
     assert result.skipped[0].reason == "left out by the policy ~stem()"
 
@@ -251,8 +254,8 @@ def test_a_plan_can_be_carried_out_later(tmp_path: Any) -> None:
     model = nets.Plain().eval()
     made = cs.plan(model, X, forms=[cs.DepthwiseSeparable(rank=2)])
     made.save(tmp_path / "plan.json")
-    result = cs.carry_out(model, cs.Plan.load(tmp_path / "plan.json"), X)
-    direct = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.carry_out(model, cs.Plan.load(tmp_path / "plan.json"), X, calibration=False)
+    direct = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     assert result.plan == made == direct.plan
     assert torch.equal(_run(result.model), _run(direct.model))
 
@@ -262,14 +265,14 @@ def test_grouped_convs_are_rewritten_group_by_group() -> None:
     x = torch.randn(1, 8, 6, 6, dtype=torch.float64)
     for kind in (cs.DepthwiseSeparable, cs.Blueprint):
         forms = [kind(rank=cs.Energy(1.0))]
-        result = cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True)
+        result = cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True, calibration=False)
         assert set(result.changes) == {"group"}
         torch.testing.assert_close(_run(result.model, x), _run(model, x))
 
 
 def test_random_init_builds_the_architecture_anew() -> None:
     form = cs.Blueprint(rank=1, init="random", norm="batch", activation="relu")
-    result = cs.convert(nets.Plain(), X, forms=[form])
+    result = cs.convert(nets.Plain(), X, forms=[form], calibration=False)
     assert result.changes["body"].lost is None
     assert isinstance(result.model.body.branches[0].pointwise_norm, nn.BatchNorm2d)
     assert all(parameter.isfinite().all() for parameter in result.model.parameters())
@@ -306,7 +309,7 @@ def test_a_user_form_needs_no_registration() -> None:
         def to_dict(self) -> dict[str, Any]:
             return {"form": "zero"}
 
-    result = cs.convert(nets.Plain(), X, forms=[Zero()])
+    result = cs.convert(nets.Plain(), X, forms=[Zero()], calibration=False)
     assert set(result.changes) == {"body"}
     assert result.report.after.macs == result.plan.macs_after
     assert not result.model.body.weight.any()
@@ -332,19 +335,22 @@ class ByKeyword(nets.Plain):
 
 def test_a_model_with_its_own_deepcopy_is_refused_rather_than_left_dense() -> None:
     with pytest.raises(cs.CaptureError, match="CopiesItself copies itself in its own way"):
-        cs.convert(CopiesItself(), X, forms=[cs.DepthwiseSeparable(rank=1)])
+        cs.convert(CopiesItself(), X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
 
 
 def test_a_forward_that_works_in_place_does_not_touch_the_example() -> None:
     x = X.clone()
     result = _full(InPlace().eval())
-    cs.convert(InPlace(), x, forms=[cs.DepthwiseSeparable(rank=1)])
+    cs.convert(InPlace(), x, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert torch.equal(x, X)
     assert result.report.fidelity[0].sqnr_db > 100
 
 
 def test_a_conv_called_by_keyword_is_rewritten() -> None:
-    assert set(cs.convert(ByKeyword(), X, forms=[cs.DepthwiseSeparable(rank=1)]).changes) == {"body", "down"}
+    assert set(cs.convert(ByKeyword(), X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False).changes) == {
+        "body",
+        "down",
+    }
 
 
 def test_capture_under_autocast_leaves_no_fake_tensor_behind() -> None:
@@ -367,7 +373,7 @@ def test_convs_that_are_not_what_they_seem_are_skipped(change: Callable[[nn.Conv
     change(model.body)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fidelity: the original's own output")
-        result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+        result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert reason in next(skip.reason for skip in result.skipped if skip.name == "body")
 
 
@@ -379,7 +385,7 @@ def test_attributes_set_to_one_int_are_read_as_torch_reads_them() -> None:
 
 def test_a_bare_conv_is_refused() -> None:
     with pytest.raises(cs.CaptureError, match=r"a bare Conv2d; wrap it in nn.Sequential"):
-        cs.convert(nn.Conv2d(3, 8, 3), X)
+        cs.convert(nn.Conv2d(3, 8, 3), X, calibration=False)
 
 
 class Chooses(nets.Plain):
@@ -398,7 +404,7 @@ class Labels(nets.Plain):
 @pytest.mark.parametrize("kind", [Chooses, Labels])
 def test_no_fidelity_is_claimed_where_nothing_can_be_compared(kind: type[nn.Module]) -> None:
     torch.manual_seed(1)
-    result = cs.convert(kind(), torch.randn(64, 3, 12, 12), forms=[cs.DepthwiseSeparable(rank=1)])
+    result = cs.convert(kind(), torch.randn(64, 3, 12, 12), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert result.changes
     assert kind is Chooses or not result.report.fidelity
     assert all(entry.sqnr_db < 100 for entry in result.report.fidelity)
@@ -408,7 +414,12 @@ def test_a_forward_that_differentiates_is_converted() -> None:
     torch.manual_seed(0)
     model = nets.Gradient().eval()
     result = cs.convert(
-        model, X, forms=[cs.DepthwiseSeparable(rank=9)], policy=cs.named("body", "down"), allow_growth=True
+        model,
+        X,
+        forms=[cs.DepthwiseSeparable(rank=9)],
+        policy=cs.named("body", "down"),
+        allow_growth=True,
+        calibration=False,
     )
     assert set(result.changes) == {"body", "down"}
     torch.testing.assert_close(result.model(X), model(X), rtol=1e-3, atol=1e-4)

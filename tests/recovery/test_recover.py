@@ -38,7 +38,7 @@ def _converted(model: nn.Module, images: Tensor = X) -> cs.Result:
     for parameter in model.parameters():  # random weights of a real size: the nets' own answers hardly vary
         nn.init.kaiming_normal_(parameter) if parameter.dim() > 1 else nn.init.uniform_(parameter, 0.5, 1.5)
     form = cs.DepthwiseSeparable(rank=1)
-    return cs.convert(model.eval(), images[:2], forms=[form], policy=cs.everything(), progress=False)
+    return cs.convert(model.eval(), images[:2], forms=[form], policy=cs.everything(), progress=False, calibration=False)
 
 
 def _recover(result: cs.Result, batches: object = X, **options: Any) -> cs.Result:
@@ -103,7 +103,7 @@ def test_format_dtype_mode_and_gradient_flags_stay() -> None:
     model = nets.Plain().double().train()
     model.down.weight.requires_grad_(False)
     frozen = model.down.weight.clone()
-    result = cs.convert(model, X[:2].double(), forms=[cs.Blueprint(rank=1)], progress=False)
+    result = cs.convert(model, X[:2].double(), forms=[cs.Blueprint(rank=1)], progress=False, calibration=False)
     better = _recover(result, X.double())
     assert all(module.training for module in better.model.modules())
     assert {parameter.dtype for parameter in better.model.parameters()} == {torch.float64}
@@ -290,7 +290,7 @@ def test_bad_input_is_refused_in_a_line(
 
 
 def test_what_cannot_be_recovered_is_refused(converted: cs.Result) -> None:
-    untouched = cs.convert(nets.Plain().eval(), X[:2], policy=~cs.everything(), progress=False)
+    untouched = cs.convert(nets.Plain().eval(), X[:2], policy=~cs.everything(), progress=False, calibration=False)
     with pytest.raises(cs.RecoveryError, match="no conv of this result was rewritten"):
         _recover(untouched)
     for parameter in converted.model.parameters():
@@ -299,7 +299,9 @@ def test_what_cannot_be_recovered_is_refused(converted: cs.Result) -> None:
         _recover(converted)
     with torch.device("meta"):
         empty = nets.Plain().eval()
-    planned = cs.convert(empty, torch.empty(2, 3, 12, 12, device="meta"), forms=[cs.Blueprint(rank=1)], progress=False)
+    planned = cs.convert(
+        empty, torch.empty(2, 3, 12, 12, device="meta"), forms=[cs.Blueprint(rank=1)], progress=False, calibration=False
+    )
     with pytest.raises(cs.RecoveryError, match="on the meta device"):
         _recover(planned)
 
@@ -431,7 +433,9 @@ def test_two_processes_match_one_and_survive_a_kill(tmp_path: Path) -> None:
 
 def test_orthonormality_is_bsconvs_loss() -> None:
     form = cs.BlueprintSubspace(rank=1, width=0.5, init="random")
-    result = cs.convert(nets.Plain().eval(), X[:2], forms=[form], policy=cs.everything(), progress=False)
+    result = cs.convert(
+        nets.Plain().eval(), X[:2], forms=[form], policy=cs.everything(), progress=False, calibration=False
+    )
     found = form.regularization(result.model)
     wanted = 0.0
     for name, conv in result.model.named_modules():
@@ -467,7 +471,12 @@ def test_augmentation_keeps_every_pixel_it_can(shift: int) -> None:
 @pytest.fixture
 def bundle(tmp_path: Path) -> list[str]:
     model = ["examples/digits.py:digit_net", "--weights", "examples/digits.safetensors", "--input", "1x1x32x32"]
-    assert main(["convert", *model, "--rank", "1", "--out", str(tmp_path / "bundle"), "--pairs", "0"]) == 0
+    assert (
+        main(
+            ["convert", *model, "--rank", "1", "--calibrate", "none", "--out", str(tmp_path / "bundle"), "--pairs", "0"]
+        )
+        == 0
+    )
     return ["recover", *model, "--from", str(tmp_path / "bundle"), "--data", "examples/digits_calibration.npy"]
 
 
@@ -518,7 +527,7 @@ def test_ctrl_c_saves_and_says_where(bundle: list[str], tmp_path: Path) -> None:
 @networks.needs_data
 def test_resnet20_gains_from_a_few_steps() -> None:
     model, images = networks.pretrained("resnet20"), networks.cifar_calibration(256, seed=0)
-    result = cs.convert(model, images[:1], forms=[cs.DepthwiseSeparable(rank=3)], progress=False)
+    result = cs.convert(model, images[:1], forms=[cs.DepthwiseSeparable(rank=3)], progress=False, calibration=False)
     better = _recover(result, images, epochs=2, batch_size=32, transform=cs.Augment(shift=4))
     assert _done(better).after.distance < 0.5 * _done(better).before.distance
     assert networks.cifar_top1(better.model) > networks.cifar_top1(result.model) + 10

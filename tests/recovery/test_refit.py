@@ -37,7 +37,7 @@ def _trained(kind: str, model: nn.Module) -> torch.optim.Optimizer:
 def test_a_refitted_optimiser_steps_every_parameter_and_keeps_its_state(kind: str) -> None:
     model = nets.Plain()
     old = _trained(kind, model)
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     before = copy.deepcopy(old.state_dict())
     new = cs.refit_optimizer(old, result)
     assert type(new) is type(old)
@@ -62,7 +62,7 @@ def test_a_refitted_optimiser_steps_every_parameter_and_keeps_its_state(kind: st
 def test_an_optimiser_of_the_original_is_stale() -> None:
     model = nets.Plain()
     old = torch.optim.SGD([{"params": [model.body.weight, model.head.bias, nn.Parameter(torch.ones(1))]}])
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert cs.stale_parameters(old, result) == ("body.weight", "head.bias", "group 0, 2")
     with pytest.raises(cs.PlanError, match=r"it steps a parameter that is not in result.original"):
         cs.refit_optimizer(old, result)
@@ -70,7 +70,7 @@ def test_an_optimiser_of_the_original_is_stale() -> None:
 
 def test_a_shared_conv_is_stepped_once() -> None:
     model = nets.Shared()
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     new = cs.refit_optimizer(torch.optim.SGD(model.parameters(), lr=0.1), result)
     stepped = [id(parameter) for parameter in new.param_groups[0]["params"]]
     assert sorted(stepped) == sorted(id(parameter) for parameter in result.model.parameters())
@@ -84,7 +84,7 @@ def test_an_average_goes_on(wrapped: bool) -> None:
     with torch.no_grad():
         for parameter in inner.parameters():
             parameter.mul_(0.5)
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     fresh = cs.refit_average(average, result)
     assert type(fresh) is type(average)
     held = fresh.module if wrapped else fresh
@@ -98,6 +98,6 @@ def test_an_average_goes_on(wrapped: bool) -> None:
 
 
 def test_an_average_of_another_model_is_refused() -> None:
-    result = cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
     with pytest.raises(cs.PlanError, match="is not in this model"):
         cs.refit_average(nn.Sequential(nn.Linear(2, 2)), result)

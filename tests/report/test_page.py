@@ -49,7 +49,9 @@ def _renamed(report: cs.Report, names: list[str]) -> cs.Report:
 @pytest.fixture(scope="module")
 def report() -> cs.Report:
     torch.manual_seed(0)
-    return cs.convert(nets.Shared().eval(), X, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)]).report
+    return cs.convert(
+        nets.Shared().eval(), X, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
+    ).report
 
 
 def _nodes(names: list[str], ms: float) -> dict[str, Any]:

@@ -19,7 +19,9 @@ X = torch.linspace(-1, 1, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12)
 @pytest.fixture(scope="module")
 def report() -> cs.Report:
     torch.manual_seed(0)
-    return cs.convert(nets.Shared().eval(), X, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)]).report
+    return cs.convert(
+        nets.Shared().eval(), X, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
+    ).report
 
 
 def timing(threads: int = 1, level: str = "all", **speedups: float) -> dict[str, Any]:

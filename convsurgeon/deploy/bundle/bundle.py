@@ -6,6 +6,7 @@ Everything is written to and measured in a temporary folder beside the target, w
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import warnings
@@ -37,6 +38,8 @@ from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
 from convsurgeon.deploy.timing.session import Level, check_threads
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
 from convsurgeon.fit.calibration import Calibration, read
+from convsurgeon.fit.synthetic import made_up
+from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
@@ -125,11 +128,11 @@ def export(
         overwrite: Whether it may be.
         opset: Of all ONNX files.
         dynamic: Which dimensions stay open: None, `"batch"` or `"size"`.
-        int8: Whether to write static int8 versions of both networks too; needs `calibration`.
+        int8: Whether to write static int8 versions of both networks too.
         fp16: Whether to write half-precision versions of both.
         calibration: Unlabelled inputs, best those the conversion was calibrated on: the first part sets the ranges of
-            int8, the last fifth tells how near all files are to the original. Without them those that the conversion
-            held back tell that.
+            int8, the last fifth tells how near all files are to the original. If not given, the images that were made
+            up for the conversion, or that it held back; for int8 new ones where there are neither. False for none.
         images: Most of them to use.
         calibrator: How int8 ranges are found: `"percentile"` or `"minmax"`.
         exclude_worst: Layers to leave in float in int8 files, those that would add most noise.
@@ -145,17 +148,17 @@ def export(
 
     Raises:
         OutputError: The folder exists or cannot be written.
-        CalibrationError: int8 without calibration, or with one that does not fit.
+        CalibrationError: int8 with `calibration=False`, or with one that does not fit.
         ExportError: One of the models has no ONNX form; ParityError if a file computes something else.
         LatencyError: A timing setting is out of range.
     """
     wanted: dict[variants.Kind, bool] = {"int8": int8, "fp16": fp16}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
-    check_order(opset, int8 and calibration is None, pairs, threads)
+    check_order(opset, int8 and calibration is False, pairs, threads)
     preparation = Preparation(tuple(mean), tuple(std), tuple(classes))
     measured = (pairs, tuple(threads), tuple(levels), progress)
     order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
-    data = _read(calibration, result, images)
+    data = _images(calibration, result, images, int8, progress)
     with new_folder(folder, overwrite, BUNDLE) as temporary:
         deployment = _write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
@@ -179,7 +182,7 @@ def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[in
         LatencyError: Too few rounds for a verdict, or a thread count out of reach.
     """
     if lacks_images:
-        raise CalibrationError("int8: needs images to find its ranges on; pass calibration (--calibrate)")
+        raise CalibrationError("int8: needs images to find its ranges on; pass calibration, or leave it out")
     check_opset(opset)
     if pairs and pairs < MIN_PAIRS:
         raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more, or 0 for no timing")
@@ -196,16 +199,35 @@ def save_weights(model: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors))  # save_file would make the file private
 
 
-def _read(calibration: object, result: Result, images: int) -> Calibration | None:
-    """What was given, or else what the conversion held back; none where it had no images either."""
-    if calibration is None and not result.held_back:
+def _images(calibration: object, result: Result, images: int, int8: bool, progress: bool) -> Calibration | None:
+    """Images that are given, or those of the conversion, or for int8 new ones that are made up."""
+    if calibration is False:
         return None
+    if calibration is not None:
+        return _read(calibration, result, images)
+    if result.made_up:
+        return _ordered(result.made_up[0], result)
+    if result.held_back:
+        return _read(result.held_back if int8 else Calibration((), result.held_back), result, images)
+    if int8:
+        return _ordered(made_up(capture(result.original, result.example), images, 0, progress=progress), result)
+    return None
+
+
+def _read(calibration: object, result: Result, images: int) -> Calibration:
+    if isinstance(calibration, Calibration):
+        return _ordered(calibration, result)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="calibration: .* are few")  # the conversion has said so
-        kept = Calibration((), result.held_back)
-        found = kept if calibration is None else read(calibration, result.example, images)
-    parts = [tuple(inputs.ordered(result.original, one) for one in part) for part in (found.fitted, found.held_back)]
-    return Calibration(*parts)
+        return _ordered(read(calibration, result.example, images), result)
+
+
+def _ordered(data: Calibration, result: Result) -> Calibration:
+    """With the arguments in the order of the model's forward, as its files take them."""
+    fitted, held_back = (
+        tuple(inputs.ordered(result.original, one) for one in part) for part in (data.fitted, data.held_back)
+    )
+    return dataclasses.replace(data, fitted=fitted, held_back=held_back)
 
 
 def _write_models(result: Result, data: Calibration | None, order: _Order, folder: Path) -> Deployment:
@@ -222,7 +244,7 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
     )
     files: list[OnnxFile | Quantized] = [original, converted, *quantized]
     order.before("fidelity and mobile check")
-    near, where = variants.compare(files, real, like)
+    near, where = variants.compare(files, real, like, data is not None and data.made_up)
     timed = _timed([one.path for one in files], like, order)
     return Deployment(
         original=original,

@@ -52,16 +52,17 @@ def write(
 
 
 def compare(
-    files: Sequence[OnnxFile | Quantized], real: Sequence[Example], like: Example
+    files: Sequence[OnnxFile | Quantized], real: Sequence[Example], like: Example, made_up: bool = False
 ) -> tuple[tuple[Agreement, ...], str]:
-    """Every file but the first against the first, on real inputs if there are any, and on what in words."""
+    """Every file but the first against the first, on held-back inputs if there are any, and on what in words."""
     shown = real or _noise(like)
     first, *others = files
     assert isinstance(first, OnnxFile)
     feeds = _feeds(first, shown)
     near = tuple(agreement(first.path, other.path, feeds) for other in others)
     count = sum(map(images_in, shown))
-    where = f"{count} held-back images" if real else f"{count} random inputs (no images were given)"
+    kind = "made-up" if made_up else "held-back"
+    where = f"{count} {kind} images" if real else f"{count} random inputs (no images were given)"
     return near, where
 
 

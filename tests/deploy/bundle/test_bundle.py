@@ -197,7 +197,9 @@ class TwoInputs(nn.Module):
 
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     example = {"scale": torch.ones(1), "file": torch.randn(1, 3, 6, 6)}
-    result = cs.convert(TwoInputs(), example, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)])
+    result = cs.convert(
+        TwoInputs(), example, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
+    )
     made = export(result, tmp_path / "out")
     with np.load(tmp_path / "out" / "golden_inputs.npz") as given:
         assert {name: array.shape for name, array in given.items()} == {"file": (1, 3, 6, 6), "scale": (1,)}
@@ -208,7 +210,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
 
 
 def test_nothing_to_rewrite_is_a_bundle_too(tmp_path: Path) -> None:
-    result = cs.convert(tiny().original, images(1), policy=~cs.everything())
+    result = cs.convert(tiny().original, images(1), policy=~cs.everything(), calibration=False)
     made = export(result, tmp_path / "out")
     assert made.sentence == "None of 1 convs was rewritten: the network is as it was."
     assert made.deployment.agreement[0].sqnr_db == float("inf")
@@ -224,13 +226,15 @@ def failing(*_: object, **__: object) -> None:
 def tiny() -> cs.Result:
     """Two layers: enough where only the folder matters."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(800, 10))
-    return cs.convert(model.eval(), images(1), policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)])
+    return cs.convert(
+        model.eval(), images(1), policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
+    )
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, result = tmp_path / "out", tiny()
     with pytest.raises(CalibrationError, match="int8: needs images"):
-        export(result, out, int8=True)
+        export(result, out, int8=True, calibration=False)
     with pytest.raises(ExportError, match="classes: 2 names for 10 outputs"):
         export(result, out, classes=["cat", "dog"])
     with pytest.raises(ExportError, match="mean: 2 values for 3 channels"):
@@ -259,8 +263,8 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     names.write_text("\n".join(CLASSES), encoding="utf-8")
     command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--rank", "2"]
     command += ["--out", str(tmp_path / "out"), "--pairs", "0", "--classes", str(names)]
-    assert cli.main([*command, "--int8"]) == 1
-    assert "int8: needs images to find its ranges on; pass calibration (--calibrate)" in capsys.readouterr().err
+    assert cli.main([*command, "--int8", "--calibrate", "none"]) == 1
+    assert "int8: needs images to find its ranges on; pass calibration, or leave it out" in capsys.readouterr().err
     images_of = ["--calibrate", str(tmp_path / "images.npy"), "--images", "40"]
     with pytest.warns(UserWarning, match="40 images are few"):
         assert cli.main([*command, *images_of, "--int8", "--calibrator", "minmax", "--exclude-worst", "1"]) == 0
@@ -289,6 +293,7 @@ def test_what_cannot_work_is_refused_before_the_conversion(
 ) -> None:
     monkeypatch.setattr("convsurgeon.cli.converting.convert", failing)
     command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
+    command += ["--calibrate", "none"]
     assert cli.main([*command, *words]) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
