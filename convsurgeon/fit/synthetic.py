@@ -183,7 +183,7 @@ class _Maker:
         self.scales = [stated(mean, std, one.shape[1]) for one in self.inputs] if self.stated else []
         self.batch = self._batch()
         self.count = count if self.batch == BATCH else max(2, -(-count // self.batch)) * self.batch
-        self.passes = max(1, min(PASSES, _affordable(seen) // self.count))
+        self.passes = min(PASSES, max(1, _affordable(seen) // self.count))
 
     def made(self) -> MadeUp:
         notes: list[str] = []
@@ -191,7 +191,7 @@ class _Maker:
         images = self._restored(mends) if mends is not None else self._plain()
         if mends is not None:
             notes.append(f"with what it mends: {', '.join(fault.words for fault in mends.faults)}")
-        if self.norms:
+        if self.norms and self.passes:
             images, words = self._inverted(images)
             notes.append(words)
         elif mends is None and not self.stated:
