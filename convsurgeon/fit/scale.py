@@ -18,7 +18,10 @@ from convsurgeon.fit.norms import Gauge, gauged, statistics
 from convsurgeon.graph.example import Example
 
 _NEARLY = 1.25
-"""A scale of common use is taken where no other is better by more than that."""
+"""A scale of common use is taken where no other is better by more than that,"""
+
+_NEAR = 0.02
+"""or where the batch norms are that little apart from what they know."""
 
 _LEAST_SINGULAR = 0.05
 _MEAN, _SPREAD = 0.46, 0.27
@@ -97,7 +100,7 @@ def from_norms(model: nn.Module, norms: list[nn.Module], pixels: Tensor, like: E
 
         best, scale = min(((apart(one), one) for one in common(pixels.shape[1])), key=lambda pair: pair[0])
         own = _by_first_norm(model, norms[0], gauge, pixels, like, place)
-        if own is not None and _NEARLY * apart(own) < best:
+        if own is not None and best > _NEAR and _NEARLY * apart(own) < best:
             return own
     return scale
 

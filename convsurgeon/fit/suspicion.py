@@ -44,7 +44,8 @@ def suspicions(seen: Capture, data: Calibration) -> Calibration:
 
 
 def _number(data: Calibration) -> Iterator[str]:
-    count = sum(map(images_in, (*data.fitted, *data.held_back)))
+    batches = {id(one): one for one in (*data.fitted, *data.held_back)}  # a single image is on both sides
+    count = sum(map(images_in, batches.values()))
     if count < FEW:
         yield f"{count} image{'s are' if count > 1 else ' is'} few to calibrate on; a few hundred do best."
 
