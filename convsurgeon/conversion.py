@@ -40,7 +40,7 @@ class Result:
     """A conversion: the new model, what was done to it, and the original it came from.
 
     `held_back` holds the calibration images that nothing was fitted to, of which `export` speaks; `made_up` those that
-    the weights were fitted to, where they were made up: `export` and `recover` go on with them where they are given none.
+    the weights were fitted to, where they were made up: `export` and `recover` go on with them where they get none.
     """
 
     model: nn.Module

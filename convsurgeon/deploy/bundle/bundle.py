@@ -294,12 +294,12 @@ def _write_papers(result: Result, deployment: Deployment, words: str, folder: Pa
     title = type(result.original).__name__
     result.plan.save(folder / "plan.json")
     tables = "\n\n".join(table.markdown() for table in (*report.tables, *deployment.tables))
-    opening = "\n\n".join((words, *report.notes))
+    opening = "\n\n".join(map(in_markdown, (words, *report.notes)))
     values = {"sentence": words, **report.to_dict(), "deployment": measured}
     curves = energy_curves(result.original, report.steps)
     texts = {
         "report.json": json.dumps(values, indent=1, allow_nan=False) + "\n",
-        "report.md": f"# convsurgeon report: {in_markdown(title)}\n\n{in_markdown(opening)}\n\n{tables}\n",
+        "report.md": f"# convsurgeon report: {in_markdown(title)}\n\n{opening}\n\n{tables}\n",
         "report.html": page(title, report, curves, measured),
     }
     for name, text in texts.items():
