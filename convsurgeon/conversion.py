@@ -138,7 +138,7 @@ def convert(
         The converted model with its changes, skips, plan and report.
     """
     if metric is not None or within is not None:
-        check_within(budget, calibration)
+        check_within(budget, images=calibration is not False)
     before = capture(model, example)
     data = gather(before, calibration, images, seed, progress)
     how = _How(policy, allow_growth, latencies, data, seed, progress)

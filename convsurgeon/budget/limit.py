@@ -89,17 +89,17 @@ def limit_of(
     return Limit(getattr(metric, "__name__", "metric"), before, _amount(within, abs(before)), better, metric=(metric,))
 
 
-def check_within(budget: object, calibration: object) -> None:
+def check_within(budget: object, images: bool) -> None:
     """Refuses a limit that does not go with what else was asked for.
 
     Raises:
         BudgetError: a budget.
-        CalibrationError: no images.
+        CalibrationError: weights alone were asked for.
     """
     if budget is not None:
         raise BudgetError("within: asks for the fastest network and goes with no budget; leave one of them out")
-    if calibration is None:
-        raise CalibrationError("within: plans are judged with fitted weights; pass calibration, a few hundred images")
+    if not images:
+        raise CalibrationError("within: plans are judged with fitted weights; pass calibration, or leave it out")
 
 
 def measured(metric: Metric, model: nn.Module) -> float:

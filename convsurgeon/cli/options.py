@@ -109,8 +109,8 @@ def add_calibration(command: argparse.ArgumentParser) -> None:
     group(command, "calibration").add_argument(
         "--calibrate",
         metavar="IMAGES",
-        help="folder of images, .npy or .npz (an array per input where there are several): fit the weights to them; made "
-        "up if not given; none: weights alone",
+        help="folder of images, .npy or .npz (an array per input where there are several): fit the weights to them; "
+        "made up if not given; none: weights alone",
     )
     add_reading(command)
 

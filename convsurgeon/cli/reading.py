@@ -128,11 +128,11 @@ def limit(options: argparse.Namespace, metric: tuple[str, Metric] | None) -> dic
 
     Raises:
         BudgetError: it goes with no budget.
-        CalibrationError: there are no images.
+        CalibrationError: weights alone were asked for.
     """
     if options.within is None:
         return {}
-    check_within(options.budget, options.calibrate)
+    check_within(options.budget, images=options.calibrate != NONE)
     asked: dict[str, Any] = {"within": options.within}
     return asked | ({} if metric is None else {"metric": _named(*metric), "better": options.better})
 

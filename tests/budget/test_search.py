@@ -194,7 +194,7 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
         ({"metric": lambda _: float("nan"), "within": 1.0}, cs.BudgetError, "gives nan"),
         ({"within": 0.1, "better": "best"}, cs.BudgetError, "pass higher or lower"),
         ({"within": 0.1, "budget": cs.Budget(macs=0.5)}, cs.BudgetError, "goes with no budget"),
-        ({"within": 0.1, "calibration": None}, cs.CalibrationError, "pass calibration"),
+        ({"within": 0.1, "calibration": False}, cs.CalibrationError, "pass calibration, or leave it out"),
     ],
 )
 def test_what_is_no_limit_is_refused(choices: dict[str, object], error: type[Exception], match: str) -> None:
