@@ -12,7 +12,7 @@ with the output alone the error on others hardly falls. The teacher is the origi
 with every step, too.
 
 Steps are SOAP's (see `soap`), their rate rises over a tenth of them and falls with a cosine. The state that serves the
-held-back images best is kept.
+held-back images best is kept; where a quarter of the steps led away from it, the next begins there again and slower.
 """
 
 from __future__ import annotations
@@ -51,7 +51,14 @@ ResNet-20 at 0.2 of the MACs, 900 images, seed 5: the held-back error is 0.104 a
 
 _STEPS_AN_EPOCH = 8
 _WARM = 0.1
-_JUDGEMENTS = 4
+QUARTERS = 4
+SLOWER = 5
+"""What the rate is divided by where a quarter of the steps has led away, from which the search goes back."""
+FAR = 0.1
+"""Relative error from which on the rate is `RATE`; below it falls with the root, as the distance to go does.
+
+DnCNN at 0.25 of the MACs (an error of 0.00098), seed 5: nothing is gained at 1e-3.
+"""
 
 Judge = Callable[[nn.Module], float]
 """A model's error on held-back images."""
@@ -101,21 +108,27 @@ def fit_jointly(
 
 
 def _descend(sides: _Sides, parameters: list[nn.Parameter], draw: _Draw, judge: Judge, progress: bool) -> None:
-    """The steps, with a look at the held-back images after every quarter of them."""
+    """The steps; after every quarter of them the held-back images say whether to go on from there, and how fast."""
     steps = EPOCHS * draw.batches
     best, state = judge(sides.converted), saved(sides.converted)
-    optimizer = Soap(parameters, lr=RATE)
+    rate = RATE * min(1.0, math.sqrt(best / FAR))
+    optimizer = Soap(parameters, lr=rate)
     with tqdm(total=steps, desc="fitting together", unit="step", disable=world.silent(progress)) as bar:
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = RATE * _schedule(step / steps)
+                group["lr"] = rate * _schedule(step / steps)
             _step(sides, parameters, optimizer, draw.batch())
             bar.update()
-            if (step + 1) * _JUDGEMENTS // steps > step * _JUDGEMENTS // steps:
-                error = judge(sides.converted)
-                bar.set_postfix_str(f"error {best:.4f} -> {error:.4f}")
-                if error < best:
-                    best, state = error, saved(sides.converted)
+            if (step + 1) * QUARTERS // steps == step * QUARTERS // steps:
+                continue
+            error = judge(sides.converted)
+            bar.set_postfix_str(f"error {best:.4f} -> {error:.4f}")
+            if error < best:
+                best, state = error, saved(sides.converted)
+            elif step + 1 < steps:  # too fast for a network that is as near as this one
+                put_back(sides.converted, state)
+                rate /= SLOWER
+                optimizer = Soap(parameters, lr=rate)
     put_back(sides.converted, state)
 
 

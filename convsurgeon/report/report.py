@@ -26,12 +26,12 @@ class Report(Rows):
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
         tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
         shown = (self.layers, self.untraced, self.fits, *tried, self.summary, self.closeness)
-        first = [*(f"note: {note}" for note in self.notes), *([self.speed] if self.speed else [])]
+        first = [*([self.speed] if self.speed else []), *(f"note: {note}" for note in self.notes)]
         return "\n\n".join([*first, *(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
         """A page with all tables."""
-        first = (*self.notes, *([self.speed] if self.speed else []))
+        first = (*([self.speed] if self.speed else []), *self.notes)
         return "# convsurgeon report\n\n" + "\n\n".join([*first, *(table.markdown() for table in self.tables)]) + "\n"
 
     def to_html(self, title: str = "Model") -> str:

@@ -104,7 +104,7 @@ def _data(count: int = 80) -> Calibration:
 def test_it_lowers_the_error_on_images_that_it_did_not_see(kind: type[nn.Module]) -> None:
     made = _made(kind)
     before, after = _fitted(made, _data())
-    assert after < 0.9 * before
+    assert after < 0.95 * before
 
 
 def test_only_rewritten_convs_and_the_norms_behind_them_move() -> None:
@@ -134,7 +134,8 @@ def test_a_seed_gives_the_same_weights() -> None:
 
 
 def test_what_does_not_help_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "RATE", 100.0)
+    monkeypatch.setattr(joint, "RATE", 1e4)
+    monkeypatch.setattr(joint, "SLOWER", 1.0)
     made = _made(Residual)
     start = made.state()
     before, after = _fitted(made, _data())

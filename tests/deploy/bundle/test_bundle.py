@@ -327,5 +327,5 @@ def test_the_images_that_a_conversion_held_back_speak_for_it(tmp_path: Path) -> 
     count = sum(int(one.tensors()[0].shape[0]) for one in result.held_back)
     assert f"{count} held-back images" in bundle.sentence
     assert "random inputs" not in bundle.sentence
-    with pytest.raises(CalibrationError, match="int8: needs images"):
-        export(result, tmp_path / "int8", int8=True)
+    quantised = export(result, tmp_path / "int8", int8=True)  # most of them find its ranges, a fifth judges
+    assert f"{round(count * 0.2)} held-back images" in quantised.sentence
