@@ -1,9 +1,9 @@
-"""No images at hand: the default conversion from made-up images, beside every other thing to calibrate on.
+"""No images at hand: plans of 0.35 of the MACs from made-up images, beside every other thing to calibrate on.
 
 python tests/benchmarks/bench_synthetic.py [resnet20 resnet56 dncnn vdsr] [--ways made-up ...] [--seeds 0 1 2]
 
-Every conv with 16 channels on both sides, by default (0.35 of the MACs), no labels, no training; metrics as in
-`bench_calibrated.py`. `alone` is the same plan from the weights alone; `noise` white noise; `drawn` the drawn images
+Every conv with 16 channels on both sides, no labels, no training; metrics as in `bench_calibrated.py`. `alone` is CP at
+that share of every layer from the weights alone; `noise` white noise; `drawn` the drawn images
 before the batch norms have a say; `photos` crops of the 60 photographs; `own` the network's own training images (for
 DnCNN and VDSR those are crops of the photographs, with noise or blur). CIFAR networks: 1024 images, the others 200.
 """
@@ -74,7 +74,7 @@ def _converted(name: str, model: nn.Module, images: Tensor | None, seed: int) ->
     example, policy = torch.randn(SHAPES[name], generator=torch.Generator().manual_seed(seed)), cs.min_channels(16)
     if images is not None:
         given = {"calibration": images, "images": len(images), "seed": seed, "progress": False}
-        return cs.convert(model, example, policy=policy, **given)  # type: ignore[arg-type]
+        return cs.convert(model, example, policy=policy, budget=cs.Budget(macs=0.35), **given)  # type: ignore[arg-type]
     form = [cs.CP(rank=cs.Share(0.35))]
     return cs.convert(model, example, forms=form, policy=policy, calibration=False, progress=False)
 
