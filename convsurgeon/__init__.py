@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from convsurgeon.deploy.timing.profile import profile_nodes
     from convsurgeon.fit.fidelity import Fidelity
     from convsurgeon.fit.reconstruct import Reconstruction
-    from convsurgeon.fit.synthetic import synthetic_images
     from convsurgeon.forms.blueprint import Blueprint
     from convsurgeon.forms.cp import CP
     from convsurgeon.forms.form import Form
@@ -63,6 +62,7 @@ if TYPE_CHECKING:
     from convsurgeon.graph.cost import Cost
     from convsurgeon.graph.example import Example
     from convsurgeon.graph.site import Call, Site
+    from convsurgeon.images.synthetic import synthetic_images
     from convsurgeon.planning.candidates import plan
     from convsurgeon.planning.inspection import inspect
     from convsurgeon.planning.plan import Change, Plan, Skip
@@ -158,7 +158,7 @@ _HOMES = {
     ),
     "fit.fidelity": ("Fidelity",),
     "fit.reconstruct": ("Reconstruction",),
-    "fit.synthetic": ("synthetic_images",),
+    "images.synthetic": ("synthetic_images",),
     "budget.budget": ("Budget",),
     "budget.sweep": (
         "Sweep",

@@ -18,15 +18,16 @@ from convsurgeon.budget.problem import Judged
 from convsurgeon.budget.search import fastest, hopeless
 from convsurgeon.budget.trial import appraise, best_forms, best_plan, opened, rate
 from convsurgeon.deploy.table.latencies import Latencies
-from convsurgeon.fit.calibration import Calibration
-from convsurgeon.fit.fidelity import Fidelity, fidelity, outputs
-from convsurgeon.fit.gather import gather
+from convsurgeon.fit.fidelity import Fidelity, fidelity
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import outputs
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.images.calibration import Calibration
+from convsurgeon.images.gather import gather
 from convsurgeon.planning.candidates import plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.policy import Predicate

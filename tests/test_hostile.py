@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.fit.fidelity import fidelity, outputs
+from convsurgeon.fit.fidelity import fidelity
+from convsurgeon.graph.outputs import outputs
 from tests import hostile
 from tests.hostile import X
 from tests.nets import Plain

@@ -11,8 +11,8 @@ from torch import nn
 from convsurgeon.base import world
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.fit.added import added_share
-from convsurgeon.fit.calibration import leading
 from convsurgeon.graph.example import Example
+from convsurgeon.images.calibration import leading
 
 _LOOKED_AT = 16
 

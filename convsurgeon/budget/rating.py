@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from convsurgeon.base import world
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.calibration import Calibration, images_in, leading
 from convsurgeon.fit.samples import patches, positions, positions_per_image
 from convsurgeon.forms.branched import Branched, fittable
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.images.calibration import Calibration, images_in, leading
 from convsurgeon.planning.plan import Change
 
 Measures = dict[str, dict[tuple[str, str], float]]

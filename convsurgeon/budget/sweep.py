@@ -26,10 +26,10 @@ from convsurgeon.budget.milliseconds import measured_here
 from convsurgeon.budget.problem import predicted
 from convsurgeon.budget.trial import Appraised, best_plan, opened, rate, trial
 from convsurgeon.deploy.table.latencies import Latencies
-from convsurgeon.fit.gather import gather
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
+from convsurgeon.images.gather import gather
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.policy import Predicate
 

@@ -20,10 +20,10 @@ from convsurgeon.budget.confirmation import Timing, confirmed
 from convsurgeon.budget.problem import Judged, Problem, distinct, problem
 from convsurgeon.budget.rating import Measures, by_data, by_weights
 from convsurgeon.deploy.table.latencies import Latencies, pays
-from convsurgeon.fit.calibration import Calibration, leading
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
+from convsurgeon.images.calibration import Calibration, leading
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from convsurgeon.planning.plan import Change, Plan
 from convsurgeon.planning.policy import Predicate

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from convsurgeon.base.errors import CalibrationError, LoadError, described
 from convsurgeon.budget.limit import Metric, check_within
 from convsurgeon.cli.options import NONE, WORDS
-from convsurgeon.fit.images import load_images, load_inputs
-from convsurgeon.fit.synthetic import made_up
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
+from convsurgeon.images.files import load_images, load_inputs
+from convsurgeon.images.synthetic import made_up
 
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:

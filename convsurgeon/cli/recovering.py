@@ -19,12 +19,12 @@ from convsurgeon.cli.planning import add_planning
 from convsurgeon.cli.reading import choices, metric_of, model_and_example, stages
 from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
-from convsurgeon.fit.calibration import Calibration
-from convsurgeon.fit.images import load_images
-from convsurgeon.fit.synthetic import made_up
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
+from convsurgeon.images.calibration import Calibration
+from convsurgeon.images.files import load_images
+from convsurgeon.images.synthetic import made_up
 from convsurgeon.planning.plan import Plan
 from convsurgeon.recovery.augment import Augment
 from convsurgeon.recovery.checkpoint import check_run

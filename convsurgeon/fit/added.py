@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convsurgeon.fit.fidelity import floating
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import undisturbed
 
 EXPLAINED = 0.9

@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from convsurgeon.base import world
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.calibration import Calibration, images_in
 from convsurgeon.fit.lockstep import Runner, root_like, walk
 from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image, relative
 from convsurgeon.fit.site import Behind, Fitted, fit_site, site_error
@@ -28,6 +27,7 @@ from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
 from convsurgeon.graph.trace import WHOLE
+from convsurgeon.images.calibration import Calibration, images_in
 from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10

@@ -27,15 +27,15 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
-from convsurgeon.fit.calibration import images_in
-from convsurgeon.fit.fidelity import floating
 from convsurgeon.fit.lockstep import named, root_like
 from convsurgeon.fit.soap import Soap
 from convsurgeon.forms.branched import fittable
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
+from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
+from convsurgeon.images.calibration import images_in
 from convsurgeon.planning.plan import Plan
 
 EPOCHS = 10

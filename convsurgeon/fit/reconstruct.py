@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base import world
-from convsurgeon.fit.calibration import Calibration, images_in
-from convsurgeon.fit.fidelity import floating
 from convsurgeon.fit.in_order import SiteFit, fit_in_order
 from convsurgeon.fit.joint import fit_jointly
 from convsurgeon.fit.samples import relative
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
+from convsurgeon.images.calibration import Calibration, images_in
 from convsurgeon.planning.plan import Plan
 
 RENEWED = 256

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base import world
-from convsurgeon.fit.calibration import first, images_in, rest
-from convsurgeon.fit.fidelity import tensors_in
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.images.calibration import first, images_in, rest
 
 IMAGES = 200
 VALUES = 1 << 16

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
-from convsurgeon.fit.fidelity import floating
+from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import evaluating, undisturbed
 from convsurgeon.recovery.stream import Batch
 from convsurgeon.report.recovery import Score

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.conversion import Result, compared
-from convsurgeon.fit.synthetic import made_up
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import state_kept
+from convsurgeon.images.synthetic import made_up
 from convsurgeon.recovery.checkpoint import RunFolder, check_run
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 
 from convsurgeon.base import world
 from convsurgeon.base.errors import CalibrationError, RecoveryError
-from convsurgeon.fit.calibration import as_example, batches_of, images_in
 from convsurgeon.graph.example import Example
+from convsurgeon.images.calibration import as_example, batches_of, images_in
 
 HELD_BACK_SHARE = 0.1
 """Of the images, set aside for judging; no more than the caller says."""

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.fit.fidelity import floating
 from convsurgeon.graph.load import load_weights
+from convsurgeon.graph.outputs import floating
 from tests.networks import DATA, import_torchvision
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)

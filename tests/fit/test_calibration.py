@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convsurgeon as cs
-from convsurgeon.fit.calibration import read
-from convsurgeon.fit.images import load_images
+from convsurgeon.images.calibration import read
+from convsurgeon.images.files import load_images
 from tests import nets, networks
 
 X = torch.randn(96, 3, 12, 12)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.fit import joint
-from convsurgeon.fit.calibration import Calibration, read
 from convsurgeon.fit.joint import fit_jointly
 from convsurgeon.fit.reconstruct import _Judge
 from convsurgeon.graph.capture import capture
+from convsurgeon.images.calibration import Calibration, read
 
 FORMS = [cs.CP(rank=8)]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.fit.fidelity import outputs
+from convsurgeon.graph.outputs import outputs
 
 _MODES = ("zeros", "zeros", "zeros", "reflect", "replicate", "circular")
 

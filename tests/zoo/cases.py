@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.fit.fidelity import tensors_in
+from convsurgeon.graph.outputs import tensors_in
 from tests.networks import import_timm, import_torchvision
 
 CHOSEN = Path(__file__).parent / "timm.json"

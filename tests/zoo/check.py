@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import convsurgeon as cs
-from convsurgeon.fit.fidelity import outputs, tensors_in
+from convsurgeon.graph.outputs import outputs, tensors_in
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.candidates import plan_captured
 from tests.zoo.cases import Case, ready

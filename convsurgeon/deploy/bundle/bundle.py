@@ -37,10 +37,10 @@ from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
 from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
 from convsurgeon.deploy.timing.session import Level, check_threads
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
-from convsurgeon.fit.calibration import Calibration, read
-from convsurgeon.fit.synthetic import made_up
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
+from convsurgeon.images.calibration import Calibration, read
+from convsurgeon.images.synthetic import made_up
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence

@@ -13,8 +13,8 @@ from convsurgeon.deploy.int8.quantize import Calibrator, Quantized, convert_fp16
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import OnnxFile
 from convsurgeon.deploy.timing.session import Feed
-from convsurgeon.fit.calibration import Calibration, images_in
 from convsurgeon.graph.example import Example
+from convsurgeon.images.calibration import Calibration, images_in
 
 Kind = Literal["int8", "fp16"]
 _NOISE_SEEDS = range(8)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.fit.fidelity import tensors_in
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import tensors_in
 
 
 def ordered(model: nn.Module, example: object) -> Example:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.fit.norms import Gauge, gauged, statistics
 from convsurgeon.graph.example import Example
+from convsurgeon.images.norms import Gauge, gauged, statistics
 
 _NEARLY = 1.25
 """A scale of common use is taken where no other is better by more than that,"""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from convsurgeon.base.errors import CalibrationError, described
-from convsurgeon.fit.calibration import Calibration, first, images_in, rest
-from convsurgeon.fit.fidelity import outputs
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import outputs
+from convsurgeon.images.calibration import Calibration, first, images_in, rest
 
 
 def fed(model: nn.Module, data: Calibration) -> Calibration:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
-from convsurgeon.fit.norms import Gauge, gauged
 from convsurgeon.graph.example import Example
+from convsurgeon.images.norms import Gauge, gauged
 
 STEP = 0.0225
 """Of a pixel's range: the most that a value moves in the first pass; half a cosine brings it down to nothing. Twice as

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.fit.calibration import Calibration, read
-from convsurgeon.fit.feeding import fed
-from convsurgeon.fit.suspicion import suspicions
-from convsurgeon.fit.synthetic import made_up
 from convsurgeon.graph.capture import Capture
+from convsurgeon.images.calibration import Calibration, read
+from convsurgeon.images.feeding import fed
+from convsurgeon.images.suspicion import suspicions
+from convsurgeon.images.synthetic import made_up
 
 
 def gather(seen: Capture, calibration: object, images: int, seed: int, progress: bool) -> Calibration | None:

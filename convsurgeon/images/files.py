@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.fit.arrays import by_name, opened
-from convsurgeon.fit.depth import unit
+from convsurgeon.images.arrays import by_name, opened
+from convsurgeon.images.depth import unit
 
 _PART_VALUES = 1 << 25
 """Values of an array that are brought into shape at once."""

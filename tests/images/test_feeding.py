@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.fit.calibration import images_in, read
-from convsurgeon.fit.feeding import fed
+from convsurgeon.images.calibration import images_in, read
+from convsurgeon.images.feeding import fed
 from tests import nets
 
 IMAGES = torch.randn(80, 3, 12, 12, generator=torch.Generator().manual_seed(0))

@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from convsurgeon import cli
-from convsurgeon.fit.calibration import Calibration
-from convsurgeon.fit.drawing import drawn, fractal
-from convsurgeon.fit.norms import gauged, informed
-from convsurgeon.fit.scale import Scale, common, from_norms
-from convsurgeon.fit.synthetic import made_up
+from convsurgeon.images.calibration import Calibration
+from convsurgeon.images.drawing import drawn, fractal
+from convsurgeon.images.norms import gauged, informed
+from convsurgeon.images.scale import Scale, common, from_norms
+from convsurgeon.images.synthetic import made_up
 
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 FORM = cs.DepthwiseSeparable(rank=2)

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from convsurgeon.base import world
 from convsurgeon.base.errors import CalibrationError, described
-from convsurgeon.fit.calibration import BATCH, Calibration, images_in, shared_out
-from convsurgeon.fit.drawing import drawn
-from convsurgeon.fit.inversion import Inverted, inverted
-from convsurgeon.fit.norms import informed
-from convsurgeon.fit.restoring import IMAGES, SIDE, Restorer, enlargement, restorer
-from convsurgeon.fit.scale import Scale, common, from_example, from_norms, stated
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.images.calibration import BATCH, Calibration, images_in, shared_out
+from convsurgeon.images.drawing import drawn
+from convsurgeon.images.inversion import Inverted, inverted
+from convsurgeon.images.norms import informed
+from convsurgeon.images.restoring import IMAGES, SIDE, Restorer, enlargement, restorer
+from convsurgeon.images.scale import Scale, common, from_example, from_norms, stated
 
 PASSES = 20
 """Over the images, towards the batch norms' statistics."""

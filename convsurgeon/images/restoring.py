@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convsurgeon.fit.scale import Scale
+from convsurgeon.images.scale import Scale
 
 IMAGES = 4
 SIDE = 64

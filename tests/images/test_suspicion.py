@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.fit.calibration import read
-from convsurgeon.fit.drawing import drawn
-from convsurgeon.fit.images import load_images
-from convsurgeon.fit.scale import common
-from convsurgeon.fit.suspicion import suspicions
-from tests.fit.test_synthetic import EXAMPLE, _knowing
+from convsurgeon.images.calibration import read
+from convsurgeon.images.drawing import drawn
+from convsurgeon.images.files import load_images
+from convsurgeon.images.scale import common
+from convsurgeon.images.suspicion import suspicions
+from tests.images.test_synthetic import EXAMPLE, _knowing
 
 IMAGENET = common(3)[3]
 PIXELS = drawn(70, 3, 16, 16, torch.Generator().manual_seed(9))

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import convsurgeon as cs
-from convsurgeon.fit import arrays
-from convsurgeon.fit.images import load_images
+from convsurgeon.images import arrays
+from convsurgeon.images.files import load_images
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 3, 8, 8)
@@ -24,8 +24,8 @@ PEAK = """
 import sys
 from pathlib import Path
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.fit import arrays
-from convsurgeon.fit.images import load_images
+from convsurgeon.images import arrays
+from convsurgeon.images.files import load_images
 arrays._SMALL_BYTES = 1 << 24
 def peak():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -96,7 +96,7 @@ def test_a_stream_gives_what_reading_whole_gives(tmp_path: Path, monkeypatch: py
     assert torch.equal(load_images(tmp_path / "a.npz", SHAPE, limit=10), whole)
     monkeypatch.setattr(arrays, "_SMALL_BYTES", 0)
     monkeypatch.setattr(arrays, "_BLOCK_BYTES", 100)
-    monkeypatch.setattr("convsurgeon.fit.images._PART_VALUES", 700)
+    monkeypatch.setattr("convsurgeon.images.files._PART_VALUES", 700)
     assert torch.equal(load_images(tmp_path / "a.npz", SHAPE, limit=10), whole)
 
 

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from convsurgeon.fit.calibration import FEW, Calibration, first, images_in
-from convsurgeon.fit.fidelity import floating
-from convsurgeon.fit.norms import gauged, informed
-from convsurgeon.fit.scale import common
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.images.calibration import FEW, Calibration, first, images_in
+from convsurgeon.images.norms import gauged, informed
+from convsurgeon.images.scale import common
 
 LOOKED_AT = 64
 FAR = 0.5
