@@ -22,7 +22,7 @@ from convsurgeon.images.synthetic import made_up
 
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 FORM = cs.DepthwiseSeparable(rank=2)
-NETWORK = f"{Path(__file__).resolve().parents[1] / 'fit' / 'knowing.py'}:knowing"
+NETWORK = f"{Path(__file__).resolve().parent / 'knowing.py'}:knowing"
 
 
 def _knowing(scale: Scale, channels: int = 3, seed: int = 0) -> nn.Module:
