@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
+from convsurgeon.base.errors import first_line
 from convsurgeon.fit.lockstep import named, root_like
 from convsurgeon.fit.soap import Soap
 from convsurgeon.forms.branched import fittable
@@ -35,7 +36,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
-from convsurgeon.images.calibration import images_in
+from convsurgeon.images.calibration import chosen, first, images_in
 from convsurgeon.planning.plan import Plan
 
 EPOCHS = 10
@@ -99,7 +100,7 @@ def fit_jointly(
             sides = _Sides(seen, converted, points, draw.first())
             _descend(sides, parameters, draw, judge, progress)
     except RuntimeError as error:
-        warnings.warn(f"calibration: no joint fit ({str(error).partition(chr(10))[0]})", stacklevel=2)
+        warnings.warn(f"calibration: no joint fit ({first_line(error)})", stacklevel=2)
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
@@ -134,7 +135,7 @@ def _descend(sides: _Sides, parameters: list[nn.Parameter], draw: _Draw, judge: 
 
 def _step(sides: _Sides, parameters: list[nn.Parameter], optimizer: Soap, batch: Example) -> None:
     """One step on a batch, of which every process takes its share."""
-    own, images = _rows(batch, slice(world.rank(), None, world.size())), images_in(batch)
+    own, images = chosen(batch, slice(world.rank(), None, world.size())), images_in(batch)
     gradients: Sequence[Tensor | None] = [None] * len(parameters)
     if images_in(own):
         with torch.enable_grad():
@@ -235,14 +236,14 @@ class _Draw:
 
     def first(self) -> Example:
         """A sample: always the same one."""
-        return _rows(self._pools[0], slice(self._size))
+        return first(self._pools[0], self._size)
 
     def batch(self) -> Example:
         """The next one."""
         if not self._waiting:
             self._waiting = self._shuffled()
         number, rows = self._waiting.pop()
-        return _rows(self._pools[number], rows)
+        return chosen(self._pools[number], rows)
 
     def _shuffled(self) -> list[tuple[int, Tensor]]:
         found = []
@@ -250,12 +251,6 @@ class _Draw:
             order = torch.randperm(images_in(pool), generator=self._generator)
             found += [(number, rows) for rows in order.split(self._size)]
         return [found[int(place)] for place in torch.randperm(len(found), generator=self._generator)]
-
-
-def _rows(batch: Example, rows: slice | Tensor) -> Example:
-    """Some images of a batch."""
-    size = images_in(batch)
-    return batch.map(lambda tensor: tensor[rows] if tensor.dim() and tensor.shape[0] == size else tensor)
 
 
 def _apart(found: list[Tensor], wanted: list[Tensor], energies: list[float]) -> Tensor:

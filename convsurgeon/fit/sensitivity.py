@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base import world
+from convsurgeon.base.errors import first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
@@ -66,7 +67,7 @@ def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
                 if number % world.size() == world.rank():
                     _pass(model, part, torch.Generator().manual_seed(seed * 7919 + number))
         except RuntimeError as error:
-            warnings.warn(f"calibration: no gradients ({_line(error)}); all outputs count alike", stacklevel=2)
+            warnings.warn(f"calibration: no gradients ({first_line(error)}); all outputs count alike", stacklevel=2)
         finally:
             for handle in handles:
                 handle.remove()
@@ -145,7 +146,3 @@ def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
 def _outputs(conv: nn.Module) -> int:
     assert isinstance(conv, nn.Conv2d)
     return conv.out_channels
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

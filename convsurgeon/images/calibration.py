@@ -77,8 +77,7 @@ def images_in(example: Example) -> int:
 
 def first(example: Example, count: int) -> Example:
     """The first images of a batch."""
-    size = images_in(example)
-    return example.map(lambda tensor: tensor[:count] if tensor.dim() and tensor.shape[0] == size else tensor)
+    return chosen(example, slice(count))
 
 
 def leading(batches: Iterable[Example], images: int) -> list[Example]:
@@ -93,8 +92,13 @@ def leading(batches: Iterable[Example], images: int) -> list[Example]:
 
 def rest(example: Example, start: int) -> Example:
     """A batch without its first images."""
+    return chosen(example, slice(start, None))
+
+
+def chosen(example: Example, rows: slice | Tensor) -> Example:
+    """Some images of a batch; a tensor that has no row per image stays whole."""
     size = images_in(example)
-    return example.map(lambda tensor: tensor[start:] if tensor.dim() and tensor.shape[0] == size else tensor)
+    return example.map(lambda tensor: tensor[rows] if tensor.dim() and tensor.shape[0] == size else tensor)
 
 
 def batches_of(value: object) -> Iterator[Any]:

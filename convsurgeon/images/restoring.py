@@ -85,7 +85,7 @@ def restorer(
         before = (_enlarged(spoilt, enlarges) - pixels).square().sum()
         for which, scale in enumerate(scales):
             out = model(scale.apply(spoilt).to(like)).float().cpu()
-            after = (out * scale._column(scale.std) + scale._column(scale.mean) - pixels).square().sum()
+            after = (scale.pixels(out) - pixels).square().sum()
             left[which, number] = float(after / before)
     (which, _), least = min(left.items(), key=lambda pair: pair[1])
     if not least < _BETTER:

@@ -40,6 +40,10 @@ class Scale:
         """Pixels (N, C, H, W) in [0, 1] as the network takes them."""
         return (pixels - self._column(self.mean)) / self._column(self.std)
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """What `apply` was given."""
+        return images * self._column(self.std) + self._column(self.mean)
+
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """What black and white are, (1, C, 1, 1)."""
         zero = torch.zeros(1, len(self.mean), 1, 1)

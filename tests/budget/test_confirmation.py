@@ -7,26 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.budget.confirmation import ROUNDS, Corrected
 from convsurgeon.budget.problem import predicted
 from convsurgeon.deploy.table.latencies import Stopwatch, Whole
 from convsurgeon.graph.capture import Capture
+from tests.budget.chain import DENSE, net
 
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
 EXAMPLE = torch.zeros(1, 8, 16, 16)
-DENSE = {"0": 2.0, "2": 3.0, "4": 4.0}
-
-
-def _net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(24, 32, 3, padding=1),
-    ).eval()  # fmt: skip
 
 
 @dataclasses.dataclass
@@ -62,7 +52,7 @@ class Table:
 def _converted(table: Table, **budget: float | str) -> cs.Result:
     limit = cs.Budget(**budget)  # type: ignore[arg-type]
     everywhere = cs.everything()
-    return cs.convert(_net(), EXAMPLE, forms=FORMS, policy=everywhere, budget=limit, latencies=table, calibration=False)
+    return cs.convert(net(), EXAMPLE, forms=FORMS, policy=everywhere, budget=limit, latencies=table, calibration=False)
 
 
 def test_a_plan_that_keeps_its_promise_is_timed_once() -> None:
@@ -126,7 +116,7 @@ def test_a_table_of_another_machine_is_believed() -> None:
 
 def test_a_corrected_table_predicts_what_was_measured() -> None:
     table = Table({"0": 1.1, "2": 0.8, "4": 1.3})
-    plan = cs.plan(_net(), EXAMPLE, forms=FORMS, policy=cs.everything())
+    plan = cs.plan(net(), EXAMPLE, forms=FORMS, policy=cs.everything())
     whole = table._whole(plan)
     for total_ms in (whole.total_ms, whole.total_ms + 0.2):  # what the neighbours add is theirs, too
         once = Corrected.by(table, plan, Whole(total_ms, whole.sites))

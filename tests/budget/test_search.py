@@ -23,21 +23,12 @@ from convsurgeon.deploy.table.latencies import Stopwatch, Whole
 from convsurgeon.fit.added import added_share
 from convsurgeon.graph.capture import Capture
 from tests import nets
+from tests.budget.chain import DENSE, net
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 3, 4)]
-DENSE = {"0": 2.0, "2": 3.0, "4": 4.0}
 IMAGES = torch.randn(40, 8, 12, 12, generator=torch.Generator().manual_seed(1))
 EXAMPLE = IMAGES[:1]
-
-
-def _net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(8, 24, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(24, 32, 3, padding=1),
-    ).eval()  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,13 +58,13 @@ class Table:
 def _nearness(model: nn.Module) -> float:
     """Higher is better: 100 for the original."""
     with torch.no_grad():
-        wanted, got = _net()(IMAGES), model(IMAGES)
+        wanted, got = net()(IMAGES), model(IMAGES)
     return 100 * (1 - float((wanted - got).square().sum() / wanted.square().sum()))
 
 
 def _converted(table: Table, **choices: object) -> cs.Result:
     return cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), calibration=IMAGES, latencies=table, progress=False,
+        net(), EXAMPLE, forms=FORMS, policy=cs.everything(), calibration=IMAGES, latencies=table, progress=False,
         **choices,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -117,7 +108,7 @@ def test_lower_is_better_where_it_is_said() -> None:
 
 
 def _same(result: cs.Result) -> bool:
-    return not result.changes and torch.equal(result.model(EXAMPLE), _net()(EXAMPLE))
+    return not result.changes and torch.equal(result.model(EXAMPLE), net()(EXAMPLE))
 
 
 @pytest.mark.parametrize(
@@ -174,14 +165,14 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
     def refused(*_: object, **__: object) -> None:
         raise cs.ExportError("no ONNX form of this")
 
-    default = cs.convert(_net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, latencies=Table(), progress=False)
+    default = cs.convert(net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, latencies=Table(), progress=False)
     assert default.report.attempts or "Left as it was" in default.report.speed
     monkeypatch.setattr("convsurgeon.deploy.table.table.LatencyTable.of", refused)
-    blind = cs.convert(_net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, progress=False)
+    blind = cs.convert(net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, progress=False)
     assert blind.changes
     assert blind.report.speed == "Milliseconds are not known, forms were chosen by MACs: no ONNX form of this."
     with pytest.raises(cs.ExportError, match="no ONNX form"):
-        cs.convert(_net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, within=0.1, progress=False)
+        cs.convert(net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, within=0.1, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +191,7 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_limit_is_refused(choices: dict[str, object], error: type[Exception], match: str) -> None:
     given: dict[str, object] = {"calibration": IMAGES, "latencies": Table(), "progress": False, **choices}
     with pytest.raises(error, match=match):
-        cs.convert(_net(), EXAMPLE, **given)  # type: ignore[arg-type]
+        cs.convert(net(), EXAMPLE, **given)  # type: ignore[arg-type]
 
 
 class _Denoiser(nn.Module):
@@ -219,7 +210,7 @@ def test_image_to_image_is_judged_by_what_is_added() -> None:
     large = added_share(_Denoiser(lambda x, y: F.interpolate(x - y, scale_factor=2.0, mode="bicubic")), [example])
     assert large == pytest.approx(small, rel=0.5)
     assert added_share(_Denoiser(lambda _, y: y), [example]) == 1.0  # nothing of the input is handed on
-    assert added_share(_net(), [example]) == 1.0  # other channels
+    assert added_share(net(), [example]) == 1.0  # other channels
     limit = limit_of(_Denoiser(lambda x, y: x - y), [example], None, None, "lower")
     assert (limit.scale, limit.most) == (pytest.approx(small, rel=0.2), ALLOWED_ADDED)
     assert "added to the input" in str(limit)
