@@ -24,7 +24,8 @@ from convsurgeon.deploy.timing.session import Feed, options
 Array = npt.NDArray[Any]
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _COMPARED = 16  # batches: enough for a figure per value, and every value of the graph is computed for each
-_QUANTISED = "_DequantizeLinear_Output"
+QUANTISED = "_DequantizeLinear_Output"
+"""What the quantiser calls a value after its rounding, behind the value's own name."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def sqnr_by_value(reference: Path, changed: Path, feeds: Sequence[Feed], names: 
     """
     first, second = onnx.load(reference), onnx.load(changed)
     found = _values(second)
-    pairs = {name: name + _QUANTISED if name + _QUANTISED in found else name for name in names}
+    pairs = {name: name + QUANTISED if name + QUANTISED in found else name for name in names}
     pairs = {name: other for name, other in pairs.items() if other in found}
     energies = {name: [0.0, 0.0] for name in pairs}
     wanted, got = exposed(first, pairs), exposed(second, pairs.values())

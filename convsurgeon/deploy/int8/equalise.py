@@ -12,17 +12,19 @@ calibration inputs and r_c the largest share that any reader's weight for it has
     s_c = sqrt(a_c / r_c)
 
 makes activation and weight ranges equally uneven (after Nagel et al., Data-Free Quantization, ICCV 2019, arXiv
-1906.04721, with measured instead of estimated ranges). A depthwise reader has r_c = 1 and takes any s_c for free.
+1906.04721, with measured instead of estimated ranges). A depthwise reader has a scale for every channel, so there
+s_c = a_c: its activations become even, its weights are rounded as before. In a chain of three such as CP both of its
+seams are evened out, exactly, as nothing stands between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.deploy.int8.activations import exposed
 from convsurgeon.deploy.onnx import proto
@@ -36,7 +38,8 @@ class _Seam:
     """A value that only convs read and whose channels only convs make."""
 
     value: str
-    makers: tuple[NodeProto, ...]
+    makers: tuple[tuple[NodeProto, int], ...]
+    """With the channel at which each begins: several may stand side by side."""
     readers: tuple[NodeProto, ...]
 
 
@@ -61,27 +64,29 @@ def equalise(model: ModelProto, feeds: Sequence[Feed]) -> int:
 
 def _seams(graph: GraphProto) -> list[_Seam]:
     made, counts = proto.producers(graph), proto.uses(graph)
-    weights = {tensor.name for tensor in graph.initializer}
+    known = {tensor.name: tensor for tensor in graph.initializer}
     found = []
     for node in graph.node:
         value = node.output[0]
         readers = [other for other in graph.node if value in other.input]
-        own = all(_owns(other, weights, counts) and other.input[0] == value for other in readers)
+        own = all(_owns(other, known, counts) and other.input[0] == value for other in readers)
         if not readers or not own or counts[value] != len(readers):
             continue
         start = made.get(node.input[0]) if node.op_type == "Relu" else node
         if start is not node and counts[node.input[0]] != 1:
             continue
-        makers = _makers(start, made, weights, counts)
+        makers = _makers(start, made, known, counts)
         if makers:
             found.append(_Seam(value, tuple(makers), tuple(readers)))
     return found
 
 
 def _makers(
-    start: NodeProto | None, made: dict[str, NodeProto], weights: set[str], counts: dict[str, int]
-) -> list[NodeProto]:
-    """The convs that a value is the sum of, or none if anything else takes part."""
+    start: NodeProto | None, made: dict[str, NodeProto], known: dict[str, TensorProto], counts: dict[str, int]
+) -> list[tuple[NodeProto, int]]:
+    """The convs that a value is the sum of, or that stand side by side in it; none if anything else takes part."""
+    if start is not None and start.op_type == "Concat" and proto.attribute(start, "axis", 1) == 1:
+        return _side_by_side(start, made, known, counts)
     found, pending = [], [start]
     while pending:
         node = pending.pop()
@@ -89,14 +94,28 @@ def _makers(
             return []
         if node.op_type == "Add":
             pending += [made.get(name) for name in node.input]
-        elif _owns(node, weights, counts):
-            found.append(node)
+        elif _owns(node, known, counts):
+            found.append((node, 0))
         else:
             return []
     return found
 
 
-def _owns(node: NodeProto, weights: set[str], counts: dict[str, int]) -> bool:
+def _side_by_side(
+    concat: NodeProto, made: dict[str, NodeProto], known: dict[str, TensorProto], counts: dict[str, int]
+) -> list[tuple[NodeProto, int]]:
+    """One conv for every piece, which nothing else reads."""
+    found, offset = [], 0
+    for name in concat.input:
+        node = made.get(name)
+        if node is None or counts[name] != 1 or not _owns(node, known, counts):
+            return []
+        found.append((node, offset))
+        offset += known[node.input[1]].dims[0]
+    return found
+
+
+def _owns(node: NodeProto, weights: Mapping[str, TensorProto], counts: dict[str, int]) -> bool:
     """A conv whose weight and bias are its own constants."""
     own = [name for name in node.input[1:] if name]
     return node.op_type == "Conv" and all(name in weights and counts[name] == 1 for name in own)
@@ -108,13 +127,15 @@ def _scale(graph: GraphProto, seam: _Seam, peaks: npt.NDArray[np.float64]) -> No
     share = np.max([_shares(kernels[node.input[1]], _groups(node)) for node in seam.readers], axis=0)
     alive = (peaks > 0) & (share > 0)
     scale = np.ones_like(peaks)
-    scale[alive] = np.sqrt(peaks[alive] / share[alive])
+    free = all(kernels[node.input[1]].shape[1] == 1 for node in seam.readers)
+    scale[alive] = peaks[alive] if free else np.sqrt(peaks[alive] / share[alive])
     scale[alive] /= np.exp(np.log(scale[alive]).mean())
     scale = np.clip(scale, 1 / _RANGE, _RANGE)
-    for node in seam.makers:
+    for node, first in seam.makers:
         for name in filter(None, node.input[1:]):
             values = proto.array(known[name])
-            proto.put(graph, name, values / scale.reshape(-1, *[1] * (values.ndim - 1)), like=known[name])
+            own = scale[first : first + len(values)].reshape(-1, *[1] * (values.ndim - 1))
+            proto.put(graph, name, values / own, like=known[name])
     for node in seam.readers:
         values = kernels[node.input[1]]
         proto.put(graph, node.input[1], values * _per_input(scale, values, _groups(node)), like=known[node.input[1]])

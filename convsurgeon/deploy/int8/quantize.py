@@ -1,31 +1,27 @@
 """int8 and fp16 versions of a float ONNX file, each behind a check of its own.
 
-int8 is static: QuantizeLinear/DequantizeLinear pairs, unsigned activations (signed ones are slow on x86), weights per
-output channel. The file is compared with the float one on the calibration inputs, value by value (`activations.py`), so
-a bad layer has a name; `exclude_worst` leaves the layers that add most noise in float and quantises again.
+    float file -> sums joined -> channels evened out -> ranges -> rounded -> weights fitted to what they see -> file
 
-Channel ranges are evened out first (`equalise.py`). A tensor's range is a percentile of its values, or their smallest
-and largest. The runtime's entropy calibrator is not offered: with its default of 128 bins for 128 levels it gave the
-same file as the latter, byte for byte.
+int8 is static: QuantizeLinear/DequantizeLinear pairs, weights per output channel, activations as the target has them
+(`target.py`; signed ones are slow on x86). Sums of convs become one conv (`joining.py`) and channel ranges are evened
+out (`equalise.py`), which changes no function; weights are rounded to what their layer computes (`fitting.py`). The
+file is compared with the float one on the calibration inputs, value by value (`activations.py`), so a bad layer has a
+name; `exclude_worst` leaves the layers that add most noise in float and quantises again.
 
 fp16 saves file size; on a CPU it is not faster.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from onnx import ModelProto
-from onnxruntime import quantization
 from onnxruntime.transformers import float16
 from tabulate import tabulate
 
@@ -37,15 +33,14 @@ from convsurgeon.deploy.int8.activations import LayerError, layer_errors
 from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.equalise import equalise
 from convsurgeon.deploy.int8.feeds import feeds_of
+from convsurgeon.deploy.int8.fitting import fit
+from convsurgeon.deploy.int8.joining import join
+from convsurgeon.deploy.int8.ranges import CALIBRATORS, Calibrator, Ranges, found
+from convsurgeon.deploy.int8.rounding import rounded
+from convsurgeon.deploy.int8.target import Target, onnxruntime
 from convsurgeon.deploy.onnx import names, proto
 from convsurgeon.deploy.onnx.export import version
 from convsurgeon.deploy.timing.session import Feed, checked
-
-Calibrator = Literal["minmax", "percentile"]
-_METHODS = {
-    "minmax": quantization.CalibrationMethod.MinMax,
-    "percentile": quantization.CalibrationMethod.Percentile,
-}
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,8 @@ class Quantized:
     """Share of rows whose largest output is the same; 1 where the output is not one row per image."""
     layers: tuple[LayerError, ...]
     """In the order of the graph; empty for fp16."""
+    notes: tuple[str, ...] = ()
+    """What the target would rather have otherwise."""
 
     @property
     def worst(self) -> tuple[LayerError, ...]:
@@ -82,11 +79,17 @@ class Quantized:
         """Plain JSON values; an infinite figure is null."""
         rows = [{key: _finite(value) for key, value in asdict(layer).items()} for layer in self.layers]
         head = {"path": str(self.path), "size_bytes": self.size_bytes, "kind": self.kind}
-        return {**head, "sqnr_db": _finite(self.sqnr_db), "agreement": self.agreement, "layers": rows}
+        return {
+            **head,
+            "sqnr_db": _finite(self.sqnr_db),
+            "agreement": self.agreement,
+            "layers": rows,
+            "notes": list(self.notes),
+        }
 
     def __str__(self) -> str:
         fidelity = f"SQNR {self.sqnr_db:.1f} dB, same top-1 {self.agreement:.1%}"
-        line = f"{self.path}: {self.kind}, {self.size_bytes / 1e6:.2f} MB, {fidelity}"
+        line = "\n".join((f"{self.path}: {self.kind}, {self.size_bytes / 1e6:.2f} MB, {fidelity}", *self.notes))
         rows = [(one.name, f"{one.sqnr_db:.1f}", f"{one.added:.2%}") for one in self.worst[:5]]
         return f"{line}\n{tabulate(rows, headers=('worst layers', 'SQNR dB', 'noise added'))}" if rows else line
 
@@ -100,6 +103,8 @@ def quantize_int8(
     exclude: Sequence[str] = (),
     exclude_worst: int = 0,
     equalised: bool = True,
+    fitted: bool = True,
+    target: Target | None = None,
     sqnr_db: float = 10.0,
     overwrite: bool = False,
 ) -> Quantized:
@@ -114,33 +119,38 @@ def quantize_int8(
         exclude: Names of nodes that stay in float.
         exclude_worst: How many further layers stay in float: those that add most noise, found by a first pass.
         equalised: Whether channel ranges are evened out first, which changes no function (see `equalise.py`).
+        fitted: Whether weights are rounded to what their layer computes, not each to the nearest (see `fitting.py`).
+        target: What the file is for; onnxruntime on this machine's processor if not given.
         sqnr_db: Smallest signal over error of the outputs that passes.
         overwrite: Whether a file of that name may be replaced.
 
     Raises:
         OutputError: The file exists or cannot be written.
-        ExportError: The source is not valid, a name in `exclude` is not in it, or the calibration does not fit.
+        ExportError: The source is not valid, a name in `exclude` is not in it, the calibration does not fit, or the
+            target wants fixed shapes.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
-    origin, target = Path(source), check_file(path, overwrite)
+    origin, place = Path(source), check_file(path, overwrite)
+    aim = onnxruntime() if target is None else target
     model = _read(origin)
     feeds = feeds_of(model, calibration)
     _check_names(model, exclude)
-    if calibrator not in _METHODS:
-        raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(_METHODS)}")
+    _check_shapes(model, aim)
+    if calibrator not in CALIBRATORS:
+        raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(sorted(CALIBRATORS))}")
     left = set(exclude)
-    with new_file(target, overwrite) as draft, scratch() as folder:
-        if equalised:
-            _equalise(origin, model, feeds)
+    with new_file(place, overwrite) as draft, scratch() as folder:
         even = folder / "float.onnx"
+        ranges = _prepared(origin, model, feeds, calibrator, equalised)
         onnx.save(model, even)
-        layers = _round(even, model, draft, feeds, calibrator, left)
+        how = (ranges, feeds, aim, fitted)
+        layers = _round(even, model, draft, left, *how)
         if exclude_worst > 0:
             worst = sorted((one for one in layers if not one.excluded), key=lambda one: -one.added)
             left |= {one.name for one in worst[:exclude_worst]}
-            layers = _round(even, model, draft, feeds, calibrator, left)
+            layers = _round(even, model, draft, left, *how)
         fidelity = agreement(origin, draft, feeds)
-        return _accept(target, draft, "int8", fidelity, sqnr_db, layers)
+        return _accept(place, draft, "int8", fidelity, sqnr_db, layers, _uneven(model, aim))
 
 
 def convert_fp16(
@@ -175,35 +185,40 @@ def convert_fp16(
         return _accept(target, draft, "fp16", agreement(origin, draft, feeds), sqnr_db, ())
 
 
-def _equalise(origin: Path, model: ModelProto, feeds: Sequence[Feed]) -> None:
+def _prepared(
+    origin: Path, model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator, equalised: bool
+) -> Ranges:
+    """Brings the graph, in place, into the form that rounds best, and finds the ranges of its values."""
     try:
-        equalise(model, feeds)
+        join(model.graph)
+        if equalised:
+            equalise(model, feeds)
+        return found(model, feeds, calibrator)
     except Exception as error:  # the runtime's exceptions have no common base but Exception
         raise ExportError(f"{origin}: cannot be run on the calibration: {first_line(error)}") from error
 
 
 def _round(
-    origin: Path, model: ModelProto, draft: Path, feeds: Sequence[Feed], calibrator: str, left: set[str]
+    even: Path,
+    model: ModelProto,
+    draft: Path,
+    left: Collection[str],
+    ranges: Ranges,
+    feeds: Sequence[Feed],
+    target: Target,
+    fitted: bool,
 ) -> tuple[LayerError, ...]:
     """Quantises into the draft and says what each layer lost."""
-    with _quietly(), scratch() as folder:
-        rough = folder / "int8.onnx"
-        try:
-            quantization.quantize_static(
-                origin,
-                rough,
-                _Reader(feeds),
-                quant_format=quantization.QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=sorted(left),
-                calibrate_method=_METHODS[calibrator],
-            )
-        except Exception as error:  # whatever the quantiser trips over
-            raise ExportError(f"{origin}: cannot be quantised: {first_line(error)}") from error
-        draft.write_bytes(_stamped(onnx.load(rough)))
-    return layer_errors(origin, model, draft, feeds, left)
+    try:
+        made = rounded(model, ranges, target, left)
+        if fitted:
+            exact = ModelProto.FromString(model.SerializeToString())
+            scales = fit(exact, made, feeds, target, left)
+            made = rounded(exact, ranges, target, left, scales)
+    except ExportError as error:
+        raise ExportError(f"{draft.name}: {error}") from error
+    draft.write_bytes(_stamped(made))
+    return layer_errors(even, model, draft, feeds, set(left))
 
 
 def _accept(
@@ -213,25 +228,16 @@ def _accept(
     fidelity: Agreement,
     limit: float,
     layers: tuple[LayerError, ...],
+    notes: tuple[str, ...] = (),
 ) -> Quantized:
     """Describes the draft if it is near enough to the float file; raises, so that it is dropped, if it is not."""
-    found = fidelity.sqnr_db
+    near = fidelity.sqnr_db
     same = 1.0 if fidelity.top1 is None else fidelity.top1
-    made = Quantized(target, draft.stat().st_size, kind, found, same, layers)
-    if not found >= limit:
+    made = Quantized(target, draft.stat().st_size, kind, near, same, layers, notes)
+    if not near >= limit:
         named = f"; worst layer {made.worst[0].name}, try exclude_worst=1" if made.worst else ""
-        raise ParityError(f"{target}: not written, {kind} outputs have SQNR {found:.1f} dB (limit {limit:g}){named}")
+        raise ParityError(f"{target}: not written, {kind} outputs have SQNR {near:.1f} dB (limit {limit:g}){named}")
     return made
-
-
-class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Hands the feeds to the calibrator one by one."""
-
-    def __init__(self, feeds: Sequence[Feed]) -> None:
-        self._left = iter(feeds)
-
-    def get_next(self) -> Feed | None:
-        return next(self._left, None)
 
 
 def _read(origin: Path) -> ModelProto:
@@ -264,16 +270,31 @@ def _stamped(model: ModelProto) -> bytes:
     return data
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """The quantiser logs advice on the root logger that does not apply to tidied graphs; its calibrators print."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+def _check_shapes(model: ModelProto, target: Target) -> None:
+    """Refuses open dimensions where the target wants none."""
+    for name, shape in proto.signature(model.graph.input):
+        if target.static and not all(isinstance(size, int) and size > 0 for size in shape):
+            raise ExportError(
+                f"{name}: has open dimensions, and {target.name} wants fixed shapes; export with dynamic=None"
+            )
+
+
+def _uneven(model: ModelProto, target: Target) -> tuple[str, ...]:
+    """A note on convs whose widths are not what the target would have, but for those that make the file's outputs."""
+    outputs = {info.name for info in model.graph.output}
+    sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    wrong = [
+        (node.name, width)
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and not outputs & set(node.output)
+        and (width := sizes.get(node.input[1], 0)) % target.align
+    ]
+    if not wrong:
+        return ()
+    shown = ", ".join(f"{name} ({width})" for name, width in wrong[:3])
+    more = f" and {len(wrong) - 3} more" if wrong[3:] else ""
+    return (f"{target.name} fills its lanes with widths in multiples of {target.align}, which {shown}{more} have not.",)
 
 
 def _finite(value: Any) -> Any:
