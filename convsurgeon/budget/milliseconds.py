@@ -64,7 +64,7 @@ def speed_in_words(
 def _timed(seen: Capture, plan: Plan, progress: bool) -> tuple[float, float]:
     from convsurgeon.deploy.table.measure import exported, measured_wholes
 
-    dense_ms, (whole,) = measured_wholes(seen, exported(seen, progress), [plan], 1, 3, progress)
+    dense_ms, (whole,) = measured_wholes(seen, exported(seen, progress), [plan], 1, 3, "fp32", progress)
     return dense_ms, whole.total_ms
 
 

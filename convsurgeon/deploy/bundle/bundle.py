@@ -29,7 +29,8 @@ from convsurgeon.deploy.bundle.golden import save_golden
 from convsurgeon.deploy.bundle.mobile import mobile_check
 from convsurgeon.deploy.bundle.readme import readme
 from convsurgeon.deploy.bundle.taking_up import SUMS, sha256
-from convsurgeon.deploy.int8.quantize import Calibrator, Quantized
+from convsurgeon.deploy.int8.quantize import Quantized
+from convsurgeon.deploy.int8.ranges import Calibrator
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, export_onnx
 from convsurgeon.deploy.onnx.exporter import Dynamic

@@ -9,7 +9,8 @@ import onnx
 
 from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.feeds import feeds_of
-from convsurgeon.deploy.int8.quantize import Calibrator, Quantized, convert_fp16, quantize_int8
+from convsurgeon.deploy.int8.quantize import Quantized, convert_fp16, quantize_int8
+from convsurgeon.deploy.int8.ranges import Calibrator
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import OnnxFile
 from convsurgeon.deploy.timing.session import Feed

@@ -19,7 +19,10 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.deploy.int8.ranges import Ranges
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx import graph
+from convsurgeon.deploy.onnx import graph, proto
+
+QUANTISED_WEIGHT = "_quantized"
+"""What the quantiser calls a weight after its rounding, behind the weight's own name."""
 
 _OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
 
@@ -48,7 +51,7 @@ def rounded(
     try:
         with quietly():
             quantiser = QDQQuantizer(
-                graph.infer_shapes(ModelProto.FromString(model.SerializeToString())),
+                _typed(ModelProto.FromString(model.SerializeToString())),
                 target.per_channel,
                 target.reduce_range,
                 quantization.QuantType.QInt8,
@@ -68,6 +71,13 @@ def rounded(
         raise ExportError(f"cannot be quantised: {first_line(error)}") from error
     made: ModelProto = quantiser.model.model
     return made
+
+
+def _typed(model: ModelProto) -> ModelProto:
+    """The graph with the type of every value written down."""
+    types = proto.element_types(model.graph)
+    known = all(name in types for name in proto.producers(model.graph))
+    return model if known else graph.infer_shapes(model)
 
 
 def _known(steps: npt.NDArray[np.float64]) -> list[dict[str, Any]]:

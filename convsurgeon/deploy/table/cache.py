@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from convsurgeon.base.errors import OutputError
+from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.deploy.timing.session import check_threads
 from convsurgeon.graph.capture import Capture
@@ -34,8 +35,8 @@ def cache_folder() -> Path:
     return base / "convsurgeon"
 
 
-def cache_file(folder: str | Path | None, network: str, threads: int) -> Path:
-    """The file of one network, machine, runtime version and thread count; its folder is made.
+def cache_file(folder: str | Path | None, network: str, threads: int, precision: Precision = "fp32") -> Path:
+    """The file of one network, machine, runtime version, thread count and precision; its folder is made.
 
     Raises:
         LatencyError: no threads, or too many.
@@ -48,7 +49,8 @@ def cache_file(folder: str | Path | None, network: str, threads: int) -> Path:
     except OSError as error:
         raise OutputError(f"{place}: cannot be made ({error.strerror or error}); pass another cache folder") from error
     here = {name: value for name, value in measuring.machine().items() if name != "load"}
-    key = json.dumps([measuring.FORMAT, network, here, threads], sort_keys=True)
+    bits = [] if precision == "fp32" else [precision]  # files of older versions hold fp32
+    key = json.dumps([measuring.FORMAT, network, here, threads, *bits], sort_keys=True)
     return place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.deploy.table.folder import Candidate
+from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.deploy.timing.standalone import DENSE, Raw
 from convsurgeon.forms.branched import Branched, branched
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
@@ -15,7 +17,9 @@ from convsurgeon.planning.candidates import kernels_of, settled
 from convsurgeon.planning.policy import Predicate, as_policy, check_names, default_policy
 
 
-def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> list[Candidate]:
+def fitting(
+    seen: Capture, forms: Iterable[Form], policy: Predicate | None, precision: Precision = "fp32"
+) -> list[Candidate]:
     """One candidate per form, with its settled form at every site that takes it, more MACs or fewer: time decides.
 
     Raises:
@@ -34,7 +38,7 @@ def fitting(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> l
             if not isinstance(settles, str):
                 fits[site.name] = settles[0]
         if fits:
-            found.append(Candidate(form.label, timeable(fits)))
+            found.append(Candidate(form.label, timeable(fits), precision))
     return found
 
 
@@ -73,10 +77,11 @@ def uncovered(
         done |= {(str(site), str(label)) for site, label in raw.get("pruned", [])}
     left: dict[str, Candidate] = {}
     for one in candidates:
-        whole = Candidate(one.label, {name: form for name, form in one.chosen.items() if name not in barred})
+        open_ones = {name: form for name, form in one.chosen.items() if name not in barred}
+        whole = dataclasses.replace(one, chosen=open_ones)
         missing = {name: form for name, form in whole.chosen.items() if (name, form.label) not in done}
         if missing:
-            made = whole if whole.key in begun else Candidate(one.label, missing)
+            made = whole if whole.key in begun else dataclasses.replace(one, chosen=missing)
             left[made.key] = made
             done |= {(name, form.label) for name, form in made.chosen.items()}
     return list(left.values())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.deploy.timing.standalone import DENSE, Raw
+from convsurgeon.deploy.timing.standalone import DENSE, DENSE_OF, Raw
 
 
 def check(raw: Raw) -> None:
@@ -37,6 +37,8 @@ def check(raw: Raw) -> None:
 def _network(network: Any, where: str, sites: list[str]) -> None:
     _of(dict, network, where)
     _of(str, network.get("label"), f"{where}: label")
+    if network.get("precision", "fp32") not in DENSE_OF:
+        raise LatencyError(f"measurements: {where}: precision {_shown(network['precision'])} is none; {_AGAIN}")
     for site, form in _of(dict, network.get("forms"), f"{where}: forms").items():
         _of(dict, form, f"{where}: form of {site[:40]}")
         if site not in sites:

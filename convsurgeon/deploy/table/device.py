@@ -4,8 +4,8 @@
     python measure.py                                      # on the device, which needs numpy and onnxruntime only
     LatencyTable.load("device.json")                       # on the desktop again
 
-The networks carry noise in place of large weights, so nobody learns the model from the folder; times are not changed
-by that.
+Every network is there twice, in float and in int8, so that one journey does for plans of both. They carry noise in
+place of large weights, so nobody learns the model from the folder; times are not changed by that.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import nn
 from convsurgeon.base.errors import FormError
 from convsurgeon.base.files import new_folder
 from convsurgeon.deploy.table.candidates import distinct, fitting
-from convsurgeon.deploy.table.folder import FILES, WEIGHTS
+from convsurgeon.deploy.table.folder import FILES, FILES_OF, WEIGHTS
+from convsurgeon.deploy.table.latencies import PRECISIONS
 from convsurgeon.deploy.table.measure import write_candidates
 from convsurgeon.deploy.timing import standalone
 from convsurgeon.forms.form import Form
@@ -26,7 +27,9 @@ from convsurgeon.graph.capture import capture
 from convsurgeon.planning.policy import Predicate
 
 SCRIPT = "measure.py"
-DEVICE_FOLDER = frozenset((*FILES, WEIGHTS, standalone.MANIFEST, SCRIPT))
+DEVICE_FOLDER = frozenset(
+    (*(name for names in FILES_OF.values() for name in names), WEIGHTS, standalone.MANIFEST, SCRIPT)
+)
 """What such a folder may hold and be replaced with it; `device.json`, the result, is not among it on purpose."""
 
 
@@ -50,7 +53,7 @@ def write_device_folder(
         overwrite: whether an older folder may be replaced, if it holds nothing else and no result.
 
     Returns:
-        The number of candidate networks.
+        The number of candidate networks, in both precisions.
 
     Raises:
         CaptureError: the model does not run on the example.
@@ -61,11 +64,12 @@ def write_device_folder(
     """
     with new_folder(folder, overwrite, DEVICE_FOLDER) as draft:
         seen = capture(model, example)
-        candidates = distinct(fitting(seen, forms, policy))
+        candidates = distinct(one for precision in PRECISIONS for one in fitting(seen, forms, policy, precision))
         if not candidates:
             raise FormError("forms: no conv takes any of them and gets cheaper; pass other forms, or lower ranks")
-        if len(candidates) >= len(FILES):
-            raise FormError(f"forms: {len(candidates)} networks to time; pass fewer than {len(FILES)}")
+        each = len(candidates) // len(PRECISIONS)
+        if each >= len(FILES):
+            raise FormError(f"forms: {each} networks to time; pass fewer than {len(FILES)}")
         write_candidates(draft, seen, candidates)
         source = Path(standalone.__file__).read_text(encoding="utf-8")
         (draft / SCRIPT).write_text(source, encoding="utf-8")

@@ -19,7 +19,7 @@ from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.site import Site
 
-_LARGE = 1024
+LARGE = 1024
 """Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""
 
 Shape = tuple[int, ...]
@@ -54,6 +54,8 @@ class Drawn:
     model: ModelProto
     weights: Mapping[str, Shape]
     nodes: tuple[DrawnNode, ...]
+    bytes: frozenset[str] = frozenset()
+    """Of the weights those that have eight bits."""
 
 
 def skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
@@ -62,7 +64,7 @@ def skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
     large = {
         tensor.name: tuple(tensor.dims)
         for tensor in graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= _LARGE
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
     }
     kept = [TensorProto.FromString(one.SerializeToString()) for one in graph.initializer if one.name not in large]
     del graph.initializer[:], graph.value_info[:]
@@ -210,7 +212,7 @@ class _Writer:
             nodes, source = self._padded(source, tuple(pads), self._margin.mode)
             pads = [0, 0, 0, 0]
         shape = (stage.out_channels, stage.in_per_group, *stage.kernel_size)
-        if int(np.prod(shape)) >= _LARGE:
+        if int(np.prod(shape)) >= LARGE:
             self._weights[weight] = shape
         elif all(tensor.name != weight for tensor in self._graph.initializer):
             self._graph.initializer.append(numpy_helper.from_array(small(shape), weight))

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
+
+Precision = Literal["fp32", "int8"]
+"""In which a network runs, and its milliseconds are measured."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 GAIN = 1.1
 """A layer changes for speed only where the table says that it gets this much faster."""
@@ -32,6 +37,12 @@ class Latencies(Protocol):
     def ms(self, site: str, form: Form | None) -> float:
         """Milliseconds of a site."""
         ...
+
+
+def precision_of(table: Latencies) -> Precision:
+    """Of the networks that a table was measured in; one that does not say is of fp32."""
+    found: Precision = getattr(table, "precision", "fp32")
+    return found
 
 
 def pays(table: Latencies, site: str, form: Form) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -17,9 +18,9 @@ from convsurgeon.deploy.table.cache import fingerprint
 from convsurgeon.deploy.table.candidates import distinct, timeable, uncovered
 from convsurgeon.deploy.table.folder import Candidate, write_folder
 from convsurgeon.deploy.table.graph import Skeleton, obstacle, skeleton
-from convsurgeon.deploy.table.latencies import Whole
+from convsurgeon.deploy.table.latencies import PRECISIONS, Precision, Whole
 from convsurgeon.deploy.table.prune import cheapest, hopeless, without
-from convsurgeon.deploy.table.reduce import familiar, reduce
+from convsurgeon.deploy.table.reduce import familiar, of_precision, reduce
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.deploy.timing.standalone import DENSE
 from convsurgeon.forms.catalogue import Kinds, kinds_of
@@ -36,6 +37,7 @@ def measure_whole(
     *,
     threads: int = 1,
     passes: int = 3,
+    precision: Precision = "fp32",
     progress: bool = True,
 ) -> tuple[float, tuple[float, ...]]:
     """Milliseconds of a network as it is, and once each plan is carried out: for confirming what a table predicts.
@@ -46,6 +48,7 @@ def measure_whole(
         plans: what to make of it; the weights do not matter and are not fitted.
         threads: of the runtime.
         passes: sets of fresh sessions.
+        precision: in which all of them run, the network as it is among them.
         progress: whether a bar appears when it takes longer than two seconds.
 
     Raises:
@@ -53,7 +56,7 @@ def measure_whole(
         LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
     """
     seen = capture(model, example)
-    dense_ms, found = measured_wholes(seen, exported(seen, progress), plans, threads, passes, progress)
+    dense_ms, found = measured_wholes(seen, exported(seen, progress), plans, threads, passes, precision, progress)
     return dense_ms, tuple(whole.total_ms for whole in found)
 
 
@@ -68,17 +71,24 @@ def exported(seen: Capture, progress: bool) -> Skeleton:
 
 
 def measured_wholes(
-    seen: Capture, bare: Skeleton, plans: Sequence[Plan], threads: int, passes: int, progress: bool
+    seen: Capture,
+    bare: Skeleton,
+    plans: Sequence[Plan],
+    threads: int,
+    passes: int,
+    precision: Precision,
+    progress: bool,
 ) -> tuple[float, tuple[Whole, ...]]:
     """`measure_whole` for a model that is exported already, with what each changed site takes in each network."""
     made = [
-        Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}))
+        Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}), precision)
         for number, plan in enumerate(plans)
     ]
     changing = distinct(one for one in made if one.chosen)
     kinds = kinds_of(form for one in changing for form in one.chosen.values())
     with scratch() as folder:
-        raw = measured(seen, bare, changing, folder / measuring.RESULT, threads, passes, progress, kinds=kinds)
+        place = folder / measuring.RESULT
+        raw = measured(seen, bare, changing, place, threads, passes, progress, precision, kinds=kinds)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
     found = {DENSE: Whole(reduce(raw, kinds).total_ms, {})} | {one.key: _whole(raw, one, kinds) for one in changing}
@@ -103,6 +113,7 @@ def measured(
     threads: int,
     passes: int,
     progress: bool,
+    precision: Precision,
     prune: bool = False,
     kinds: Kinds = (),
 ) -> measuring.Raw:
@@ -116,8 +127,12 @@ def measured(
         threads: of the runtime.
         passes: sets of fresh sessions.
         progress: whether bars appear.
+        precision: of the candidates, and of the dense network beside them.
         prune: leave out what can hardly pay, see `prune`; results say what that was.
         kinds: of forms, beside those that ship; what earlier calls timed of others stays in `target` alone.
+
+    Returns:
+        The results of this precision.
 
     Raises:
         LatencyError: no passes or threads, or a network cannot be run.
@@ -126,18 +141,18 @@ def measured(
         raise LatencyError(f"passes={passes}: pass at least 1")
 
     def timed(chosen: Sequence[Candidate]) -> measuring.Raw:
-        return _timed(seen, bare, chosen, target, threads, passes, progress)
+        return _timed(seen, bare, chosen, target, threads, passes, precision, progress)
 
     sites = {site.name: site for site in seen.sites}
     if not prune:
-        return timed(candidates)
+        return of_precision(timed(candidates), precision)
     raw = timed(cheapest(candidates, sites))
-    known = familiar(raw, kinds)
+    known = familiar(of_precision(raw, precision), kinds)
     out = hopeless(candidates, reduce(known, kinds).rows, sites)
     rest = uncovered(without(candidates, out), known, passes, forms=kinds)
     raw = {**(timed(rest) if rest else raw), "pruned": [*raw.get("pruned", []), *map(list, out)]}
     measuring.write(target, raw)
-    return raw
+    return of_precision(raw, precision)
 
 
 def _timed(
@@ -147,6 +162,7 @@ def _timed(
     target: Path,
     threads: int,
     passes: int,
+    precision: Precision,
     progress: bool,
 ) -> measuring.Raw:
     with scratch() as folder, _bar(len(candidates) * passes, "timing", progress) as bar:
@@ -156,7 +172,7 @@ def _timed(
             bar.update()
 
         try:
-            _write(folder, seen, bare, candidates)
+            _write(folder, seen, bare, candidates, (precision,))
             clear_beside(target)
             return measuring.measure(folder, target, threads, passes, told, measuring.SECONDS, logs=folder)
         except measuring.MeasureError as error:
@@ -168,23 +184,26 @@ def _timed(
 
 
 def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
-    """Exports a network and writes it into a folder, dense and with each candidate's forms.
+    """Exports a network and writes it into a folder, dense in every precision and with each candidate's forms.
 
     Raises:
         ExportError: the model has no ONNX form.
     """
-    _write(folder, seen, exported(seen, progress=False), candidates)
+    _write(folder, seen, exported(seen, progress=False), candidates, PRECISIONS)
 
 
-def _write(folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate]) -> None:
+def _write(
+    folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate], precisions: Sequence[Precision]
+) -> None:
     barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
     made = {}
     for one in candidates:
         chosen = {name: form for name, form in one.chosen.items() if name not in barred}
         if chosen:
-            made[Candidate(one.label, chosen).key] = Candidate(one.label, chosen)
+            kept = dataclasses.replace(one, chosen=chosen)
+            made[kept.key] = kept
     about = {"network": fingerprint(seen), "model": type(seen.model).__name__, "example": str(seen.example)}
-    write_folder(folder, bare, list(made.values()), {**about, "barred": barred})
+    write_folder(folder, bare, list(made.values()), {**about, "barred": barred}, precisions)
 
 
 def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:

@@ -9,6 +9,7 @@ out 41 there, one of them wrongly.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 
@@ -59,7 +60,9 @@ def without(candidates: Sequence[Candidate], left_out: Sequence[tuple[str, str]]
     """The candidates without some of their sites; those that have none left go."""
     out = set(left_out)
     made = [
-        Candidate(one.label, {name: form for name, form in one.chosen.items() if (name, form.label) not in out})
+        dataclasses.replace(
+            one, chosen={name: form for name, form in one.chosen.items() if (name, form.label) not in out}
+        )
         for one in candidates
     ]
     return [one for one in made if one.chosen]

@@ -1,10 +1,10 @@
 """From what the runtime's profiler said of every node to milliseconds of every site in every form.
 
 The nodes of a site are its own, plus what the form brought in its wake: an addition or activation that the runtime no
-longer fuses, and changes of layout that the dense network does not have there. The profiler takes 1 to 2 microseconds
-of every node, which is a third of a small network: the difference to the unprofiled time is spread over the nodes
-evenly (in the ResNet-20 it is 1.75 microseconds a node whatever the form). Every pass is scaled by what the dense
-network took in it, and the median over the passes stands.
+longer fuses, and changes of layout, or of the number of bits, that the dense network does not have there. The
+profiler takes 1 to 2 microseconds of every node, which is a third of a small network: the difference to the
+unprofiled time is spread over the nodes evenly (in the ResNet-20 it is 1.75 microseconds a node whatever the form).
+Every pass is scaled by what the dense network took in it, and the median over the passes stands.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import numpy as np
 
 from convsurgeon.base.errors import FormError, LatencyError, described
 from convsurgeon.deploy.table.check import check
-from convsurgeon.deploy.timing.standalone import DENSE, Raw
+from convsurgeon.deploy.table.latencies import Precision
+from convsurgeon.deploy.timing.standalone import DENSE, DENSE_OF, Raw
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, is_known
 from convsurgeon.forms.form import Form
 
 _NUMBER = re.compile(r"node-(\d+)")
 _LEAST = 0.05
 """Of a profiled time that is left to a node when the profiler's share is taken off."""
-_LAYOUT = ("ReorderInput", "ReorderOutput")
+_LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,26 @@ def reduce(raw: Raw, forms: Kinds = ()) -> Figures:
         return _reduced(raw, forms)
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:  # a form's own fields
         raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
+
+
+def of_precision(raw: Raw, precision: Precision) -> Raw:
+    """The results of the networks of one precision, the dense one of which is then called `DENSE`.
+
+    Raises:
+        LatencyError: They are damaged.
+    """
+    dense = DENSE_OF[precision]
+    try:
+        own = {key: one for key, one in raw["networks"].items() if one.get("precision", "fp32") == precision}
+        networks = {DENSE if key == dense else key: one for key, one in own.items()}
+        samples = [
+            {**one, "network": DENSE if one["network"] == dense else one["network"]}
+            for one in raw["samples"]
+            if one["network"] in own or one["network"] not in raw["networks"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
+    return {**raw, "networks": networks, "samples": samples, "pruned": raw.get("pruned", [])}
 
 
 def familiar(raw: Raw, forms: Kinds) -> Raw:
@@ -163,9 +184,9 @@ def _executed(raw: Raw, sample: Raw) -> list[_Executed]:
 def _index(name: str, operator: str, nodes: Sequence[Any]) -> int:
     """The number of the node in the file; a conv with what follows it in it is the conv."""
     match = _NUMBER.match(name)
-    if operator in _LAYOUT or match is None or int(match[1]) >= len(nodes):
+    index = int(match[1]) if match is not None else len(nodes)
+    if index >= len(nodes) or (operator in _LAYOUT and nodes[index][0] != operator):
         return -1
-    index = int(match[1])
     fused = operator.endswith("Conv") and nodes[index][0] != "Conv" and nodes[index][3] >= 0
     return int(nodes[index][3]) if fused else index
 

@@ -6,6 +6,9 @@
 
 One network is built per form, with the form wherever it fits; the runtime's profile of it says what each site takes in
 the company of its neighbours. Law: the sites' milliseconds and `rest_ms` add up to `total_ms`.
+
+A table is of one precision. In int8 everything is, the network as it is among it: the same networks rounded by the
+exporter's own steps (`int8.py`), shares of the *dense int8* network. No image is needed: values take no time.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.table.cache import cache_file, fingerprint
 from convsurgeon.deploy.table.candidates import fitting, uncovered
-from convsurgeon.deploy.table.latencies import Stopwatch, Whole
+from convsurgeon.deploy.table.latencies import PRECISIONS, Precision, Stopwatch, Whole
 from convsurgeon.deploy.table.measure import exported, measured, measured_wholes
-from convsurgeon.deploy.table.reduce import Row, familiar, reduce
+from convsurgeon.deploy.table.reduce import Row, familiar, of_precision, reduce
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
 from convsurgeon.forms.form import Form
@@ -52,6 +55,7 @@ class LatencyTable:
         threads: of the runtime.
         passes: sets of sessions that the figures are medians of.
         machine: where it was measured.
+        precision: of all networks, the one as it is among them.
     """
 
     rows: tuple[Row, ...]
@@ -62,6 +66,7 @@ class LatencyTable:
     threads: int
     passes: int
     machine: Mapping[str, Any]
+    precision: Precision = "fp32"
 
     @staticmethod
     def measure(
@@ -72,6 +77,7 @@ class LatencyTable:
         *,
         threads: int = 1,
         passes: int = 3,
+        precision: Precision = "fp32",
         cache: str | Path | None = None,
         prune: bool = True,
         progress: bool = True,
@@ -85,8 +91,9 @@ class LatencyTable:
             policy: which sites may be touched; the default leaves the stem alone.
             threads: of the runtime.
             passes: sets of fresh sessions; times differ by up to 10 % from one to the next.
-            cache: folder of earlier measurements, one file per network, machine, runtime version and thread count; the
-                user's cache folder if not given. A stopped measurement goes on from there.
+            precision: in which the networks run: fp32, or int8 as `export` writes it.
+            cache: folder of earlier measurements, one file per network, machine, runtime version, thread count and
+                precision; the user's cache folder if not given. A stopped measurement goes on from there.
             prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
             progress: whether a bar appears when it takes longer than two seconds.
 
@@ -101,6 +108,7 @@ class LatencyTable:
             policy,
             threads=threads,
             passes=passes,
+            precision=precision,
             cache=cache,
             prune=prune,
             progress=progress,
@@ -114,30 +122,37 @@ class LatencyTable:
         *,
         threads: int = 1,
         passes: int = 3,
+        precision: Precision = "fp32",
         cache: str | Path | None = None,
         prune: bool = True,
         progress: bool = True,
     ) -> LatencyTable:
         """`measure` for a model that is captured already."""
-        target = cache_file(cache, fingerprint(seen), threads)
+        check_precision(precision)
+        target = cache_file(cache, fingerprint(seen), threads, precision)
         kinds = kinds_of(forms)
-        raw = _stored(target, kinds)
-        wanted = uncovered(fitting(seen, forms, policy), raw, passes, prune, kinds)
+        raw = _stored(target, precision, kinds)
+        wanted = uncovered(fitting(seen, forms, policy, precision), raw, passes, prune, kinds)
         if wanted or raw is None:
-            raw = measured(seen, exported(seen, progress), wanted, target, threads, passes, progress, prune, kinds)
-        return _table(familiar(raw, kinds), kinds)
+            how = (target, threads, passes, progress, precision, prune, kinds)
+            raw = measured(seen, exported(seen, progress), wanted, *how)
+        return _table(familiar(raw, kinds), precision, kinds)
 
     @staticmethod
-    def load(path: str | Path, forms: Kinds = ()) -> LatencyTable:
+    def load(path: str | Path, forms: Kinds = (), *, precision: Precision | None = None) -> LatencyTable:
         """Reads what `save` wrote, or the `device.json` of a device.
 
         Args:
             path: of the file.
             forms: kinds of form that may be in it beside those that ship.
+            precision: that is wanted. A `device.json` holds both, of which fp32 is read where nothing is said; what
+                `save` wrote holds one.
 
         Raises:
-            LatencyError: it is none of these, or damaged.
+            LatencyError: it is none of these, damaged, or of another precision.
         """
+        if precision is not None:
+            check_precision(precision)
         place = Path(path)
         try:
             values = json.loads(place.read_text(encoding="utf-8"))
@@ -147,7 +162,10 @@ class LatencyTable:
             raise LatencyError(f"{place}: is damaged (no JSON); take another copy, or measure again") from error
         try:
             raw = isinstance(values, dict) and "convsurgeon_device" in values
-            return _table(values, forms) if raw else _parsed(values, forms)
+            if raw:
+                wanted: Precision = precision or "fp32"
+                return _table(of_precision(values, wanted), wanted, forms)
+            return _of_the(precision, _parsed(values, forms))
         except LatencyError as error:
             raise LatencyError(f"{place}: {error}") from error
 
@@ -227,7 +245,7 @@ class LatencyTable:
         bare = exported(seen, progress)
 
         def timed(plans: Sequence[Plan]) -> tuple[Whole, ...]:
-            dense_ms, found = measured_wholes(seen, bare, plans, threads, max(1, self.passes), progress)
+            dense_ms, found = measured_wholes(seen, bare, plans, threads, max(1, self.passes), self.precision, progress)
             scale = self.total_ms / dense_ms
             return tuple(
                 Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
@@ -252,9 +270,10 @@ class LatencyTable:
                 label = "dense" if row.form is None else row.form.label
                 rows.append((row.site, label, row.ms, row.spread, speedup, ", ".join(row.flags) or None))
         cpu, runtime = self.machine.get("cpu", "?"), self.machine.get("onnxruntime", "?")
+        how = f"{self.precision}, {self.passes} passes, threads {self.threads}, {cpu}, onnxruntime {runtime}"
         title = (
             f"Latency of {self.model} on {self.example}: {self.total_ms:.3f} ms, {self.rest_ms:.3f} of it in no conv "
-            f"listed here\n{self.passes} passes, threads {self.threads}, {cpu}, onnxruntime {runtime}"
+            f"listed here\n{how}"
         )
         return Table(title, columns, tuple(rows))
 
@@ -268,7 +287,23 @@ class LatencyTable:
         return {_MARK: 1, **head, "rows": [{**row, "flags": list(row["flags"])} for row in rows]}
 
 
-def _stored(target: Path, forms: Kinds) -> measuring.Raw | None:
+def check_precision(precision: str) -> None:
+    """Refuses what no network is measured in.
+
+    Raises:
+        LatencyError: it is none of the two.
+    """
+    if precision not in PRECISIONS:
+        raise LatencyError(f"precision={precision!r}: pass one of {', '.join(PRECISIONS)}")
+
+
+def _of_the(precision: Precision | None, table: LatencyTable) -> LatencyTable:
+    if precision is not None and table.precision != precision:
+        raise LatencyError(f"is a table of {table.precision}, {precision} is wanted; measure one with that precision")
+    return table
+
+
+def _stored(target: Path, precision: Precision, forms: Kinds) -> measuring.Raw | None:
     """What was measured before of forms that are known."""
     try:
         raw = measuring.read(target, "convsurgeon_device") if target.exists() else None
@@ -276,17 +311,19 @@ def _stored(target: Path, forms: Kinds) -> measuring.Raw | None:
         raise LatencyError(str(error)) from error
     if raw is not None:
         try:
-            raw = familiar(raw, forms)
+            raw = familiar(of_precision(raw, precision), forms)
             reduce(raw, forms)
         except LatencyError as error:
             raise LatencyError(f"{target}: {error}; delete it to measure again") from error
     return raw
 
 
-def _table(raw: measuring.Raw, forms: Kinds) -> LatencyTable:
+def _table(raw: measuring.Raw, precision: Precision, forms: Kinds) -> LatencyTable:
     figures = reduce(raw, forms)
     head = {name: raw[name] for name in ("model", "example", "threads", "machine")}
-    return LatencyTable(figures.rows, figures.total_ms, figures.networks, passes=figures.passes, **head)
+    return LatencyTable(
+        figures.rows, figures.total_ms, figures.networks, passes=figures.passes, precision=precision, **head
+    )
 
 
 def _parsed(values: Any, forms: Kinds) -> LatencyTable:
@@ -309,6 +346,7 @@ def _parsed(values: Any, forms: Kinds) -> LatencyTable:
             _count(values["threads"]),
             _count(values["passes"]),
             dict(values["machine"]),
+            _precision(values.get("precision", "fp32")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:
         raise LatencyError(f"is damaged ({described(error)}); measure again") from error
@@ -324,3 +362,10 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 < value < 1 << 31:
         raise ValueError(f"{value!r} is no number of threads or passes")
     return value
+
+
+def _precision(value: Any) -> Precision:
+    if value not in PRECISIONS:
+        raise ValueError(f"{value!r} is no precision")
+    found: Precision = value
+    return found

@@ -5,9 +5,9 @@
 Take `device.json` back to the desktop and plan with it: `convsurgeon convert ... --budget latency=0.5 --device
 device.json`. A run that was stopped goes on where it was: results are written after every few networks.
 
-A pass opens fresh sessions on the dense network and a few candidates, runs them in turns, first with the runtime's
-profiler and then without it, and keeps for every node the mean over its fastest quarter. Times of one pass are to be
-compared with the dense network of the same pass only: the machine may have been busier in another.
+A pass opens fresh sessions on the dense network and a few candidates of the same precision, runs them in turns, first
+with the runtime's profiler and then without it, and keeps for every node the mean over its fastest quarter. Times of
+one pass are to be compared with the dense network of the same pass only: the machine may have been busier in another.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ except ImportError:  # Windows
 
 FORMAT = 2
 MANIFEST, RESULT, DENSE = "manifest.json", "device.json", "dense"
+DENSE_OF = {"fp32": DENSE, "int8": "dense-int8"}
+"""Precision -> the network as it is, which all others of that precision are timed beside."""
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
 SECONDS = 0.35
@@ -101,7 +103,8 @@ def read_manifest(folder: Path) -> Raw:
     try:
         files = {**manifest["files"]}
         names = {network["file"] for network in manifest["networks"].values()} | set(files)
-        _ = manifest["networks"][DENSE], manifest["inputs"][0], [manifest[name] for name in _ABOUT]
+        _ = [manifest["networks"][name] for name in {_dense(one) for one in manifest["networks"].values()}]
+        _ = manifest["inputs"][0], [manifest[name] for name in _ABOUT]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise MeasureError(f"{folder / MANIFEST}: is damaged ({error!r}); copy the whole folder again") from None
     for name in sorted(names):
@@ -215,25 +218,35 @@ def _begun(manifest: Raw, target: Path, threads: int) -> Raw:
 def _missing(manifest: Raw, raw: Raw | None, number: int) -> list[str]:
     """Networks that this pass has no times of."""
     known = {sample["network"] for sample in (raw or {"samples": []})["samples"] if sample["pass"] == number}
-    return [name for name in manifest["networks"] if name not in known and name != DENSE]
+    return [name for name in manifest["networks"] if name not in known and name not in DENSE_OF.values()]
+
+
+def _dense(network: Raw) -> str:
+    """The key of the network as it is, in the precision of this one."""
+    return DENSE_OF[network.get("precision", "fp32")]
 
 
 def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
-    """What to open together, within the memory; just the dense network where there is no candidate at all."""
-    names = _missing(manifest, raw, number)
-    if not names and len(manifest["networks"]) == 1 and not raw["samples"]:
-        yield []
-    names = names if number % 2 == 0 else names[::-1]
-    room = min(_SESSION_BYTES, 0.4 * _free_bytes())
+    """What to open together, within the memory, the dense network first; that alone where there is no candidate."""
     networks = manifest["networks"]
+    for dense in DENSE_OF.values():
+        own = [name for name in networks if _dense(networks[name]) == dense]
+        names = [name for name in _missing(manifest, raw, number) if name in own]
+        if len(own) == 1 and all(sample["network"] != dense for sample in raw["samples"]):
+            yield own
+        yield from _within_memory(networks, dense, names if number % 2 == 0 else names[::-1])
+
+
+def _within_memory(networks: Raw, dense: str, names: list[str]) -> Iterator[list[str]]:
+    room = min(_SESSION_BYTES, 0.4 * _free_bytes())
     while names:
-        group, used = [names[0]], sum(_session_bytes(networks[name]) for name in (DENSE, names[0]))
+        group, used = [names[0]], sum(_session_bytes(networks[name]) for name in (dense, names[0]))
         for name in names[1:GROUP]:
             used += _session_bytes(networks[name])
             if used > room:
                 break
             group.append(name)
-        yield group
+        yield [dense, *group]
         names = names[len(group) :]
 
 
@@ -254,15 +267,14 @@ def _free_bytes() -> float:
 def _group(
     folder: Path,
     manifest: Raw,
-    group: list[str],
+    names: list[str],
     number: int,
     threads: int,
     seconds: float,
     progress: Progress | None,
     place: Path | None,
 ) -> list[Raw]:
-    """One pass over the dense network and some candidates: what each took, by node and in all."""
-    names = [DENSE, *group]
+    """One pass over the dense network, which is the first, and some candidates: what each took, by node and in all."""
     with tempfile.TemporaryDirectory(dir=place) as logs:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
@@ -275,7 +287,7 @@ def _group(
         profiles = {name: _profile(Path(session.end_profiling()), runs) for name, session in sessions}
         walls = _rounds(sessions, feeds, runs)
         for name, _ in sessions:
-            if progress is not None and name != DENSE:
+            if progress is not None and name != names[0]:
                 progress(str(manifest["networks"][name]["label"]))
     totals = {name: _total(*profiles[name], _low(walls[name])) for name in names}
     return [
@@ -283,7 +295,7 @@ def _group(
             "pass": number,
             "network": name,
             "total_ms": totals[name],
-            "dense_ms": totals[DENSE],
+            "dense_ms": totals[names[0]],
             "wall_ms": _low(walls[name]),
             "nodes": profiles[name][0],
         }
