@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import ExportError, LatencyError, OutputError
-from convsurgeon.budget.budget import Budget
+from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, OutputError
+from convsurgeon.budget.budget import Budget, check_precision
 from convsurgeon.budget.confirmation import Timing
 from convsurgeon.budget.limit import Limit, Metric, check_within, limit_of
-from convsurgeon.budget.milliseconds import measured_here, speed_in_words, table_for
+from convsurgeon.budget.milliseconds import check_table, measured_here, speed_in_words, table_for
 from convsurgeon.budget.problem import Judged
 from convsurgeon.budget.search import fastest, hopeless
 from convsurgeon.budget.trial import appraise, best_forms, best_plan, opened, rate
-from convsurgeon.deploy.table.latencies import Latencies
+from convsurgeon.deploy.table.latencies import Latencies, Precision
 from convsurgeon.fit.fidelity import Fidelity, fidelity
 from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_FORMS
@@ -51,6 +51,8 @@ class Result:
     example: Example
     held_back: tuple[Example, ...] = ()
     made_up: tuple[Calibration, ...] = ()
+    precision: Precision = "fp32"
+    """Of the file that it was planned for, which `export` writes without being asked."""
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """The result with one more line in its report."""
@@ -90,6 +92,7 @@ def convert(
     metric: Metric | None = None,
     within: float | str | None = None,
     better: str = "higher",
+    precision: Precision = "fp32",
     images: int = 1024,
     seed: int = 0,
     progress: bool = True,
@@ -124,6 +127,8 @@ def convert(
         within: most to lose of the metric, in its unit (`1.0`) or as a share of the original's (`"1%"`); without a
             metric the relative error of the output, of what the network adds to its input where it is image to image.
         better: `"higher"` or `"lower"`: which metric is better.
+        precision: of the file that is to ship, where the fastest network is searched for: `"fp32"` or `"int8"`. Its
+            milliseconds are measured, its metric or error counts. A budget says it itself.
         images: how many of them to use at most.
         seed: of images that are made up, and of the output positions that are drawn from them.
         progress: whether to show bars.
@@ -138,11 +143,12 @@ def convert(
     Returns:
         The converted model with its changes, skips, plan and report.
     """
+    _check_precision(precision, budget, searching=within is not None or (calibration is not False and forms is None))
     if metric is not None or within is not None:
         check_within(budget, images=calibration is not False)
     before = capture(model, example)
     data = gather(before, calibration, images, seed, progress)
-    how = _How(policy, allow_growth, latencies, data, seed, progress)
+    how = _How(policy, allow_growth, latencies, data, seed, progress, precision)
     if budget is not None:
         return _within_budget(before, BUDGET_FORMS if forms is None else forms, budget, how)
     if within is not None or metric is not None:
@@ -165,6 +171,23 @@ class _How:
     data: Calibration | None
     seed: int
     progress: bool
+    precision: Precision
+
+
+def _check_precision(precision: Precision, budget: Budget | None, searching: bool) -> None:
+    """Refuses a precision that nothing is planned for, or that the budget says itself.
+
+    Raises:
+        BudgetError: it is one.
+    """
+    check_precision(precision)
+    if precision != "fp32" and budget is not None:
+        raise BudgetError(f"precision: the budget says it itself; pass Budget(..., precision={precision!r})")
+    if precision != "fp32" and not searching:
+        raise BudgetError(
+            f"precision={precision!r}: nothing is planned here, so it changes nothing; "
+            "pass a budget with it, within=, or calibration without forms"
+        )
 
 
 def _within_budget(before: Capture, forms: Sequence[Form], budget: Budget, how: _How) -> Result:
@@ -172,11 +195,12 @@ def _within_budget(before: Capture, forms: Sequence[Form], budget: Budget, how: 
     growth = how.allow_growth or budget.latency is not None
     found = opened(before, forms, how.policy, growth)
     found = found if table is None or budget.latency is None else found.paying(table)
-    best = best_plan(rate(found, how.data, how.seed, how.progress), budget, table, how.progress)
+    rated = rate(found, how.data, how.seed, how.progress, budget.precision)
+    best = best_plan(rated, budget, table, how.progress)
     result = _carry_out(before, best.plan, how.data, how.seed, how.progress)
-    words = speed_in_words(before, result.plan, table, best.timings, how.progress)
+    words = speed_in_words(before, result.plan, table, best.timings, budget.precision, how.progress)
     report = dataclasses.replace(result.report, judged=best.judged, timings=best.timings, speed=words)
-    return dataclasses.replace(result, report=report)
+    return dataclasses.replace(result, report=report, precision=budget.precision)
 
 
 def _by_default(before: Capture, how: _How) -> Result:
@@ -188,21 +212,24 @@ def _by_default(before: Capture, how: _How) -> Result:
         found = appraise(before, CALIBRATED_FORMS, how.policy, how.allow_growth, how.data, how.seed, how.progress)
         result = _carry_out(before, best_forms(found), how.data, how.seed, how.progress)
         words = f"Milliseconds are not known, forms were chosen by MACs: {error}."
-        return dataclasses.replace(result, report=dataclasses.replace(result.report, speed=words))
+        report = dataclasses.replace(result.report, speed=words)
+        return dataclasses.replace(result, report=report, precision=how.precision)
 
 
 def _fastest(before: Capture, forms: Sequence[Form], limit: Limit, how: _How) -> Result:
     """The fastest network within a limit, or the model as it was."""
-    table = how.latencies or measured_here(before, forms, how.policy, how.progress)
+    check_table(how.latencies, how.precision)
+    table = how.latencies or measured_here(before, forms, how.policy, how.progress, how.precision)
     found = opened(before, forms, how.policy, allow_growth=True)
     search = hopeless(found.base, found.options, table, limit)
     if search is None:
-        search = fastest(rate(found.paying(table), how.data, how.seed, how.progress), table, limit, how.progress)
+        rated = rate(found.paying(table), how.data, how.seed, how.progress, how.precision)
+        search = fastest(rated, table, limit, how.progress)
     result = _carry_out(before, search.plan, how.data, how.seed, how.progress)
     report = dataclasses.replace(
         result.report, attempts=search.attempts, limit=search.limit, timings=search.timings, speed=search.sentence
     )
-    return dataclasses.replace(result, report=report)
+    return dataclasses.replace(result, report=report, precision=how.precision)
 
 
 def carry_out(

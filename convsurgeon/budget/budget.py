@@ -6,10 +6,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 from convsurgeon.base.errors import BudgetError
+from convsurgeon.deploy.table.latencies import PRECISIONS, Precision
 
 Amount = float | int | str
+
+_LIMITS = ("macs", "params", "bytes", "latency", "lost")
 
 _UNITS = {
     "macs": {"mac": 1.0, "macs": 1.0, "flop": 0.5, "flops": 0.5},
@@ -34,9 +38,11 @@ class Budget:
         latency: of the whole model, by a latency table; `"faster"` sets no limit: a layer changes only where
             that is faster, and takes the first candidate that is.
         lost: instead of a limit on cost: the cheapest model (in MACs) within this relative error of the output.
+        precision: of the file that is to ship: milliseconds are measured in it, as shares of the dense network in it,
+            and plans are judged with what it adds to their error. `"fp32"` or `"int8"`.
 
     Raises:
-        BudgetError: no limit at all, or one that cannot be read.
+        BudgetError: no limit at all, or one that cannot be read; or no such precision.
     """
 
     macs: Amount | None = None
@@ -44,9 +50,11 @@ class Budget:
     bytes: Amount | None = None
     latency: Amount | None = None
     lost: float | None = None
+    precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        given = {item.name: getattr(self, item.name) for item in fields(self)}
+        check_precision(self.precision)
+        given = {name: getattr(self, name) for name in _LIMITS}
         given = {name: value for name, value in given.items() if value is not None}
         if not given:
             raise BudgetError("budget: no limit; pass for example Budget(macs=0.5)")
@@ -58,19 +66,19 @@ class Budget:
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Reads `macs=0.5,params=20M`.
+        """Reads `macs=0.5,params=20M`, or `latency=0.5,precision=int8`.
 
         Raises:
             BudgetError: an unknown name, a name without a value, or a value that cannot be read.
         """
         known = [item.name for item in fields(Budget)]
-        values: dict[str, Amount] = {}
+        values: dict[str, Any] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             name, equals, value = (piece.strip() for piece in part.partition("="))
             if not equals or name not in known or name in values:
                 raise BudgetError(f"budget: cannot read {part!r}; write macs=0.5, with one of {', '.join(known)}")
-            values[name] = _number(value)
-        return Budget(**values)  # type: ignore[arg-type]
+            values[name] = _number(value) if name in _LIMITS else value
+        return Budget(**values)
 
     def limits(self, whole: Callable[[str], float]) -> dict[str, float]:
         """Name -> limit in the name's unit (MACs, parameters, bytes, milliseconds), `lost` and "faster" left out.
@@ -85,6 +93,16 @@ class Budget:
                 share, amount = _amount(name, value)
                 found[name] = amount * whole(name) if share else amount
         return found
+
+
+def check_precision(precision: str) -> None:
+    """Refuses what no plan is made for.
+
+    Raises:
+        BudgetError: it is none of the precisions.
+    """
+    if precision not in PRECISIONS:
+        raise BudgetError(f"budget: precision={precision!r}; pass one of {', '.join(PRECISIONS)}")
 
 
 def _number(text: str) -> Amount:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 
 from convsurgeon.base import world
-from convsurgeon.base.errors import ExportError, LatencyError
+from convsurgeon.base.errors import BudgetError, ExportError, LatencyError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing
 from convsurgeon.budget.problem import predicted
-from convsurgeon.deploy.table.latencies import Latencies
+from convsurgeon.deploy.table.latencies import Latencies, Precision, beside, precision_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
@@ -25,13 +25,33 @@ def table_for(
     policy: Predicate | None,
     progress: bool,
 ) -> Latencies | None:
-    """The table that was handed in, or if the budget is one of milliseconds, one of this machine."""
+    """The table that was handed in, or if the budget is one of milliseconds, one of this machine.
+
+    Raises:
+        BudgetError: the table is of another precision than the budget.
+    """
     if given is None and budget.latency is not None:
-        return measured_here(seen, forms, policy, progress)
+        return measured_here(seen, forms, policy, progress, budget.precision)
+    check_table(given, budget.precision)
     return given
 
 
-def measured_here(seen: Capture, forms: Sequence[Form], policy: Predicate | None, progress: bool) -> Latencies:
+def check_table(table: Latencies | None, precision: Precision) -> None:
+    """Refuses a table of one precision for plans of another.
+
+    Raises:
+        BudgetError: it is one.
+    """
+    if table is not None and (found := precision_of(table)) != precision:
+        raise BudgetError(
+            f"budget: the plan is for {precision}, the table of latencies of {found}; "
+            f"measure one with precision={precision!r}, or plan for {found}"
+        )
+
+
+def measured_here(
+    seen: Capture, forms: Sequence[Form], policy: Predicate | None, progress: bool, precision: Precision = "fp32"
+) -> Latencies:
     """A `LatencyTable` of one thread; of several processes the first measures for all.
 
     Raises:
@@ -41,33 +61,40 @@ def measured_here(seen: Capture, forms: Sequence[Form], policy: Predicate | None
     """
     from convsurgeon.deploy.table.table import LatencyTable
 
-    return world.shared(lambda: LatencyTable.of(seen, forms, policy, progress=progress))
+    return world.shared(lambda: LatencyTable.of(seen, forms, policy, precision=precision, progress=progress))
 
 
 def speed_in_words(
-    seen: Capture, plan: Plan, table: Latencies | None, timings: Sequence[Timing], progress: bool
+    seen: Capture,
+    plan: Plan,
+    table: Latencies | None,
+    timings: Sequence[Timing],
+    precision: Precision,
+    progress: bool,
 ) -> str:
     """What a plan does to the milliseconds, in one sentence: as they were timed, or else by the table, or timed now."""
     taken = [one for one in timings if one.taken]
     if taken:
-        return _compared(taken[0].dense_ms, taken[0].measured_ms, "measured in onnxruntime")
+        return _compared(taken[0].dense_ms, taken[0].measured_ms, "measured in onnxruntime", precision)
     if table is not None and math.isfinite(after_ms := predicted(table, plan)):
-        return _compared(table.total_ms, after_ms, "by the table of latencies")
+        return _compared(table.total_ms, after_ms, "by the table of latencies", precision)
     if not plan.changes:
         return ""
     try:
-        return _compared(*world.shared(lambda: _timed(seen, plan, progress)), "measured in onnxruntime, one thread")
+        times = world.shared(lambda: _timed(seen, plan, precision, progress))
+        return _compared(*times, "measured in onnxruntime, one thread", precision)
     except (ExportError, LatencyError) as error:
         return f"Milliseconds are not known: {error}."
 
 
-def _timed(seen: Capture, plan: Plan, progress: bool) -> tuple[float, float]:
+def _timed(seen: Capture, plan: Plan, precision: Precision, progress: bool) -> tuple[float, float]:
     from convsurgeon.deploy.table.measure import exported, measured_wholes
 
-    dense_ms, (whole,) = measured_wholes(seen, exported(seen, progress), [plan], 1, 3, "fp32", progress)
+    dense_ms, (whole,) = measured_wholes(seen, exported(seen, progress), [plan], 1, 3, precision, progress)
     return dense_ms, whole.total_ms
 
 
-def _compared(before_ms: float, after_ms: float, how: str) -> str:
+def _compared(before_ms: float, after_ms: float, how: str, precision: Precision) -> str:
     word = "" if after_ms <= before_ms else ", that is slower"
-    return f"{before_ms / after_ms:.2f} times as fast{word}: {after_ms:.3g} ms instead of {before_ms:.3g}, {how}."
+    faster = f"{before_ms / after_ms:.2f} times as fast{beside(precision)}{word}"
+    return f"{faster}: {after_ms:.3g} ms instead of {before_ms:.3g}, {how}."

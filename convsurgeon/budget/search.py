@@ -21,7 +21,7 @@ from convsurgeon.budget.confirmation import ROUNDS, Timing, stopwatch, timing
 from convsurgeon.budget.limit import Limit, measured
 from convsurgeon.budget.problem import distinct, predicted, problem
 from convsurgeon.budget.trial import Appraised, contest, trial
-from convsurgeon.deploy.table.latencies import Latencies, pays
+from convsurgeon.deploy.table.latencies import Latencies, Precision, beside, pays
 from convsurgeon.planning.plan import Change, Plan, Skip
 
 WORTH = 1.1
@@ -106,7 +106,7 @@ def fastest(rated: Appraised, table: Latencies, limit: Limit, progress: bool) ->
     if slow:
         return _left(rated.base, table, limit, attempts, timings, slow)
     kept = tuple(dataclasses.replace(one, taken=one is best.attempt) for one in attempts)
-    return Search(plan, str(limit), kept, timings, _gained(best.attempt, timings))
+    return Search(plan, str(limit), kept, timings, _gained(best.attempt, timings, rated.precision))
 
 
 def _halved(
@@ -140,8 +140,8 @@ def _attempt(rated: Appraised, table: Latencies, limit: Limit, share: float) -> 
     plan = plans[best.measure]
     if limit.metric:
         (metric,) = limit.metric
-        converted = trial(rated, plan, rated.data[0].images, jointly=True)[0]  # what is carried out in the end
-        value = world.shared(lambda: measured(metric, converted))
+        shipped = trial(rated, plan, rated.data[0].images, jointly=True)[0]  # what is carried out in the end
+        value = world.shared(lambda: measured(metric, shipped))
     else:
         value = best.error / limit.scale
     ms = predicted(table, plan)
@@ -186,13 +186,14 @@ def _with_all_cores(rated: Appraised, table: Latencies, plan: Plan, progress: bo
     return f"the best plan is {speed:.2f} times as fast with all cores, that is slower" if speed < 1 else ""
 
 
-def _gained(attempt: Attempt, timings: Sequence[Timing]) -> str:
-    promised = f"{attempt.dense_ms / attempt.predicted_ms:.2f} times as fast by the table of latencies"
+def _gained(attempt: Attempt, timings: Sequence[Timing], precision: Precision) -> str:
+    promised = f"{attempt.dense_ms / attempt.predicted_ms:.2f} times as fast"
+    table, against = "by the table of latencies", beside(precision)
     if not timings:
-        return f"{promised} ({attempt.predicted_ms:.3g} ms instead of {attempt.dense_ms:.3g})."
+        return f"{promised}{against} {table} ({attempt.predicted_ms:.3g} ms instead of {attempt.dense_ms:.3g})."
     last = timings[-1]
-    speed = last.dense_ms / last.measured_ms
-    return f"{speed:.2f} times as fast measured ({last.measured_ms:.3g} ms instead of {last.dense_ms:.3g}), {promised}."
+    speed = f"{last.dense_ms / last.measured_ms:.2f} times as fast{against} measured"
+    return f"{speed} ({last.measured_ms:.3g} ms instead of {last.dense_ms:.3g}), {promised} {table}."
 
 
 def _left(

@@ -22,10 +22,10 @@ from convsurgeon.base.errors import BudgetError, CalibrationError, OutputError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
 from convsurgeon.budget.budget import Budget
-from convsurgeon.budget.milliseconds import measured_here
+from convsurgeon.budget.milliseconds import check_table, measured_here
 from convsurgeon.budget.problem import predicted
 from convsurgeon.budget.trial import Appraised, best_plan, opened, rate, trial
-from convsurgeon.deploy.table.latencies import Latencies
+from convsurgeon.deploy.table.latencies import Latencies, Precision
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
@@ -160,6 +160,7 @@ def sweep(
     policy: Predicate | None = None,
     metric: Callable[[nn.Module], float] | None = None,
     latencies: Latencies | None = None,
+    precision: Precision = "fp32",
     allow_growth: bool = False,
     images: int = 1024,
     seed: int = 0,
@@ -181,6 +182,7 @@ def sweep(
         policy: which sites may be touched; the default leaves the stem alone.
         metric: a number for a model, for example its accuracy; measured for every point.
         latencies: measured milliseconds of every site in every form, to show beside the MACs; a `LatencyTable`.
+        precision: of the files that would ship, whose errors and milliseconds these are: `"fp32"` or `"int8"`.
         allow_growth: take a form even where it has more MACs or parameters than the conv; milliseconds decide that
             where they are the budget.
         images: how many images to use at most.
@@ -198,22 +200,28 @@ def sweep(
     if data is None:
         raise CalibrationError("sweep: without images no plan can be judged; pass calibration, or leave it out")
     if latencies is None and kind == "latency":
-        latencies = measured_here(seen, forms, policy, progress)
+        latencies = measured_here(seen, forms, policy, progress, precision)
+    check_table(latencies, precision)
     found = opened(seen, forms, policy, allow_growth or kind == "latency")
     found = found if latencies is None or kind == "macs" else found.paying(latencies)
-    rated = rate(found, data, seed, progress)
+    rated = rate(found, data, seed, progress, precision)
     points: list[Point] = []
     unreachable: list[float] = []
     reason: BudgetError | None = None
     for share in tqdm(sorted(set(shares)), desc="budgets", disable=world.silent(progress)):
         try:
-            points.append(_point(rated, Budget(**{kind: float(share)}), share, metric, latencies))
+            points.append(_point(rated, _budget(kind, share, precision), share, metric, latencies))
         except BudgetError as error:
             unreachable.append(share)
             reason = error
     if reason is not None and not points:
         raise reason
     return Sweep(tuple(points), tuple(unreachable), str(seen.example), kind, str(reason or ""), data.notes)
+
+
+def _budget(kind: Kind, share: float, precision: Precision) -> Budget:
+    values: dict[str, Any] = {kind: float(share), "precision": precision}
+    return Budget(**values)
 
 
 def _point(

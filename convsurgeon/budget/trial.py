@@ -19,8 +19,8 @@ from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing, confirmed
 from convsurgeon.budget.problem import Judged, Problem, distinct, problem
 from convsurgeon.budget.rating import Measures, by_data, by_weights
-from convsurgeon.deploy.table.latencies import Latencies, pays
-from convsurgeon.fit.reconstruct import reconstruct
+from convsurgeon.deploy.table.latencies import Latencies, Precision, pays
+from convsurgeon.fit.reconstruct import OutputJudge, reconstruct
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.images.calibration import Calibration, leading
@@ -67,6 +67,8 @@ class Appraised:
     measures: Measures
     data: tuple[Calibration, ...]
     seed: int
+    precision: Precision = "fp32"
+    """Of the file that ships: the error of a network on trial is that of its file."""
 
 
 def opened(seen: Capture, forms: Sequence[Form], policy: Predicate | None, allow_growth: bool) -> Open:
@@ -76,11 +78,15 @@ def opened(seen: Capture, forms: Sequence[Form], policy: Predicate | None, allow
     return Open(seen, base, candidates(base, kernels, forms, allow_growth))
 
 
-def rate(found: Open, data: Calibration | None, seed: int, progress: bool) -> Appraised:
-    """The candidates with their errors: from the weights, and from calibration data where there are any."""
+def rate(found: Open, data: Calibration | None, seed: int, progress: bool, precision: Precision = "fp32") -> Appraised:
+    """The candidates with their errors: from the weights, and from calibration data where there are any.
+
+    What int8 adds to the error of one layer, about 0.0001 of its output a rounding, is nothing beside what a form
+    loses that is worth its while; whole networks are tried as their int8 files.
+    """
     options = found.options
     measures = by_weights(options) if data is None else by_data(found.seen.model, options, data, seed, progress)
-    return Appraised(found.seen, found.base, options, measures, () if data is None else (data,), seed)
+    return Appraised(found.seen, found.base, options, measures, () if data is None else (data,), seed, precision)
 
 
 def appraise(
@@ -158,14 +164,37 @@ def contest(rated: Appraised, plans: Mapping[str, Plan], alone: bool = False) ->
 
 
 def trial(rated: Appraised, plan: Plan, images: int = TRIAL_IMAGES, jointly: bool = False) -> tuple[nn.Module, float]:
-    """The model of a plan, fitted to some of the images, and its relative error on those that are held back."""
-    if not plan.changes:
-        return rated.seen.model, 0.0
+    """The model of a plan, fitted to some of the images, and its relative error on those that are held back.
+
+    In int8 it is the int8 file, and the network as it is has an error, too.
+    """
     (data,) = rated.data
+    if not plan.changes:
+        return _shipped(rated, rated.seen.model, 0.0)
     converted, done = operate(rated.seen.model, plan, rated.seen.example)
     part = Calibration(tuple(leading(data.fitted, images)), data.held_back)
     fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False, jointly=jointly)
-    return converted, fitted.error_after
+    return _shipped(rated, converted, fitted.error_after)
+
+
+def _shipped(rated: Appraised, model: nn.Module, error: float) -> tuple[nn.Module, float]:
+    """A model as the file that ships computes it, and its error on held-back images.
+
+    Args:
+        rated: says in which precision.
+        model: in float.
+        error: of it.
+
+    Raises:
+        ExportError: it is to be int8, and cannot be.
+    """
+    if rated.precision == "fp32":
+        return model, error
+    from convsurgeon.deploy.int8.module import as_int8
+
+    (data,) = rated.data
+    rounded = as_int8(model, data.fitted)
+    return rounded, OutputJudge(rated.seen.model, data.held_back).error(rounded)
 
 
 def _cheapest(rated: Appraised, task: Problem, lost: float) -> Best:
@@ -180,7 +209,7 @@ def _cheapest(rated: Appraised, task: Problem, lost: float) -> Best:
     for _ in range(_HALVINGS):
         allowed = math.sqrt(low * high)
         plan = task.cheapest(errors, allowed)
-        error = trial(rated, plan)[1] if plan.changes else 0.0
+        error = trial(rated, plan)[1]
         tried.append((plan, error))
         low, high = (allowed, high) if error <= lost else (low, allowed)
     kept = [plan for plan, error in tried if error <= lost]

@@ -76,7 +76,7 @@ def reconstruct(
         progress: whether to show a bar over the sites.
         jointly: whether to fit all sites together after one by one; to tell plans apart that is not needed.
     """
-    judge = _Judge(seen.model, data.held_back)
+    judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
     start = saved(converted)
     sites = fit_in_order(seen, converted, plan, data, seed, progress)
@@ -96,7 +96,7 @@ def reconstruct(
 
 
 def _tried(
-    what: str, model: nn.Module, judge: _Judge, before: dict[str, Tensor], best: float
+    what: str, model: nn.Module, judge: OutputJudge, before: dict[str, Tensor], best: float
 ) -> tuple[str, float, bool]:
     """Keeps the model as it is if that is better than `best`, puts it back otherwise."""
     error = judge.error(model)
@@ -106,7 +106,7 @@ def _tried(
     return what, error, kept
 
 
-class _Judge:
+class OutputJudge:
     """Relative error of a model's floating-point outputs against the original's, on held-back batches."""
 
     def __init__(self, original: nn.Module, batches: Sequence[Example]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.fit import joint
 from convsurgeon.fit.joint import fit_jointly
-from convsurgeon.fit.reconstruct import _Judge
+from convsurgeon.fit.reconstruct import OutputJudge
 from convsurgeon.graph.capture import capture
 from convsurgeon.images.calibration import Calibration, read
 
@@ -89,7 +89,7 @@ def _made(kind: type[nn.Module]) -> Made:
 
 
 def _fitted(made: Made, data: Calibration, seed: int = 0) -> tuple[float, float]:
-    judge = _Judge(made.original, data.held_back)
+    judge = OutputJudge(made.original, data.held_back)
     before = judge.error(made.model)
     seen = capture(made.original, _images(1))
     fit_jointly(seen, made.model, made.plan, data.fitted, judge.error, seed, progress=False)

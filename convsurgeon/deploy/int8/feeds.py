@@ -14,6 +14,20 @@ from convsurgeon.base.errors import ExportError
 from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Feed
 
+_SPACE = 2
+"""Axis of a value from which on it is an image's size."""
+
+
+def opened_sizes(model: ModelProto) -> ModelProto:
+    """A copy that runs on images of any size, if its nodes can: shapes of values are left out beyond the channels."""
+    found: ModelProto = ModelProto.FromString(model.SerializeToString())
+    del found.graph.value_info[:]
+    for info in (*found.graph.input, *found.graph.output):
+        for axis, size in enumerate(info.type.tensor_type.shape.dim):
+            if axis >= _SPACE:
+                size.dim_param = f"{info.name}_{axis}"
+    return found
+
 
 def feeds_of(model: ModelProto, calibration: Any) -> list[Feed]:
     """The calibration inputs in batches of the size the file wants.

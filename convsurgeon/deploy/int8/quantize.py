@@ -31,12 +31,9 @@ from convsurgeon.base.leftovers import scratch
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.int8.activations import LayerError, layer_errors
 from convsurgeon.deploy.int8.agreement import Agreement, agreement
-from convsurgeon.deploy.int8.equalise import equalise
 from convsurgeon.deploy.int8.feeds import feeds_of
-from convsurgeon.deploy.int8.fitting import fit
-from convsurgeon.deploy.int8.joining import join
-from convsurgeon.deploy.int8.ranges import CALIBRATORS, Calibrator, Ranges, found
-from convsurgeon.deploy.int8.rounding import rounded
+from convsurgeon.deploy.int8.ranges import CALIBRATORS, Calibrator, Ranges
+from convsurgeon.deploy.int8.steps import lower, prepare
 from convsurgeon.deploy.int8.target import Target, onnxruntime
 from convsurgeon.deploy.onnx import names, proto
 from convsurgeon.deploy.onnx.export import version
@@ -188,12 +185,9 @@ def convert_fp16(
 def _prepared(
     origin: Path, model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator, equalised: bool
 ) -> Ranges:
-    """Brings the graph, in place, into the form that rounds best, and finds the ranges of its values."""
+    """`prepare`, whose failures are those of the file and its calibration."""
     try:
-        join(model.graph)
-        if equalised:
-            equalise(model, feeds)
-        return found(model, feeds, calibrator)
+        return prepare(model, feeds, calibrator, equalised)
     except Exception as error:  # the runtime's exceptions have no common base but Exception
         raise ExportError(f"{origin}: cannot be run on the calibration: {first_line(error)}") from error
 
@@ -210,11 +204,7 @@ def _round(
 ) -> tuple[LayerError, ...]:
     """Quantises into the draft and says what each layer lost."""
     try:
-        made = rounded(model, ranges, target, left)
-        if fitted:
-            exact = ModelProto.FromString(model.SerializeToString())
-            scales = fit(exact, made, feeds, target, left)
-            made = rounded(exact, ranges, target, left, scales)
+        made = lower(model, ranges, feeds, target, left, fitted)
     except ExportError as error:
         raise ExportError(f"{draft.name}: {error}") from error
     draft.write_bytes(_stamped(made))

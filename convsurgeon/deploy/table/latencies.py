@@ -45,6 +45,11 @@ def precision_of(table: Latencies) -> Precision:
     return found
 
 
+def beside(precision: Precision) -> str:
+    """What a speed-up is held against, in words, where that is not the original itself."""
+    return "" if precision == "fp32" else f" as the original in {precision}, itself in {precision},"
+
+
 def pays(table: Latencies, site: str, form: Form) -> bool:
     """Whether a form is clearly faster than the site as it is."""
     return table.has(site, form) and table.ms(site, None) >= GAIN * table.ms(site, form)

@@ -1,0 +1,93 @@
+"""A model as its int8 file computes it, where a torch module is expected: to judge it as any other.
+
+The graph is exported, quantised and run by the very code that writes the file, so nothing has to be simulated: a CIFAR
+ResNet-20 takes 4 s, nearly all of it torch's exporter, where the fit of its plan takes 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+from convsurgeon.base.errors import ExportError, first_line
+from convsurgeon.deploy.int8.feeds import feeds_of, opened_sizes
+from convsurgeon.deploy.int8.steps import lower, prepare
+from convsurgeon.deploy.int8.target import onnxruntime
+from convsurgeon.deploy.onnx import inputs, proto
+from convsurgeon.deploy.onnx.export import exported_graph
+from convsurgeon.deploy.timing.session import options
+from convsurgeon.graph.example import Example
+from convsurgeon.images.calibration import first, images_in
+
+IMAGES = 128
+"""Calibration images that ranges and weights are taken from: enough to tell plans apart."""
+
+_BATCH = 16
+
+
+class Int8Module(nn.Module):
+    """Runs an int8 graph in the runtime; takes and gives what the model it came from does, outputs as a flat tuple.
+
+    Args:
+        graph: with fixed shapes; it is run on other sizes of images, too, and on any number of them.
+    """
+
+    def __init__(self, graph: ModelProto) -> None:
+        super().__init__()
+        self.batch = _batch(graph)
+        self.names = [name for name, _ in proto.signature(graph.graph.input)]
+        made = opened_sizes(graph).SerializeToString()
+        self.session = ort.InferenceSession(made, options(1, "all"), providers=["CPUExecutionProvider"])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+        """What the graph gives; a part of a batch is filled up with its last image."""
+        values = [tensor.detach().cpu().numpy() for tensor in Example(args, kwargs).tensors()]
+        count = len(values[0])
+        parts = [self._run([one[at : at + self.batch] for one in values]) for at in range(0, count, self.batch)]
+        outputs = tuple(torch.from_numpy(np.concatenate(found)[:count]) for found in zip(*parts, strict=True))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _run(self, values: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        lacking = self.batch - len(values[0])
+        filled = [np.concatenate([one, np.repeat(one[-1:], lacking, axis=0)]) if lacking else one for one in values]
+        try:
+            found: list[np.ndarray[Any, Any]] = self.session.run(None, dict(zip(self.names, filled, strict=True)))
+        except Exception as error:  # the runtime's exceptions have no common base but Exception
+            raise ExportError(f"int8: the network cannot be run on these inputs: {first_line(error)}") from error
+        return found
+
+
+def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
+    """The model as its int8 file would compute it.
+
+    Args:
+        model: in float; it stays as it is.
+        examples: calibration batches, of which `IMAGES` images are used.
+
+    Raises:
+        ExportError: the model has no ONNX form, or the quantiser fails on it.
+    """
+    arranged = [inputs.ordered(model, one) for one in examples]
+    size = min(_BATCH, images_in(arranged[0]))
+    graph = exported_graph(model, first(arranged[0], size))
+    names = [name for name, _ in proto.signature(graph.graph.input)]
+    rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
+    feeds = feeds_of(graph, rows)[: max(1, IMAGES // size)]
+    try:
+        ranges = prepare(graph, feeds, "percentile")
+        return Int8Module(lower(graph, ranges, feeds, onnxruntime()))
+    except ExportError:
+        raise
+    except Exception as error:  # the runtime's exceptions have no common base but Exception
+        raise ExportError(f"int8: the network cannot be run on the calibration: {first_line(error)}") from error
+
+
+def _batch(graph: ModelProto) -> int:
+    size = proto.signature(graph.graph.input)[0][1][0]
+    return size if isinstance(size, int) and size > 0 else 1
