@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from convsurgeon.deploy.bundle.bundle import export
     from convsurgeon.deploy.bundle.mobile import mobile_check
     from convsurgeon.deploy.int8.quantize import convert_fp16, quantize_int8
+    from convsurgeon.deploy.int8.target import Target
     from convsurgeon.deploy.onnx.export import export_onnx
     from convsurgeon.deploy.onnx.parity import check_parity
     from convsurgeon.deploy.table.device import write_device_folder
@@ -184,6 +185,7 @@ _HOMES = {
         "convert_fp16",
         "quantize_int8",
     ),
+    "deploy.int8.target": ("Target",),
     "deploy.onnx.export": ("export_onnx",),
     "deploy.onnx.parity": ("check_parity",),
     "deploy.table.device": ("write_device_folder",),
@@ -253,6 +255,7 @@ __all__ = [
     "SpatialSeparable",
     "Sweep",
     "Table",
+    "Target",
     "Tucker",
     "bench",
     "capture",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Result:
     made_up: tuple[Calibration, ...] = ()
     precision: Precision = "fp32"
     """Of the file that it was planned for, which `export` writes without being asked."""
+    allowed: float = math.nan
+    """Relative error of the output that the network was searched within; nan where it was made otherwise."""
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """The result with one more line in its report."""
@@ -229,7 +232,8 @@ def _fastest(before: Capture, forms: Sequence[Form], limit: Limit, how: _How) ->
     report = dataclasses.replace(
         result.report, attempts=search.attempts, limit=search.limit, timings=search.timings, speed=search.sentence
     )
-    return dataclasses.replace(result, report=report, precision=how.precision)
+    allowed = math.nan if limit.metric else limit.most * limit.scale
+    return dataclasses.replace(result, report=report, precision=how.precision, allowed=allowed)
 
 
 def carry_out(

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convsurgeon.base.errors import LoadError
+from convsurgeon.base.errors import ExportError, LoadError
 from convsurgeon.base.files import BUNDLE, check_folder
 from convsurgeon.cli.options import NONE, group
 from convsurgeon.cli.timing import add_timing
 from convsurgeon.conversion import Result
+
+TARGETS = ("onnxruntime", "npu")
 
 
 def add_export(command: argparse.ArgumentParser) -> None:
@@ -27,7 +29,19 @@ def add_export(command: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--dynamic", choices=("batch", "size"), help="leave batch or image size open (mobile providers want neither)"
     )
-    options.add_argument("--int8", action="store_true", help="also static int8 of both networks")
+    options.add_argument(
+        "--int8", action="store_true", default=None, help="also static int8 of both networks (so with --precision int8)"
+    )
+    options.add_argument(
+        "--target",
+        choices=TARGETS,
+        default="onnxruntime",
+        help="what int8 files are for: onnxruntime, or what compilers for NPUs want (fixed shapes, symmetric)",
+    )
+    options.add_argument("--per-tensor", action="store_true", help="of an NPU: one scale for a whole weight")
+    options.add_argument(
+        "--activations", choices=("int8", "uint8"), help="of an NPU: type of the values (default int8)"
+    )
     options.add_argument(
         "--calibrator", choices=("percentile", "minmax"), default="percentile", help="how int8 ranges are found"
     )
@@ -45,7 +59,7 @@ def check_export(options: argparse.Namespace) -> None:
     Raises:
         OutputError: the folder exists or cannot be written.
         CalibrationError: `--int8` with `--calibrate none`.
-        ExportError: an opset that is not written.
+        ExportError: an opset that is not written, or options of another target.
         LatencyError: too few rounds, or no threads.
         LoadError: the file of class names cannot be read.
     """
@@ -54,8 +68,10 @@ def check_export(options: argparse.Namespace) -> None:
     check_folder(options.out, options.force, BUNDLE)
     from convsurgeon.deploy.bundle.bundle import check_order
 
-    check_order(options.opset, options.int8 and options.calibrate == NONE, options.pairs, options.threads)
+    lacks_images = _wants_int8(options) and options.calibrate == NONE
+    check_order(options.opset, lacks_images, options.pairs, options.threads)
     _class_names(options.classes)
+    _target(options)
 
 
 def export_bundle(
@@ -76,6 +92,7 @@ def export_bundle(
         images=options.images,
         calibrator=options.calibrator,
         exclude_worst=options.exclude_worst,
+        target=_target(options),
         mean=options.mean,
         std=options.std,
         classes=_class_names(options.classes),
@@ -96,6 +113,22 @@ def print_bundle(bundle: Any, result: Result) -> None:
     for text in cautions(result.report, bundle.deployment.to_dict()):
         print(f"note: {text}")
     print(f"Open {bundle.folder / 'report.html'} in a browser.")
+
+
+def _wants_int8(options: argparse.Namespace) -> bool:
+    budget = getattr(options, "budget", None)
+    planned = getattr(options, "precision", "fp32") if budget is None else budget.precision
+    return bool(options.int8 or planned == "int8")
+
+
+def _target(options: argparse.Namespace) -> Any:
+    from convsurgeon.deploy.int8.target import Target
+
+    if options.target == "npu":
+        return Target.npu(options.activations or "int8", per_channel=not options.per_tensor)
+    if options.per_tensor or options.activations:
+        raise ExportError("--per-tensor, --activations: are of --target npu; add it, or leave them out")
+    return Target.onnxruntime()
 
 
 def _class_names(path: str | None) -> list[str]:

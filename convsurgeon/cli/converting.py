@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import Any
 
@@ -38,9 +39,10 @@ def _convert(options: argparse.Namespace) -> None:
         if planned is None:
             chosen = choices(options)
             chosen |= limit(options, metric)
+            chosen |= {} if "budget" in chosen else {"precision": options.precision}
             result = convert(model, example, **chosen, **latencies(options, model, example, chosen), **data)
         else:
-            result = carry_out(model, planned, example, **data)
+            result = dataclasses.replace(carry_out(model, planned, example, **data), precision=options.precision)
         if metric is not None:
             stage("metric")
             name, measured = metric

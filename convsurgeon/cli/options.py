@@ -8,6 +8,7 @@ from typing import Any
 
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.budget.budget import Budget
+from convsurgeon.deploy.table.latencies import PRECISIONS
 from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.planning.policy import Policy, default_policy
 from convsurgeon.planning.policy_text import parse_policy
@@ -87,6 +88,16 @@ def add_choices(command: argparse.ArgumentParser) -> None:
         metavar="macs=0.5",
         help="what the model may cost: macs=, params=, bytes=, latency= as shares or amounts (params=20M), "
         "latency=faster, or lost= for the cheapest within an error; all of --form and --rank are candidates then",
+    )
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """In which precision the network will run that is planned for."""
+    group(command, "budget").add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the file that ships: its milliseconds are planned and its errors count (default fp32)",
     )
 
 

@@ -11,7 +11,16 @@ from torch import nn
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.base.files import check_file
 from convsurgeon.budget.sweep import SHARES, check_drawable, sweep
-from convsurgeon.cli.options import NONE, add_calibration, add_choices, add_command, add_file, add_model, group
+from convsurgeon.cli.options import (
+    NONE,
+    add_calibration,
+    add_choices,
+    add_command,
+    add_file,
+    add_model,
+    add_precision,
+    group,
+)
 from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example
 from convsurgeon.cli.timing import add_latencies, add_milliseconds, latencies, shown_milliseconds
 from convsurgeon.conversion import convert
@@ -35,6 +44,7 @@ def add(commands: Any) -> None:
     add_choices(sweeps)
     add_calibration(sweeps)
     add_milliseconds(sweeps)
+    add_precision(sweeps)
     group(sweeps, "budget").add_argument(
         "--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the MACs or of the latency"
     )
@@ -46,6 +56,7 @@ def add_planning(command: argparse.ArgumentParser) -> None:
     add_model(command)
     add_choices(command)
     add_latencies(command)
+    add_precision(command)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -55,6 +66,8 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     chosen = choices(options)
+    if options.precision != "fp32" and "budget" not in chosen:
+        raise BudgetError(f"--precision {options.precision}: is of a budget; add --budget latency=0.5, for example")
     make = plan if "budget" not in chosen else _plan_within
     model, example = model_and_example(options)
     made = make(model, example, **chosen, **latencies(options, model, example, chosen))
@@ -87,6 +100,7 @@ def _sweep(options: argparse.Namespace) -> None:
         example,
         shares=options.shares,
         kind=options.of,
+        precision=options.precision,
         metric=None if metric is None else metric[1],
         **chosen,
         **times,

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from convsurgeon.base.errors import CalibrationError, LoadError, described
+from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.limit import Metric, check_within
 from convsurgeon.cli.options import NONE, WORDS
+from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.capture import capture
@@ -96,11 +98,16 @@ def choices(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of forms and policy, as keyword arguments of `plan`."""
     made: dict[str, Any] = {"policy": options.select, "allow_growth": options.allow_growth}
     if options.budget is not None:
-        made["budget"] = options.budget
+        made["budget"] = _budget(options.budget, getattr(options, "precision", "fp32"))
     if options.form or options.rank or options.energy or options.share:
         ranks = [*options.rank, *map(Energy, options.energy), *map(Share, options.share)] or [1]
         made["forms"] = [_form(word, rank, options.width) for word in options.form or ["separable"] for rank in ranks]
     return made
+
+
+def _budget(budget: Budget, precision: Precision) -> Budget:
+    """The budget, for a precision that may stand beside it instead of in it."""
+    return budget if precision == "fp32" else dataclasses.replace(budget, precision=precision)
 
 
 def metric_of(options: argparse.Namespace) -> tuple[str, Metric] | None:

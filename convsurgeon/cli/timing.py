@@ -14,6 +14,7 @@ from torch import nn
 from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, OutputError
 from convsurgeon.cli.options import add_choices, add_command, add_model, group
 from convsurgeon.cli.reading import choices, model_and_example
+from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.graph.example import Example
 
@@ -111,11 +112,14 @@ def _table(
 ) -> dict[str, Any]:
     from convsurgeon.deploy.table.table import LatencyTable
 
+    budget = chosen.get("budget")
+    precision: Precision = options.precision if budget is None else budget.precision
     if options.device:
-        return {"latencies": LatencyTable.load(options.device)}
+        return {"latencies": LatencyTable.load(options.device, precision=precision)}
     threads = next(iter(getattr(options, "threads", [])), 1)
     forms, policy = chosen.get("forms", BUDGET_FORMS), chosen["policy"]
-    how: dict[str, Any] = {"threads": threads, "cache": options.cache, "progress": not options.json}
+    how: dict[str, Any] = {"threads": threads, "precision": precision, "cache": options.cache}
+    how["progress"] = not options.json
     return {"latencies": LatencyTable.measure(model, example, forms, policy, **how)}
 
 
@@ -144,7 +148,7 @@ def _device(options: argparse.Namespace) -> None:
     forms = chosen.get("forms", BUDGET_FORMS)
     count = write_device_folder(model, example, forms, options.out, chosen["policy"], overwrite=options.force)
     size = sum(path.stat().st_size for path in Path(options.out).iterdir())
-    print(f"{options.out}: the dense network and {count} candidates, {size / 1e6:.1f} MB")
+    print(f"{options.out}: the dense network and {count} candidates in fp32 and int8, {size / 1e6:.1f} MB")
     print(f"On the device: python {Path(options.out) / 'measure.py'}, which needs numpy and onnxruntime and writes")
     print("device.json. Then here: convsurgeon convert ... --budget latency=0.5 --device device.json")
 

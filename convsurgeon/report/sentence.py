@@ -16,7 +16,26 @@ _FAR_DB = 6.0
 
 
 def sentence(report: Rows, deployed: Mapping[str, Any]) -> str:
-    """What was done, what it bought and what it cost."""
+    """Which file to ship, where that was measured; what was done, what it bought and what it cost."""
+    first = _shipped(deployed["recommended"]) if deployed.get("recommended") else ""
+    return f"{first}{_done(report, deployed)}"
+
+
+def _shipped(one: Mapping[str, Any]) -> str:
+    """The recommended file, how fast it is, and how near."""
+    where = f"with {_threads(one['threads'])} at level {one['level']}"
+    if one["name"] == "original.onnx":
+        return f"Ship original.onnx, the network as it was: no other file is faster {where} and near enough. "
+    speed = f"{one['speedup']:.2f} times as fast as original.onnx {where}"
+    over = one["over_dense_int8"]
+    kind = ", the original without any surgery" if one["name"].startswith("original") else ""
+    against = f", {over:.2f} times as fast as the quantised original" if over is not None and not kind else ""
+    return (
+        f"Ship {one['name']}{kind}: {speed}{against}; its error is {one['error']:.2g}, allowed {one['allowed']:.2g}. "
+    )
+
+
+def _done(report: Rows, deployed: Mapping[str, Any]) -> str:
     changes = sum(isinstance(step, Change) for step in report.steps)
     if not changes:
         why = f" {report.speed}" if report.speed else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,15 +23,19 @@ from torch import nn
 from convsurgeon.base.errors import CalibrationError, ExportError, LatencyError
 from convsurgeon.base.files import BUNDLE, new_folder
 from convsurgeon.base.tables import in_markdown
+from convsurgeon.budget.limit import ALLOWED, ALLOWED_ADDED
 from convsurgeon.conversion import Result
 from convsurgeon.deploy.bundle import variants
 from convsurgeon.deploy.bundle.deployment import Deployment
 from convsurgeon.deploy.bundle.golden import save_golden
 from convsurgeon.deploy.bundle.mobile import mobile_check
 from convsurgeon.deploy.bundle.readme import readme
+from convsurgeon.deploy.bundle.recommended import CONVERTED, ORIGINAL, Recommended, allowed_error, recommend
 from convsurgeon.deploy.bundle.taking_up import SUMS, sha256
+from convsurgeon.deploy.int8.agreement import Agreement
 from convsurgeon.deploy.int8.quantize import Quantized
 from convsurgeon.deploy.int8.ranges import Calibrator
+from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, export_onnx
 from convsurgeon.deploy.onnx.exporter import Dynamic
@@ -38,6 +43,7 @@ from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
 from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
 from convsurgeon.deploy.timing.session import Level, check_threads
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
+from convsurgeon.fit.added import added_share
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import Calibration, read
@@ -46,7 +52,6 @@ from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
 
-ORIGINAL, CONVERTED = "original.onnx", "model.onnx"
 _PARITY_IMAGES = 4
 
 
@@ -79,6 +84,11 @@ class Bundle:
         """int8 and fp16 versions of both."""
         return self.deployment.quantized
 
+    @property
+    def recommended(self) -> Recommended | None:
+        """The file to ship and the session options to run it with; None where nothing was timed."""
+        return self.deployment.recommended
+
 
 @dataclass(frozen=True)
 class _Order:
@@ -89,6 +99,7 @@ class _Order:
     kinds: tuple[variants.Kind, ...]
     calibrator: Calibrator
     exclude_worst: int
+    target: Target
     preparation: Preparation
     pairs: int
     threads: tuple[int, ...]
@@ -105,12 +116,13 @@ def export(
     overwrite: bool = False,
     opset: int = 18,
     dynamic: Dynamic = None,
-    int8: bool = False,
+    int8: bool | None = None,
     fp16: bool = False,
     calibration: object = None,
     images: int = 1024,
     calibrator: Calibrator = "percentile",
     exclude_worst: int = 0,
+    target: Target | None = None,
     mean: Sequence[float] = (),
     std: Sequence[float] = (),
     classes: Sequence[str] = (),
@@ -129,7 +141,8 @@ def export(
         overwrite: Whether it may be.
         opset: Of all ONNX files.
         dynamic: Which dimensions stay open: None, `"batch"` or `"size"`.
-        int8: Whether to write static int8 versions of both networks too.
+        int8: Whether to write static int8 versions of both networks too; if not given, where the conversion was planned
+            for int8.
         fp16: Whether to write half-precision versions of both.
         calibration: Unlabelled inputs, best those the conversion was calibrated on: the first part sets the ranges of
             int8, the last fifth tells how near all files are to the original. If not given, the images that were made
@@ -137,6 +150,7 @@ def export(
         images: Most of them to use.
         calibrator: How int8 ranges are found: `"percentile"` or `"minmax"`.
         exclude_worst: Layers to leave in float in int8 files, those that would add most noise.
+        target: What the int8 files are for; onnxruntime on this machine's processor if not given.
         mean: Subtracted from pixels in [0, 1]; goes into the files' metadata, as do `std` and `classes`.
         std: Divides them then.
         classes: Names of the outputs.
@@ -153,19 +167,21 @@ def export(
         ExportError: One of the models has no ONNX form; ParityError if a file computes something else.
         LatencyError: A timing setting is out of range.
     """
+    int8 = result.precision == "int8" if int8 is None else int8
     wanted: dict[variants.Kind, bool] = {"int8": int8, "fp16": fp16}
     kinds = tuple(kind for kind, asked in wanted.items() if asked)
     check_order(opset, int8 and calibration is False, pairs, threads)
     preparation = Preparation(tuple(mean), tuple(std), tuple(classes))
     measured = (pairs, tuple(threads), tuple(levels), progress)
-    order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
+    aim = Target.onnxruntime() if target is None else target
+    order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, aim, preparation, *measured, command, before)
     data = _images(calibration, result, images, int8, progress)
     with new_folder(folder, overwrite, BUNDLE) as temporary:
         deployment = _write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
         _write_papers(result, deployment, words, temporary)
-    target = Path(folder)
-    return Bundle(target, deployment.moved_to(target), words)
+    place = Path(folder)
+    return Bundle(place, deployment.moved_to(place), words)
 
 
 def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[int]) -> None:
@@ -240,9 +256,8 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
     order.before("weights.safetensors")
     save_weights(result.model, folder / "weights.safetensors")
     save_golden(result.model, real[0] if real else like, converted, folder)
-    quantized = variants.write(
-        (original, converted), data, like, order.kinds, order.calibrator, order.exclude_worst, order.before
-    )
+    how = (order.kinds, order.calibrator, order.exclude_worst, order.target, order.before)
+    quantized = variants.write((original, converted), data, like, *how)
     files: list[OnnxFile | Quantized] = [original, converted, *quantized]
     order.before("fidelity and mobile check")
     near, where = variants.compare(files, real, like, data is not None and data.made_up)
@@ -256,9 +271,25 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
         mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
         benches=timed,
         preparation=order.preparation,
+        recommended=_recommended(result, near, timed, real),
         sha256={one.path.name: sha256(one.path) for one in files},
         command=order.command,
     )
+
+
+def _recommended(
+    result: Result, near: Sequence[Agreement], timed: Sequence[Bench], real: Sequence[Example]
+) -> Recommended | None:
+    """The file to ship, by what was measured."""
+    if not timed:
+        return None
+    errors = {one.name: one.error for one in near}
+    accepted = CONVERTED if result.precision == "fp32" else f"model-{result.precision}.onnx"
+    scale = added_share(result.original, real[:_PARITY_IMAGES]) if real else 1.0
+    usual = ALLOWED if scale == 1 else ALLOWED_ADDED * scale
+    limit = usual if math.isnan(result.allowed) else result.allowed
+    allowed = allowed_error(errors, limit, accepted, searched=not math.isnan(result.allowed))
+    return recommend(timed[0].timings, errors, allowed)
 
 
 def _float(result: Result, name: str, images: Sequence[Example], order: _Order, folder: Path) -> OnnxFile:

@@ -10,6 +10,7 @@ from typing import Any
 
 from convsurgeon.base.tables import Table, jsonable
 from convsurgeon.deploy.bundle.mobile import MobileVerdict
+from convsurgeon.deploy.bundle.recommended import Recommended
 from convsurgeon.deploy.int8.agreement import Agreement
 from convsurgeon.deploy.int8.quantize import Quantized
 from convsurgeon.deploy.onnx.export import OnnxFile
@@ -33,6 +34,8 @@ class Deployment:
     benches: tuple[Bench, ...]
     """One, or none where nothing was timed."""
     preparation: Preparation
+    recommended: Recommended | None
+    """The file to ship; None where nothing was timed."""
     sha256: Mapping[str, str]
     """Of every ONNX file."""
     command: str
@@ -60,10 +63,12 @@ class Deployment:
     @property
     def files(self) -> Table:
         """Every ONNX file: size, and how near its outputs are to those of the original."""
-        columns = (("file", "text"), ("MB", "megabytes"), ("sqnr_db", "decibel"), ("same_top1", "share"))
-        near = {one.name: one for one in self.agreement}
+        near_columns = (("sqnr_db", "decibel"), ("same_top1", "share"), ("error", "number"))
+        columns = (("file", "text"), ("MB", "megabytes"), *near_columns, ("", "text"))
+        near = {one.name: (one.sqnr_db, one.top1, one.error) for one in self.agreement}
+        best = self.recommended.name if self.recommended is not None else ""
         rows = tuple(
-            (name, size, near[name].sqnr_db, near[name].top1) if name in near else (name, size, None, None)
+            (name, size, *near.get(name, (None, None, None)), "recommended" if name == best else None)
             for name, size in self.sizes.items()
         )
         return Table(f"Files, and how near they are to original.onnx on {self.agreement_on}", columns, rows)
@@ -103,6 +108,7 @@ class Deployment:
             "agreement": {"on": self.agreement_on, "files": near},
             "mobile": {name: verdict.to_dict() for name, verdict in self.mobile.items()},
             "latency": [one.moved_to(Path()).to_dict() for one in self.benches],
+            "recommended": None if self.recommended is None else self.recommended.to_dict(),
             "preparation": self.preparation.to_dict(),
             "command": self.command,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from convsurgeon.deploy.bundle.deployment import Deployment
+from convsurgeon.deploy.bundle.recommended import Recommended
 from convsurgeon.deploy.onnx.metadata import Signature, layout
 
 _WHAT = {
@@ -46,7 +47,7 @@ for name, found in zip(names, session.run(names, inputs)):
 
 {inputs}
 
-## Back in torch
+{recommended}## Back in torch
 
 ```python
 import convsurgeon as cs
@@ -69,10 +70,43 @@ def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[st
     return _TEMPLATE.format(
         title=title,
         sentence=sentence,
+        recommended=_recommended(deployment.recommended),
         inputs=_inputs(deployment),
         files=_table(files),
         bench=" ".join(deployment.sizes),
     )
+
+
+_WHICH = """\
+## Which file
+
+`{name}`, run like this: {speedup:.2f} times as fast as `original.onnx` on the machine that made this folder.
+
+```python
+import onnxruntime as ort
+
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads = {threads}, 1
+options.graph_optimization_level = ort.GraphOptimizationLevel.{level}
+options.add_session_config_entry("session.intra_op.allow_spinning", "{spinning}")
+session = ort.InferenceSession("{name}", options, providers=["CPUExecutionProvider"])
+```
+
+"""
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
+
+
+def _recommended(one: Recommended | None) -> str:
+    """How to run the file to ship, or nothing where none was timed."""
+    if one is None:
+        return ""
+    how = {"level": _LEVELS[one.level], "spinning": int(one.spinning)}
+    return _WHICH.format(name=one.name, speedup=one.speedup, threads=one.threads, **how)
 
 
 def _inputs(deployment: Deployment) -> str:

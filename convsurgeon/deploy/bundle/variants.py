@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 
@@ -11,6 +11,7 @@ from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.feeds import feeds_of
 from convsurgeon.deploy.int8.quantize import Quantized, convert_fp16, quantize_int8
 from convsurgeon.deploy.int8.ranges import Calibrator
+from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import OnnxFile
 from convsurgeon.deploy.timing.session import Feed
@@ -28,6 +29,7 @@ def write(
     kinds: Sequence[Kind],
     calibrator: Calibrator,
     exclude_worst: int,
+    target: Target,
     before: Callable[[str], None],
 ) -> tuple[Quantized, ...]:
     """Writes `NAME-int8.onnx` and `NAME-fp16.onnx` beside the float files, each behind its own check.
@@ -39,15 +41,16 @@ def write(
     made = []
     for kind in kinds:
         for file in files:
-            target = file.path.with_name(f"{file.path.stem}-{kind}.onnx")
-            before(target.name)
+            place = file.path.with_name(f"{file.path.stem}-{kind}.onnx")
+            before(place.name)
             if kind == "int8":
                 assert data is not None  # `export` refuses int8 without it
                 feeds = _feeds(file, data.fitted)
-                done = quantize_int8(file.path, target, feeds, calibrator=calibrator, exclude_worst=exclude_worst)
+                how: dict[str, Any] = {"calibrator": calibrator, "exclude_worst": exclude_worst, "target": target}
+                done = quantize_int8(file.path, place, feeds, **how)
             else:
                 shown = data.held_back if data is not None else _noise(like)
-                done = convert_fp16(file.path, target, _feeds(file, shown))
+                done = convert_fp16(file.path, place, _feeds(file, shown))
             made.append(done)
     return tuple(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ class Agreement:
     """Share of rows whose largest output is the same; None where the output is not one row of classes per image."""
     rows: int
     """Images that were looked at."""
+    error: float
+    """Squared error of all outputs over the variance of the reference's: what a conversion calls its error."""
 
 
 def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
@@ -33,13 +36,19 @@ def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
         LatencyError: One of them cannot be loaded.
     """
     energy, same, ranked, rows = [0.0, 0.0], 0, 0, 0
+    means: dict[int, list[float]] = {}
     sessions: list[ort.InferenceSession] = [opened(path, options(1, "all")) for path in (reference, other)]
     for feed in feeds:
         wanted, got = (session.run(None, feed) for session in sessions)
-        for one, two in zip(wanted, got, strict=True):
+        for number, (one, two) in enumerate(zip(wanted, got, strict=True)):
             add_energies(energy, one, two)
+            sums = means.setdefault(number, [0.0, 0.0])
+            sums[0], sums[1] = sums[0] + float(np.sum(one, dtype=np.float64)), sums[1] + one.size
         rows += len(wanted[0]) if wanted[0].ndim else 1
         if len(wanted) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
             same += int(np.sum(wanted[0].argmax(1) == got[0].argmax(1)))
             ranked += len(wanted[0])
-    return Agreement(other.name, ratio_db(*energy), same / ranked if ranked else None, rows)
+    variance = energy[0] - sum(total**2 / count for total, count in means.values() if count)
+    error = energy[1] / variance if variance > 0 else (math.inf if energy[1] else 0.0)
+    top1 = same / ranked if ranked else None
+    return Agreement(other.name, ratio_db(*energy), top1, rows, error if math.isfinite(error) else math.inf)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.deploy.int8.feeds import feeds_of, opened_sizes
 from convsurgeon.deploy.int8.steps import lower, prepare
-from convsurgeon.deploy.int8.target import onnxruntime
+from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs, proto
 from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.deploy.timing.session import options
@@ -81,7 +81,7 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
     feeds = feeds_of(graph, rows)[: max(1, IMAGES // size)]
     try:
         ranges = prepare(graph, feeds, "percentile")
-        return Int8Module(lower(graph, ranges, feeds, onnxruntime()))
+        return Int8Module(lower(graph, ranges, feeds, Target.onnxruntime()))
     except ExportError:
         raise
     except Exception as error:  # the runtime's exceptions have no common base but Exception

@@ -34,7 +34,7 @@ from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.feeds import feeds_of
 from convsurgeon.deploy.int8.ranges import CALIBRATORS, Calibrator, Ranges
 from convsurgeon.deploy.int8.steps import lower, prepare
-from convsurgeon.deploy.int8.target import Target, onnxruntime
+from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import names, proto
 from convsurgeon.deploy.onnx.export import version
 from convsurgeon.deploy.timing.session import Feed, checked
@@ -128,7 +128,7 @@ def quantize_int8(
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
     origin, place = Path(source), check_file(path, overwrite)
-    aim = onnxruntime() if target is None else target
+    aim = Target.onnxruntime() if target is None else target
     model = _read(origin)
     feeds = feeds_of(model, calibration)
     _check_names(model, exclude)

@@ -2,7 +2,7 @@
 
 The default is onnxruntime on this machine's kind of processor. Its kernels multiply unsigned activations with signed
 weights; without VNNI (or on ARM without a dot product) x86 adds pairs of products in 16 bits, which saturate unless the
-weights keep to seven bits (`reduce_range`). `NPU` is for compilers that take QDQ files; their conventions differ, so
+weights keep to seven bits (`reduce_range`). `npu` is for compilers that take QDQ files; their conventions differ, so
 each is an option. Nothing is claimed of a device that was not measured.
 """
 
@@ -55,25 +55,25 @@ class Target:
         """The largest level of a weight; the smallest is its negative."""
         return 64 if self.reduce_range else 127
 
+    @staticmethod
+    def onnxruntime(processor: Literal["here", "vnni", "avx2", "arm"] = "here") -> Target:
+        """A file for onnxruntime's CPU kernels.
 
-def onnxruntime(processor: Literal["here", "vnni", "avx2", "arm"] = "here") -> Target:
-    """A file for onnxruntime's CPU kernels.
+        Args:
+            processor: `"vnni"` x86 with it, `"avx2"` x86 without, `"arm"`, or `"here"` whatever this machine has.
 
-    Args:
-        processor: `"vnni"` x86 with it, `"avx2"` x86 without, `"arm"`, or `"here"` whatever this machine has.
+        Raises:
+            ExportError: another word.
+        """
+        if processor not in ("here", "vnni", "avx2", "arm"):
+            raise ExportError(f"target: processor {processor!r}; pass one of here, vnni, avx2, arm")
+        saturates = _saturates() if processor == "here" else processor == "avx2"
+        return Target(reduce_range=saturates)
 
-    Raises:
-        ExportError: another word.
-    """
-    if processor not in ("here", "vnni", "avx2", "arm"):
-        raise ExportError(f"target: processor {processor!r}; pass one of here, vnni, avx2, arm")
-    saturates = _saturates() if processor == "here" else processor == "avx2"
-    return Target(reduce_range=saturates)
-
-
-def npu(activations: Activations = "int8", per_channel: bool = True, align: int = 32) -> Target:
-    """A QDQ file as compilers for NPUs take it: fixed shapes, everything symmetric if signed."""
-    return Target("npu", activations, per_channel, symmetric=activations == "int8", static=True, align=align)
+    @staticmethod
+    def npu(activations: Activations = "int8", per_channel: bool = True, align: int = 32) -> Target:
+        """A QDQ file as compilers for NPUs take it: fixed shapes, everything symmetric if signed."""
+        return Target("npu", activations, per_channel, symmetric=activations == "int8", static=True, align=align)
 
 
 @cache

@@ -16,7 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from convsurgeon.deploy.int8.joining import join
 from convsurgeon.deploy.int8.ranges import nominal
 from convsurgeon.deploy.int8.rounding import QUANTISED_WEIGHT, rounded
-from convsurgeon.deploy.int8.target import onnxruntime
+from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import graph as shapes
 from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.table.graph import LARGE, Drawn, Shape
@@ -37,7 +37,7 @@ def in_int8(network: Drawn) -> Drawn:
     join(model.graph)
     model = shapes.infer_shapes(model)
     weights = _shrunk(model.graph)
-    made = rounded(model, nominal(model), onnxruntime())
+    made = rounded(model, nominal(model), Target.onnxruntime())
     return _without(made, weights, network)
 
 

@@ -47,7 +47,7 @@ def precision_of(table: Latencies) -> Precision:
 
 def beside(precision: Precision) -> str:
     """What a speed-up is held against, in words, where that is not the original itself."""
-    return "" if precision == "fp32" else f" as the original in {precision}, itself in {precision},"
+    return "" if precision == "fp32" else f" in {precision} as the original in {precision}"
 
 
 def pays(table: Latencies, site: str, form: Form) -> bool:

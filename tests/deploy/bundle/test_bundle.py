@@ -67,9 +67,9 @@ def test_checksums(whole: Bundle) -> None:
 
 
 def test_the_snippet_in_the_readme_runs(whole: Bundle) -> None:
-    """Both of them: onnxruntime on the golden pair, and back in torch."""
+    """All of them: onnxruntime on the golden pair, the file to ship, and back in torch."""
     text = (whole.folder / "README.md").read_text()
-    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    first, which, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", first], cwd=whole.folder, capture_output=True, text=True, check=True
     )
@@ -78,9 +78,15 @@ def test_the_snippet_in_the_readme_runs(whole: Bundle) -> None:
     before = Path.cwd()
     os.chdir(whole.folder)
     try:
+        exec(which, names)
         exec(second, names)
     finally:
         os.chdir(before)
+    shipped = whole.recommended
+    assert shipped is not None
+    assert names["session"]._model_path == shipped.name
+    options = names["session"].get_session_options()
+    assert options.intra_op_num_threads == shipped.threads == 1
     with np.load(whole.folder / "golden_inputs.npz") as given, np.load(whole.folder / "golden_outputs.npz") as wanted:
         found = names["model"].eval()(torch.from_numpy(given["x"]))
         assert np.abs(found.detach().numpy() - wanted["output"]).max() < 1e-5

@@ -190,8 +190,74 @@ def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.C
     (found,) = [*out.glob("device.json"), *tmp_path.glob("device.json")]
     loaded = cs.LatencyTable.load(found)
     assert loaded.total_ms > 0
+    in_int8 = cs.LatencyTable.load(found, precision="int8")  # one journey for both
+    assert (in_int8.precision, {row.site for row in in_int8.rows}) == ("int8", {row.site for row in loaded.rows})
+    assert in_int8.has("body", cs.DepthwiseSeparable(rank=1))
+    assert in_int8.total_ms != loaded.total_ms
     assert loaded.has("body", cs.DepthwiseSeparable(rank=1))
     planned = ["plan", *NET, "--rank", "1", "--budget", "latency=faster", "--device", str(found), "--json"]
     assert cli.main(planned) == 0
     layers = json.loads(capsys.readouterr().out)["layers"]
     assert {layer["name"] for layer in layers} == {"stem", "body", "down"}
+
+
+@pytest.fixture(scope="module")
+def in_int8(cache: Path) -> cs.LatencyTable:
+    return cs.LatencyTable.measure(
+        _net(), EXAMPLE, FORMS, cs.everything(), precision="int8", passes=1, cache=cache, prune=False, progress=False
+    )
+
+
+def test_a_table_in_int8_is_of_other_networks(
+    in_int8: cs.LatencyTable, table: cs.LatencyTable, cache: Path, tmp_path: Path
+) -> None:
+    dense = sum(in_int8.ms(site, None) for site in ("0", "3", "5"))
+    assert 0 < dense <= in_int8.total_ms * 1.001
+    assert in_int8.rest_ms + dense == pytest.approx(in_int8.total_ms)
+    assert all(in_int8.ms("3", form) > 0 for form in FORMS)
+    assert (in_int8.precision, table.precision) == ("int8", "fp32")
+    assert len(list(cache.glob("latency-*.json"))) == 2
+    in_int8.save(tmp_path / "table.json")
+    assert cs.LatencyTable.load(tmp_path / "table.json") == in_int8
+    with pytest.raises(cs.LatencyError, match=r"table\.json: is a table of int8, fp32 is wanted; measure one"):
+        cs.LatencyTable.load(tmp_path / "table.json", precision="fp32")
+    with pytest.raises(cs.LatencyError, match=r"precision='int4': pass one of fp32, int8"):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, precision="int4", cache=cache)  # type: ignore[arg-type]
+
+
+def test_networks_in_int8_run_in_int8_kernels(in_int8: cs.LatencyTable, cache: Path) -> None:
+    """And every node of a form is its site's: joined branches, the Concat between them, what is rounded on the way."""
+    raws = [json.loads(path.read_text()) for path in cache.glob("latency-*.json")]
+    (raw,) = (one for one in raws if standalone.DENSE_OF["int8"] in one["networks"])
+    for sample in raw["samples"]:
+        kinds = [operator for _, operator, _ in sample["nodes"]]
+        assert "QLinearConv" in kinds
+        assert not {"Conv", "FusedConv", "QLinearAdd"} & set(kinds)
+    label = FORMS[1].label
+    (key,) = (key for key, one in raw["networks"].items() if one["label"] == label)
+    (sample,) = (one for one in raw["samples"] if one["network"] == key)
+    assert [operator for _, operator, _ in sample["nodes"]].count("QLinearConcat") == 2
+    rest = in_int8.networks[label] - sum(in_int8.ms(site, FORMS[1]) for site in ("0", "3")) - in_int8.ms("5", None)
+    assert abs(rest - (in_int8.rest_ms)) < 0.35 * in_int8.networks[label]
+
+
+def test_a_plan_of_one_precision_takes_no_table_of_another(table: cs.LatencyTable, in_int8: cs.LatencyTable) -> None:
+    how: dict[str, Any] = {"forms": FORMS, "calibration": False, "progress": False}
+    for own, precision, other in ((table, "int8", "fp32"), (in_int8, "fp32", "int8")):
+        budget = cs.Budget(latency=0.5, precision=precision)  # type: ignore[arg-type]
+        with pytest.raises(cs.BudgetError, match=f"the plan is for {precision}, the table of latencies of {other}; "):
+            cs.convert(_net(), EXAMPLE, budget=budget, latencies=own, **how)
+
+
+def test_a_plan_in_int8_is_timed_in_int8(in_int8: cs.LatencyTable) -> None:
+    result = cs.convert(
+        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), latencies=in_int8, calibration=False, progress=False,
+        budget=cs.Budget(latency="faster", precision="int8"))  # fmt: skip
+    assert result.precision == "int8"
+    for timing in result.timings:
+        assert timing.dense_ms == in_int8.total_ms
+        assert timing.measured_ms > 0
+    for name, change in result.changes.items():
+        assert in_int8.ms(name, change.form) < in_int8.ms(name, None)  # law 9, first half
+    if result.changes:
+        assert " times as fast in int8 as the original in int8" in result.report.speed
