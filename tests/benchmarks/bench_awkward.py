@@ -155,14 +155,20 @@ def _row(name: str, within: float, threads: list[int], seed: int) -> tuple[objec
     build, size = NETWORKS[name]
     torch.manual_seed(seed)
     model = build().eval()
-    small = [min(64, one) for one in size] if name != "classifier 32x32" else list(size)
-    images = F.interpolate(torch.randn(32, 3, 8, 8), small, mode="bicubic") + 0.1 * torch.randn(32, 3, *small)
+    images = images_of(name)
     example = torch.zeros(1, 3, *size)
     started = time.perf_counter()
     result = cs.convert(model, example, calibration=images, within=within, seed=seed, progress=False)
     seconds = time.perf_counter() - started
     changed = f"{len(result.changes)} of {len(result.plan.steps)}"
     return name, changed, *_speeds(result, example, threads), seconds, result.report.speed
+
+
+def images_of(name: str) -> Tensor:
+    """32 smooth images with some noise, small where the network takes any size."""
+    size = NETWORKS[name][1]
+    small = [min(64, one) for one in size] if name != "classifier 32x32" else list(size)
+    return F.interpolate(torch.randn(32, 3, 8, 8), small, mode="bicubic") + 0.1 * torch.randn(32, 3, *small)
 
 
 def _speeds(result: cs.Result, example: Tensor, threads: list[int]) -> list[str]:

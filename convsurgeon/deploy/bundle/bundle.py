@@ -260,7 +260,8 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
     quantized = variants.write((original, converted), data, like, *how)
     files: list[OnnxFile | Quantized] = [original, converted, *quantized]
     order.before("fidelity and mobile check")
-    near, where = variants.compare(files, real, like, data is not None and data.made_up)
+    shown = real or variants.single_batches(held_back, like, any_size=True)
+    near, where = variants.compare(files, shown, like, data is not None and data.made_up)
     timed = _timed([one.path for one in files], like, order)
     return Deployment(
         original=original,
@@ -271,21 +272,21 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
         mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
         benches=timed,
         preparation=order.preparation,
-        recommended=_recommended(result, near, timed, real),
+        recommended=_recommended(result, near, timed, shown),
         sha256={one.path.name: sha256(one.path) for one in files},
         command=order.command,
     )
 
 
 def _recommended(
-    result: Result, near: Sequence[Agreement], timed: Sequence[Bench], real: Sequence[Example]
+    result: Result, near: Sequence[Agreement], timed: Sequence[Bench], shown: Sequence[Example]
 ) -> Recommended | None:
     """The file to ship, by what was measured."""
     if not timed:
         return None
     errors = {one.name: one.error for one in near}
     accepted = CONVERTED if result.precision == "fp32" else f"model-{result.precision}.onnx"
-    scale = added_share(result.original, real[:_PARITY_IMAGES]) if real else 1.0
+    scale = added_share(result.original, shown[:_PARITY_IMAGES]) if shown else 1.0
     usual = ALLOWED if scale == 1 else ALLOWED_ADDED * scale
     limit = usual if math.isnan(result.allowed) else result.allowed
     allowed = allowed_error(errors, limit, accepted, searched=not math.isnan(result.allowed))

@@ -70,15 +70,15 @@ def compare(
     return near, where
 
 
-def single_batches(held_back: Sequence[Example], like: Example) -> list[Example]:
-    """Real inputs cut into batches of the example's size; a remainder is dropped."""
+def single_batches(held_back: Sequence[Example], like: Example, any_size: bool = False) -> list[Example]:
+    """Real inputs cut into batches of the example's size; a remainder is dropped, and so are images of other sizes."""
     size = images_in(like)
     found = []
     for example in held_back:
         count = images_in(example)
         found += [_cut(example, slice(start, start + size)) for start in range(0, count - size + 1, size)]
     shapes = [tuple(tensor.shape) for tensor in like.tensors()]
-    return [one for one in found if [tuple(tensor.shape) for tensor in one.tensors()] == shapes]
+    return [one for one in found if any_size or [tuple(tensor.shape) for tensor in one.tensors()] == shapes]
 
 
 def _cut(example: Example, rows: slice) -> Example:

@@ -18,6 +18,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
+from convsurgeon.deploy.int8.feeds import opened_sizes
 from convsurgeon.deploy.onnx import graph, proto
 from convsurgeon.deploy.timing.session import Feed, options
 
@@ -114,8 +115,11 @@ def _values(model: ModelProto) -> set[str]:
 
 
 def exposed(model: ModelProto, names: Iterable[str]) -> ort.InferenceSession:
-    """A session that also returns values from inside the graph; unoptimised, so that they are there."""
-    model = ModelProto.FromString(model.SerializeToString())
+    """A session that also returns values from inside the graph; unoptimised, so that they are there.
+
+    It takes images of any size that the graph's nodes do: calibration crops may be smaller than what the file is for.
+    """
+    model = opened_sizes(model)
     outputs = {info.name for info in model.graph.output}
     for name in sorted(set(names) - outputs):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 
 from convsurgeon.deploy.int8.activations import add_energies, ratio_db
+from convsurgeon.deploy.int8.feeds import opened_sizes
+from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Feed, opened, options
 
 
@@ -30,14 +33,14 @@ class Agreement:
 
 
 def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
-    """Compares two files that take the same inputs.
+    """Compares two files that take the same inputs; images may have other sizes than the files are for.
 
     Raises:
         LatencyError: One of them cannot be loaded.
     """
     energy, same, ranked, rows = [0.0, 0.0], 0, 0, 0
     means: dict[int, list[float]] = {}
-    sessions: list[ort.InferenceSession] = [opened(path, options(1, "all")) for path in (reference, other)]
+    sessions: list[ort.InferenceSession] = [_session(path, feeds) for path in (reference, other)]
     for feed in feeds:
         wanted, got = (session.run(None, feed) for session in sessions)
         for number, (one, two) in enumerate(zip(wanted, got, strict=True)):
@@ -52,3 +55,20 @@ def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
     error = energy[1] / variance if variance > 0 else (math.inf if energy[1] else 0.0)
     top1 = same / ranked if ranked else None
     return Agreement(other.name, ratio_db(*energy), top1, rows, error if math.isfinite(error) else math.inf)
+
+
+def _session(path: Path, feeds: Sequence[Feed]) -> ort.InferenceSession:
+    """The file as it is, or with its sizes opened where the images have others."""
+    model = onnx.load(path)
+    shapes = dict(proto.signature(model.graph.input))
+    fits = all(_takes(shapes[name], value.shape) for feed in feeds for name, value in feed.items() if name in shapes)
+    if fits:
+        return opened(path, options(1, "all"))
+    data = opened_sizes(model).SerializeToString()
+    return ort.InferenceSession(data, options(1, "all"), providers=["CPUExecutionProvider"])
+
+
+def _takes(wanted: Sequence[int | str], given: Sequence[int]) -> bool:
+    return len(wanted) == len(given) and all(
+        isinstance(one, str) or one == size for one, size in zip(wanted, given, strict=True)
+    )

@@ -192,3 +192,14 @@ def test_int8_of_a_real_network(tmp_path: Path) -> None:
         hits.append(np.concatenate([row.argmax(1) for row in rows]) == labels.numpy())
     assert math.isclose(100 * hits[0].mean(), 91.63, abs_tol=0.01)
     assert 100 * (hits[0].mean() - hits[1].mean()) <= 0.5
+
+
+def test_crops_of_another_size_calibrate_a_file(tmp_path: Path) -> None:
+    """A denoiser for large images is calibrated on small ones; both halves of the check run on these."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)).eval()
+    source = export_onnx(net, torch.randn(1, 1, 32, 32), tmp_path / "large.onnx").path
+    done = quantize_int8(source, tmp_path / "int8.onnx", torch.randn(12, 1, 8, 8))
+    assert done.sqnr_db > 20
+    session = ort.InferenceSession(done.path, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == [1, 1, 32, 32]
