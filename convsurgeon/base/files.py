@@ -28,7 +28,7 @@ from convsurgeon.base.leftovers import abandoned, clear_beside, locked
 BUNDLE = frozenset(
     {
         *("original.onnx", "model.onnx", "original-int8.onnx", "model-int8.onnx"),
-        *("original-fp16.onnx", "model-fp16.onnx", "weights.safetensors", "plan.json"),
+        *("original-fp16.onnx", "model-fp16.onnx", "model-mixed.onnx", "weights.safetensors", "plan.json"),
         *("report.json", "report.md", "report.html", "golden_inputs.npz", "golden_outputs.npz"),
         *("README.md", "SHA256SUMS"),
     }

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--images", type=int, default=1024, help="calibration images at most")
+    parser.add_argument("--forms", nargs="+", default=["dense", "cp", "separable"], help="of the ingredients")
     parser.add_argument("--cache", help="folder of latency tables; the user's if not given")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -194,7 +195,7 @@ def _ingredients(options: argparse.Namespace) -> None:
     for name in options.networks or ["resnet20"]:
         rows = []
         for seed in options.seeds:
-            for label, chosen in forms.items():
+            for label, chosen in ((label, forms[label]) for label in options.forms):
                 rows += [(name, seed, label, *row) for row in _ingredient_rows(name, seed, chosen, options.images)]
         _show(rows, headers)
 

@@ -8,51 +8,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import nn
-
-from convsurgeon.base.errors import CalibrationError, ExportError, LatencyError
+from convsurgeon.base.errors import CalibrationError, LatencyError
 from convsurgeon.base.files import BUNDLE, new_folder
 from convsurgeon.base.tables import in_markdown
-from convsurgeon.budget.limit import ALLOWED, ALLOWED_ADDED
 from convsurgeon.conversion import Result
 from convsurgeon.deploy.bundle import variants
 from convsurgeon.deploy.bundle.deployment import Deployment
-from convsurgeon.deploy.bundle.golden import save_golden
-from convsurgeon.deploy.bundle.mobile import mobile_check
+from convsurgeon.deploy.bundle.models import Order, write_models
 from convsurgeon.deploy.bundle.readme import readme
-from convsurgeon.deploy.bundle.recommended import CONVERTED, ORIGINAL, Recommended, allowed_error, recommend
+from convsurgeon.deploy.bundle.recommended import Recommended
 from convsurgeon.deploy.bundle.taking_up import SUMS, sha256
-from convsurgeon.deploy.int8.agreement import Agreement
 from convsurgeon.deploy.int8.quantize import Quantized
 from convsurgeon.deploy.int8.ranges import Calibrator
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs
-from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, export_onnx
+from convsurgeon.deploy.onnx.export import OnnxFile, check_opset
 from convsurgeon.deploy.onnx.exporter import Dynamic
-from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
-from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
+from convsurgeon.deploy.onnx.metadata import Preparation
+from convsurgeon.deploy.timing.bench import LEVELS
 from convsurgeon.deploy.timing.session import Level, check_threads
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
-from convsurgeon.fit.added import added_share
 from convsurgeon.graph.capture import capture
-from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import Calibration, read
 from convsurgeon.images.synthetic import made_up
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
-
-_PARITY_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -88,25 +75,6 @@ class Bundle:
     def recommended(self) -> Recommended | None:
         """The file to ship and the session options to run it with; None where nothing was timed."""
         return self.deployment.recommended
-
-
-@dataclass(frozen=True)
-class _Order:
-    """What was asked for."""
-
-    opset: int
-    dynamic: Dynamic
-    kinds: tuple[variants.Kind, ...]
-    calibrator: Calibrator
-    exclude_worst: int
-    target: Target
-    preparation: Preparation
-    pairs: int
-    threads: tuple[int, ...]
-    levels: tuple[Level, ...]
-    progress: bool
-    command: str
-    before: Callable[[str], None]
 
 
 def export(
@@ -174,10 +142,10 @@ def export(
     preparation = Preparation(tuple(mean), tuple(std), tuple(classes))
     measured = (pairs, tuple(threads), tuple(levels), progress)
     aim = Target.onnxruntime() if target is None else target
-    order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, aim, preparation, *measured, command, before)
+    order = Order(opset, dynamic, kinds, calibrator, exclude_worst, aim, preparation, *measured, command, before)
     data = _images(calibration, result, images, int8, progress)
     with new_folder(folder, overwrite, BUNDLE) as temporary:
-        deployment = _write_models(result, data, order, temporary)
+        deployment = write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
         _write_papers(result, deployment, words, temporary)
     place = Path(folder)
@@ -205,15 +173,6 @@ def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[in
         raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more, or 0 for no timing")
     for count in threads:
         check_threads(count)
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a state dict under all its names; tensors that share storage are written once per name."""
-    state = model.state_dict()
-    if sparse := [name for name, tensor in state.items() if tensor.layout is not torch.strided]:
-        raise ExportError(f"{sparse[0]}: is sparse, which safetensors does not hold; register it with persistent=False")
-    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
-    path.write_bytes(save(tensors))  # save_file would make the file private
 
 
 def _images(calibration: object, result: Result, images: int, int8: bool, progress: bool) -> Calibration | None:
@@ -245,80 +204,6 @@ def _ordered(data: Calibration, result: Result) -> Calibration:
         tuple(inputs.ordered(result.original, one) for one in part) for part in (data.fitted, data.held_back)
     )
     return dataclasses.replace(data, fitted=fitted, held_back=held_back)
-
-
-def _write_models(result: Result, data: Calibration | None, order: _Order, folder: Path) -> Deployment:
-    """Everything that computes, and all that is measured on it."""
-    like = inputs.ordered(result.original, result.example)
-    held_back = () if data is None else data.held_back
-    real = variants.single_batches(held_back, like)
-    original, converted = (_float(result, name, real[:_PARITY_IMAGES], order, folder) for name in (ORIGINAL, CONVERTED))
-    order.before("weights.safetensors")
-    save_weights(result.model, folder / "weights.safetensors")
-    save_golden(result.model, real[0] if real else like, converted, folder)
-    how = (order.kinds, order.calibrator, order.exclude_worst, order.target, order.before)
-    quantized = variants.write((original, converted), data, like, *how)
-    files: list[OnnxFile | Quantized] = [original, converted, *quantized]
-    order.before("fidelity and mobile check")
-    shown = real or variants.single_batches(held_back, like, any_size=True)
-    near, where = variants.compare(files, shown, like, data is not None and data.made_up)
-    timed = _timed([one.path for one in files], like, order)
-    return Deployment(
-        original=original,
-        converted=converted,
-        quantized=quantized,
-        agreement=near,
-        agreement_on=where,
-        mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
-        benches=timed,
-        preparation=order.preparation,
-        recommended=_recommended(result, near, timed, shown),
-        sha256={one.path.name: sha256(one.path) for one in files},
-        command=order.command,
-    )
-
-
-def _recommended(
-    result: Result, near: Sequence[Agreement], timed: Sequence[Bench], shown: Sequence[Example]
-) -> Recommended | None:
-    """The file to ship, by what was measured."""
-    if not timed:
-        return None
-    errors = {one.name: one.error for one in near}
-    accepted = CONVERTED if result.precision == "fp32" else f"model-{result.precision}.onnx"
-    scale = added_share(result.original, shown[:_PARITY_IMAGES]) if shown else 1.0
-    usual = ALLOWED if scale == 1 else ALLOWED_ADDED * scale
-    limit = usual if math.isnan(result.allowed) else result.allowed
-    allowed = allowed_error(errors, limit, accepted, searched=not math.isnan(result.allowed))
-    return recommend(timed[0].timings, errors, allowed)
-
-
-def _float(result: Result, name: str, images: Sequence[Example], order: _Order, folder: Path) -> OnnxFile:
-    """One of the two float32 files."""
-    order.before(name)
-    model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
-    made = export_onnx(
-        model,
-        result.example,
-        folder / name,
-        opset=order.opset,
-        dynamic=order.dynamic,
-        metadata=source_metadata(result.original, plan, order.preparation),
-        images=images,
-    )
-    order.preparation.check(made.inputs, made.outputs)
-    return made
-
-
-def _timed(paths: Sequence[Path], like: Example, order: _Order) -> tuple[Bench, ...]:
-    """One bench, or none; open dimensions are set to those of the example."""
-    if not order.pairs:
-        return ()
-    order.before("latency")
-    shape = tuple(like.tensors()[0].shape)
-    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False))
-    how: dict[str, Any] = {"pairs": order.pairs, "threads": order.threads, "levels": order.levels}
-    return (bench(*paths, **how, batch=shape[0] if shape else 1, sizes=sizes, progress=order.progress),)
 
 
 def _write_papers(result: Result, deployment: Deployment, words: str, folder: Path) -> None:

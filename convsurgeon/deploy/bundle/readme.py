@@ -12,6 +12,7 @@ _WHAT = {
     "model.onnx": "the converted network, float32",
     "original.onnx": "the network as it was, float32: what everything here is compared with",
     "model-int8.onnx": "the converted network, static int8",
+    "model-mixed.onnx": "the same with the layers in float that int8 hurts most: kept because it is the fastest so",
     "original-int8.onnx": "the original in int8 without any surgery: the baseline to beat",
     "model-fp16.onnx": "the converted network with half-precision weights: smaller, not faster on a CPU",
     "original-fp16.onnx": "the original with half-precision weights",

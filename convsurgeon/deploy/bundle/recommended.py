@@ -14,7 +14,7 @@ from typing import Any
 from convsurgeon.deploy.timing.latency import Timing, TimingRow
 from convsurgeon.deploy.timing.session import Level
 
-ORIGINAL, CONVERTED, DENSE_INT8 = "original.onnx", "model.onnx", "original-int8.onnx"
+ORIGINAL, CONVERTED, DENSE_INT8, INT8 = "original.onnx", "model.onnx", "original-int8.onnx", "model-int8.onnx"
 
 RUINED = 0.25
 """Relative error of the converted network from which on it is not taken for what its user wants."""
@@ -72,7 +72,7 @@ def recommend(timings: Sequence[Timing], errors: Mapping[str, float], allowed: f
         errors: of the files, by name.
         allowed: most of it.
     """
-    known = {ORIGINAL: 0.0, **errors}
+    known = {**errors, ORIGINAL: 0.0}
     found = [(_fastest(timing, known, allowed), timing) for timing in timings]
     if not found:
         return None
@@ -84,6 +84,7 @@ def recommend(timings: Sequence[Timing], errors: Mapping[str, float], allowed: f
 
 
 def _fastest(timing: Timing, known: Mapping[str, float], allowed: float) -> TimingRow:
-    """The row with the largest speed-up of those near enough; of equals the nearer one. The original always is."""
-    enough = [row for row in timing.rows if known.get(row.name, math.inf) <= allowed or row.name == ORIGINAL]
+    """The row with the largest speed-up of those near enough and measurably faster than the original, or that."""
+    near = [row for row in timing.rows if known.get(row.name, math.inf) <= allowed]
+    enough = [row for row in near if row.verdict == "faster" or row.name == ORIGINAL]
     return max(enough, key=lambda row: (row.speedup, -known[row.name]))

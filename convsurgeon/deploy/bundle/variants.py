@@ -19,6 +19,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import Calibration, images_in
 
 Kind = Literal["int8", "fp16"]
+Enough = Callable[[Quantized], bool]
 _NOISE_SEEDS = range(8)
 
 
@@ -53,6 +54,37 @@ def write(
                 done = convert_fp16(file.path, place, _feeds(file, shown))
             made.append(done)
     return tuple(made)
+
+
+MIXED = "model-mixed.onnx"
+
+_LEFT = (1, 2, 4, 8)
+"""Layers that are left in float, one try after the other."""
+
+
+def mixed(
+    file: OnnxFile, rounded: Quantized, data: Calibration, calibrator: Calibrator, target: Target, enough: Enough
+) -> tuple[Quantized, ...]:
+    """The converted network with the fewest layers in float that bring it near enough, written as `MIXED`; or none.
+
+    Args:
+        file: in float.
+        rounded: its int8 version, which is not near enough, and says which layers add most noise.
+        data: calibration images.
+        calibrator: how ranges are found.
+        target: what for.
+        enough: whether a file is near enough.
+    """
+    names = [one.name for one in rounded.worst]
+    feeds = _feeds(file, data.fitted)
+    place = file.path.with_name(MIXED)
+    for count in (count for count in _LEFT if count < len(names)):
+        how: dict[str, Any] = {"calibrator": calibrator, "target": target, "overwrite": True}
+        made = quantize_int8(file.path, place, feeds, exclude=names[:count], **how)
+        if enough(made):
+            return (made,)
+    place.unlink(missing_ok=True)
+    return ()
 
 
 def compare(

@@ -58,6 +58,17 @@ class Bench:
         """The same after somebody moved the files."""
         return dataclasses.replace(self, timings=tuple(timing.moved_to(folder) for timing in self.timings))
 
+    def without(self, name: str) -> Bench:
+        """The same had one of the files not been there; not the first."""
+        kept = [number for number, row in enumerate(self.main.rows) if row.name != name]
+        timings = tuple(
+            dataclasses.replace(timing, rows=tuple(timing.rows[number] for number in kept)) for timing in self.timings
+        )
+        parts = (
+            tuple(part[number] for number in kept) if part else () for part in (self.work, self.profiles, self.memory)
+        )
+        return Bench(timings, *parts)  # type: ignore[arg-type]
+
     def owners(self, known: Sequence[str] = ()) -> dict[str, tuple[float, ...]]:
         """Milliseconds per module and file; a module is a node of the first file, or one of the names in `known`."""
         names = known or [node.name for node in self.profiles[0].nodes if not node.inserted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,8 +24,7 @@ from convsurgeon import cli
 from convsurgeon.base.errors import CalibrationError, ExportError, LoadError, OutputError, ParityError
 from convsurgeon.base.files import BUNDLE
 from convsurgeon.cli import bundles
-from convsurgeon.deploy.bundle import bundle as bundle_module
-from convsurgeon.deploy.bundle import variants
+from convsurgeon.deploy.bundle import models, variants
 from convsurgeon.deploy.bundle.bundle import Bundle
 from convsurgeon.deploy.onnx.metadata import Preparation, layout, state_sha256
 from tests.deploy.bundles import converted, export, images
@@ -52,7 +52,7 @@ def read(bundle: Bundle, name: str) -> Any:
 
 def test_everything_is_there_and_nothing_else(whole: Bundle) -> None:
     assert sorted(path.name for path in whole.folder.iterdir()) == sorted([*MODELS, *PAPERS])
-    assert set(MODELS) | set(PAPERS) == BUNDLE
+    assert {*MODELS, *PAPERS, variants.MIXED} == BUNDLE
     assert [path.name for path in whole.folder.parent.iterdir()] == ["out"]
     assert (whole.original.path, whole.converted.path) == (whole.folder / "original.onnx", whole.folder / "model.onnx")
     assert all(one.path.is_file() for one in whole.quantized)
@@ -249,7 +249,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Preparation(std=(0.0,)).check([("x", (1, 3, 2, 2))], [("y", (1, 2))])
     with pytest.raises(ExportError, match="opset 17"):
         export(result, out, opset=17)
-    monkeypatch.setattr(bundle_module.variants, "convert_fp16", failing)
+    monkeypatch.setattr(variants, "convert_fp16", failing)
     with pytest.raises(ParityError, match="not written"):
         export(result, out, fp16=True)
     assert not list(tmp_path.iterdir())
@@ -335,3 +335,42 @@ def test_the_images_that_a_conversion_held_back_speak_for_it(tmp_path: Path) -> 
     assert "random inputs" not in bundle.sentence
     quantised = export(result, tmp_path / "int8", int8=True)  # most of them find its ranges, a fifth judges
     assert f"{round(count * 0.2)} held-back images" in quantised.sentence
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_layers_stay_in_float_only_where_the_clock_agrees(
+    agrees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With int8 too far off, a file with some layers in float is tried, and kept if it is the fastest near enough."""
+    tried: list[float] = []
+    honest, measured = models.recommend, variants.compare
+
+    def compare(files: Any, *others: Any) -> Any:
+        """Where two layers or more are in float the outputs are as good as the original's."""
+        found, where = measured(files, *others)
+        left = {one.path.name: sum(layer.excluded for layer in getattr(one, "layers", ())) for one in files}
+        return tuple(dataclasses.replace(one, error=one.error * (left[one.name] < 2)) for one in found), where
+
+    def allowed(errors: dict[str, float], *_: object) -> float:
+        tried.append(errors["model-int8.onnx"])
+        return 0.9 * errors["model-int8.onnx"]
+
+    def recommend(timings: Any, errors: dict[str, float], most: float) -> Any:
+        assert errors[variants.MIXED] <= most < errors["model-int8.onnx"]
+        found = honest(timings, errors, most)
+        return dataclasses.replace(found, name=variants.MIXED if agrees else "original.onnx")
+
+    monkeypatch.setattr(models, "allowed_error", allowed)
+    monkeypatch.setattr(models, "recommend", recommend)
+    settings: dict[str, Any] = {"pairs": 50, "threads": [1], "levels": ["all"], "progress": False}
+    monkeypatch.setattr(variants, "compare", compare)
+    bundle = cs.export(converted(), tmp_path / "out", int8=True, calibration=images(), **settings)
+    assert len(tried) == 1
+    assert (bundle.folder / variants.MIXED).is_file() == agrees
+    names = [one["path"] for one in bundle.deployment.to_dict()["files"]]
+    assert (variants.MIXED in names) == agrees
+    assert [row.name for row in bundle.deployment.benches[0].main.rows] == names
+    if agrees:
+        (mixed,) = (one for one in bundle.quantized if one.path.name == variants.MIXED)
+        assert sum(layer.excluded for layer in mixed.layers) == 2  # one did not do
+        assert bundle.sentence.startswith("Ship model-mixed.onnx: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -82,6 +83,14 @@ def test_the_setting_is_the_one_in_which_it_is_quickest() -> None:
     assert (found.name, found.threads, found.level, found.spinning) == ("model-int8.onnx", 4, "extended", True)
     assert found.to_dict()["interval"] == list(found.interval)
     assert recommend([], {}, 0.03) is None
+
+
+def test_what_is_not_measurably_faster_is_no_reason_to_change() -> None:
+    timing = timed(dict.fromkeys(FILES, 1.0) | {"model.onnx": 1.004})
+    rows = tuple(dataclasses.replace(row, verdict="no measurable difference") for row in timing.rows[1:])
+    found = recommend([dataclasses.replace(timing, rows=(timing.rows[0], *rows))], dict.fromkeys(FILES[1:], 0.0), 0.03)
+    assert found is not None
+    assert found.name == "original.onnx"
 
 
 @pytest.mark.parametrize(
