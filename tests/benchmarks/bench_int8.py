@@ -231,7 +231,7 @@ def _with(model: nn.Module, data: Calibration, joined: bool, evened: bool, fitte
     if evened:
         equalise(graph, feeds)
     ranges = found(graph, feeds, "percentile")
-    return Int8Module(lower(graph, ranges, feeds, cs.Target.onnxruntime(), fitted=fitted))
+    return Int8Module(lower(graph, ranges, feeds, cs.Target.onnxruntime(), fitted=fitted), model)
 
 
 # Types

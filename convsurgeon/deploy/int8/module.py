@@ -36,10 +36,12 @@ class Int8Module(nn.Module):
 
     Args:
         graph: with fixed shapes; it is run on other sizes of images, too, and on any number of them.
+        exact: the network in float, for code that asks a model for its parameters, their device or dtype.
     """
 
-    def __init__(self, graph: ModelProto) -> None:
+    def __init__(self, graph: ModelProto, exact: nn.Module) -> None:
         super().__init__()
+        self.exact = exact
         self.batch = _batch(graph)
         self.names = [name for name, _ in proto.signature(graph.graph.input)]
         made = opened_sizes(graph).SerializeToString()
@@ -47,10 +49,12 @@ class Int8Module(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         """What the graph gives; a part of a batch is filled up with its last image."""
-        values = [tensor.detach().cpu().numpy() for tensor in Example(args, kwargs).tensors()]
-        count = len(values[0])
+        tensors = Example(args, kwargs).tensors()
+        values = [tensor.detach().cpu().numpy() for tensor in tensors]
+        count, device = len(values[0]), tensors[0].device
         parts = [self._run([one[at : at + self.batch] for one in values]) for at in range(0, count, self.batch)]
-        outputs = tuple(torch.from_numpy(np.concatenate(found)[:count]) for found in zip(*parts, strict=True))
+        whole = [np.concatenate(found)[:count] for found in zip(*parts, strict=True)]
+        outputs = tuple(torch.from_numpy(found).to(device) for found in whole)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _run(self, values: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
@@ -81,7 +85,7 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
     feeds = feeds_of(graph, rows)[: max(1, IMAGES // size)]
     try:
         ranges = prepare(graph, feeds, "percentile")
-        return Int8Module(lower(graph, ranges, feeds, Target.onnxruntime()))
+        return Int8Module(lower(graph, ranges, feeds, Target.onnxruntime()), model)
     except ExportError:
         raise
     except Exception as error:  # the runtime's exceptions have no common base but Exception

@@ -34,6 +34,7 @@ def test_it_computes_what_the_file_does_on_any_number_of_images(tmp_path: Path) 
     assert np.array_equal(rounded(data).numpy(), wanted)
     assert np.array_equal(rounded(data[:5]).numpy(), wanted[:5])
     assert rounded(torch.cat([data, data[:3]])).shape == (19, 4, 10, 10)
+    assert next(rounded.parameters()) is next(net.parameters())  # what metrics ask for the device
     exact = net(data).detach()
     assert 0 < float((rounded(data) - exact).square().mean()) < 1e-3 * float(exact.square().mean())
 
