@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3)
     parser.add_argument("--images", type=int, default=1024, help="calibration images at most")
     parser.add_argument("--forms", nargs="+", default=["dense", "cp", "separable"], help="of the ingredients")
+    parser.add_argument("--by", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="tables to plan by")
     parser.add_argument("--cache", help="folder of latency tables; the user's if not given")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,7 +156,7 @@ def _accuracies(name: str, seed: int, options: argparse.Namespace) -> Iterator[t
     data = read(images, cs.capture(model, timed).example, len(images))
     exact, rough = case.metric(model), case.metric(as_int8(model, data.fitted))
     yield name, seed, "dense", 1.0, 1.0, dense_gain, exact, rough, exact - rough, 0.0
-    for kind in PRECISIONS:
+    for kind in options.by:
         table, seen = tables[kind], cs.capture(model, timed)
         rated = rate(opened(seen, BUDGET_FORMS, None, True).paying(table), data, seed, False, kind)
         for share in sorted(options.shares or [0.8, 0.65], reverse=True):
@@ -217,7 +218,7 @@ def _ingredient_rows(name: str, seed: int, forms: list[cs.Form], count: int) -> 
     ):
         module = _with(model, data, joined, evened, fitted)
         rough = case.metric(module)
-        yield label, judge.error(module), exact, rough, exact - rough
+        yield label, f"{judge.error(module):.5f}", exact, rough, exact - rough
 
 
 def _with(model: nn.Module, data: Calibration, joined: bool, evened: bool, fitted: bool) -> Int8Module:

@@ -1,1 +1,1 @@
-"""int8 and fp16 versions of a file: ranges from calibration data, channels evened out, each behind a check."""
+"""int8 and fp16 versions of a graph: `steps` in memory, `quantize` as files behind a check, `module` run as a model."""

@@ -23,7 +23,7 @@ from convsurgeon.deploy.onnx import inputs, proto
 from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.deploy.timing.session import options
 from convsurgeon.graph.example import Example
-from convsurgeon.images.calibration import first, images_in
+from convsurgeon.images.calibration import chosen, first, images_in
 
 IMAGES = 128
 """Calibration images that ranges and weights are taken from: enough to tell plans apart."""
@@ -49,19 +49,20 @@ class Int8Module(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         """What the graph gives; a part of a batch is filled up with its last image."""
-        tensors = Example(args, kwargs).tensors()
-        values = [tensor.detach().cpu().numpy() for tensor in tensors]
-        count, device = len(values[0]), tensors[0].device
-        parts = [self._run([one[at : at + self.batch] for one in values]) for at in range(0, count, self.batch)]
+        given = inputs.ordered(self.exact, Example(args, kwargs))
+        count, device = images_in(given), Example(args, kwargs).tensors()[0].device
+        parts = [self._run(chosen(given, slice(at, at + self.batch))) for at in range(0, count, self.batch)]
         whole = [np.concatenate(found)[:count] for found in zip(*parts, strict=True)]
         outputs = tuple(torch.from_numpy(found).to(device) for found in whole)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _run(self, values: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-        lacking = self.batch - len(values[0])
-        filled = [np.concatenate([one, np.repeat(one[-1:], lacking, axis=0)]) if lacking else one for one in values]
+    def _run(self, part: Example) -> list[np.ndarray[Any, Any]]:
+        count = images_in(part)
+        places = torch.arange(self.batch).clamp(max=count - 1)
+        filled = part if count == self.batch else chosen(part, places)
+        feed = {name: one.numpy() for name, one in zip(self.names, filled.tensors(), strict=True)}
         try:
-            found: list[np.ndarray[Any, Any]] = self.session.run(None, dict(zip(self.names, filled, strict=True)))
+            found: list[np.ndarray[Any, Any]] = self.session.run(None, feed)
         except Exception as error:  # the runtime's exceptions have no common base but Exception
             raise ExportError(f"int8: the network cannot be run on these inputs: {first_line(error)}") from error
         return found

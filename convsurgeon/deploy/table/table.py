@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,9 +28,10 @@ from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.table.cache import cache_file, fingerprint
 from convsurgeon.deploy.table.candidates import fitting, uncovered
-from convsurgeon.deploy.table.latencies import PRECISIONS, Precision, Stopwatch, Whole
+from convsurgeon.deploy.table.latencies import Precision, Stopwatch, Whole
 from convsurgeon.deploy.table.measure import exported, measured, measured_wholes
 from convsurgeon.deploy.table.reduce import Row, familiar, of_precision, reduce
+from convsurgeon.deploy.table.values import check_precision, count, number, precision_in
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
 from convsurgeon.forms.form import Form
@@ -287,16 +287,6 @@ class LatencyTable:
         return {_MARK: 1, **head, "rows": [{**row, "flags": list(row["flags"])} for row in rows]}
 
 
-def check_precision(precision: str) -> None:
-    """Refuses what no network is measured in.
-
-    Raises:
-        LatencyError: it is none of the two.
-    """
-    if precision not in PRECISIONS:
-        raise LatencyError(f"precision={precision!r}: pass one of {', '.join(PRECISIONS)}")
-
-
 def _of_the(precision: Precision | None, table: LatencyTable) -> LatencyTable:
     if precision is not None and table.precision != precision:
         raise LatencyError(f"is a table of {table.precision}, {precision} is wanted; measure one with that precision")
@@ -333,39 +323,20 @@ def _parsed(values: Any, forms: Kinds) -> LatencyTable:
         rows = []
         for row in values["rows"]:
             form = None if row["form"] is None else form_from_dict(row["form"], forms)
-            ms, spread = _number(row["ms"]), _number(row["spread"])
+            ms, spread = number(row["ms"]), number(row["spread"])
             rows.append(Row(str(row["site"]), form, ms, spread, tuple(map(str, row["flags"]))))
         if not {row.site for row in rows} <= {row.site for row in rows if row.form is None}:
             raise ValueError("a conv is there in a form, but not as it is")
         return LatencyTable(
             tuple(rows),
-            _number(values["total_ms"], above=0.0),
-            {str(name): _number(ms) for name, ms in values["networks"].items()},
+            number(values["total_ms"], above=0.0),
+            {str(name): number(ms) for name, ms in values["networks"].items()},
             str(values["model"]),
             str(values["example"]),
-            _count(values["threads"]),
-            _count(values["passes"]),
+            count(values["threads"]),
+            count(values["passes"]),
             dict(values["machine"]),
-            _precision(values.get("precision", "fp32")),
+            precision_in(values.get("precision", "fp32")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:
         raise LatencyError(f"is damaged ({described(error)}); measure again") from error
-
-
-def _number(value: Any, above: float = -1.0) -> float:
-    if type(value) not in (int, float) or not above < value < math.inf or value < 0:
-        raise ValueError(f"{value!r} is no time")
-    return float(value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 < value < 1 << 31:
-        raise ValueError(f"{value!r} is no number of threads or passes")
-    return value
-
-
-def _precision(value: Any) -> Precision:
-    if value not in PRECISIONS:
-        raise ValueError(f"{value!r} is no precision")
-    found: Precision = value
-    return found

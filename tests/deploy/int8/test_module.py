@@ -50,3 +50,25 @@ def test_inputs_that_do_not_fit_are_one_line() -> None:
     rounded = as_int8(_net(), [Example((_images(4),))])
     with pytest.raises(cs.ExportError, match=r"int8: the network cannot be run on these inputs: "):
         rounded(torch.zeros(2, 5, 10, 10))
+
+
+class _Scaled(nn.Module):
+    """Two inputs, one of which has no row per image, and two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        found = self.conv(x * scale)
+        return {"features": found, "mean": found.mean((2, 3))}
+
+
+def test_several_inputs_and_outputs() -> None:
+    torch.manual_seed(0)
+    net, scale = _Scaled().eval(), torch.tensor([2.0])
+    rounded = as_int8(net, [Example((), {"scale": scale, "x": _images(8)})])
+    exact = {name: value.detach() for name, value in net(_images(8)[:5], scale).items()}
+    for wanted, found in zip(exact.values(), rounded(x=_images(8)[:5], scale=scale), strict=True):
+        assert found.shape == wanted.shape
+        assert float((found - wanted).square().mean()) < 1e-2 * float(wanted.square().mean())
