@@ -39,8 +39,8 @@ Array = npt.NDArray[np.float64]
 LARGEST = 1024
 """Inputs of an output from which on weights are rounded to the nearest: their moments would take too long."""
 
-_POSITIONS = 24
-"""Drawn from every batch's images: as many as the fit of forms uses."""
+_POSITIONS, _IMAGES = 24, 256
+"""Drawn from every image, and images: six rows and more for every input of the widest layer that is fitted."""
 
 _DAMPING = 0.01
 _AXES = 4
@@ -175,6 +175,8 @@ def _moments(rough: ModelProto, layers: Sequence[_Layer], feeds: Sequence[Feed])
     sums: list[list[Array | None]] = [[None, None] for _ in layers]
     rows = [0] * len(layers)
     for feed in feeds:
+        if rows[0] >= _POSITIONS * _IMAGES:
+            break
         values = dict(zip(names, session.run(names, feed), strict=True))
         for number, one in enumerate(layers):
             patches = _patches(values[one.seen], one, random)

@@ -28,7 +28,9 @@ from convsurgeon.images.calibration import chosen, first, images_in
 IMAGES = 128
 """Calibration images that ranges and weights are taken from: enough to tell plans apart."""
 
-_BATCH = 16
+_BATCH, _LEAST = 16, 32
+_VALUES, _ALL_VALUES = 300_000, 6_000_000
+"""Of a batch's input, and of all of them: every value of the graph is looked at, so large images are taken in few."""
 
 
 class Int8Module(nn.Module):
@@ -79,11 +81,13 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
         ExportError: the model has no ONNX form, or the quantiser fails on it.
     """
     arranged = [inputs.ordered(model, one) for one in examples]
-    size = min(_BATCH, images_in(arranged[0]))
+    pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
+    size = min(_BATCH, images_in(arranged[0]), max(1, _VALUES // pixels))
+    images = min(IMAGES, max(_LEAST, _ALL_VALUES // pixels))
     graph = exported_graph(model, first(arranged[0], size))
     names = [name for name, _ in proto.signature(graph.graph.input)]
     rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
-    feeds = feeds_of(graph, rows)[: max(1, IMAGES // size)]
+    feeds = feeds_of(graph, rows)[: max(1, images // size)]
     try:
         ranges = prepare(graph, feeds, "percentile")
         return Int8Module(lower(graph, ranges, feeds, Target.onnxruntime()), model)
