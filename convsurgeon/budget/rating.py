@@ -174,7 +174,8 @@ class _Watcher:
         self.conv = conv
         self.size = conv.weight[0].numel()
         self.count = positions_per_image(images, self.size * conv.groups)
-        self.total = torch.zeros(conv.groups, self.size, self.size, dtype=precision(self.size))
+        shape = (conv.groups, self.size, self.size)
+        self.total = conv.weight.new_zeros(shape, dtype=precision(self.size))
         self.rows = 0
         self.generator = torch.Generator()
 

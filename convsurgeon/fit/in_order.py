@@ -150,9 +150,9 @@ class Job:
 
     def _fit_call(self, node: fx.Node, change: Change, index: int) -> Iterator[SiteFit]:
         conv = self._conv(change)
-        around = neighbours(node, self.root, conv.out_channels, self.calls)
+        around = neighbours(node, self.root, conv, self.calls)
         if len(change.site.calls) > 1:  # what follows differs from call to call
-            around = alone(conv.out_channels)
+            around = alone(conv)
         leader, follower = self.runners
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
@@ -184,7 +184,7 @@ class Job:
                 targets.append(torch.cat([out for _, (_, out) in wanted]))
                 sources.append(torch.cat([x for _, (x, _) in given]))
             rows = self._rows(conv, sources, targets, [], index + step * 7919)
-            yield self._fit(change, conv, alone(conv.out_channels), rows)
+            yield self._fit(change, conv, alone(conv), rows)
 
     def _conv(self, change: Change) -> nn.Conv2d:
         conv = self.original.get_submodule(change.name)
@@ -217,7 +217,7 @@ class Job:
         except FloatingPointError:
             warnings.warn(f"{change.name}: {_unfit(rows)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
-        start = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        start = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         before = _error(*judged, form.dense(module, change.site.geometry), start, metric)
         after = _error(*judged, fitted.dense, fitted.bias, metric)
         if kept := after < before:

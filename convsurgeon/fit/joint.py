@@ -174,7 +174,7 @@ class _Points:
     def _around(self, node: fx.Node, seen: Capture, times: int, calls: Any) -> Neighbours:
         conv = seen.graph.get_submodule(str(node.target))
         assert isinstance(conv, nn.Conv2d)
-        return alone(conv.out_channels) if times > 1 else neighbours(node, seen.graph, conv.out_channels, calls)
+        return alone(conv) if times > 1 else neighbours(node, seen.graph, conv, calls)
 
     def parameters(self, converted: nn.Module) -> list[nn.Parameter]:
         """Those of the rewritten convs and of the batch norms behind them, each once."""

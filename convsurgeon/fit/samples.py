@@ -56,11 +56,11 @@ def positions_per_image(images: int, patch_size: int) -> int:
 
 def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The inputs (S, groups, C/groups * kh*kw) behind output positions of a conv, padded as the conv pads."""
-    image, row, column = where
+    image, row, column = (index.to(x.device) for index in where)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
     height, width = conv.kernel_size
-    out = torch.empty(len(image), x.shape[1], height * width)
+    out = torch.empty(len(image), x.shape[1], height * width, device=x.device)
     for tap in range(height * width):
         rows = row * conv.stride[0] + tap // width * conv.dilation[0]
         columns = column * conv.stride[1] + tap % width * conv.dilation[1]
@@ -70,12 +70,12 @@ def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) ->
 
 def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The values (S, O) of an (N, O, H, W) tensor at positions."""
-    return y.permute(0, 2, 3, 1)[where].float()
+    return y.permute(0, 2, 3, 1)[tuple(index.to(y.device) for index in where)].float()
 
 
 def mean(values: Tensor) -> Tensor:
     """Mean over the rows of all processes: float32 sums of blocks, added in float64."""
-    return moments(torch.ones(len(values), 1), values, torch.zeros(values.shape[1]))[0]
+    return moments(values.new_ones(len(values), 1), values, values.new_zeros(values.shape[1]))[0]
 
 
 def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
 
     Rows are centred block by block: no second copy of them is made.
     """
-    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64)
+    total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
     for one, two in zip(left.split(_BLOCK_ROWS), right.split(_BLOCK_ROWS), strict=True):
         total += one.T @ (two - center)
     return _mean_of_all(total, len(left))
@@ -95,7 +95,7 @@ def second_moment(values: Tensor, center: Tensor) -> Tensor:
     Very wide ones are added up in float32, in which they are solved.
     """
     width = values.shape[1]
-    total = torch.zeros(width, width, dtype=precision(width))
+    total = torch.zeros(width, width, dtype=precision(width), device=values.device)
     for block in values.split(_BLOCK_ROWS):
         rows = block - center
         for start in range(0, width, _BLOCK_COLUMNS):
@@ -108,8 +108,8 @@ def second_moment(values: Tensor, center: Tensor) -> Tensor:
 
 
 def _mean_of_all(total: Tensor, rows: int) -> Tensor:
-    sums, count = world.added(total, torch.tensor(float(rows), dtype=torch.float64))
-    return sums.div_(count.clamp(min=1).to(sums.dtype))
+    sums, count = world.added(total, torch.tensor(rows))
+    return sums.div_(max(1, int(count)))
 
 
 def relative(error: float, energy: float) -> float:

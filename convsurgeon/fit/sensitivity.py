@@ -58,7 +58,7 @@ def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
     """
     images = 0
     convs = {name: model.get_submodule(name) for name in names}
-    sums = {name: torch.zeros(*[_outputs(conv)] * 2, dtype=torch.float64) for name, conv in convs.items()}
+    sums = {name: _nothing(conv) for name, conv in convs.items()}
     with undisturbed(model), torch.enable_grad():
         handles = [conv.register_forward_hook(_Listener(sums[name])) for name, conv in convs.items()]
         try:
@@ -76,7 +76,7 @@ def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
 
 def mixed(moment: Tensor) -> Tensor:
     """A second moment of gradients (O, O), scaled to mean diagonal 1, and a share of the identity."""
-    eye = torch.eye(len(moment), dtype=torch.float64)
+    eye = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
     scale = float(moment.diagonal().mean())
     return moment / scale + SHARE * eye if scale > 0 and bool(moment.isfinite().all()) else eye
 
@@ -92,7 +92,7 @@ class _Listener:
             output.register_hook(self._add)
 
     def _add(self, gradient: Tensor) -> None:
-        rows = gradient.detach().float().transpose(0, 1).flatten(1).cpu()
+        rows = gradient.detach().float().transpose(0, 1).flatten(1)
         self.total += rows @ rows.T
 
 
@@ -143,6 +143,7 @@ def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
     return positions, sum(sizes.values())
 
 
-def _outputs(conv: nn.Module) -> int:
+def _nothing(conv: nn.Module) -> Tensor:
+    """Zeros (O, O) where the conv is."""
     assert isinstance(conv, nn.Conv2d)
-    return conv.out_channels
+    return conv.weight.new_zeros((conv.out_channels, conv.out_channels), dtype=torch.float64)

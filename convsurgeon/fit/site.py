@@ -97,7 +97,9 @@ class _Fit:
 
     def __init__(self, scheme: Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor) -> None:
         self.scheme, self.kernel, self.behind, self.metric = scheme, kernel, behind, metric
-        self.center = mean(samples.patches) if behind.intercept else torch.zeros(samples.patches.shape[1]).double()
+        self.center = (
+            mean(samples.patches) if behind.intercept else samples.patches.new_zeros(samples.patches.shape[1]).double()
+        )
         self.samples = samples
         self.scale = invertible(behind.scale)
         covariance = second_moment(samples.patches, self.center.float())
@@ -129,7 +131,7 @@ class _Fit:
 
     def _normal(self, target: Tensor) -> tuple[Normal, Tensor]:
         """Normal equations for a target (S, O), drawn to the original kernel by the ridge; the target's mean."""
-        bias = mean(target) if self.behind.intercept else torch.zeros(target.shape[1], dtype=torch.float64)
+        bias = mean(target) if self.behind.intercept else target.new_zeros(target.shape[1]).double()
         cross = moments(target - bias.float(), self.samples.patches, self.center.float()).reshape(self.kernel.shape)
         drawn = (cross + self.ridge * self.kernel).to(self.dtype)
         regression = torch.cholesky_solve(drawn.flatten(1).T, self.factor).T.reshape(drawn.shape)

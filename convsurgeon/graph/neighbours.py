@@ -40,9 +40,9 @@ def callers(graph: fx.Graph, root: nn.Module) -> Counter[nn.Module]:
     return Counter(root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
 
 
-def neighbours(node: fx.Node, root: nn.Module, channels: int, calls: Counter[nn.Module]) -> Neighbours:
+def neighbours(node: fx.Node, root: nn.Module, conv: nn.Conv2d, calls: Counter[nn.Module]) -> Neighbours:
     """Reads what follows a conv's node, as long as each value has one reader only; `calls` is from `callers`."""
-    scale, shift = torch.ones(channels), torch.zeros(channels)
+    scale, shift = _nothing(conv)
     norm: tuple[str, ...] = ()
     shortcut: tuple[fx.Node, ...] = ()
     follower = _only_user(node)
@@ -53,15 +53,21 @@ def neighbours(node: fx.Node, root: nn.Module, channels: int, calls: Counter[nn.
     if follower is not None and (other := _added(follower, node)) is not None:
         shortcut, node = (other,), follower
         follower = _only_user(node)
-    found = None if follower is None else activation_of(follower, root, channels)
+    found = None if follower is None else activation_of(follower, root, conv.out_channels)
     if follower is not None and found is not None:
         node = follower
     return Neighbours(scale, shift, norm, shortcut, () if found is None else (found,), (node,))
 
 
-def alone(channels: int) -> Neighbours:
+def alone(conv: nn.Conv2d) -> Neighbours:
     """A conv of which nothing is known but itself."""
-    return Neighbours(torch.ones(channels), torch.zeros(channels), (), (), (), ())
+    return Neighbours(*_nothing(conv), (), (), (), ())
+
+
+def _nothing(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Scale and shift (O,) of nothing at all, where the conv is."""
+    weight = conv.weight.detach().float()
+    return weight.new_ones(conv.out_channels), weight.new_zeros(conv.out_channels)
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

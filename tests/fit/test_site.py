@@ -48,7 +48,7 @@ def _found(net: nn.Module) -> tuple[Activation, ...]:
     seen = capture(net.eval(), torch.randn(1, 5, 8, 8))
     graph = seen.graph.graph
     node = next(node for node in graph.nodes if node.target == "conv")
-    return neighbours(node, seen.graph, 6, callers(graph, seen.graph)).activation
+    return neighbours(node, seen.graph, seen.graph.get_submodule("conv"), callers(graph, seen.graph)).activation
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
