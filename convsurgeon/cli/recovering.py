@@ -76,19 +76,16 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
         metavar="IMAGES",
         help="folder of images, .npy or .npz: what is learned from; made up if not given",
     )
-    options.add_argument("--epochs", type=float, default=20, help="passes over the images (default 20)")
-    options.add_argument("--batch-size", type=int, default=64, help="of all processes together (default 64)")
+    options.add_argument("--epochs", type=float, help="passes over the images (default 20, or what 400 steps take)")
+    options.add_argument("--batch-size", type=int, help="of all processes together (default: by the images)")
     options.add_argument("--lr", type=float, help="highest learning rate (default: the best of short trials)")
     options.add_argument("--optimizer", choices=list(OPTIMIZERS), default="soap", help="that moves them (default soap)")
     options.add_argument("--flip", action="store_true", help="mirror images at random")
     options.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="shift them by up to so much")
     options.add_argument("--features", type=float, default=0.0, help="weight of the rewritten layers' own outputs")
-    options.add_argument("--parameters", choices=("all", "rewritten"), default="all", help="that may move")
     options.add_argument(
         "--norms", choices=("frozen", "updated"), default="frozen", help="batch-norm statistics (default frozen)"
     )
-    options.add_argument("--ema", type=float, metavar="DECAY", help="also judge a moving average of the weights")
-    options.add_argument("--patience", type=int, help="end after so many epochs without a better one")
     options.add_argument("--amp", action="store_true", help="train in bfloat16 where autocast allows")
     options.add_argument(
         "--run", dest="folder", metavar="DIR", help="for checkpoints, log and plot; Ctrl-C saves there"
@@ -115,10 +112,7 @@ def _run(
         converted = _taken_up(Path(options.bundle), model, example)
     else:
         converted = convert(model, example, **chosen, **late(), calibration=images, images=options.images, **quiet)
-    names = (
-        *("epochs", "batch_size", "lr", "optimizer", "features", "parameters", "norms"),
-        *("ema", "patience", "amp", "save_every"),
-    )
+    names = ("epochs", "batch_size", "lr", "optimizer", "features", "norms", "amp", "save_every")
     settings = {name: getattr(options, name) for name in names}
     settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
     batches = [*images.fitted, *images.held_back] if isinstance(images, Calibration) else images

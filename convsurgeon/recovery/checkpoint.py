@@ -214,12 +214,18 @@ def _plain(values: Iterable[Any]) -> bool:
     return all(value is None or type(value) in (int, float) for value in values)
 
 
-_COUNTS = ("step", "best_step", "idle", "seconds")
+_COUNTS = ("step", "best_step", "since", "seconds")
 _PARTS = (
     *((False, name, dict) for name in ("run", "model", "optimizer", "scheduler")),
-    *((False, "step", int), (False, "lr", float), (False, "ended", str), (False, "trials", list)),
+    *(
+        (False, "step", int),
+        (False, "since", int),
+        (False, "highest", float),
+        (False, "lr", float),
+        (False, "ended", str),
+        (False, "trials", list),
+    ),
     *((True, name, list) for name in ("start", "best", "rows", "losses")),
-    *((True, "weights", dict), (True, "best_step", int), (True, "averaged", bool)),
-    *((True, "seconds", float), (True, "idle", int)),
+    *((True, "weights", dict), (True, "best_step", int), (True, "seconds", float)),
 )
 """Of a checkpoint: whether it is in its log, the name, and the kind."""

@@ -22,8 +22,9 @@ from convsurgeon.recovery.training import Training
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """That are tried, for SOAP and Adam alike."""
-STEPS = 40
-"""Of each trial."""
+STEPS, _LEAST_STEPS = 40, 8
+_SHARE = 0.025
+"""Of a run's steps, for each trial; no more than `STEPS`."""
 
 
 def best_rate(
@@ -31,6 +32,7 @@ def best_rate(
     make: Callable[[float, int], Training],
     stream: Stream,
     judge: Judge,
+    steps: int,
     progress: bool,
     rates: Sequence[float] = RATES,
 ) -> tuple[float, tuple[tuple[float, float], ...]]:
@@ -41,22 +43,23 @@ def best_rate(
         make: rate, steps -> a fresh run of the model.
         stream: whose first batches are used.
         judge: of the held-back images.
+        steps: of the run that is to come.
         progress: whether to show a bar.
         rates: to be tried.
     """
     start = saved(model)
     found: list[tuple[float, float]] = []
-    total, hidden = len(rates) * STEPS, world.silent(progress)
-    bar: tqdm[Any] = tqdm(total=total, desc="learning rates", unit="step", leave=False, disable=hidden)
+    each, hidden = min(STEPS, max(_LEAST_STEPS, round(_SHARE * steps))), world.silent(progress)
+    bar: tqdm[Any] = tqdm(total=len(rates) * each, desc="learning rates", unit="step", leave=False, disable=hidden)
     with bar:
         for rate in rates:
-            found.append((rate, _trial(make(rate, STEPS), stream, judge, bar)))
+            found.append((rate, _trial(make(rate, each), stream, judge, bar)))
             model.load_state_dict(start)
     return min(found, key=lambda pair: pair[1])[0], tuple(found)
 
 
 def _trial(training: Training, stream: Stream, judge: Judge, bar: tqdm[Any]) -> float:
-    for batch in stream.steps(0, STEPS):
+    for batch in stream.steps(0, training.steps):
         try:
             training.advance(batch)
         except FloatingPointError:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
+from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.fit.soap import Soap
 
@@ -16,29 +17,33 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.o
 """That a recovery may name; each is called with the parameters and `lr`."""
 
 
+EPOCHS = 20
+LEAST_STEPS = 400
+"""Of a run whose epochs are not given, however few its images are."""
+BATCH, _LEAST_BATCH = 64, 8
+_STEPS_AN_EPOCH = 16
+"""That an epoch has at least, where the batch size is not given: small batches learn more from few images."""
+
 _MOST_EPOCHS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a recovery; `recover` says what each one means and where the defaults come from.
+    """The settings of a recovery; `recover` says what each one means. What is None is found from the images.
 
     Raises:
         RecoveryError: one is out of range.
     """
 
-    epochs: float = 20
-    batch_size: int = 64
+    epochs: float | None = None
+    batch_size: int | None = None
     lr: float | None = None
     optimizer: str = "soap"
     warm_up: float = 0.05
-    parameters: str = "all"
     norms: str = "frozen"
     features: float = 0.0
     label_weight: float = 1.0
-    ema: float | None = None
     clip: float | None = None
-    patience: int | None = None
     amp: bool = False
     channels_last: bool = True
     hold_back: int = 512
@@ -47,16 +52,25 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "lr", "clip", "patience", "hold_back", "images", "save_every")
+        _positive(self, "epochs", "batch_size", "lr", "clip", "hold_back", "images", "save_every")
         _within(self, "warm_up", 0, 1)
-        _within(self, "ema", 0, 1)
         _chosen(self, "optimizer", *OPTIMIZERS)
-        _chosen(self, "parameters", "all", "rewritten")
         _chosen(self, "norms", "frozen", "updated")
-        if self.epochs > _MOST_EPOCHS:
+        if self.epochs is not None and self.epochs > _MOST_EPOCHS:
             raise RecoveryError(f"recover: epochs={self.epochs:g} would never end; pass {_MOST_EPOCHS:,} or less")
         if not 0 <= self.features < math.inf or not 0 <= self.label_weight < math.inf:
             raise RecoveryError("recover: features and label_weight are weights in the loss; pass 0 or more")
+
+    def batch(self, images: int) -> int:
+        """The size of a batch of all processes together, for so many images to learn from."""
+        size = self.batch_size
+        if size is None:
+            size = -(-min(BATCH, max(_LEAST_BATCH, images // _STEPS_AN_EPOCH)) // world.size()) * world.size()
+        return size if size <= images else max(images // world.size(), 1) * world.size()
+
+    def steps(self, epoch: int) -> int:
+        """Of a whole run, where an epoch has so many."""
+        return max(EPOCHS * epoch, LEAST_STEPS) if self.epochs is None else max(1, round(self.epochs * epoch))
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate of a step as a share of the highest: a linear warm-up, then half a cosine down to 0.

@@ -48,8 +48,8 @@ def recover(
     result: Result,
     batches: object = None,
     *,
-    epochs: float = 20,
-    batch_size: int = 64,
+    epochs: float | None = None,
+    batch_size: int | None = None,
     lr: float | None = None,
     transform: Transform | None = None,
     features: float = 0.0,
@@ -60,10 +60,7 @@ def recover(
     scheduler: SchedulerFactory | None = None,
     warm_up: float = 0.05,
     clip: float | None = None,
-    parameters: str = "all",
     norms: str = "frozen",
-    ema: float | None = None,
-    patience: int | None = None,
     amp: bool = False,
     channels_last: bool = True,
     hold_back: int = 512,
@@ -77,17 +74,18 @@ def recover(
     """Fine-tunes a converted model on the original's outputs; needs no labels, and never ends worse than it began.
 
     Of all states that were judged, the one nearest to the original on held-back images is returned, among those whose
-    top-1 agreement is no less than before; if there is none, the model as it was. Under `torchrun` the work is shared:
-    the batches are those that one process would have seen.
+    top-1 agreement is no less than before; if there is none, the model as it was. A quarter of the steps in which no
+    better state was found is taken back, and the next begins from the best one at a fifth of the rate; two in a row end
+    the run. Under `torchrun` the work is shared: the batches are those that one process would have seen.
 
     Args:
         result: of `convert`, `carry_out` or an earlier `recover`; it is not changed.
         batches: images: a tensor or array, a map-style data set, a `DataLoader`, or an iterable of batches. Of a loader
             the data set, the collate function and the number of workers are used. If not given, the images that were
             made up for the conversion, or new ones (see `synthetic_images`).
-        epochs: passes over the images.
-        batch_size: of all processes together.
-        lr: the highest learning rate; by default the best of four in short trials.
+        epochs: passes over the images; by default 20, and more where that is less than 400 steps.
+        batch_size: of all processes together; by default a 16th of the images, from 8 to 64.
+        lr: the highest learning rate; by default the best of four in trials that take a tenth of the steps.
         transform: inputs -> inputs, for augmentation; it gets the tensor of a model that takes one, an `Example`
             otherwise. Original and converted model see the same result. See `Augment`.
         features: weight of the mean relative error of the rewritten convs' own outputs in the loss.
@@ -100,10 +98,7 @@ def recover(
             `warm_up` of the steps and half a cosine down to zero.
         warm_up: see `scheduler`.
         clip: largest norm of the gradient; None for no limit.
-        parameters: `"all"` that are trainable, or only those of the `"rewritten"` convs.
         norms: `"frozen"` batch-norm statistics, or `"updated"` ones.
-        ema: decay of an average of the weights, which is judged beside them; None for none.
-        patience: end after so many judgements (one an epoch) without a better one; None for never.
         amp: run in bfloat16 where torch's autocast says it may.
         channels_last: train in the memory format that torch's convs are fastest in; the result has its own again.
         hold_back: most images to hold back for judging; a tenth of them where that is less.
@@ -130,13 +125,10 @@ def recover(
         lr=lr,
         optimizer=named,
         warm_up=warm_up,
-        parameters=parameters,
         norms=norms,
         features=features,
         label_weight=label_weight,
-        ema=ema,
         clip=clip,
-        patience=patience,
         amp=amp,
         channels_last=channels_last,
         hold_back=hold_back,
@@ -183,7 +175,7 @@ class Setup:
     @property
     def steps(self) -> int:
         """Of the whole run."""
-        return max(1, round(self.recipe.epochs * self.stream.epoch))
+        return self.recipe.steps(self.stream.epoch)
 
     def training(self, lr: float, steps: int) -> Training:
         """A fresh run of the model as it is."""
@@ -216,7 +208,7 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
     pool = images_from(batches, result.example, recipe.images)
     count = len(pool) if recipe.images is None else min(len(pool), recipe.images)
     numbers, held = split(count, recipe.hold_back, recipe.seed)
-    stream = Stream(pool, numbers, _fitting(recipe.batch_size, len(numbers)), recipe.seed)
+    stream = Stream(pool, numbers, recipe.batch(len(numbers)), recipe.seed)
     held_back = [_laid_out(batch, recipe) for batch in pool.take(held.tolist(), stream.batch_size)]
     names = list(result.changes)
     settings = (own.loss, recipe.features, own.label_loss, recipe.label_weight)
@@ -226,7 +218,7 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
     world.agree(model)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    parameters = _trained(model, names, recipe)
+    parameters = _trained(model)
     setup = Setup(model, parameters, stream, len(held), held_back[0].example, objective, judge, recipe, own)
     if world.size() > 1:
         for parameter in unheard(setup.training(0.0, 1), next(stream.steps(0, 1))):
@@ -234,21 +226,12 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
     return setup
 
 
-def _fitting(batch_size: int, images: int) -> int:
-    """The batch size, or the largest multiple of the processes that the images fill."""
-    return batch_size if batch_size <= images else max(images // world.size(), 1) * world.size()
-
-
 def _laid_out(batch: Batch, recipe: Recipe) -> Batch:
     return Batch(batch.example.map(as_channels_last), batch.labels) if recipe.channels_last else batch
 
 
-def _trained(model: nn.Module, names: list[str], recipe: Recipe) -> tuple[nn.Parameter, ...]:
-    """The parameters that move; the others of this working copy are frozen."""
-    if recipe.parameters == "rewritten":
-        moving = {id(parameter) for name in names for parameter in model.get_submodule(name).parameters()}
-        for parameter in model.parameters():
-            parameter.requires_grad_(parameter.requires_grad and id(parameter) in moving)
+def _trained(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    """The parameters that move."""
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
         raise RecoveryError("recover: every parameter is frozen; call requires_grad_() on what may move")
@@ -295,7 +278,7 @@ def _carried_out(
         folder.draw(log.rows)
     counts = (setup.steps, setup.stream.epoch, setup.stream.batch_size, len(setup.stream.numbers), setup.held_back)
     scores = (log.start, log.best, log.best_step)
-    return log.weights, Recovery(*scores, *counts, lr, log.averaged, log.seconds, ended, trials, tuple(log.rows))
+    return log.weights, Recovery(*scores, *counts, lr, log.seconds, ended, trials, tuple(log.rows))
 
 
 def _rate(setup: Setup, progress: bool) -> tuple[float, tuple[tuple[float, float], ...]]:
@@ -303,7 +286,7 @@ def _rate(setup: Setup, progress: bool) -> tuple[float, tuple[tuple[float, float
         return setup.recipe.lr, ()
     if setup.own.optimizer is not None:
         return 0.0, ()
-    return best_rate(setup.model, setup.training, setup.stream, setup.judge, progress)
+    return best_rate(setup.model, setup.training, setup.stream, setup.judge, setup.steps, progress)
 
 
 def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Example) -> Result:

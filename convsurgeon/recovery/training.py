@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import FrameType
 from typing import Any, Self
 
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from convsurgeon.base import world
@@ -35,8 +35,16 @@ SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 Transform = Callable[[Any], Any]
 
 
+LEGS = 4
+"""That a run's steps are parted into; one in which no better state was found is taken back."""
+SLOWER = 5
+"""What the rate is divided by then."""
+MOST_IDLE = 2
+"""Legs in a row that are taken back; then the run is over."""
+
+
 class Training:
-    """A run: the model, its optimiser and schedule, the best weights so far, and the log.
+    """A run: the model, its optimiser and schedule.
 
     Args:
         model: trained in place; in eval mode but for its norms if the recipe has them updated.
@@ -63,17 +71,25 @@ class Training:
     ) -> None:
         self.model, self.objective, self.recipe, self.steps = model, objective, recipe, steps
         self._parameters, self._transform = list(parameters), transform
-        if optimizer is None:
-            self.optimizer: Optimizer = OPTIMIZERS[recipe.optimizer](self._parameters, lr=lr)
-        else:
-            self.optimizer = optimizer(self._parameters)
-        if scheduler is None:
-            self.scheduler: LRScheduler = LambdaLR(self.optimizer, lambda step: recipe.factor(step, steps))
-        else:
-            self.scheduler = scheduler(self.optimizer, steps)
+        self._optimizer, self._scheduler = optimizer, scheduler
         self._wrapped = DistributedDataParallel(model) if world.size() > 1 else model
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema)) if recipe.ema else None
         self.step = 0
+        self._begin(lr)
+
+    def _begin(self, highest: float) -> None:
+        """A fresh optimiser from this step on, with a schedule that goes on where it was."""
+        self._highest, self._since = highest, self.step
+        if self._optimizer is None:
+            self.optimizer: Optimizer = OPTIMIZERS[self.recipe.optimizer](self._parameters, lr=highest)
+        else:
+            self.optimizer = self._optimizer(self._parameters)
+        if self._scheduler is None:
+            self.scheduler: LRScheduler = LambdaLR(self.optimizer, partial(self._factor, self._since))
+        else:
+            self.scheduler = self._scheduler(self.optimizer, self.steps)
+
+    def _factor(self, since: int, step: int) -> float:
+        return self.recipe.factor(since + step, self.steps)
 
     def advance(self, batch: Batch) -> float:
         """One step; gives the loss of the whole batch, over all processes.
@@ -92,8 +108,6 @@ class Training:
                 nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip)
             self.optimizer.step()
         self.scheduler.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
         self.step += 1
         return total
 
@@ -102,30 +116,42 @@ class Training:
         """The learning rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def candidates(self) -> list[nn.Module]:
-        """What may turn out best: the model, and the average of its weights if there is one."""
-        return [self.model] if self.average is None else [self.model, self.average.module]
+    def legs(self) -> list[int]:
+        """The steps at which legs have ended so far, the first one's start before them."""
+        ends = [self.steps * leg // LEGS for leg in range(LEGS)]
+        return [end for end in ends if end <= self.step]
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether it may: a rate and a schedule that are the user's own are left alone."""
+        return self._optimizer is None and self._scheduler is None
+
+    def go_back(self, weights: dict[str, Tensor]) -> None:
+        """Begins again from these weights, slower, with the steps that are left."""
+        self.model.load_state_dict(weights)
+        self._begin(self._highest / SLOWER)
 
     def state(self) -> dict[str, Any]:
         """All that a run needs to go on to the bit, as tensors and plain values."""
         return {
             "step": self.step,
+            "since": self._since,
+            "highest": self._highest,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes up what `state` gave."""
+        self.step = state["since"]
+        self._begin(state["highest"])
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if _kinds(self.scheduler.state_dict()) != _kinds(state["scheduler"]):  # torch takes up anything here
             raise ValueError("its schedule has other parts")
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
 
     def _loss(self, batch: Batch) -> Tensor:
         if self._transform is not None:
@@ -148,26 +174,25 @@ class Log:
 
     def __init__(self, model: nn.Module, start: Score) -> None:
         self.start = self.best = start
-        self.best_step, self.averaged = 0, False
+        self.best_step = 0
         self.weights = saved(model)
         self.rows: list[dict[str, Any]] = [_row(0, 0.0, None, start, 0.0, 0.0)]
         self.seconds = 0.0
-        self.idle = 0
         self.losses: list[float] = []
 
     def judge(self, training: Training, judge: Judge, epoch: float, seconds: float) -> Score:
-        """Scores the model and its average, and keeps the weights of the better one if they are the best so far."""
-        scores = [judge.score(model) for model in training.candidates()]
-        self.idle += 1
-        for averaged, (model, score) in enumerate(zip(training.candidates(), scores, strict=True)):
-            if score.better_than(self.best, self.start):
-                self.best, self.best_step, self.averaged = score, training.step, bool(averaged)
-                self.weights, self.idle = saved(model), 0
+        """Scores the model, and keeps its weights if they are the best so far."""
+        score = judge.score(training.model)
+        if score.better_than(self.best, self.start):
+            self.best, self.best_step, self.weights = score, training.step, saved(training.model)
         loss = sum(self.losses) / len(self.losses) if self.losses else None
         self.losses = []
-        near = min(scores, key=lambda score: score.distance)
-        self.rows.append(_row(training.step, epoch, loss, near, training.lr, seconds))
-        return near
+        self.rows.append(_row(training.step, epoch, loss, score, training.lr, seconds))
+        return score
+
+    def idle(self, legs: Sequence[int]) -> int:
+        """How many legs in a row have brought no better state; `legs` are the steps of their ends."""
+        return sum(end >= self.best_step for end in legs[:-1])
 
     def state(self) -> dict[str, Any]:
         """As tensors and plain values."""
@@ -177,11 +202,9 @@ class Log:
         return {
             **scores,
             "best_step": self.best_step,
-            "averaged": self.averaged,
             "weights": self.weights,
             "rows": self.rows,
             "seconds": self.seconds,
-            "idle": self.idle,
             "losses": self.losses,
         }
 
@@ -192,7 +215,7 @@ class Log:
         }:
             raise ValueError("its best weights are another model's")
         self.start, self.best = Score(*state["start"]), Score(*state["best"])
-        for name in ("best_step", "averaged", "weights", "rows", "seconds", "idle", "losses"):
+        for name in ("best_step", "weights", "rows", "seconds", "losses"):
             setattr(self, name, state[name])
 
 
@@ -234,13 +257,15 @@ def train(
                 ended = str(error)
                 break
             bar.update()
-            last = training.step == training.steps
-            if last or training.step % every == 0:
+            last, legs = training.step == training.steps, training.legs()
+            if last or training.step % every == 0 or training.step == legs[-1]:
                 score = log.judge(training, judge, training.step / stream.epoch, time.monotonic() - began)
                 bar.set_postfix(_shown(log, score, training.lr))
-                if training.recipe.patience is not None and log.idle >= training.recipe.patience and not last:
-                    ended = f"no better for {log.idle} judgements"
+            if training.goes_back and training.step == legs[-1] and (idle := log.idle(legs)):
+                if idle == MOST_IDLE:
+                    ended = f"no better state in the last {training.step - log.best_step} steps"
                     break
+                training.go_back(log.weights)
             if asked.everywhere():
                 save("")
                 where = f"step {training.step} of {training.steps}"

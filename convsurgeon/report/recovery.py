@@ -25,8 +25,8 @@ class Score:
 class Recovery:
     """Settings that were found, and how near the model was to its original on held-back images before and after.
 
-    `best_step` is the step whose weights were kept, 0 for those it began with; `averaged` says that they are the moving
-    average; `trials` holds (learning rate, distance after a short run); `rows` the log.
+    `best_step` is the step whose weights were kept, 0 for those it began with; `trials` holds (learning rate, distance
+    after a short run); `rows` the log, whose last row is of the last step.
     """
 
     before: Score
@@ -38,8 +38,18 @@ class Recovery:
     images: int
     held_back: int
     lr: float
-    averaged: bool
     seconds: float
     ended: str
     trials: tuple[tuple[float, float], ...]
     rows: tuple[dict[str, float | None], ...]
+
+    @property
+    def gaining(self) -> bool:
+        """Whether it ended while it still gained: the last quarter brought a tenth of all that was gained, or more.
+
+        A rate that falls to nothing ends every run with small gains.
+        """
+        before = [row["distance"] for row in self.rows if (row["step"] or 0) <= 0.75 * self.steps]
+        reached = min(distance for distance in before if distance is not None)
+        gained = self.before.distance - self.after.distance
+        return self.best_step > 0.75 * self.steps and reached - self.after.distance >= 0.1 * gained > 0

@@ -129,11 +129,12 @@ class Rows:
         columns = (("weights", "text"), ("distance", "number"), ("top1_agreement", "share"))
         rows = []
         for done in self.recovery:
-            kept = f"step {done.best_step} of {done.steps}" + (", averaged" if done.averaged else "")
+            kept = f"step {done.best_step} of {done.steps}"
             rows += [("as converted", done.before.distance, done.before.agreement)]
             rows += [(kept if done.best_step else "as converted, kept", done.after.distance, done.after.agreement)]
         used = [
             f": {d.images} images, judged on {d.held_back} others, rate {d.lr:.0e}, {d.seconds:.0f} s, {d.ended}"
+            + ("; still gaining: recover this result once more" if d.gaining else "")
             for d in self.recovery
         ]
         return Table(f"Recovery{''.join(used)}", columns, tuple(rows))

@@ -62,7 +62,8 @@ WRONG: list[Callable[[dict[str, Any]], object]] = [
     lambda held: held["log"]["rows"][0].pop("loss"),
     lambda held: held["log"]["rows"][0].update(distance="near"),
     lambda held: held["log"].update(losses=["a"]),
-    lambda held: held["log"].update(idle=None),
+    lambda held: held.update(since=None),
+    lambda held: held.update(highest="much"),
     lambda held: held.update(run=[]),
 ]
 

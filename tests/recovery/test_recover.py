@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -21,7 +22,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import convsurgeon as cs
 from convsurgeon.cli.main import main
+from convsurgeon.recovery.recipe import LEAST_STEPS, Recipe
 from convsurgeon.recovery.stream import Stream, images_from, split
+from convsurgeon.recovery.training import SLOWER
+from convsurgeon.report.recovery import Score
 from tests import nets, networks
 
 X = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(3))
@@ -87,6 +91,50 @@ def test_a_rate_that_destroys_gives_the_converted_weights_back(converted: cs.Res
     assert "as converted, kept" in str(better.report)
 
 
+def test_a_quarter_that_led_away_is_taken_back_and_two_end_it(converted: cs.Result) -> None:
+    wild = _done(_recover(converted, lr=3.0, epochs=4))
+    assert wild.ended == "no better state in the last 18 steps"
+    slowed = _done(_recover(converted, lr=0.3, epochs=8))
+    rates = [row["lr"] for row in slowed.rows]
+    assert slowed.ended == "all steps done"
+    assert slowed.after.distance < slowed.before.distance
+    highest = {row["step"]: row["lr"] for row in slowed.rows}
+    assert max(rate for step, rate in highest.items() if 0 < step <= 18) > 0.25
+    assert all(rate <= 0.3 / SLOWER for step, rate in highest.items() if step > 18), rates
+
+
+def test_few_images_get_steps_enough_and_small_batches(converted: cs.Result) -> None:
+    done = _done(cs.recover(converted, X[:40], progress=False))
+    assert (done.images, done.held_back, done.batch_size, done.steps) == (36, 4, 8, LEAST_STEPS)
+    assert len(done.trials) == 4
+    assert done.after.distance < done.before.distance
+    assert Recipe().batch(7000) == 64
+    assert Recipe().steps(110) == 2200
+
+
+def _ended(distances: list[float]) -> cs.Recovery:
+    """A run of as many steps as distances, the first being its start."""
+    rows = tuple({"step": float(step), "distance": value} for step, value in enumerate(distances))
+    best = min(distances)
+    scores = (Score(distances[0], None), Score(best, None))
+    return cs.Recovery(*scores, distances.index(best), len(distances) - 1, 1, 8, 80, 8, 1e-3, 1.0, "", (), rows)
+
+
+@pytest.mark.parametrize(
+    ("distances", "gaining"),
+    [
+        ([1.0, 0.9, 0.8, 0.7, 0.6], True),
+        ([1.0, 0.5, 0.4, 0.4, 0.39], False),
+        ([1.0, 0.5, 0.4, 0.3, 0.5], False),
+        ([1.0, 1.1, 1.2, 1.3, 1.4], False),
+    ],
+)
+def test_a_run_that_still_gains_says_so(distances: list[float], gaining: bool, converted: cs.Result) -> None:
+    assert _ended(distances).gaining is gaining
+    report = dataclasses.replace(converted.report, recovery=(_ended(distances),))
+    assert ("still gaining: recover this result once more" in str(report)) is gaining
+
+
 def test_a_loss_that_is_not_finite_ends_it_with_the_reason(converted: cs.Result) -> None:
     better = _recover(converted, loss=lambda given, _answer: given.sum() * float("nan"))
     assert _same(better.model, converted.model)
@@ -113,17 +161,6 @@ def test_format_dtype_mode_and_gradient_flags_stay() -> None:
         if not parameter.requires_grad:
             assert torch.equal(parameter, result.model.get_parameter(name))
     assert torch.equal(model.down.weight, frozen)
-
-
-def test_only_the_rewritten_convs_move_if_asked(converted: cs.Result) -> None:
-    better = _recover(converted, parameters="rewritten", lr=3e-3)
-    moved = {
-        name
-        for name, value in better.model.state_dict().items()
-        if not torch.equal(value, converted.model.state_dict()[name])
-    }
-    assert moved
-    assert all(any(name.startswith(site) for site in converted.changes) for name in moved)
 
 
 def test_norm_statistics_move_only_if_asked(converted: cs.Result) -> None:
@@ -183,8 +220,8 @@ def test_labels_are_learned_where_asked_for(converted: cs.Result) -> None:
         _recover(converted, label_loss=label_loss)
 
 
-def test_features_an_average_and_bfloat16_work_together(converted: cs.Result) -> None:
-    better = _recover(converted, features=0.5, ema=0.9, amp=True, epochs=4)
+def test_features_and_bfloat16_work_together(converted: cs.Result) -> None:
+    better = _recover(converted, features=0.5, amp=True, epochs=4)
     assert _done(better).after.distance < _done(better).before.distance
 
 
@@ -266,9 +303,8 @@ def test_all_kinds_of_data_are_read() -> None:
         ({"epochs": 0}, cs.RecoveryError, "epochs must be above 0, got 0"),
         ({"lr": -1.0}, cs.RecoveryError, "lr must be above 0"),
         ({"lr": float("nan")}, cs.RecoveryError, "lr must be above 0, got nan"),
-        ({"ema": 1.0}, cs.RecoveryError, r"ema must lie in \[0, 1\)"),
+        ({"warm_up": 1.0}, cs.RecoveryError, r"warm_up must lie in \[0, 1\)"),
         ({"norms": "melted"}, cs.RecoveryError, "norms must be one of frozen, updated, got 'melted'"),
-        ({"parameters": "some"}, cs.RecoveryError, "parameters must be one of all, rewritten"),
         ({"features": -1.0}, cs.RecoveryError, "weights in the loss"),
         ({"optimizer": torch.optim.Adam}, cs.RecoveryError, "set the rate in your optimizer alone"),
         ({"optimizer": "sgd"}, cs.RecoveryError, "optimizer must be one of soap, adam, got 'sgd'"),
@@ -329,7 +365,7 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     "options",
     [
-        *({}, {"ema": 0.9, "norms": "updated", "features": 0.1}),
+        *({}, {"norms": "updated", "features": 0.1}),
         *({"optimizer": "adam"}, {"optimizer": _sgd, "lr": None}),
     ],
 )
