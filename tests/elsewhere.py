@@ -1,4 +1,4 @@
-"""A second device for machines that have none: tensors that hold CPU values, say that they are elsewhere, and are strict.
+"""A second device for machines that have none: tensors that hold CPU values, claim to be elsewhere, and are strict.
 
 An operation on a tensor from here and one from there is refused, as CUDA refuses it; numbers and one-element tensors
 from the CPU mix, as they do there. What is made without a device is made here, so that a tensor which should have

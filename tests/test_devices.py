@@ -1,4 +1,4 @@
-"""Everything happens where the model is: on a second device that refuses tensors from the first, no work is done here."""
+"""Everything happens where the model is: with a second device that refuses the first, no work is done on the first."""
 
 from __future__ import annotations
 

@@ -97,9 +97,8 @@ class _Fit:
 
     def __init__(self, scheme: Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor) -> None:
         self.scheme, self.kernel, self.behind, self.metric = scheme, kernel, behind, metric
-        self.center = (
-            mean(samples.patches) if behind.intercept else samples.patches.new_zeros(samples.patches.shape[1]).double()
-        )
+        width = samples.patches.shape[1]
+        self.center = mean(samples.patches) if behind.intercept else samples.patches.new_zeros(width).double()
         self.samples = samples
         self.scale = invertible(behind.scale)
         covariance = second_moment(samples.patches, self.center.float())

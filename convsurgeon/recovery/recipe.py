@@ -72,15 +72,19 @@ class Recipe:
         """Of a whole run, where an epoch has so many."""
         return max(EPOCHS * epoch, LEAST_STEPS) if self.epochs is None else max(1, round(self.epochs * epoch))
 
-    def factor(self, step: int, steps: int) -> float:
-        """The learning rate of a step as a share of the highest: a linear warm-up, then half a cosine down to 0.
+    def factor(self, steps: int, since: int, step: int) -> float:
+        """The learning rate as a share of the highest: a linear warm-up, and half a cosine down to 0.
 
-        Loshchilov & Hutter 2017, without restarts.
+        Loshchilov & Hutter 2017. An optimiser that is fresh since a later step warms up again on its way down.
+
+        Args:
+            steps: of the run.
+            since: how many of them were over when the optimiser began.
+            step: how many it has made.
         """
         rising = max(1, round(self.warm_up * steps))
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+        falling = 0.5 * (1 + math.cos(math.pi * (since + step - rising) / max(1, steps - rising)))
+        return min(1.0, (step + 1) / rising) * (falling if since + step >= rising else 1.0)
 
 
 def _positive(recipe: Recipe, *names: str) -> None:

@@ -75,7 +75,7 @@ def recover(
 
     Of all states that were judged, the one nearest to the original on held-back images is returned, among those whose
     top-1 agreement is no less than before; if there is none, the model as it was. A quarter of the steps in which no
-    better state was found is taken back, and the next begins from the best one at a fifth of the rate; two in a row end
+    nearer state was found is taken back, and the next begins from the best one at a fifth of the rate; two in a row end
     the run. Under `torchrun` the work is shared: the batches are those that one process would have seen.
 
     Args:

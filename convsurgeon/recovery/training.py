@@ -36,7 +36,7 @@ Transform = Callable[[Any], Any]
 
 
 LEGS = 4
-"""That a run's steps are parted into; one in which no better state was found is taken back."""
+"""That a run's steps are parted into; one in which no nearer state was found is taken back."""
 SLOWER = 5
 """What the rate is divided by then."""
 MOST_IDLE = 2
@@ -84,12 +84,9 @@ class Training:
         else:
             self.optimizer = self._optimizer(self._parameters)
         if self._scheduler is None:
-            self.scheduler: LRScheduler = LambdaLR(self.optimizer, partial(self._factor, self._since))
+            self.scheduler: LRScheduler = LambdaLR(self.optimizer, partial(self.recipe.factor, self.steps, self._since))
         else:
             self.scheduler = self._scheduler(self.optimizer, self.steps)
-
-    def _factor(self, since: int, step: int) -> float:
-        return self.recipe.factor(since + step, self.steps)
 
     def advance(self, batch: Batch) -> float:
         """One step; gives the loss of the whole batch, over all processes.
@@ -191,8 +188,9 @@ class Log:
         return score
 
     def idle(self, legs: Sequence[int]) -> int:
-        """How many legs in a row have brought no better state; `legs` are the steps of their ends."""
-        return sum(end >= self.best_step for end in legs[:-1])
+        """How many legs in a row have brought no nearer state; `legs` are the steps of their ends."""
+        nearest = min(self.rows, key=lambda row: row["distance"])
+        return sum(end >= nearest["step"] for end in legs[:-1])
 
     def state(self) -> dict[str, Any]:
         """As tensors and plain values."""
@@ -263,7 +261,7 @@ def train(
                 bar.set_postfix(_shown(log, score, training.lr))
             if training.goes_back and training.step == legs[-1] and (idle := log.idle(legs)):
                 if idle == MOST_IDLE:
-                    ended = f"no better state in the last {training.step - log.best_step} steps"
+                    ended = f"no nearer state in {idle} quarters"
                     break
                 training.go_back(log.weights)
             if asked.everywhere():

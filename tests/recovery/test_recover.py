@@ -93,7 +93,7 @@ def test_a_rate_that_destroys_gives_the_converted_weights_back(converted: cs.Res
 
 def test_a_quarter_that_led_away_is_taken_back_and_two_end_it(converted: cs.Result) -> None:
     wild = _done(_recover(converted, lr=3.0, epochs=4))
-    assert wild.ended == "no better state in the last 18 steps"
+    assert wild.ended == "no nearer state in 2 quarters"
     slowed = _done(_recover(converted, lr=0.3, epochs=8))
     rates = [row["lr"] for row in slowed.rows]
     assert slowed.ended == "all steps done"
