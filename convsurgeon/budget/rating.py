@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
+from convsurgeon.budget.between import Errors, read_off
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.samples import patches, positions, positions_per_image
 from convsurgeon.forms.branched import Branched, fittable
@@ -39,6 +40,9 @@ _SWEEPS = 1
 
 EFFORT = 0.5
 """Share of a fit's steps that is enough to tell candidates apart."""
+
+WIDE = 1024
+"""Unknowns of an output from which on not every rank is fitted."""
 
 
 def by_weights(options: Mapping[str, Sequence[Change]]) -> Measures:
@@ -73,8 +77,10 @@ def by_data(
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         site = _Site(conv, patches_of[name], gradients[name])
-        for change in changes:
-            output[name, change.form.label], network[name, change.form.label] = site.errors(change)
+        wide = conv.weight[0].numel() >= WIDE
+        found = read_off(changes, site.errors) if wide else {one.form.label: site.errors(one) for one in changes}
+        for label, (own, effect) in found.items():
+            output[name, label], network[name, label] = own, effect
     return {"network": network, "output": output, **by_weights(options)}
 
 
@@ -94,7 +100,7 @@ class _Site:
         self.ridges = [oas_ridge(values, moment.rows) for values in moment.values]
         self.normals = [self._normal(group) for group in range(conv.groups)]
 
-    def errors(self, change: Change) -> tuple[float, float]:
+    def errors(self, change: Change) -> Errors:
         """Relative error of the conv's output, and squared error of the network's."""
         form, lost = fittable(change.form), _lost(change)
         try:

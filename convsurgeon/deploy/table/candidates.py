@@ -22,6 +22,8 @@ def fitting(
 ) -> list[Candidate]:
     """One candidate per form, with its settled form at every site that takes it, more MACs or fewer: time decides.
 
+    Forms that share no site, those of k x k and of 1x1 convs, stand in one network: it takes as long to time as either.
+
     Raises:
         LatencyError: a form that cannot be timed.
         PolicyError: a name in the policy fits no conv.
@@ -39,6 +41,20 @@ def fitting(
                 fits[site.name] = settles[0]
         if fits:
             found.append(Candidate(form.label, timeable(fits), precision))
+    return _packed(found)
+
+
+def _packed(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Each joins the first one with which it shares no site."""
+    found: list[Candidate] = []
+    for one in candidates:
+        place = next((at for at, other in enumerate(found) if not other.chosen.keys() & one.chosen.keys()), None)
+        if place is None:
+            found.append(one)
+        else:
+            other = found[place]
+            both = {**other.chosen, **one.chosen}
+            found[place] = dataclasses.replace(other, label=f"{other.label}, {one.label}", chosen=both)
     return found
 
 
