@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base import world
 from convsurgeon.fit.in_order import SiteFit, fit_in_order
-from convsurgeon.fit.joint import fit_jointly
+from convsurgeon.fit.joint import NEAR, fit_jointly
 from convsurgeon.fit.samples import relative
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -74,7 +74,8 @@ def reconstruct(
         data: calibration batches; under `torch.distributed` every process holds all of them and uses its share.
         seed: of the output positions that are drawn.
         progress: whether to show a bar over the sites.
-        jointly: whether to fit all sites together after one by one; to tell plans apart that is not needed.
+        jointly: whether to fit all sites together after one by one, where there is something to win; to tell plans
+            apart that is not needed.
     """
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
@@ -82,7 +83,7 @@ def reconstruct(
     sites = fit_in_order(seen, converted, plan, data, seed, progress)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
-    if jointly and best > 0:
+    if jointly and best >= NEAR:
         fitted = saved(converted)
         fit_jointly(seen, converted, plan, data.fitted, judge.error, seed, progress)
         steps.append(_tried("fitted together", converted, judge, fitted, best))
