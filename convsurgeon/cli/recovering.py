@@ -112,7 +112,7 @@ def _run(
         converted = _taken_up(Path(options.bundle), model, example)
     else:
         converted = convert(model, example, **chosen, **late(), calibration=images, images=options.images, **quiet)
-    names = ("epochs", "batch_size", "lr", "optimizer", "features", "norms", "amp", "save_every")
+    names = ("epochs", "batch_size", "lr", "optimizer", "features", "norms", "precision", "amp", "save_every")
     settings = {name: getattr(options, name) for name in names}
     settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
     batches = [*images.fitted, *images.held_back] if isinstance(images, Calibration) else images

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
+from convsurgeon.deploy.table.latencies import PRECISIONS, Precision
 from convsurgeon.fit.soap import Soap
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
@@ -44,6 +45,7 @@ class Recipe:
     features: float = 0.0
     label_weight: float = 1.0
     clip: float | None = None
+    precision: Precision = "fp32"
     amp: bool = False
     channels_last: bool = True
     hold_back: int = 512
@@ -56,6 +58,7 @@ class Recipe:
         _within(self, "warm_up", 0, 1)
         _chosen(self, "optimizer", *OPTIMIZERS)
         _chosen(self, "norms", "frozen", "updated")
+        _chosen(self, "precision", *PRECISIONS)
         if self.epochs is not None and self.epochs > _MOST_EPOCHS:
             raise RecoveryError(f"recover: epochs={self.epochs:g} would never end; pass {_MOST_EPOCHS:,} or less")
         if not 0 <= self.features < math.inf or not 0 <= self.label_weight < math.inf:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.conversion import Result, compared
+from convsurgeon.deploy.int8.target import Target
+from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import state_kept
@@ -24,6 +26,7 @@ from convsurgeon.recovery.checkpoint import RunFolder, check_run
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
 from convsurgeon.recovery.recipe import Recipe
+from convsurgeon.recovery.rounding import learn_rounded
 from convsurgeon.recovery.stream import Batch, Stream, images_from, kept_chance, split
 from convsurgeon.recovery.training import (
     Log,
@@ -61,6 +64,7 @@ def recover(
     warm_up: float = 0.05,
     clip: float | None = None,
     norms: str = "frozen",
+    precision: Precision | None = None,
     amp: bool = False,
     channels_last: bool = True,
     hold_back: int = 512,
@@ -99,6 +103,8 @@ def recover(
         warm_up: see `scheduler`.
         clip: largest norm of the gradient; None for no limit.
         norms: `"frozen"` batch-norm statistics, or `"updated"` ones.
+        precision: of the file that is to ship: with `"int8"` the model computes in training and on held-back images as
+            that file will, so that it learns to bear the rounding (see `rounding`). By default that of the conversion.
         amp: run in bfloat16 where torch's autocast says it may.
         channels_last: train in the memory format that torch's convs are fastest in; the result has its own again.
         hold_back: most images to hold back for judging; a tenth of them where that is less.
@@ -126,6 +132,7 @@ def recover(
         optimizer=named,
         warm_up=warm_up,
         norms=norms,
+        precision=result.precision if precision is None else precision,
         features=features,
         label_weight=label_weight,
         clip=clip,
@@ -144,7 +151,7 @@ def recover(
         given = _made_up(result, recipe, progress) if batches is None else batches
         setup = _set_up(result, given, recipe, own)
         weights, done = _carried_out(setup, _identity(result, setup), folder, progress)
-    return _with(result, weights, done, setup.shown)
+    return _with(result, weights, done, setup.shown, recipe.precision)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +225,8 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
     world.agree(model)
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.precision == "int8":
+        learn_rounded(model, held_back[:SAMPLE], Target.onnxruntime())
     parameters = _trained(model)
     setup = Setup(model, parameters, stream, len(held), held_back[0].example, objective, judge, recipe, own)
     if world.size() > 1:
@@ -289,10 +298,10 @@ def _rate(setup: Setup, progress: bool) -> tuple[float, tuple[tuple[float, float
     return best_rate(setup.model, setup.training, setup.stream, setup.judge, setup.steps, progress)
 
 
-def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Example) -> Result:
+def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Example, precision: Precision) -> Result:
     """The result with the recovered weights in a copy of its model, device, memory format and mode as they were."""
     model = copy.deepcopy(result.model)
     model.load_state_dict(weights)
     values = compared(result.original, model, shown)
     report = dataclasses.replace(result.report, fidelity=values, recovery=(done,), metrics=())
-    return dataclasses.replace(result, model=model, report=report)
+    return dataclasses.replace(result, model=model, report=report, precision=precision)

@@ -304,6 +304,7 @@ def test_all_kinds_of_data_are_read() -> None:
         ({"lr": -1.0}, cs.RecoveryError, "lr must be above 0"),
         ({"lr": float("nan")}, cs.RecoveryError, "lr must be above 0, got nan"),
         ({"warm_up": 1.0}, cs.RecoveryError, r"warm_up must lie in \[0, 1\)"),
+        ({"precision": "int4"}, cs.RecoveryError, "precision must be one of fp32, int8, got 'int4'"),
         ({"norms": "melted"}, cs.RecoveryError, "norms must be one of frozen, updated, got 'melted'"),
         ({"features": -1.0}, cs.RecoveryError, "weights in the loss"),
         ({"optimizer": torch.optim.Adam}, cs.RecoveryError, "set the rate in your optimizer alone"),
@@ -365,7 +366,7 @@ def _sgd(parameters: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     "options",
     [
-        *({}, {"norms": "updated", "features": 0.1}),
+        *({}, {"norms": "updated", "features": 0.1}, {"precision": "int8"}),
         *({"optimizer": "adam"}, {"optimizer": _sgd, "lr": None}),
     ],
 )

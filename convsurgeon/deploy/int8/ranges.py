@@ -48,6 +48,20 @@ def found(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator) -> R
     return ranges | {name: _percentile(counts[name], *span) for name, span in wide.items()}
 
 
+def of_parts(parts: Sequence[npt.NDArray[Any]]) -> Range | None:
+    """The percentile's range of the values of some arrays; None of nothing, or of one value alone."""
+    span: Range | None = None
+    for part in parts:
+        span = _extremes(part, None, span)
+    if span is None or not span[1] > span[0]:
+        return None
+    counts = None
+    for part in parts:
+        counts = _counts(part, span, counts)
+    assert counts is not None
+    return _percentile(counts, *span)
+
+
 def nominal(model: ModelProto) -> Ranges:
     """Ranges that make the graph that images would make, where its values do not matter: for timing it."""
     positive = {node.output[0] for node in model.graph.node if node.op_type in ("Relu", "Clip", "Sigmoid")}
