@@ -16,6 +16,7 @@ from torch import nn
 import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.deploy.table import table as tables
+from convsurgeon.deploy.table.candidates import fitting
 from convsurgeon.deploy.table.folder import Candidate
 from convsurgeon.deploy.table.prune import cheapest, hopeless, without
 from convsurgeon.deploy.table.reduce import Row
@@ -99,6 +100,20 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
     assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
     assert json.loads(stored.read_text())["samples"][: len(before)] == before
     assert all(table.has("3", form) for form in (FORMS[0], FORMS[2]))
+
+
+def test_forms_that_share_no_site_share_a_network() -> None:
+    seen = cs.capture(_net(), EXAMPLE)
+    cp, pointwise = [cs.CP(rank=rank) for rank in (16, 32)], [cs.LowRank(rank=rank) for rank in (2, 4, 6)]
+    found = fitting(seen, [*cp, *pointwise], cs.everything())
+    assert [one.label for one in found] == [
+        "cp rank 16, lowrank rank 2",
+        "cp rank 32, lowrank rank 4",
+        "lowrank rank 6",
+    ]
+    assert [set(one.chosen) for one in found] == [{"0", "3", "5"}, {"0", "3", "5"}, {"5"}]
+    timed = {(name, form.label) for one in found for name, form in one.chosen.items()}
+    assert timed == {(n, f.label) for n in "03" for f in cp} | {("5", f.label) for f in pointwise}
 
 
 def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
