@@ -115,8 +115,8 @@ class Training:
 
     def legs(self) -> list[int]:
         """The steps at which legs have ended so far, the first one's start before them."""
-        ends = [self.steps * leg // LEGS for leg in range(LEGS)]
-        return [end for end in ends if end <= self.step]
+        ends = {self.steps * leg // LEGS for leg in range(LEGS)}
+        return sorted(end for end in ends if end <= self.step)
 
     @property
     def goes_back(self) -> bool:
@@ -260,7 +260,7 @@ def train(
                 score = log.judge(training, judge, training.step / stream.epoch, time.monotonic() - began)
                 bar.set_postfix(_shown(log, score, training.lr))
             if training.goes_back and training.step == legs[-1] and (idle := log.idle(legs)):
-                if idle == MOST_IDLE:
+                if idle >= MOST_IDLE:
                     ended = f"no nearer state in {idle} quarters"
                     break
                 training.go_back(log.weights)
