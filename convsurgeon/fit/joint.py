@@ -50,6 +50,11 @@ ResNet-20 at 0.2 of the MACs, 900 images, seed 5: the held-back error is 0.104 a
 5e-4 to 2e-3 do alike.
 """
 
+_MACS = 2e13
+"""Multiply-accumulates of all steps, above which there are fewer: some minutes of a core."""
+_PASSES = 4
+"""That a step makes through the network, forwards and backwards, on both sides."""
+
 _STEPS_AN_EPOCH = 8
 _WARM = 0.1
 QUARTERS = 4
@@ -104,7 +109,7 @@ def fit_jointly(
         with undisturbed(seen.model), evaluating(converted):
             draw = _Draw(batches, seed)
             sides = _Sides(seen, converted, points, draw.first())
-            _descend(sides, parameters, draw, judge, progress)
+            _descend(sides, parameters, draw, _steps(seen, draw), judge, progress)
     except RuntimeError as error:
         warnings.warn(f"calibration: no joint fit ({first_line(error)})", stacklevel=2)
     finally:
@@ -114,9 +119,17 @@ def fit_jointly(
     world.agree(converted)
 
 
-def _descend(sides: _Sides, parameters: list[nn.Parameter], draw: _Draw, judge: Judge, progress: bool) -> None:
+def _steps(seen: Capture, draw: _Draw) -> int:
+    """How many: `EPOCHS`, or fewer where a network is large."""
+    values = max(1, sum(tensor.numel() for tensor in seen.example.tensors()))
+    of_one = _PASSES * seen.cost.macs * sum(tensor.numel() for tensor in draw.first().tensors()) / values
+    return max(QUARTERS, min(EPOCHS * draw.batches, int(_MACS / max(1.0, of_one))))
+
+
+def _descend(
+    sides: _Sides, parameters: list[nn.Parameter], draw: _Draw, steps: int, judge: Judge, progress: bool
+) -> None:
     """The steps; after every quarter of them the held-back images say whether to go on from there, and how fast."""
-    steps = EPOCHS * draw.batches
     best, state = judge(sides.converted), saved(sides.converted)
     rate = RATE * min(1.0, math.sqrt(best / FAR))
     optimizer = Soap(parameters, lr=rate)

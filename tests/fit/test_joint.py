@@ -100,6 +100,18 @@ def _data(count: int = 80) -> Calibration:
     return read(_images(count), cs.Example.of(_images(1)))
 
 
+@pytest.mark.parametrize("size", [12, 24])
+@pytest.mark.parametrize(("allowed", "steps"), [(1000, 80), (35.5, 35), (0, joint.QUARTERS)])
+def test_a_large_network_gets_fewer_steps(
+    size: int, allowed: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten epochs of 72 images, nine a step, or what may be computed: by the size of the images, not the example's."""
+    seen = capture(Residual().eval(), _images(1))
+    draw = joint._Draw(read(_images(80, size), cs.Example.of(_images(1, size))).fitted, 0)
+    monkeypatch.setattr(joint, "_MACS", allowed * 4 * seen.cost.macs * (size / 12) ** 2 * 9)
+    assert joint._steps(seen, draw) == steps
+
+
 @pytest.mark.parametrize("kind", [Residual, Branching, Shared])
 def test_it_lowers_the_error_on_images_that_it_did_not_see(kind: type[nn.Module]) -> None:
     made = _made(kind)
