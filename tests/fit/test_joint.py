@@ -105,10 +105,10 @@ def _data(count: int = 80) -> Calibration:
 def test_a_large_network_gets_fewer_steps(
     size: int, allowed: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten epochs of 72 images, nine a step, or what may be computed: by the size of the images, not the example's."""
+    """Ten epochs, or what may be computed: by the size of the images, not the example's."""
     seen = capture(Residual().eval(), _images(1))
     draw = joint._Draw(read(_images(80, size), cs.Example.of(_images(1, size))).fitted, 0)
-    monkeypatch.setattr(joint, "_MACS", allowed * 4 * seen.cost.macs * (size / 12) ** 2 * 9)
+    monkeypatch.setattr(joint, "_MACS", allowed * 4 * seen.cost.macs * (size / 12) ** 2 * draw._size)
     assert joint._steps(seen, draw) == steps
 
 
