@@ -24,6 +24,7 @@ from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.opening import Model
 from convsurgeon.graph.outputs import outputs
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import Calibration
@@ -78,8 +79,8 @@ class Result:
 
 
 def convert(
-    model: nn.Module,
-    example: object,
+    model: Model,
+    example: object = None,
     *,
     forms: Sequence[Form] | None = None,
     policy: Predicate | None = None,
@@ -104,8 +105,9 @@ def convert(
     `report.speed` says why.
 
     Args:
-        model: any module that runs on the example.
-        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+        model: any module that runs on the example, or the path of an ONNX file (see `onnxnet`).
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; not needed for a file
+            whose sizes are fixed.
         forms: candidates for every site; the first that fits is taken, or with a budget the one it is best spent on.
             If not given, CP of many ranks, separable of few, and two 1x1 convs in the place of one; from the weights
             alone and without a budget separable keeping 95 % of the energy.
@@ -147,7 +149,7 @@ def convert(
         return _within_budget(before, BUDGET_FORMS if forms is None else forms, budget, how)
     if within is not None or metric is not None:
         assert data is not None  # as checked
-        limit = limit_of(model, data.held_back, metric, within, better)
+        limit = limit_of(before.model, data.held_back, metric, within, better)
         return _fastest(before, BUDGET_FORMS if forms is None else forms, limit, how)
     if data is not None and forms is None:
         return _by_default(before, how)
@@ -206,9 +208,9 @@ def _fastest(before: Capture, forms: Sequence[Form], limit: Limit, how: _How) ->
 
 
 def carry_out(
-    model: nn.Module,
+    model: Model,
     plan: Plan,
-    example: object,
+    example: object = None,
     *,
     calibration: object = None,
     images: int = 1024,

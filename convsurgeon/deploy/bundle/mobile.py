@@ -23,7 +23,7 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
 from convsurgeon.base.leftovers import scratch
 from convsurgeon.base.tables import Table
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import checked, options
 
 Suitability = Literal["yes", "maybe", "no"]

@@ -18,7 +18,8 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
-from convsurgeon.deploy.onnx import graph, proto
+from convsurgeon.deploy.onnx import graph
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import Feed, options
 
 Array = npt.NDArray[Any]

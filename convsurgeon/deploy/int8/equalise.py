@@ -25,7 +25,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto
 
 from convsurgeon.deploy.int8.activations import exposed
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import Feed
 
 _RANGE = 256.0  # scales beyond this would trade one rounding problem for another

@@ -11,7 +11,7 @@ from onnx import ModelProto
 from torch import Tensor
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import Feed
 
 

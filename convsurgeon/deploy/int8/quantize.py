@@ -37,7 +37,8 @@ from convsurgeon.deploy.int8.activations import LayerError, layer_errors
 from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.equalise import equalise
 from convsurgeon.deploy.int8.feeds import feeds_of
-from convsurgeon.deploy.onnx import names, proto
+from convsurgeon.deploy.onnx import names
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.onnx.export import version
 from convsurgeon.deploy.timing.session import Feed, checked
 

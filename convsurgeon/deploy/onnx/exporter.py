@@ -18,7 +18,8 @@ from onnx import ModelProto, NodeProto
 from torch import nn
 
 from convsurgeon.base.errors import ExportError, described, first_line
-from convsurgeon.deploy.onnx import names, proto
+from convsurgeon.deploy.onnx import names
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.onnx.inputs import resized
 from convsurgeon.deploy.onnx.quiet import quiet, root_cause
 from convsurgeon.graph.example import Example

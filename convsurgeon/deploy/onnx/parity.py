@@ -210,7 +210,9 @@ def _run(session: ort.InferenceSession, example: Example, path: Path) -> list[Ar
         raise ParityError(
             f"{path}: {len(names)} inputs in the ONNX file, {len(given)} tensors in the example; pass those"
         )
-    feed = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+    arrays = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+    feed = {name: array.astype(np.float16) if name in halves else array for name, array in arrays.items()}
     try:
         return list(session.run(None, feed))
     except Exception as error:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.table.graph import Chosen, Drawn, Shape, Skeleton, drawn
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.branched import Branched

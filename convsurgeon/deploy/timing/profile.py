@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.leftovers import scratch
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import Level, checked, opened, options, random_feed, run
 
 LAYOUT = "(layout)"

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.base.errors import LatencyError, first_line
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.standalone import session_options
 
 Level = Literal["all", "extended", "basic", "off"]

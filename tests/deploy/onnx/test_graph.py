@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.onnx.export import OnnxFile, export_onnx
 from tests.deploy.small import Branches, conv_stack
 

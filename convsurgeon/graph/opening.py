@@ -1,0 +1,99 @@
+"""Models that are files: an ONNX file and an example become a network and its inputs, whoever asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convsurgeon.base.errors import CaptureError
+from convsurgeon.graph.example import Example
+from convsurgeon.onnxnet.network import OnnxNetwork, Port
+
+Model = nn.Module | str | Path
+"""A module, or the path of an ONNX file."""
+
+
+def opened(model: Model, example: object = None) -> tuple[nn.Module, object]:
+    """A module and an example of its inputs; a module that is given comes back as it is.
+
+    Args:
+        model: a module, or the path of an ONNX file.
+        example: for a file a tensor, a tuple of them in the file's order, or a dict by the inputs' names. Not needed
+            where the sizes of its inputs are fixed, but for the batch.
+
+    Raises:
+        CaptureError: a size is open, or onnxruntime does not run the file on the example.
+        LoadError: it is no ONNX file, or its convs are quantised.
+    """
+    if isinstance(model, OnnxNetwork):
+        return model, _inputs(model.ports, example)
+    if not isinstance(model, str | Path):
+        if example is None:
+            raise CaptureError("example: a model needs one; pass a tensor, a tuple of arguments or a dict")
+        return model, example
+    from convsurgeon.onnxnet.build import build  # onnx and onnxruntime load with the first file
+    from convsurgeon.onnxnet.ports import ports_of
+    from convsurgeon.onnxnet.runtime import to_array
+    from convsurgeon.onnxnet.source import read
+
+    source = read(model)
+    ports = ports_of(source, None if example is None else _shapes(_by_name(example)))
+    given = _inputs(ports, example)
+    tensors = given.kwargs or {ports[0].name: given.args[0]}
+    feed = {port.name: to_array(tensors[port.name], port.kind) for port in ports}
+    return build(source, ports, feed), given
+
+
+def _by_name(example: object) -> dict[str | int, Tensor]:
+    """Tensors by the names or the places of their inputs."""
+    made = Example.of(_tensors(example))
+    return {**dict(enumerate(made.args)), **made.kwargs}
+
+
+def _tensors(example: object) -> object:
+    """Arrays as tensors."""
+    if isinstance(example, np.ndarray):
+        return torch.as_tensor(example)
+    if isinstance(example, Mapping):
+        return {name: _tensors(value) for name, value in example.items()}
+    return type(example)(map(_tensors, example)) if type(example) in (tuple, list) else example  # type: ignore[call-overload]
+
+
+def _shapes(given: Mapping[str | int, Any]) -> dict[str | int, tuple[int, ...]]:
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"example: {name} is a {type(value).__name__}; an ONNX file takes tensors")
+    return {name: tuple(value.shape) for name, value in given.items()}
+
+
+def _inputs(ports: tuple[Port, ...], example: object) -> Example:
+    """The example as all go on with it: by position for one input, by name in the file's order for several."""
+    if example is None:
+        tensors = {port.name: _made_up(port) for port in ports}
+    else:
+        given = _by_name(example)
+        unknown = [name for name in given if isinstance(name, str) and name not in {port.name for port in ports}]
+        if unknown or len(given) != len(ports):
+            names = ", ".join(port.name for port in ports)
+            raise CaptureError(f"example: the file's inputs are {names}; pass one tensor for each")
+        places = iter(range(len(ports)))
+        tensors = {port.name: given[port.name] if port.name in given else given[next(places)] for port in ports}
+        tensors = {port.name: tensors[port.name].detach().cpu().to(port.dtype) for port in ports}
+    if len(ports) == 1:
+        return Example((tensors[ports[0].name],))
+    return Example((), tensors)
+
+
+def _made_up(port: Port) -> Tensor:
+    """Values of an input: noise, pixels for small whole numbers, zeros for others, which are mostly indices."""
+    generator = torch.Generator().manual_seed(0)
+    if port.dtype.is_floating_point:
+        return torch.randn(port.shape, generator=generator, dtype=port.dtype)
+    if port.dtype in (torch.uint8, torch.int8):
+        return torch.randint(0, 128, port.shape, generator=generator, dtype=torch.int64).to(port.dtype)
+    return torch.zeros(port.shape, dtype=port.dtype)

@@ -1,0 +1,97 @@
+"""The inputs of a file, with the sizes that the example gives their open dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from onnx import TensorProto, ValueInfoProto
+
+from convsurgeon.base.errors import CaptureError
+from convsurgeon.onnxnet.network import Port
+from convsurgeon.onnxnet.source import Source
+
+_TYPES = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.BOOL: torch.bool,
+}
+
+Shapes = Mapping[Any, tuple[int, ...]]
+
+
+def ports_of(source: Source, shapes: Shapes | None = None) -> tuple[Port, ...]:
+    """The inputs of a file.
+
+    Args:
+        source: the file.
+        shapes: of the example's tensors, by name or by place; without them the batch is 1 where it is open.
+
+    Raises:
+        CaptureError: an input is no tensor of numbers, a size is open, or the example has another one.
+    """
+    stored = {tensor.name for tensor in source.model.graph.initializer}
+    infos = [info for info in source.model.graph.input if info.name not in stored]
+    given = dict(shapes or {})
+    found = []
+    for info in infos:
+        port = _port(source, info)
+        if shapes is not None:
+            port = _sized(source, port, _given(info.name, given), info)
+        elif missing := [name for axis, name in port.open if axis or len(port.shape) < 2]:
+            words = "x".join(map(str, _words(info)))
+            raise CaptureError(
+                f"{source.path}: the size of {info.name} is open ({words}: {', '.join(missing)}); "
+                f"pass an example (--input {info.name}=1x3x224x224)"
+            )
+        found.append(port)
+    if not found:
+        raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
+    return tuple(found)
+
+
+def _given(name: str, left: dict[Any, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape under a name, or the next one without a name."""
+    if name in left:
+        return left.pop(name)
+    places = sorted(key for key in left if isinstance(key, int))
+    return left.pop(places[0]) if places else None
+
+
+def _port(source: Source, info: ValueInfoProto) -> Port:
+    kind = info.type.tensor_type.elem_type
+    if not info.type.HasField("tensor_type") or kind not in _TYPES:
+        raise CaptureError(f"{source.path}: input {info.name} is no tensor of numbers; take that part of the graph out")
+    dims = info.type.tensor_type.shape.dim
+    shape = tuple(dim.dim_value or 1 for dim in dims)
+    unknown = tuple((axis, dim.dim_param or f"{info.name}.{axis}") for axis, dim in enumerate(dims) if not dim.dim_value)
+    return Port(info.name, _TYPES[kind], shape, unknown, kind)
+
+
+def _sized(source: Source, port: Port, shape: tuple[int, ...] | None, info: ValueInfoProto) -> Port:
+    wanted = _words(info)
+    fixed = info.type.tensor_type.HasField("shape")
+    axes = {axis for axis, _ in port.open}
+    if shape is None or (fixed and len(shape) != len(wanted)):
+        fits = False
+    else:
+        fits = not fixed or all(axis in axes or size == port.shape[axis] for axis, size in enumerate(shape))
+    if shape is None or not fits:
+        found = "nothing" if shape is None else "x".join(map(str, shape))
+        raise CaptureError(
+            f"{source.path}: input {port.name} is {'x'.join(map(str, wanted))}, the example has {found}; "
+            "pass one that fits"
+        )
+    return replace(port, shape=shape)
+
+
+def _words(info: ValueInfoProto) -> list[str]:
+    return [dim.dim_param or str(dim.dim_value or "?") for dim in info.type.tensor_type.shape.dim]
