@@ -8,12 +8,17 @@ output by `|J e|^2 = e^T J^T J e`. A random vector `v` of independent unit norma
 
 The later layers repair part of what an error does, and the derivative at the original says nothing of directions that
 matter only once errors are large. So `G`, scaled to a mean diagonal of 1, is mixed with the identity.
+
+A piece that another runtime computes (see `onnxnet`) has no derivative. What goes into it stands for what comes out of
+it then: the values that a piece reads, each in units of its own deviation, are projected beside the outputs.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +29,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import first, images_in, rest
+from convsurgeon.onnxnet.leaf import Foreign
 
 IMAGES = 200
 VALUES = 1 << 16
@@ -98,12 +104,38 @@ class _Listener:
 
 def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
     """One forward, one backward from a random projection of every floating output, down to the inputs."""
-    leaves, found = _forward(model, part)
+    with _cut(model) as ends:
+        leaves, found = _forward(model, part)
     outputs = [leaf for leaf in found if leaf.requires_grad]
-    if not outputs or not leaves:
+    if not (outputs or ends) or not leaves:
         raise RuntimeError("no output depends on an input of floating point")
     vectors = [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
-    torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
+    for end in ends:
+        unit = float(end.detach().std(correction=0)) or 1.0
+        vectors.append(torch.randn(end.shape, generator=generator).to(end) / unit)
+    torch.autograd.grad([*outputs, *ends], leaves, vectors, allow_unused=True)
+
+
+@contextmanager
+def _cut(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects what goes into pieces that have no derivative, while the model runs; each value once."""
+    ends: dict[int, Tensor] = {}
+
+    def look(piece: nn.Module, given: tuple[Any, ...]) -> None:
+        assert isinstance(piece, Foreign)
+        for value, read in zip(given, piece.cuts, strict=True):
+            if read and isinstance(value, Tensor) and value.requires_grad:
+                ends.setdefault(id(value), value)
+        found[:] = ends.values()
+
+    found: list[Tensor] = []
+    pieces = [module for module in model.modules() if isinstance(module, Foreign)]
+    handles = [piece.register_forward_pre_hook(look) for piece in pieces]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:

@@ -12,19 +12,28 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.onnxnet.network import OnnxNetwork, Port
 
 Model = nn.Module | str | Path
 """A module, or the path of an ONNX file."""
 
 
-def opened(model: Model, example: object = None) -> tuple[nn.Module, object]:
+def is_onnx(name: str) -> bool:
+    """Whether a model is a file of ONNX, by its name."""
+    return name.lower().endswith(".onnx")
+
+
+def opened(
+    model: Model, example: object = None, shapes: Mapping[str | int, tuple[int, ...]] | None = None
+) -> tuple[nn.Module, object]:
     """A module and an example of its inputs; a module that is given comes back as it is.
 
     Args:
         model: a module, or the path of an ONNX file.
         example: for a file a tensor, a tuple of them in the file's order, or a dict by the inputs' names. Not needed
             where the sizes of its inputs are fixed, but for the batch.
+        shapes: in place of an example, of the inputs of a file whose sizes are open, by name or by place.
 
     Raises:
         CaptureError: a size is open, or onnxruntime does not run the file on the example.
@@ -42,17 +51,52 @@ def opened(model: Model, example: object = None) -> tuple[nn.Module, object]:
     from convsurgeon.onnxnet.source import read
 
     source = read(model)
-    ports = ports_of(source, None if example is None else _shapes(_by_name(example)))
+    ports = ports_of(source, dict(shapes or {}) if example is None else _shapes(_by_name(example)))
     given = _inputs(ports, example)
     tensors = given.kwargs or {ports[0].name: given.args[0]}
     feed = {port.name: to_array(tensors[port.name], port.kind) for port in ports}
-    return build(source, ports, feed), given
+    network = build(source, ports, feed)
+    network.only_batch = _only_batch(network, given)
+    return network, given
+
+
+def _only_batch(network: OnnxNetwork, example: Example) -> int:
+    """The batch size of the example where the file mixes what stands in other places of a batch, or takes no other.
+
+    A file of a fixed size may hold shapes as constants: two images in a batch then run into each other.
+    """
+    tensors = example.tensors()
+    size = tensors[0].shape[0] if tensors[0].dim() else 0
+    if not size:
+        return 0
+    other = example.map(lambda tensor: tensor.flip(-1) if tensor.is_floating_point() else tensor)
+    both = iter([torch.cat(pair) for pair in zip(tensors, other.tensors(), strict=True) if pair[0].dim()])
+    with torch.no_grad():
+        one, two = tensors_in(example.run(network)), tensors_in(other.run(network))
+        try:
+            joined = tensors_in(example.map(lambda tensor: next(both) if tensor.dim() else tensor).run(network))
+        except Exception:  # what the runtime or torch says of a shape that does not fit
+            return size
+    return 0 if all(map(_side_by_side, one, two, joined)) and len(one) == len(joined) else size
+
+
+def _side_by_side(one: Tensor, two: Tensor, both: Tensor) -> bool:
+    """Whether a value of two batches is the values of each, one beside the other."""
+    for axis in range(one.dim()):
+        sizes = [tensor.shape[axis] for tensor in (one, two, both)]
+        if sizes[0] + sizes[1] != sizes[2] or one.shape[:axis] != both.shape[:axis]:
+            continue
+        wanted = torch.cat([one.double(), two.double()], axis) if one.shape == two.shape else both[:0]
+        if wanted.shape == both.shape and bool(((wanted - both).abs() <= 1e-4 * both.abs().max() + 1e-30).all()):
+            return True
+    return False
 
 
 def _by_name(example: object) -> dict[str | int, Tensor]:
     """Tensors by the names or the places of their inputs."""
     made = Example.of(_tensors(example))
-    return {**dict(enumerate(made.args)), **made.kwargs}
+    named: dict[str | int, Tensor] = {str(name): value for name, value in made.kwargs.items()}
+    return dict(enumerate(made.args)) | named
 
 
 def _tensors(example: object) -> object:
@@ -61,7 +105,7 @@ def _tensors(example: object) -> object:
         return torch.as_tensor(example)
     if isinstance(example, Mapping):
         return {name: _tensors(value) for name, value in example.items()}
-    return type(example)(map(_tensors, example)) if type(example) in (tuple, list) else example  # type: ignore[call-overload]
+    return tuple(map(_tensors, example)) if isinstance(example, tuple | list) else example
 
 
 def _shapes(given: Mapping[str | int, Any]) -> dict[str | int, tuple[int, ...]]:

@@ -124,7 +124,9 @@ class _Builder:
 
     def _gated(self, maker: NodeProto, x: str, product: str) -> bool:
         """Whether a gate and its product are what torch has one module for."""
-        if not (maker.op_type == "Sigmoid" or _is_hard(maker)) or not all(map(self._floating, (product, maker.output[0]))):
+        if not (maker.op_type == "Sigmoid" or _is_hard(maker)) or not all(
+            map(self._floating, (product, maker.output[0]))
+        ):
             return False
         return close(_gate(maker)(to_torch(self.values.of(x))), self.values.of(product))
 

@@ -19,7 +19,7 @@ from convsurgeon.onnxnet.ops import Op, same_pads
 from convsurgeon.onnxnet.rules import View, filled
 from convsurgeon.onnxnet.values import Values
 
-KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ def _called(node: NodeProto, values: Values) -> list[HiddenConv]:
     why = f"it runs inside of the function {node.op_type}; inline it (onnx.inliner) to have it rewritten"
     where = node.name or node.output[0]
     return [
-        HiddenConv(f"{where}.{conv.name or conv.output[0]}", "Conv", _geometry(conv, (1, 1, *_kernel(conv))), (), 0, 0, why)
+        HiddenConv(
+            f"{where}.{conv.name or conv.output[0]}", "Conv", _geometry(conv, (1, 1, *_kernel(conv))), (), 0, 0, why
+        )
         for conv in convs
     ]
 

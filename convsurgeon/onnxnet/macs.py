@@ -1,8 +1,8 @@
 """Multiply-accumulates of one node, from the shapes of what it reads and makes.
 
-    Conv           output elements * kernel elements per output channel
-    ConvTranspose  input elements * kernel elements per input channel
-    Gemm, MatMul   output elements * length of the summed axis
+Conv           output elements * kernel elements per output channel
+ConvTranspose  input elements * kernel elements per input channel
+Gemm, MatMul   output elements * length of the summed axis
 """
 
 from __future__ import annotations

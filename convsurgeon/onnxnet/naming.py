@@ -29,12 +29,12 @@ def conv_name(node: NodeProto, shared: bool) -> str:
         node: the conv.
         shared: whether its weight is that of another conv too, and so says nothing.
     """
-    weight = node.input[1]
+    weight = str(node.input[1])
     if weight.endswith(".weight") and not shared:
         return weight.removesuffix(".weight")
     if node.name.startswith("/") and path_of(node.name):
         return path_of(node.name)
-    return node.name or weight or node.output[0]
+    return str(node.name) or weight
 
 
 class Names:

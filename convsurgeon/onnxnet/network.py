@@ -117,6 +117,8 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.source, self.ports, self.output_names = source, ports, outputs
         self.steps, self.owners = steps, owners
+        self.only_batch = 0
+        """The one batch size that it takes; 0 where it takes any."""
         for path, module in modules.items():
             _put(self, path, module)
 
@@ -140,6 +142,8 @@ class OnnxNetwork(nn.Module):
         values = dict(zip(names, args, strict=True)) | kwargs
         if len(values) != len(self.ports):
             raise ValueError(f"inputs are {', '.join(self.input_names)}; got {', '.join(map(str, values)) or 'none'}")
+        if self.only_batch and values[self.ports[0].name].shape[0] != self.only_batch:
+            raise ValueError(f"the file takes {self.only_batch} at a time")
         for step in self.steps:
             given = [values[name] for name in step.inputs]
             made = given[0] + given[1] if step.target == PLUS else self.get_submodule(step.target)(*given)

@@ -89,15 +89,15 @@ def _concat(*parts: Tensor, axis: int) -> Tensor:
 
 
 def _split(x: Tensor, sizes: Ints | None = None, *, axis: int = 0, count: int) -> tuple[Tensor, ...]:
-    if sizes is None:
-        return x.split(-(-x.shape[axis] // count), axis)
-    return x.split(_ints(sizes), axis)
+    lengths: Any = -(-x.shape[axis] // count) if sizes is None else _ints(sizes)
+    return tuple(torch.split(x, lengths, axis))
 
 
 def _slice(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps: Ints | None = None) -> Tensor:
     first, last = _ints(starts), _ints(ends)
     along = list(range(len(first))) if axes is None else _ints(axes)
-    for start, end, axis, step in zip(first, last, along, [1] * len(first) if steps is None else _ints(steps)):
+    by = [1] * len(first) if steps is None else _ints(steps)
+    for start, end, axis, step in zip(first, last, along, by, strict=True):
         if step < 0:
             raise NotImplementedError("a slice that goes backwards")
         where: list[Any] = [slice(None)] * x.dim()
@@ -109,7 +109,8 @@ def _slice(x: Tensor, starts: Ints, ends: Ints, axes: Ints | None = None, steps:
 def _pad(x: Tensor, pads: Ints, value: Any = None, axes: Ints | None = None, *, mode: str = "constant") -> Tensor:
     amounts = _ints(pads)
     along = list(range(x.dim())) if axes is None else [axis % x.dim() for axis in _ints(axes)]
-    both = dict.fromkeys(range(x.dim()), (0, 0)) | dict(zip(along, zip(amounts, amounts[len(along) :])))
+    ends = zip(amounts[: len(along)], amounts[len(along) :], strict=True)
+    both = dict.fromkeys(range(x.dim()), (0, 0)) | dict(zip(along, ends, strict=True))
     if mode == "constant":
         flat = [amount for axis in reversed(range(x.dim())) for amount in both[axis]]
         return F.pad(x, flat, value=0.0 if value is None else float(value))
@@ -122,7 +123,9 @@ def _pad(x: Tensor, pads: Ints, value: Any = None, axes: Ints | None = None, *, 
 def same_pads(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
     """How much `auto_pad=SAME_*` adds along every axis, both ends together."""
     windows = zip(size, kernel, stride, dilation, strict=True)
-    return [max(0, (-(-length // step) - 1) * step + (k - 1) * apart + 1 - length) for length, k, step, apart in windows]
+    return [
+        max(0, (-(-length // step) - 1) * step + (k - 1) * apart + 1 - length) for length, k, step, apart in windows
+    ]
 
 
 def _same(x: Tensor, *, kernel: Sequence[int], stride: Any, dilation: Any, lower: bool, value: float = 0.0) -> Tensor:
@@ -196,7 +199,9 @@ def _gemm(a: Tensor, b: Tensor, c: Any = None, *, alpha: float, beta: float, lef
     return product if c is None else product + beta * c
 
 
-def _resize(x: Tensor, roi: Any, scales: Any, sizes: Any = None, *, mode: str, transform: str, nearest: str) -> Tensor:
+def _resize(
+    x: Tensor, _region: Any, scales: Any, sizes: Any = None, *, mode: str, transform: str, nearest: str
+) -> Tensor:
     if sizes is not None and len(_ints(sizes)):
         wanted = _ints(sizes)[2:]
     else:
@@ -211,7 +216,7 @@ def _resize(x: Tensor, roi: Any, scales: Any, sizes: Any = None, *, mode: str, t
 
 
 def _depth_to_space(x: Tensor, *, size: int, crd: bool) -> Tensor:
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     if crd:
         return F.pixel_shuffle(x, size)
     return x.reshape(n, size, size, -1, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, -1, h * size, w * size)
@@ -219,7 +224,9 @@ def _depth_to_space(x: Tensor, *, size: int, crd: bool) -> Tensor:
 
 def _space_to_depth(x: Tensor, *, size: int) -> Tensor:
     n, c, h, w = x.shape
-    return x.reshape(n, c, h // size, size, w // size, size).permute(0, 3, 5, 1, 2, 4).reshape(n, -1, h // size, w // size)
+    return (
+        x.reshape(n, c, h // size, size, w // size, size).permute(0, 3, 5, 1, 2, 4).reshape(n, -1, h // size, w // size)
+    )
 
 
 def _instance_norm(x: Tensor, scale: Tensor, shift: Tensor, *, epsilon: float) -> Tensor:
@@ -238,7 +245,9 @@ def _gather(x: Tensor, index: Any, *, axis: int) -> Tensor:
     if not isinstance(index, Tensor):
         raise NotImplementedError("an index that is no tensor")
     index = torch.where(index < 0, index + x.shape[axis], index)
-    return x.index_select(axis, index.reshape(-1)).reshape(*x.shape[:axis], *index.shape, *x.shape[axis % x.dim() + 1 :])
+    return x.index_select(axis, index.reshape(-1)).reshape(
+        *x.shape[:axis], *index.shape, *x.shape[axis % x.dim() + 1 :]
+    )
 
 
 def _expand(x: Tensor, shape: Ints) -> Tensor:

@@ -136,5 +136,3 @@ def _recurrent(node: NodeProto, values: Values) -> int:
     if x is None or any(weight is None for weight in weights):
         return 0
     return x[0] * x[1] * sum(int(np.prod(weight)) for weight in weights if weight is not None)
-
-

@@ -13,7 +13,7 @@ from convsurgeon.base.errors import CaptureError
 from convsurgeon.onnxnet.network import Port
 from convsurgeon.onnxnet.source import Source
 
-_TYPES = {
+_TYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float32,
     TensorProto.DOUBLE: torch.float64,
@@ -28,24 +28,25 @@ _TYPES = {
 Shapes = Mapping[Any, tuple[int, ...]]
 
 
-def ports_of(source: Source, shapes: Shapes | None = None) -> tuple[Port, ...]:
+def ports_of(source: Source, shapes: Shapes) -> tuple[Port, ...]:
     """The inputs of a file.
 
     Args:
         source: the file.
-        shapes: of the example's tensors, by name or by place; without them the batch is 1 where it is open.
+        shapes: of the example's tensors, by name or by place; of an input that is not among them the file must say the
+            size, but for the batch, which is 1 where it is open.
 
     Raises:
         CaptureError: an input is no tensor of numbers, a size is open, or the example has another one.
     """
     stored = {tensor.name for tensor in source.model.graph.initializer}
     infos = [info for info in source.model.graph.input if info.name not in stored]
-    given = dict(shapes or {})
+    given = dict(shapes)
     found = []
     for info in infos:
-        port = _port(source, info)
-        if shapes is not None:
-            port = _sized(source, port, _given(info.name, given), info)
+        port, shape = _port(source, info), _given(info.name, given)
+        if shape is not None:
+            port = _sized(source, port, shape, info)
         elif missing := [name for axis, name in port.open if axis or len(port.shape) < 2]:
             words = "x".join(map(str, _words(info)))
             raise CaptureError(
@@ -53,6 +54,9 @@ def ports_of(source: Source, shapes: Shapes | None = None) -> tuple[Port, ...]:
                 f"pass an example (--input {info.name}=1x3x224x224)"
             )
         found.append(port)
+    if given:
+        names = ", ".join(info.name for info in infos)
+        raise CaptureError(f"{source.path}: has no input {next(iter(given))!r}; its inputs are {names}")
     if not found:
         raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
     return tuple(found)
@@ -72,20 +76,21 @@ def _port(source: Source, info: ValueInfoProto) -> Port:
         raise CaptureError(f"{source.path}: input {info.name} is no tensor of numbers; take that part of the graph out")
     dims = info.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value or 1 for dim in dims)
-    unknown = tuple((axis, dim.dim_param or f"{info.name}.{axis}") for axis, dim in enumerate(dims) if not dim.dim_value)
+    unknown = tuple(
+        (axis, dim.dim_param or f"{info.name}.{axis}") for axis, dim in enumerate(dims) if not dim.dim_value
+    )
     return Port(info.name, _TYPES[kind], shape, unknown, kind)
 
 
-def _sized(source: Source, port: Port, shape: tuple[int, ...] | None, info: ValueInfoProto) -> Port:
+def _sized(source: Source, port: Port, shape: tuple[int, ...], info: ValueInfoProto) -> Port:
     wanted = _words(info)
     fixed = info.type.tensor_type.HasField("shape")
     axes = {axis for axis, _ in port.open}
-    if shape is None or (fixed and len(shape) != len(wanted)):
-        fits = False
-    else:
-        fits = not fixed or all(axis in axes or size == port.shape[axis] for axis, size in enumerate(shape))
-    if shape is None or not fits:
-        found = "nothing" if shape is None else "x".join(map(str, shape))
+    same = len(shape) == len(wanted) and all(
+        axis in axes or port.shape[axis] == size for axis, size in enumerate(shape)
+    )
+    if fixed and not same:
+        found = "x".join(map(str, shape))
         raise CaptureError(
             f"{source.path}: input {port.name} is {'x'.join(map(str, wanted))}, the example has {found}; "
             "pass one that fits"

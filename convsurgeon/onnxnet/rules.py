@@ -197,7 +197,7 @@ def _conv_transpose(view: View) -> nn.Module | None:
     pads, groups = view.get("pads", [0] * 2 * dims), view.get("group", 1)
     if view.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or pads[:dims] != pads[dims:]:
         return None
-    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
+    kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
     made = kind(
         weight.shape[0],
         weight.shape[1] * groups,
@@ -294,7 +294,7 @@ def _transpose(view: View) -> nn.Module | None:
 def _dropout(view: View) -> nn.Module | None:
     if len([name for name in view.node.output if name]) > 1 or (view.has(2) and view.array(2) is None):
         return None
-    return Op("nothing", {}, {place: None for place in range(1, len(view.node.input))})
+    return Op("nothing", {}, dict.fromkeys(range(1, len(view.node.input))))
 
 
 def _cast(view: View) -> nn.Module | None:
@@ -317,9 +317,7 @@ RULES: dict[str, Rule] = {
     "Softplus": _module(lambda _: nn.Softplus(threshold=80)),
     "Mish": _module(lambda _: nn.Mish()),
     "Gelu": _module(lambda view: nn.GELU(view.get("approximate", "none"))),
-    "HardSigmoid": lambda view: _op(
-        "hard_sigmoid", view, alpha=view.get("alpha", 0.2), beta=view.get("beta", 0.5)
-    ),
+    "HardSigmoid": lambda view: _op("hard_sigmoid", view, alpha=view.get("alpha", 0.2), beta=view.get("beta", 0.5)),
     "Clip": _clip,
     "PRelu": _prelu,
     "BatchNormalization": _batch_norm,

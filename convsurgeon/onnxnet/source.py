@@ -48,11 +48,6 @@ def _source(path: Path, data: bytes, model: bytes, places: tuple[str, ...]) -> S
     return Source(path, data, ModelProto.FromString(model), places)
 
 
-def is_onnx(model: object) -> bool:
-    """Whether somebody means a file by what he passes as a model."""
-    return isinstance(model, str | Path) and str(model).lower().endswith(".onnx")
-
-
 def read(path: str | Path) -> Source:
     """Reads an ONNX file with the weights that lie beside it.
 
@@ -63,7 +58,9 @@ def read(path: str | Path) -> Source:
     try:
         data = place.read_bytes()
     except OSError as error:
-        raise LoadError(f"{place}: cannot be read ({error.strerror or error}); pass the path of an ONNX file") from error
+        raise LoadError(
+            f"{place}: cannot be read ({error.strerror or error}); pass the path of an ONNX file"
+        ) from error
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors share no base class

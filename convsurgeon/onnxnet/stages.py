@@ -19,7 +19,6 @@ from convsurgeon.base.errors import ExportError
 from convsurgeon.onnxnet.network import Owner
 
 
-
 @dataclass(frozen=True)
 class Stage:
     """One node: its name within the conv's, what it reads by key ("" is the conv's own input), weights by part."""
@@ -229,5 +228,3 @@ _ACTIVATIONS: dict[type[nn.Module], tuple[int, _Write]] = {
 
 def _adds(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") in ("add", "iadd") and len(node.args) == 2
-
-

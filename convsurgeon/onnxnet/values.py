@@ -9,7 +9,6 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
 from convsurgeon.base.errors import CaptureError, described
-from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.runtime import Array, run_once
 from convsurgeon.onnxnet.source import Source
 
@@ -127,5 +126,3 @@ def _captured(graph: GraphProto) -> list[str]:
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:
     """A node's attribute, None where it has none of that name."""
     return next((item for item in node.attribute if item.name == name), None)
-
-

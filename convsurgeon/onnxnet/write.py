@@ -6,7 +6,7 @@ the initializer goes, with the nodes that did nothing but compute it. New weight
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.network import Owner, OnnxNetwork, fingerprint
+from convsurgeon.onnxnet.network import OnnxNetwork, Owner, fingerprint
 from convsurgeon.onnxnet.runtime import size_of
 from convsurgeon.onnxnet.stages import Stage, stages
 from convsurgeon.onnxnet.values import reads
@@ -161,5 +161,3 @@ def _remove(items: object, name: str) -> None:
     entries: list[ValueInfoProto] = items  # type: ignore[assignment]
     for place in reversed([place for place, one in enumerate(entries) if one.name == name]):
         del entries[place]
-
-

@@ -10,14 +10,14 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError, ExportError, LatencyError
 from convsurgeon.base.files import BUNDLE, new_folder
@@ -31,9 +31,10 @@ from convsurgeon.deploy.bundle.readme import readme
 from convsurgeon.deploy.bundle.taking_up import SUMS, sha256
 from convsurgeon.deploy.int8.quantize import Calibrator, Quantized
 from convsurgeon.deploy.onnx import inputs
-from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, export_onnx
+from convsurgeon.deploy.onnx.export import OnnxFile, check_opset, described, export_onnx
 from convsurgeon.deploy.onnx.exporter import Dynamic
 from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
+from convsurgeon.deploy.onnx.rewritten import new_weights
 from convsurgeon.deploy.timing.bench import LEVELS, Bench, bench
 from convsurgeon.deploy.timing.session import Level, check_threads
 from convsurgeon.deploy.timing.verdict import MIN_PAIRS
@@ -41,6 +42,7 @@ from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import Calibration, read
 from convsurgeon.images.synthetic import made_up
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
@@ -159,7 +161,8 @@ def export(
     measured = (pairs, tuple(threads), tuple(levels), progress)
     order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
     data = _images(calibration, result, images, int8, progress)
-    with new_folder(folder, overwrite, BUNDLE) as temporary:
+    network = result.original if isinstance(result.original, OnnxNetwork) else None
+    with new_folder(folder, overwrite, BUNDLE | set(network.source.places if network else ())) as temporary:
         deployment = _write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
         _write_papers(result, deployment, words, temporary)
@@ -191,8 +194,11 @@ def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[in
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a state dict under all its names; tensors that share storage are written once per name."""
-    state = model.state_dict()
+    """Writes a state dict under all its names; tensors that share storage are written once per name.
+
+    Of the network of an ONNX file only what is not the file's.
+    """
+    state: Mapping[str, Tensor] = new_weights(model) if isinstance(model, OnnxNetwork) else model.state_dict()
     if sparse := [name for name, tensor in state.items() if tensor.layout is not torch.strided]:
         raise ExportError(f"{sparse[0]}: is sparse, which safetensors does not hold; register it with persistent=False")
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
@@ -245,7 +251,8 @@ def _write_models(result: Result, data: Calibration | None, order: _Order, folde
     files: list[OnnxFile | Quantized] = [original, converted, *quantized]
     order.before("fidelity and mobile check")
     near, where = variants.compare(files, real, like, data is not None and data.made_up)
-    timed = _timed([one.path for one in files], like, order)
+    open_sizes = result.original.sizes if isinstance(result.original, OnnxNetwork) else {}
+    timed = _timed([one.path for one in files], like, open_sizes, order)
     return Deployment(
         original=original,
         converted=converted,
@@ -264,26 +271,30 @@ def _float(result: Result, name: str, images: Sequence[Example], order: _Order, 
     """One of the two float32 files."""
     order.before(name)
     model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
-    made = export_onnx(
-        model,
-        result.example,
-        folder / name,
-        opset=order.opset,
-        dynamic=order.dynamic,
-        metadata=source_metadata(result.original, plan, order.preparation),
-        images=images,
-    )
+    of_file = isinstance(model, OnnxNetwork)
+    if isinstance(model, OnnxNetwork) and name == ORIGINAL:
+        made = described(model, result.example, folder / name, images)
+    else:
+        made = export_onnx(
+            model,
+            result.example,
+            folder / name,
+            opset=order.opset,
+            dynamic=order.dynamic,
+            metadata=None if of_file else source_metadata(result.original, plan, order.preparation),
+            images=images,
+        )
     order.preparation.check(made.inputs, made.outputs)
     return made
 
 
-def _timed(paths: Sequence[Path], like: Example, order: _Order) -> tuple[Bench, ...]:
+def _timed(paths: Sequence[Path], like: Example, known: Mapping[str, int], order: _Order) -> tuple[Bench, ...]:
     """One bench, or none; open dimensions are set to those of the example."""
     if not order.pairs:
         return ()
     order.before("latency")
     shape = tuple(like.tensors()[0].shape)
-    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False))
+    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False)) | dict(known)
     how: dict[str, Any] = {"pairs": order.pairs, "threads": order.threads, "levels": order.levels}
     return (bench(*paths, **how, batch=shape[0] if shape else 1, sizes=sizes, progress=order.progress),)
 
@@ -291,7 +302,9 @@ def _timed(paths: Sequence[Path], like: Example, order: _Order) -> tuple[Bench, 
 def _write_papers(result: Result, deployment: Deployment, words: str, folder: Path) -> None:
     """Plan, reports, README, and the checksums of everything, which come last."""
     report, measured = result.report, deployment.to_dict()
-    title = type(result.original).__name__
+    original = result.original
+    title = original.source.path.stem if isinstance(original, OnnxNetwork) else type(original).__name__
+    of_file = isinstance(original, OnnxNetwork)
     result.plan.save(folder / "plan.json")
     tables = "\n\n".join(table.markdown() for table in (*report.tables, *deployment.tables))
     opening = "\n\n".join(map(in_markdown, (words, *report.notes)))
@@ -305,6 +318,6 @@ def _write_papers(result: Result, deployment: Deployment, words: str, folder: Pa
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     names = sorted({*(entry.name for entry in folder.iterdir()), "README.md", SUMS})
-    (folder / "README.md").write_text(readme(title, words, deployment, names), encoding="utf-8")
+    (folder / "README.md").write_text(readme(title, words, deployment, names, of_file), encoding="utf-8")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")

@@ -23,8 +23,8 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
 from convsurgeon.base.leftovers import scratch
 from convsurgeon.base.tables import Table
-from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import checked, options
+from convsurgeon.onnxnet import proto
 
 Suitability = Literal["yes", "maybe", "no"]
 _PROVIDERS = ("NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram")

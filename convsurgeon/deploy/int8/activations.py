@@ -19,8 +19,8 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
 from convsurgeon.deploy.onnx import graph
-from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import Feed, options
+from convsurgeon.onnxnet import proto
 
 Array = npt.NDArray[Any]
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -11,8 +11,8 @@ from onnx import ModelProto
 from torch import Tensor
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.timing.session import Feed
+from convsurgeon.onnxnet import proto
 
 
 def feeds_of(model: ModelProto, calibration: Any) -> list[Feed]:

@@ -38,9 +38,9 @@ from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.equalise import equalise
 from convsurgeon.deploy.int8.feeds import feeds_of
 from convsurgeon.deploy.onnx import names
-from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.onnx.export import version
 from convsurgeon.deploy.timing.session import Feed, checked
+from convsurgeon.onnxnet import proto
 
 Calibrator = Literal["minmax", "percentile"]
 _METHODS = {

@@ -25,16 +25,17 @@ from torch import nn
 from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.deploy.onnx import graph, names
-from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.deploy.onnx.exporter import Dynamic, run_exporter
 from convsurgeon.deploy.onnx.inputs import ordered
 from convsurgeon.deploy.onnx.metadata import input_metadata
 from convsurgeon.deploy.onnx.parity import Parity, check_parity
 from convsurgeon.deploy.onnx.quiet import on_cpu
-from convsurgeon.deploy.onnx.rewritten import check_unasked, timing_graph, write_checked
+from convsurgeon.deploy.onnx.rewritten import check_unasked, keep_original, timing_graph, write_checked
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.opening import Model, opened
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.source import tensors
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
 _OPSETS = range(18, onnx.defs.onnx_opset_version() + 1)
@@ -135,6 +136,18 @@ def export_onnx(
     return _describe(target, data, parity)
 
 
+def described(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
+    """The user's own file, copied to a path byte for byte.
+
+    Raises:
+        ParityError: torch computes something else than the file.
+    """
+    parity = keep_original(network, ordered(network, example), path, images)
+    if not parity.passed:
+        raise ParityError(_parity_message(path, parity, network))
+    return _describe(path, network.source.data, parity)
+
+
 def exported_graph(model: nn.Module, example: Any) -> ModelProto:
     """The graph that `export_onnx` would write, not checked and not written: for looking at and for timing.
 
@@ -222,12 +235,11 @@ def _serialised(model: ModelProto, opset: int) -> bytes:
 
 def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
     model = onnx.load_model_from_string(data)
-    beside = target.with_name(f"{target.name}.data")
-    outside = any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer)
+    places = {item.value for tensor in tensors(model.graph) for item in tensor.external_data if item.key == "location"}
     stored = {tensor.name for tensor in model.graph.initializer}
     return OnnxFile(
         path=target,
-        size_bytes=target.stat().st_size + (beside.stat().st_size if outside and beside.exists() else 0),
+        size_bytes=target.stat().st_size + sum((target.parent / place).stat().st_size for place in places),
         opset=proto.opset_of(model),
         ir_version=model.ir_version,
         inputs=proto.signature(info for info in model.graph.input if info.name not in stored),

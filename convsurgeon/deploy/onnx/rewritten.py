@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, TensorProto, numpy_helper
+from torch import Tensor
 
-from convsurgeon.base.errors import ExportError
+from convsurgeon.base.errors import ExportError, OutputError
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.base.leftovers import scratch
 from convsurgeon.deploy.onnx.parity import Parity, check_parity
@@ -17,10 +18,10 @@ from convsurgeon.graph.example import Example
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork, Owner
 from convsurgeon.onnxnet.runtime import to_array
-from convsurgeon.onnxnet.write import store, written
+from convsurgeon.onnxnet.write import changed, store, written
 
-HALF = {"relative": 3e-2, "sqnr_db": 35.0}
-"""Limits of parity for a file in half precision: torch computes in float32 what the runtime rounds at every step."""
+HALF = (3e-2, 35.0)
+"""Limits of parity, relative and in dB, for a file in half precision, which the runtime rounds at every step."""
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -48,11 +49,11 @@ def write_checked(
         ExportError: a form has no counterpart in the file's operator set.
         OutputError: the file exists, or cannot be written.
     """
-    limits = HALF if in_half_precision(network) else {}
+    relative, sqnr_db = limits(network)
     with scratch() as folder:
         draft = folder / target.name
         store(network, draft)
-        parity = check_parity(network, example, draft, images=images, **limits)
+        parity = check_parity(network, example, draft, images=images, relative=relative, sqnr_db=sqnr_db)
         if parity.passed:
             beside = draft.with_name(f"{draft.name}.data")
             for one in (beside, draft):
@@ -63,6 +64,38 @@ def write_checked(
                     with new_file(target.with_name(one.name), overwrite) as place:
                         shutil.copyfile(one, place)
     return parity
+
+
+def keep_original(network: OnnxNetwork, example: Example, target: Path, images: Sequence[Any]) -> Parity:
+    """Copies the user's own file, byte for byte, and the files that its weights lie in, into a folder.
+
+    Raises:
+        ParityError: torch computes something else than the file.
+        OutputError: a file of weights would lie outside of the folder.
+    """
+    source = network.source
+    target.write_bytes(source.data)
+    for place in source.places:
+        copy = target.parent / place
+        if not copy.resolve().is_relative_to(target.parent.resolve()):
+            raise OutputError(
+                f"{source.path}: its weights lie in {place}, outside of its folder; save it in one folder"
+            )
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.path.parent / place, copy)
+    relative, sqnr_db = limits(network)
+    return check_parity(network, example, target, images=images, relative=relative, sqnr_db=sqnr_db)
+
+
+def limits(network: OnnxNetwork) -> tuple[float, float]:
+    """Of parity."""
+    return HALF if in_half_precision(network) else (1e-4, 80.0)
+
+
+def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
+    """What `rebuild` needs beside the file and the plan: the tensors of the convs that are not the file's."""
+    paths = tuple(f"{path}." for path in changed(network))
+    return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(paths)}
 
 
 def in_half_precision(network: OnnxNetwork) -> bool:
@@ -101,12 +134,15 @@ def timing_graph(network: OnnxNetwork) -> ModelProto:
 
 
 def _weight(network: OnnxNetwork, path: str, name: str, known: TensorProto | None) -> TensorProto:
+    made = TensorProto()
     if known is not None:
-        made = TensorProto.FromString(known.SerializeToString())
-        made.name = name
-        return made
-    weight = network.get_submodule(path).weight
-    return numpy_helper.from_array(to_array(weight, TensorProto.FLOAT), name)  # type: ignore[arg-type]
+        made.CopyFrom(known)
+    else:
+        weight = network.get_submodule(path).weight
+        assert isinstance(weight, Tensor)
+        made.CopyFrom(numpy_helper.from_array(to_array(weight, TensorProto.FLOAT)))
+    made.name = name
+    return made
 
 
 def _write_margin(node: Any, owner: Owner) -> None:

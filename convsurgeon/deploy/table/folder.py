@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from convsurgeon.onnxnet import proto
 from convsurgeon.deploy.table.graph import Chosen, Drawn, Shape, Skeleton, drawn
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.branched import Branched
+from convsurgeon.onnxnet import proto
 
 WEIGHTS = "weights.bin"
 FILES = ("dense.onnx", *(f"candidate-{number:02}.onnx" for number in range(100)))

@@ -15,9 +15,10 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto
 
+from convsurgeon.deploy.timing.session import bound_shape, checked
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.macs import Shapes, counts, macs_of
-from convsurgeon.deploy.timing.session import bound_shape, checked
+
 
 @dataclass(frozen=True)
 class Work:
