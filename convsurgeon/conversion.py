@@ -26,6 +26,7 @@ from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.opening import Model
 from convsurgeon.graph.outputs import outputs
+from convsurgeon.graph.pieces import pieces_in_words
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import Calibration
 from convsurgeon.images.gather import gather
@@ -240,6 +241,7 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     tensors = learnable_rows(model, converted)
     parts = (before.cost, after.cost, done.steps, tensors, values, str(example))
     notes, held_back = ((), ()) if data is None else (data.notes, data.held_back)
+    notes = (*notes, *pieces_in_words(model, example, fitted=bool(fits)))
     report = Report(*parts, reconstruction=fits, opaque=tuple(before.opaque.items()), notes=notes)
     made_up = (data,) if data is not None and data.made_up else ()
     return Result(converted, done, report, model, example, held_back, made_up)

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +25,9 @@ from convsurgeon.base import world
 from convsurgeon.base.errors import first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
+from convsurgeon.graph.pieces import ends_watched
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import first, images_in, rest
-from convsurgeon.onnxnet.leaf import Foreign
 
 IMAGES = 200
 VALUES = 1 << 16
@@ -104,8 +102,9 @@ class _Listener:
 
 def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
     """One forward, one backward from a random projection of every floating output, down to the inputs."""
-    with _cut(model) as ends:
+    with ends_watched(model) as watched:
         leaves, found = _forward(model, part)
+    ends = [value for value, _ in watched.values()]
     outputs = [leaf for leaf in found if leaf.requires_grad]
     if not (outputs or ends) or not leaves:
         raise RuntimeError("no output depends on an input of floating point")
@@ -114,28 +113,6 @@ def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
         unit = float(end.detach().std(correction=0)) or 1.0
         vectors.append(torch.randn(end.shape, generator=generator).to(end) / unit)
     torch.autograd.grad([*outputs, *ends], leaves, vectors, allow_unused=True)
-
-
-@contextmanager
-def _cut(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects what goes into pieces that have no derivative, while the model runs; each value once."""
-    ends: dict[int, Tensor] = {}
-
-    def look(piece: nn.Module, given: tuple[Any, ...]) -> None:
-        assert isinstance(piece, Foreign)
-        for value, read in zip(given, piece.cuts, strict=True):
-            if read and isinstance(value, Tensor) and value.requires_grad:
-                ends.setdefault(id(value), value)
-        found[:] = ends.values()
-
-    found: list[Tensor] = []
-    pieces = [module for module in model.modules() if isinstance(module, Foreign)]
-    handles = [piece.register_forward_pre_hook(look) for piece in pieces]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:

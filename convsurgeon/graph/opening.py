@@ -56,7 +56,8 @@ def opened(
     tensors = given.kwargs or {ports[0].name: given.args[0]}
     feed = {port.name: to_array(tensors[port.name], port.kind) for port in ports}
     network = build(source, ports, feed)
-    network.only_batch = _only_batch(network, given)
+    if size := _only_batch(network, given):
+        network.keep_batch(size)
     return network, given
 
 

@@ -194,7 +194,7 @@ class _Builder:
                 values.update(zip(outputs, made if isinstance(made, tuple) else (made,), strict=True))
         except Exception:  # a shape, a type or a setting that torch does not take
             return None
-        if not all(close(values[name], self.values.of(name)) for name in node.output if name):
+        if not all(close(values[name], self.values.of(name), node.op_type) for name in node.output if name):
             return None
         wanted = path_of(node.name) if node.name.startswith("/") else node.name
         steps, modules = [], {}

@@ -41,5 +41,7 @@ class Foreign(Leaf):
         self, macs: int, params: int, weight_bytes: int, convs: tuple[HiddenConv, ...], cuts: tuple[bool, ...]
     ) -> None:
         super().__init__()
+        self.operators: tuple[str, ...] = ()
+        """Of its nodes, each once."""
         self.macs, self.params, self.weight_bytes = macs, params, weight_bytes
         self.convs, self.cuts = convs, cuts

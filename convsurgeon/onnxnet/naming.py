@@ -47,6 +47,9 @@ class Names:
         """The name as a path that is free, with a number where it is not."""
         parts = [_part(part, self._root) for part in _WRITTEN.sub("_", wanted.replace("/", ".")).split(".") if part]
         base = ".".join(parts) or "node"
+        for above in _above(base):  # a module in whose place this one would need a folder
+            if above in self._taken:
+                base = f"{above}_{base[len(above) + 1 :]}"
         name, number = base, 0
         while not self._free(name):
             number += 1

@@ -91,6 +91,24 @@ class Entry(Leaf):
         return str(self.dtype)
 
 
+class Counted(Leaf):
+    """Lets batches of one size through."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape to the same."""
+        if x.shape[0] != self.size:
+            raise ValueError(f"the file takes {self.size} at a time, got {x.shape[0]}")
+        return x
+
+    def extra_repr(self) -> str:
+        """The size."""
+        return str(self.size)
+
+
 class OnnxNetwork(nn.Module):
     """A network that came of an ONNX file. It is for inference: its batch norms keep what the file says.
 
@@ -117,10 +135,13 @@ class OnnxNetwork(nn.Module):
         super().__init__()
         self.source, self.ports, self.output_names = source, ports, outputs
         self.steps, self.owners = steps, owners
-        self.only_batch = 0
-        """The one batch size that it takes; 0 where it takes any."""
+        self.counted: nn.Module | None = None
         for path, module in modules.items():
             _put(self, path, module)
+
+    def keep_batch(self, size: int) -> None:
+        """From now on only batches of one size are taken."""
+        self.counted = Counted(size)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -142,8 +163,8 @@ class OnnxNetwork(nn.Module):
         values = dict(zip(names, args, strict=True)) | kwargs
         if len(values) != len(self.ports):
             raise ValueError(f"inputs are {', '.join(self.input_names)}; got {', '.join(map(str, values)) or 'none'}")
-        if self.only_batch and values[self.ports[0].name].shape[0] != self.only_batch:
-            raise ValueError(f"the file takes {self.only_batch} at a time")
+        if isinstance(self.counted, Leaf):
+            values[self.ports[0].name] = self.counted(values[self.ports[0].name])
         for step in self.steps:
             given = [values[name] for name in step.inputs]
             made = given[0] + given[1] if step.target == PLUS else self.get_submodule(step.target)(*given)

@@ -31,6 +31,7 @@ class Piece(Foreign):
     ) -> None:
         super().__init__(macs, params, size, convs, cuts)
         self.runner = runner
+        self.operators = tuple(dict.fromkeys(str(node.op_type) for node in runner.model.graph.node))
 
     def forward(self, *given: Any) -> Any:
         """The piece's inputs in order; one value or a tuple of them."""
@@ -44,8 +45,7 @@ class Piece(Foreign):
 
     def extra_repr(self) -> str:
         """Its operators, for whoever prints the network."""
-        kinds = dict.fromkeys(node.op_type for node in self.runner.model.graph.node)
-        return f"onnxruntime: {', '.join(kinds)}"
+        return f"onnxruntime: {', '.join(self.operators)}"
 
 
 def grouped(nodes: Sequence[NodeProto], ready: Collection[str]) -> list[list[int]]:

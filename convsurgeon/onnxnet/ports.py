@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,7 @@ def ports_of(source: Source, shapes: Shapes) -> tuple[Port, ...]:
     stored = {tensor.name for tensor in source.model.graph.initializer}
     infos = [info for info in source.model.graph.input if info.name not in stored]
     given = dict(shapes)
+    _check_names(source, infos, given)
     found = []
     for info in infos:
         port, shape = _port(source, info), _given(info.name, given)
@@ -51,15 +52,27 @@ def ports_of(source: Source, shapes: Shapes) -> tuple[Port, ...]:
             words = "x".join(map(str, _words(info)))
             raise CaptureError(
                 f"{source.path}: the size of {info.name} is open ({words}: {', '.join(missing)}); "
-                f"pass an example (--input {info.name}=1x3x224x224)"
+                f"pass an example (--input {info.name}={'x'.join(map(str, _suggested(port)))})"
             )
         found.append(port)
-    if given:
-        names = ", ".join(info.name for info in infos)
-        raise CaptureError(f"{source.path}: has no input {next(iter(given))!r}; its inputs are {names}")
-    if not found:
-        raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
     return tuple(found)
+
+
+def _check_names(source: Source, infos: Sequence[ValueInfoProto], given: Shapes) -> None:
+    """Refuses a file without inputs, and shapes of inputs that it has not."""
+    if not infos:
+        raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
+    names = [info.name for info in infos]
+    for key in given:
+        if key not in names and not (isinstance(key, int) and key < len(names)):
+            word = f"no input {key!r}" if isinstance(key, str) else f"{len(names)} inputs, not {len(given)}"
+            raise CaptureError(f"{source.path}: has {word}; its inputs are {', '.join(names)}")
+
+
+def _suggested(port: Port) -> list[int]:
+    """A shape that might fit."""
+    axes = {axis for axis, _ in port.open}
+    return [224 if axis in axes and axis else size for axis, size in enumerate(port.shape)]
 
 
 def _given(name: str, left: dict[Any, tuple[int, ...]]) -> tuple[int, ...] | None:

@@ -18,8 +18,10 @@ from convsurgeon.base.errors import RecoveryError
 from convsurgeon.conversion import Result, compared
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.pieces import stopping
 from convsurgeon.graph.state import state_kept
 from convsurgeon.images.synthetic import made_up
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.recovery.checkpoint import RunFolder, check_run
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
@@ -202,6 +204,21 @@ def _check(result: Result, recipe: Recipe, own: Own) -> None:
     if any(parameter.is_meta for parameter in result.model.parameters()):
         raise RecoveryError("recover: the model is on the meta device and has no values; load its weights first")
 
+    if isinstance(result.model, OnnxNetwork):
+        _check_file(result, recipe)
+
+
+def _check_file(result: Result, recipe: Recipe) -> None:
+    """A file is for inference: what is not in its graph cannot be trained, and what was not rewritten is not touched."""
+    if recipe.norms != "frozen":
+        raise RecoveryError("recover: an ONNX file keeps its batch-norm statistics; leave norms as it is")
+    kinds = stopping(result.original, result.example)
+    if kinds:
+        raise RecoveryError(
+            f"recover: {', '.join(kinds[:4])} of the file run in onnxruntime, which gives no gradients; "
+            "cut the graph before them (onnx.utils.extract_model), recover that part, or take more images in convert"
+        )
+
 
 def _made_up(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
     """Images to learn from where none are given."""
@@ -244,8 +261,8 @@ def _laid_out(batch: Batch, recipe: Recipe) -> Batch:
 
 
 def _trained(model: nn.Module, names: list[str], recipe: Recipe) -> tuple[nn.Parameter, ...]:
-    """The parameters that move; the others of this working copy are frozen."""
-    if recipe.parameters == "rewritten":
+    """The parameters that move; the others of this working copy are frozen, as all are that a file has of its own."""
+    if recipe.parameters == "rewritten" or isinstance(model, OnnxNetwork):
         moving = {id(parameter) for name in names for parameter in model.get_submodule(name).parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in moving)
