@@ -71,11 +71,14 @@ def _only_batch(network: OnnxNetwork, example: Example) -> int:
     if not size:
         return 0
     other = example.map(lambda tensor: tensor.flip(-1) if tensor.is_floating_point() else tensor)
-    both = iter([torch.cat(pair) for pair in zip(tensors, other.tensors(), strict=True) if pair[0].dim()])
+    open_ended = [port.name for port in network.ports if any(axis == 0 for axis, _ in port.open)]
+    rows = [one.dim() > 1 or port.name in open_ended for one, port in zip(tensors, network.ports, strict=True)]
+    triples = zip(tensors, other.tensors(), rows, strict=True)
+    both = iter([torch.cat([one, two]) if many else one for one, two, many in triples])
     with torch.no_grad():
         one, two = tensors_in(example.run(network)), tensors_in(other.run(network))
         try:
-            joined = tensors_in(example.map(lambda tensor: next(both) if tensor.dim() else tensor).run(network))
+            joined = tensors_in(example.map(lambda _: next(both)).run(network))
         except Exception:  # what the runtime or torch says of a shape that does not fit
             return size
     return 0 if all(map(_side_by_side, one, two, joined)) and len(one) == len(joined) else size

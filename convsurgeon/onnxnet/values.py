@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
-from convsurgeon.base.errors import CaptureError, described
+from convsurgeon.base.errors import CaptureError
 from convsurgeon.onnxnet.runtime import Array, run_once
 from convsurgeon.onnxnet.source import Source
 
@@ -54,8 +54,10 @@ class Values:
             found, self.types = run_once(probe, outputs, feed)
         except Exception as error:  # the runtime's exceptions have no common base but Exception
             shapes = ", ".join("x".join(map(str, array.shape)) for array in feed.values())
+            words = " ".join(str(error).split())
             raise CaptureError(
-                f"{self.source.path}: onnxruntime does not run it on an input of shape {shapes}: {described(error)}"
+                f"{self.source.path}: onnxruntime does not run it on an input of shape {shapes} ({words[:300]}); "
+                "pass an example that it runs on"
             ) from error
         self.seen.update(zip(outputs, found, strict=True))
 

@@ -209,7 +209,7 @@ def _check(result: Result, recipe: Recipe, own: Own) -> None:
 
 
 def _check_file(result: Result, recipe: Recipe) -> None:
-    """A file is for inference: what is not in its graph cannot be trained, and what was not rewritten is not touched."""
+    """A file is for inference: its norms keep what they know, and training needs gradients all the way."""
     if recipe.norms != "frozen":
         raise RecoveryError("recover: an ONNX file keeps its batch-norm statistics; leave norms as it is")
     kinds = stopping(result.original, result.example)

@@ -293,7 +293,6 @@ FILES: dict[str, Callable[[], ModelProto]] = {
     "opset 7, IR 3": lambda: plain(7, 3),
     "opset 9": lambda: plain(9, 4),
     "opset 22": lambda: plain(22, 10),
-    "double": lambda: plain(dtype=np.float64),
     "half": lambda: plain(dtype=np.float16),
     **{
         f"{word} {stride}": (lambda w=word, s=stride: padded(w, s))

@@ -17,7 +17,11 @@ import convsurgeon as cs
 from convsurgeon.onnxnet import proto
 from tests.onnxnet.files import FILES, feed_of, plain, run, saved, shared
 
-FORMS = (cs.DepthwiseSeparable, cs.Blueprint, cs.CP, cs.SpatialSeparable)
+FORMS = (
+    cs.CP,
+    cs.SpatialSeparable,
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in (cs.DepthwiseSeparable, cs.Blueprint, cs.Tucker)),
+)
 
 
 def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Result, Path]:

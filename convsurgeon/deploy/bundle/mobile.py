@@ -99,7 +99,8 @@ def _as_seen(path: Path) -> ModelProto:
             how = options(1, "basic")
             how.optimized_model_filepath = str(folder / "basic.onnx")
             ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
-            return onnx.shape_inference.infer_shapes(onnx.load(how.optimized_model_filepath), data_prop=True)
+            seen = onnx.load(how.optimized_model_filepath, load_external_data=False)  # it lies beside the original
+            return onnx.shape_inference.infer_shapes(seen, data_prop=True)
     except LatencyError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # the runtime's exceptions have no common base but Exception
