@@ -76,8 +76,13 @@ def _only_batch(network: OnnxNetwork, example: Example) -> int:
     triples = zip(tensors, other.tensors(), rows, strict=True)
     both = iter([torch.cat([one, two]) if many else one for one, two, many in triples])
     with torch.no_grad():
-        one, two = tensors_in(example.run(network)), tensors_in(other.run(network))
         try:
+            one = tensors_in(example.run(network))
+        except Exception as error:  # of a piece that the runtime takes only as a part of the whole
+            words = " ".join(str(error).split())[:300]
+            raise CaptureError(f"{network.source.path}: does not run in pieces ({words}); simplify the graph") from error
+        try:
+            two = tensors_in(other.run(network))
             joined = tensors_in(example.map(lambda _: next(both)).run(network))
         except Exception:  # what the runtime or torch says of a shape that does not fit
             return size

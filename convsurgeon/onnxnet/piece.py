@@ -110,8 +110,13 @@ def _type(name: str, values: Values) -> TypeProto:
     declared = next((info.type for info in values.graph.input if info.name == name), None)
     kind = TypeProto()
     kind.CopyFrom(type_of(values.types[name]) if declared is None else declared)
+    shape = values.shape(name)
     if kind.HasField("tensor_type"):
         kind.tensor_type.ClearField("shape")
+        if shape is not None:  # how many axes, not how long they are
+            kind.tensor_type.shape.SetInParent()
+            for _ in shape:
+                kind.tensor_type.shape.dim.add()
     return kind
 
 
