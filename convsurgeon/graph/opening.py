@@ -80,7 +80,8 @@ def _only_batch(network: OnnxNetwork, example: Example) -> int:
             one = tensors_in(example.run(network))
         except Exception as error:  # of a piece that the runtime takes only as a part of the whole
             words = " ".join(str(error).split())[:300]
-            raise CaptureError(f"{network.source.path}: does not run in pieces ({words}); simplify the graph") from error
+            place = network.source.path
+            raise CaptureError(f"{place}: does not run in pieces ({words}); simplify the graph") from error
         try:
             two = tensors_in(other.run(network))
             joined = tensors_in(example.map(lambda _: next(both)).run(network))

@@ -62,7 +62,7 @@ def _real(options: argparse.Namespace) -> None:
         ("macs", "share"),
         ("error", "text"),
         ("speed_up", "times"),
-        ("s", "ms"),
+        ("s", "number"),
     )
     print(
         Table(

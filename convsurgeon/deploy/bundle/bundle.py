@@ -161,8 +161,8 @@ def export(
     measured = (pairs, tuple(threads), tuple(levels), progress)
     order = _Order(opset, dynamic, kinds, calibrator, exclude_worst, preparation, *measured, command, before)
     data = _images(calibration, result, images, int8, progress)
-    network = result.original if isinstance(result.original, OnnxNetwork) else None
-    with new_folder(folder, overwrite, BUNDLE | set(network.source.places if network else ())) as temporary:
+    places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
+    with new_folder(folder, overwrite, BUNDLE | {Path(place).parts[0] for place in places}) as temporary:
         deployment = _write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
         _write_papers(result, deployment, words, temporary)
@@ -317,7 +317,8 @@ def _write_papers(result: Result, deployment: Deployment, words: str, folder: Pa
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    names = sorted({*(entry.name for entry in folder.iterdir()), "README.md", SUMS})
+    files = (entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file())
+    names = sorted({*files, "README.md", SUMS})
     (folder / "README.md").write_text(readme(title, words, deployment, names, of_file), encoding="utf-8")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
