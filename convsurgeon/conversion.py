@@ -25,7 +25,9 @@ from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.opening import Model
 from convsurgeon.graph.outputs import outputs
+from convsurgeon.graph.pieces import pieces_in_words
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import Calibration
 from convsurgeon.images.gather import gather
@@ -83,8 +85,8 @@ class Result:
 
 
 def convert(
-    model: nn.Module,
-    example: object,
+    model: Model,
+    example: object = None,
     *,
     forms: Sequence[Form] | None = None,
     policy: Predicate | None = None,
@@ -110,8 +112,9 @@ def convert(
     `report.speed` says why.
 
     Args:
-        model: any module that runs on the example.
-        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+        model: any module that runs on the example, or the path of an ONNX file (see `onnxnet`).
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; not needed for a file
+            whose sizes are fixed.
         forms: candidates for every site; the first that fits is taken, or with a budget the one it is best spent on.
             If not given, CP of many ranks, separable of few, and two 1x1 convs in the place of one; from the weights
             alone and without a budget separable keeping 95 % of the energy.
@@ -156,7 +159,7 @@ def convert(
         return _within_budget(before, BUDGET_FORMS if forms is None else forms, budget, how)
     if within is not None or metric is not None:
         assert data is not None  # as checked
-        limit = limit_of(model, data.held_back, metric, within, better)
+        limit = limit_of(before.model, data.held_back, metric, within, better)
         return _fastest(before, BUDGET_FORMS if forms is None else forms, limit, how)
     if data is not None and forms is None:
         return _by_default(before, how)
@@ -237,9 +240,9 @@ def _fastest(before: Capture, forms: Sequence[Form], limit: Limit, how: _How) ->
 
 
 def carry_out(
-    model: nn.Module,
+    model: Model,
     plan: Plan,
-    example: object,
+    example: object = None,
     *,
     calibration: object = None,
     images: int = 1024,
@@ -269,6 +272,7 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     tensors = learnable_rows(model, converted)
     parts = (before.cost, after.cost, done.steps, tensors, values, str(example))
     notes, held_back = ((), ()) if data is None else (data.notes, data.held_back)
+    notes = (*notes, *pieces_in_words(model, example, fitted=bool(fits)))
     report = Report(*parts, reconstruction=fits, opaque=tuple(before.opaque.items()), notes=notes)
     made_up = (data,) if data is not None and data.made_up else ()
     return Result(converted, done, report, model, example, held_back, made_up)

@@ -10,7 +10,7 @@ import torch
 
 from tests.fuzz.run import KINDS, one, prepare, run_chunk
 
-SLICE = {"graph": 12, "policy": 400, "plan": 120, "arguments": 40, "weights": 200, "onnx": 40}
+SLICE = {"graph": 12, "policy": 400, "plan": 120, "arguments": 40, "weights": 200, "onnx": 40, "network": 12}
 SLICE |= {"device": 150, "images": 100, "checkpoint": 8}
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "convsurgeon"
 ROOMS = (
-    *("base", "forms", "graph", "planning", "images", "fit", "deploy.onnx", "deploy.timing", "deploy.int8"),
+    *("base", "forms", "onnxnet", "graph", "planning", "images", "fit", "deploy.onnx", "deploy.timing", "deploy.int8"),
     *("deploy.table", "budget", "report", "conversion", "recovery", "deploy.bundle", "cli"),
 )
 """In the order of the data: each may import from those before it."""

@@ -29,6 +29,7 @@ from convsurgeon.deploy.table.latencies import Latencies, Precision
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
+from convsurgeon.graph.opening import Model
 from convsurgeon.images.gather import gather
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.policy import Predicate
@@ -150,8 +151,8 @@ def check_drawable(path: str | os.PathLike[str]) -> None:
 
 
 def sweep(
-    model: nn.Module,
-    example: object,
+    model: Model,
+    example: object = None,
     *,
     calibration: object = None,
     shares: Sequence[float] = SHARES,
@@ -172,7 +173,7 @@ def sweep(
     (`trial.TRIAL_IMAGES`): the curve shows where to go, `convert` with that budget then does it with all of them.
 
     Args:
-        model: any module that runs on the example; it is not changed.
+        model: any module that runs on the example, or the path of an ONNX file; it is not changed.
         example: as for `convert`.
         calibration: unlabelled images; made up if not given.
         shares: budgets, as shares of what the original has.

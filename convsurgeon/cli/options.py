@@ -46,7 +46,9 @@ def add_model(command: argparse.ArgumentParser) -> None:
     """The model, its weights and its inputs."""
     options = group(command, "model")
     command.add_argument(
-        "model", metavar="MODEL", help="package.module:factory, file.py:factory, torchvision:NAME, timm:NAME"
+        "model",
+        metavar="MODEL",
+        help="package.module:factory, file.py:factory, torchvision:NAME, timm:NAME, or an ONNX file",
     )
     options.add_argument(
         "--model-args", nargs="+", default=[], type=_assignment, metavar="NAME=VALUE", help="for the factory"
@@ -55,10 +57,10 @@ def add_model(command: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--input",
         nargs="+",
-        type=_shape,
-        required=True,
+        type=_input,
+        default=[],
         metavar="1x3x224x224",
-        help="shape of every input, batch first",
+        help="shape of every input, batch first; of an ONNX file where its sizes are open, by name: x=1x3x320x320",
     )
 
 
@@ -131,6 +133,12 @@ def add_reading(command: argparse.ArgumentParser) -> None:
     options = group(command, "calibration")
     options.add_argument("--mean", nargs="+", type=float, default=[], help="subtracted from every channel in [0, 1]")
     options.add_argument("--std", nargs="+", type=float, default=[], help="divides every channel then")
+    options.add_argument(
+        "--layout",
+        choices=("nchw", "nhwc"),
+        default="nchw",
+        help="where an ONNX file's images have their channels (default nchw)",
+    )
     options.add_argument("--images", type=int, default=1024, help="most images to calibrate on (default 1024)")
     options.add_argument("--seed", type=_seed, default=0, help="of the positions drawn from them (default 0)")
     group(command, "output").add_argument(
@@ -150,6 +158,14 @@ def _budget(text: str) -> Budget:
         return Budget.parse(text)
     except ConvSurgeonError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _input(text: str) -> tuple[str, tuple[int, ...]]:
+    """A shape, and the name of the input it is of, if one is given."""
+    name, equals, shape = text.rpartition("=")
+    if equals and not name:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no NAME=SHAPE")
+    return name, _shape(shape)
 
 
 def _shape(text: str) -> tuple[int, ...]:

@@ -25,22 +25,46 @@ from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
+from convsurgeon.graph.opening import is_onnx, opened
 from convsurgeon.images.files import load_images, load_inputs
 from convsurgeon.images.synthetic import made_up
+from convsurgeon.onnxnet.network import OnnxNetwork
 
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
-    """The model with its weights, in eval mode, and noise of the inputs' shapes."""
-    need = 4 * sum(math.prod(shape) for shape in options.input)
+    """The model with its weights, in eval mode, and noise of the inputs' shapes.
+
+    Raises:
+        LoadError: no such model, or no shape for a model that needs one.
+        CaptureError: the size of an ONNX file's input is open, and was not said.
+    """
+    need = 4 * sum(math.prod(shape) for _, shape in options.input)
     if need > (most := _memory_bytes()):
         raise LoadError(
             f"--input: {need / 1e9:,.1f} GB of values, this machine has {most / 1e9:,.1f} GB; pass smaller shapes"
         )
+    if is_onnx(options.model):
+        return _network(options)
+    if not options.input:
+        raise LoadError("--input: a model of Python needs the shape of its inputs; for example --input 1x3x224x224")
+    if named := [name for name, _ in options.input if name]:
+        raise LoadError(f"--input {named[0]}=: names are for ONNX files; pass the shapes in the order of forward")
     model = load_model(options.model, dict(options.model_args))
     if options.weights:
         load_weights(model, options.weights)
     generator = torch.Generator().manual_seed(0)
-    return model.eval(), _example(model, [torch.randn(shape, generator=generator) for shape in options.input])
+    return model.eval(), _example(model, [torch.randn(shape, generator=generator) for _, shape in options.input])
+
+
+def _network(options: argparse.Namespace) -> tuple[nn.Module, Example]:
+    """The network of an ONNX file; of inputs whose size was not said the file must say it."""
+    if options.weights or options.model_args:
+        raise LoadError(f"{options.model}: an ONNX file has its weights in it; leave out --weights and --model-args")
+    shapes: dict[str | int, tuple[int, ...]] = {
+        name or place: shape for place, (name, shape) in enumerate(options.input)
+    }
+    model, example = opened(options.model, shapes=shapes)
+    return model, Example.of(example)
 
 
 def _memory_bytes() -> float:
@@ -71,21 +95,35 @@ def calibration(options: argparse.Namespace, model: nn.Module, example: Example)
     if options.calibrate == NONE:
         return {"calibration": False, **given}
     if options.calibrate:
-        return {"calibration": _images(options, model, example), **given}
+        return {"calibration": images_of(options, model, example, options.images), **given}
     if options.mean or options.std:
         numbers = (options.images, options.seed, options.mean, options.std, given["progress"])
         return {"calibration": made_up(capture(model, example), *numbers), **given}
     return given
 
 
-def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> Any:
+def images_of(options: argparse.Namespace, model: nn.Module, example: Example, limit: int) -> Any:
+    """Images that the command line names, as the model takes them.
+
+    Raises:
+        CalibrationError: they cannot be read, or have a mean where there are several inputs.
+    """
     shapes = [tuple(tensor.shape) for tensor in example.tensors()]
-    if len(shapes) == 1:
-        return load_images(options.calibrate, shapes[0], options.mean, options.std, options.images)
+    if len(shapes) == 1 and (len(shapes[0]) == 4 or not options.calibrate.endswith(".npz")):
+        return _pictures(options, shapes[0], limit)
     if options.mean or options.std:
         raise CalibrationError("--mean, --std: are for one input of images; store several inputs as they are fed")
     names = list(inspect.signature(model.forward).parameters)[: len(shapes)]
-    return [_like(example, batch) for batch in load_inputs(options.calibrate, names, options.images)]
+    names = list(model.input_names) if isinstance(model, OnnxNetwork) else names
+    return [_like(example, batch) for batch in load_inputs(options.calibrate, names, limit)]
+
+
+def _pictures(options: argparse.Namespace, shape: tuple[int, ...], limit: int) -> Tensor:
+    """Images of one input, their channels where the network has them."""
+    last = options.layout == "nhwc" and len(shape) == 4
+    wanted = (shape[0], shape[3], *shape[1:3]) if last else shape
+    images = load_images(options.calibrate, wanted, options.mean, options.std, limit)
+    return images.permute(0, 2, 3, 1).contiguous() if last else images
 
 
 def _like(example: Example, tensors: Sequence[Tensor]) -> Example:

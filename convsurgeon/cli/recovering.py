@@ -16,14 +16,13 @@ from convsurgeon.cli.bundles import add_export, check_export, export_bundle
 from convsurgeon.cli.converting import print_result
 from convsurgeon.cli.options import add_command, add_reading, group
 from convsurgeon.cli.planning import add_planning
-from convsurgeon.cli.reading import choices, metric_of, model_and_example, stages
+from convsurgeon.cli.reading import choices, images_of, metric_of, model_and_example, stages
 from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
 from convsurgeon.images.calibration import Calibration
-from convsurgeon.images.files import load_images
 from convsurgeon.images.synthetic import made_up
 from convsurgeon.planning.plan import Plan
 from convsurgeon.recovery.augment import Augment
@@ -137,12 +136,14 @@ def _check(options: argparse.Namespace) -> None:
             raise LoadError(f"{options.bundle}: holds no {name}; pass a folder that convert --out wrote")
 
 
-def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> Tensor | Calibration:
+def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> Any:
     """All images, in an order of their own: a folder's first thousand may be all of one class; or made-up ones."""
     if not options.calibrate:
         how = (options.images, options.seed, options.mean, options.std, not options.json)
         return made_up(capture(model, example), *how)
-    images = load_images(options.calibrate, tuple(example.tensors()[0].shape), options.mean, options.std, _EVERY)
+    images = images_of(options, model, example, _EVERY)
+    if isinstance(images, list):
+        return images
     return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))]
 
 

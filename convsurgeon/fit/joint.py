@@ -186,7 +186,7 @@ class _Points:
             if change is not None:
                 around = self._around(node, seen, len(change.site.calls), calls)
                 self.nodes.extend(around.end or (node,))
-                self.norms.extend(around.norm)
+                self.norms.extend(name for name in around.norm if _moves(seen.graph.get_submodule(name)))
             elif node.op == "call_module" and str(node.target) in opaque:
                 self.nodes.append(node)
 
@@ -199,6 +199,11 @@ class _Points:
         """Those of the rewritten convs and of the batch norms behind them, each once."""
         modules = (converted.get_submodule(name) for name in (*self.names, *self.norms))
         return list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
+
+
+def _moves(norm: nn.Module) -> bool:
+    """Whether a batch norm may change; one of an ONNX file keeps what the file says."""
+    return bool(getattr(norm, "track_running_stats", True))
 
 
 class _Sides:

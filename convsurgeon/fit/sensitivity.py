@@ -8,6 +8,9 @@ output by `|J e|^2 = e^T J^T J e`. A random vector `v` of independent unit norma
 
 The later layers repair part of what an error does, and the derivative at the original says nothing of directions that
 matter only once errors are large. So `G`, scaled to a mean diagonal of 1, is mixed with the identity.
+
+A piece that another runtime computes (see `onnxnet`) has no derivative. What goes into it stands for what comes out of
+it then: the values that a piece reads, each in units of its own deviation, are projected beside the outputs.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from convsurgeon.base import world
 from convsurgeon.base.errors import first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
+from convsurgeon.graph.pieces import ends_watched
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import first, images_in, rest
 
@@ -98,12 +102,17 @@ class _Listener:
 
 def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
     """One forward, one backward from a random projection of every floating output, down to the inputs."""
-    leaves, found = _forward(model, part)
+    with ends_watched(model) as watched:
+        leaves, found = _forward(model, part)
+    ends = [value for value, _ in watched.values()]
     outputs = [leaf for leaf in found if leaf.requires_grad]
-    if not outputs or not leaves:
+    if not (outputs or ends) or not leaves:
         raise RuntimeError("no output depends on an input of floating point")
     vectors = [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
-    torch.autograd.grad(outputs, leaves, vectors, allow_unused=True)
+    for end in ends:
+        unit = float(end.detach().std(correction=0)) or 1.0
+        vectors.append(torch.randn(end.shape, generator=generator).to(end) / unit)
+    torch.autograd.grad([*outputs, *ends], leaves, vectors, allow_unused=True)
 
 
 def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:

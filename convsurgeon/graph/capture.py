@@ -24,11 +24,13 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.obstacle import module_obstacle, reading_obstacle
+from convsurgeon.graph.opening import Model, opened
 from convsurgeon.graph.refusal import refuse
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.stem import readers_of_input
 from convsurgeon.graph.trace import Traced, trace, untraced
+from convsurgeon.onnxnet.leaf import Foreign, HiddenConv
 
 _CONVS = nn.modules.conv._ConvNd
 _FUNCTIONS = {
@@ -58,16 +60,19 @@ class Capture:
     cost: Cost
 
 
-def capture(model: nn.Module, example: object) -> Capture:
+def capture(model: Model, example: object = None) -> Capture:
     """Finds and measures every conv of a model, as it runs in eval mode.
 
     Args:
-        model: any module that runs on the example; left as it was, to the bit.
-        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+        model: any module that runs on the example; left as it was, to the bit. Or the path of an ONNX file.
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; not needed for a file
+            whose inputs have fixed sizes.
 
     Raises:
         CaptureError: the model is of a kind that has no layers to rewrite, or does not run on the example.
+        LoadError: the file is no ONNX file, or its convs are quantised.
     """
+    model, example = opened(model, example)
     refuse(model)
     inputs = Example.of(example).map(_compact)
     with undisturbed(model):
@@ -79,7 +84,7 @@ def capture(model: nn.Module, example: object) -> Capture:
                 raise
             traced = untraced(model, inputs, f"its trace does not run ({error})")  # such as what an except clause hid
             watch, peak = _watch(model, traced, inputs)
-    sites = _module_sites(model, watch) + watch.functional_sites()
+    sites = _module_sites(model, watch) + watch.functional_sites() + _hidden_sites(model)
     readers = _readers(model, traced, watch)
     sites = [
         replace(site, share=site.macs / watch.macs if watch.macs else 0.0, reads_input=site.name in readers)
@@ -193,6 +198,8 @@ class _Watch(TorchFunctionMode):
         while self._running.pop() is not module:  # a module whose forward raised and was caught
             self._starts.pop()
         start = self._starts.pop()
+        if isinstance(module, Foreign):
+            self._counter.macs += module.macs
         if isinstance(module, _CONVS) and isinstance(output, Tensor):
             value = args[0] if args else kwargs["input"]
             if id(module) not in self._paths:
@@ -290,6 +297,23 @@ def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:
         why = f"an unregistered module that runs in {where}; put it into an nn.ModuleList"
         sites.append(replace(_site(conv, [f"{where}:unregistered.{index}"], watch, holders), obstacle=why))
     return sites
+
+
+def _hidden_sites(model: nn.Module) -> list[Site]:
+    """Convs that another runtime computes, under names that no module has."""
+    taken = {name for name, _ in model.named_modules()}
+    found = []
+    for path, module in model.named_modules():
+        for conv in module.convs if isinstance(module, Foreign) else ():
+            name = conv.name if conv.name not in taken else f"{path}.{conv.name}"
+            taken.add(name)
+            found.append(_hidden_site(name, conv))
+    return found
+
+
+def _hidden_site(name: str, conv: HiddenConv) -> Site:
+    calls = tuple(Call(before, after) for before, after in conv.shapes)
+    return Site(name, (), conv.kind, conv.geometry, calls, conv.params, conv.macs, 0.0, conv.reason)
 
 
 def _site(conv: _CONVS, names: list[str], watch: _Watch, holders: Mapping[int, list[nn.Module]]) -> Site:

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,10 +68,15 @@ def load_function(name: str) -> Any:
     return _attribute(module, attribute, name)
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = ()) -> None:
     """Loads a safetensors file, or a checkpoint that holds nothing but tensors and plain values, into a model.
 
     `state_dict` and `model` wrappers and `module.` prefixes are taken off.
+
+    Args:
+        model: what to fill.
+        path: of the file.
+        optional: names that may be missing in it.
 
     Raises:
         LoadError: the file is missing, empty, damaged or of a kind that would have to be executed, or its tensors are
@@ -79,7 +84,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     tensors = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()
-    missing = [name for name in own if name not in tensors and not name.endswith("num_batches_tracked")]
+    asked = [name for name in own if name not in optional and not name.endswith("num_batches_tracked")]
+    missing = [name for name in asked if name not in tensors]
     unexpected = [name for name in tensors if name not in own]
     shapes = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from convsurgeon.base.errors import CaptureError, described
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.onnxnet.leaf import Leaf
 
 _CONVS = nn.modules.conv._ConvNd
 WHOLE = "model"
@@ -94,7 +95,7 @@ class _Tracer(fx.Tracer):
         if module_qualified_name in self._paths or type(m) in self._kinds:
             self.leaves.add(module_qualified_name)
             return True
-        if isinstance(m, _CONVS):
+        if isinstance(m, _CONVS | Leaf):
             return True
         if not super().is_leaf_module(m, module_qualified_name):
             return False

@@ -13,7 +13,7 @@ from convsurgeon.graph.outputs import outputs
 from convsurgeon.images.calibration import Calibration, first, images_in, rest
 
 
-def fed(model: nn.Module, data: Calibration) -> Calibration:
+def fed(model: nn.Module, data: Calibration, own: int = 1) -> Calibration:
     """The calibration data in batches that the model runs on.
 
     A model may be written for one image (`x.view(1, -1)`): one that fails on a batch, or makes one row of it, is fed
@@ -22,6 +22,7 @@ def fed(model: nn.Module, data: Calibration) -> Calibration:
     Args:
         model: the original, left as it was.
         data: as it was read.
+        own: the batch size of the model's example, which is tried where neither single images nor batches run.
 
     Raises:
         CalibrationError: it does not run on a single image of them either.
@@ -35,6 +36,8 @@ def fed(model: nn.Module, data: Calibration) -> Calibration:
     except Exception as error:  # the user's own forward
         if _leading(model, wide) is not None:
             return data  # it wants batches, as batch norms that count do
+        if own > 1 and _leading(model, first(wide, own)) is not None:
+            return dataclasses.replace(data, fitted=_cut(data.fitted, own), held_back=_cut(data.held_back, own))
         raise CalibrationError(
             f"calibration: {type(model).__name__} does not run on an image of shape {one}: {described(error)}; "
             "pass images that model(...) accepts"
@@ -56,4 +59,11 @@ def _leading(model: nn.Module, batch: Example) -> set[int] | None:
 
 def _singly(batches: Sequence[Example]) -> tuple[Example, ...]:
     """Every image by itself."""
-    return tuple(first(rest(batch, index), 1) for batch in batches for index in range(images_in(batch)))
+    return _cut(batches, 1)
+
+
+def _cut(batches: Sequence[Example], size: int) -> tuple[Example, ...]:
+    """Batches of a size; what is left over of one is left out."""
+    return tuple(
+        first(rest(batch, start), size) for batch in batches for start in range(0, images_in(batch) - size + 1, size)
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.capture import Capture
-from convsurgeon.images.calibration import Calibration, read
+from convsurgeon.images.calibration import Calibration, images_in, read
 from convsurgeon.images.feeding import fed
 from convsurgeon.images.suspicion import suspicions
 from convsurgeon.images.synthetic import made_up
@@ -30,7 +30,7 @@ def gather(seen: Capture, calibration: object, images: int, seed: int, progress:
     if isinstance(calibration, Calibration):
         return calibration
     if calibration is not None:
-        return suspicions(seen, fed(seen.model, read(calibration, seen.example, images)))
+        return suspicions(seen, fed(seen.model, read(calibration, seen.example, images), images_in(seen.example)))
     if any(parameter.is_meta for parameter in seen.model.parameters()) or all(site.obstacle for site in seen.sites):
         return None  # no values to fit, or nothing that may be rewritten
     return made_up(seen, images, seed, progress=progress)

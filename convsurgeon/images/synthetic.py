@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from convsurgeon.base import world
 from convsurgeon.base.errors import CalibrationError, described
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.opening import Model
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.images.calibration import BATCH, Calibration, images_in, shared_out
 from convsurgeon.images.drawing import drawn
@@ -66,8 +67,8 @@ class MadeUp:
 
 
 def synthetic_images(
-    model: nn.Module,
-    example: object,
+    model: Model,
+    example: object = None,
     n: int | None = None,
     seed: int = 0,
     *,
@@ -82,7 +83,7 @@ def synthetic_images(
     batch norms that restores images, such as a denoiser, gets the fault that it mends. The model is left as it was.
 
     Args:
-        model: any module that runs on the example.
+        model: any module that runs on the example, or the path of an ONNX file.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; all of its tensors must
             be images (N, C, H, W) of floating point. Of its values only their range is looked at.
         n: how many images; by default as many as their side goes into 32768, from 16 to 1024, and fewer for a network

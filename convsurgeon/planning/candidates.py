@@ -13,6 +13,7 @@ from convsurgeon.forms.catalogue import DEFAULT_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.opening import Model
 from convsurgeon.graph.site import Site
 from convsurgeon.planning.figures import figures
 from convsurgeon.planning.plan import Change, Plan, Skip
@@ -20,8 +21,8 @@ from convsurgeon.planning.policy import Policy, Predicate, as_policy, check_name
 
 
 def plan(
-    model: nn.Module,
-    example: object,
+    model: Model,
+    example: object = None,
     *,
     forms: Sequence[Form] = DEFAULT_FORMS,
     policy: Predicate | None = None,
@@ -30,7 +31,7 @@ def plan(
     """Decides for every conv which form it takes, or why it is left alone; touches nothing.
 
     Args:
-        model: any module that runs on the example.
+        model: any module that runs on the example, or the path of an ONNX file.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
         forms: candidates for every site; the first that fits, and makes the layer cheaper, is taken.
         policy: which sites may be touched; the default leaves the stem alone.

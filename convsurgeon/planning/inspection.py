@@ -7,19 +7,20 @@ from torch import nn
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import INSPECTED
 from convsurgeon.graph.capture import capture
+from convsurgeon.graph.opening import Model
 from convsurgeon.graph.site import Site
 
 RANKS = (1, 2, 3)
 
 
-def inspect(model: nn.Module, example: object) -> Table:
+def inspect(model: Model, example: object = None) -> Table:
     """One row per conv: what it is and costs, and the share of its kernel's energy that ranks 1, 2 and 3 keep.
 
     At rank 1 the blueprint column is the share of a filter's variance that the first principal component explains, the
     figure by which Haase & Amthor (CVPR 2020, section 3) show that trained filters are nearly one blueprint each.
 
     Args:
-        model: any module that runs on the example.
+        model: any module that runs on the example, or the path of an ONNX file.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
 
     Raises:

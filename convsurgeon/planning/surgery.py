@@ -9,7 +9,9 @@ the dense weights are never copied. Afterwards the copy is traced again, and a s
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +23,15 @@ from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.load import load_weights
+from convsurgeon.graph.opening import Model, opened
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.plan import Change, Plan
 
 
-def operate(model: nn.Module, plan: Plan, example: object) -> tuple[nn.Module, Plan]:
+def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module, Plan]:
     """Carries out a plan on a copy of the model and makes sure that every changed site runs.
 
     Returns:
@@ -36,8 +41,9 @@ def operate(model: nn.Module, plan: Plan, example: object) -> tuple[nn.Module, P
         PlanError: the plan was made for another model.
         CaptureError: the model cannot be copied, or the copy does not run.
     """
+    model, example = opened(model, example)
     inputs = Example.of(example)
-    converted = rebuild(model, plan)
+    converted = _rebuilt(model, plan)
     with undisturbed(model):  # a closure that the copy holds may still run modules of the original
         failed = _not_running(converted, plan, inputs)
     if failed is None:  # the copy does not even run: find out which sites it cannot do without
@@ -49,13 +55,36 @@ def operate(model: nn.Module, plan: Plan, example: object) -> tuple[nn.Module, P
     return operate(model, plan.without(failed), inputs)
 
 
-def rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """The converted structure of a model, ready for `load_state_dict`; the model itself is not changed.
+
+    Args:
+        model: the original, or the path of the ONNX file that the plan was made for; `export_onnx(rebuilt, None, path)`
+            writes what comes of that.
+        plan: what becomes of its convs.
+        weights: of the converted model, `weights.safetensors` of a bundle; not needed before `load_state_dict`.
 
     Raises:
         PlanError: the plan was made for another model.
         CaptureError: the model cannot be copied.
+        LoadError: the weights are not those of the converted model, or the file is no ONNX file.
     """
+    if not isinstance(model, nn.Module):
+        model = _of_file(model, plan)
+    converted = _rebuilt(model, plan)
+    if weights is not None:
+        untouched = set(model.state_dict()) if isinstance(model, OnnxNetwork) else set()  # the file has those
+        load_weights(converted, Path(weights), untouched)
+    return converted
+
+
+def _of_file(path: Model, plan: Plan) -> nn.Module:
+    """The network of a file, on noise of the shape that the plan was made for."""
+    sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
+    return opened(path, tuple(torch.zeros(size) for size in sizes) or None)[0]
+
+
+def _rebuilt(model: nn.Module, plan: Plan) -> nn.Module:
     new: dict[int, Any] = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
     try:
         converted = copy.deepcopy(model, new | _detached(model))
@@ -149,7 +178,7 @@ def _culprits(model: nn.Module, plan: Plan, example: Example, names: list[str]) 
 
 
 def _only(model: nn.Module, plan: Plan, names: Sequence[str]) -> nn.Module:
-    return rebuild(model, _subset(plan, names))
+    return _rebuilt(model, _subset(plan, names))
 
 
 def _subset(plan: Plan, names: Sequence[str]) -> Plan:

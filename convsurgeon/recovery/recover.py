@@ -20,8 +20,10 @@ from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.pieces import stopping
 from convsurgeon.graph.state import state_kept
 from convsurgeon.images.synthetic import made_up
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.recovery.checkpoint import RunFolder, check_run
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
@@ -201,6 +203,21 @@ def _check(result: Result, recipe: Recipe, own: Own) -> None:
     if any(parameter.is_meta for parameter in result.model.parameters()):
         raise RecoveryError("recover: the model is on the meta device and has no values; load its weights first")
 
+    if isinstance(result.model, OnnxNetwork):
+        _check_file(result, recipe)
+
+
+def _check_file(result: Result, recipe: Recipe) -> None:
+    """A file is for inference: its norms keep what they know, and training needs gradients all the way."""
+    if recipe.norms != "frozen":
+        raise RecoveryError("recover: an ONNX file keeps its batch-norm statistics; leave norms as it is")
+    kinds = stopping(result.original, result.example)
+    if kinds:
+        raise RecoveryError(
+            f"recover: {', '.join(kinds[:4])} of the file run in onnxruntime, which gives no gradients; "
+            "cut the graph before them (onnx.utils.extract_model), recover that part, or take more images in convert"
+        )
+
 
 def _made_up(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
     """Images to learn from where none are given."""
@@ -227,7 +244,7 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.precision == "int8":
         learn_rounded(model, held_back[:SAMPLE], Target.onnxruntime())
-    parameters = _trained(model)
+    parameters = _trained(model, names)
     setup = Setup(model, parameters, stream, len(held), held_back[0].example, objective, judge, recipe, own)
     if world.size() > 1:
         for parameter in unheard(setup.training(0.0, 1), next(stream.steps(0, 1))):
@@ -239,8 +256,12 @@ def _laid_out(batch: Batch, recipe: Recipe) -> Batch:
     return Batch(batch.example.map(as_channels_last), batch.labels) if recipe.channels_last else batch
 
 
-def _trained(model: nn.Module) -> tuple[nn.Parameter, ...]:
-    """The parameters that move."""
+def _trained(model: nn.Module, names: list[str]) -> tuple[nn.Parameter, ...]:
+    """The parameters that move: all that are trainable, but of a file only those that it has not of its own."""
+    if isinstance(model, OnnxNetwork):
+        moving = {id(parameter) for name in names for parameter in model.get_submodule(name).parameters()}
+        for parameter in model.parameters():
+            parameter.requires_grad_(parameter.requires_grad and id(parameter) in moving)
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
         raise RecoveryError("recover: every parameter is frozen; call requires_grad_() on what may move")

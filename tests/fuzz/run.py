@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from tests.fuzz import files, graphs, stored, texts
+from tests.fuzz import files, graphs, networks, stored, texts
 
 KINDS: dict[str, tuple[Callable[[random.Random], None], int]] = {
     "graph": (graphs.check, 2),
@@ -20,6 +20,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], None], int]] = {
     "arguments": (texts.arguments, 8),
     "weights": (files.weights, 18),
     "onnx": (files.onnx, 2),
+    "network": (networks.check, 2),
     "device": (stored.device, 8),
     "images": (stored.images, 8),
     "checkpoint": (stored.checkpoint, 1),

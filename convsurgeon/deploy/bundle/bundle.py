@@ -37,6 +37,7 @@ from convsurgeon.deploy.timing.verdict import MIN_PAIRS
 from convsurgeon.graph.capture import capture
 from convsurgeon.images.calibration import Calibration, read
 from convsurgeon.images.synthetic import made_up
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
@@ -144,7 +145,8 @@ def export(
     aim = Target.onnxruntime() if target is None else target
     order = Order(opset, dynamic, kinds, calibrator, exclude_worst, aim, preparation, *measured, command, before)
     data = _images(calibration, result, images, int8, progress)
-    with new_folder(folder, overwrite, BUNDLE) as temporary:
+    places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
+    with new_folder(folder, overwrite, BUNDLE | {Path(place).parts[0] for place in places}) as temporary:
         deployment = write_models(result, data, order, temporary)
         words = sentence(result.report, deployment.to_dict())
         _write_papers(result, deployment, words, temporary)
@@ -209,7 +211,9 @@ def _ordered(data: Calibration, result: Result) -> Calibration:
 def _write_papers(result: Result, deployment: Deployment, words: str, folder: Path) -> None:
     """Plan, reports, README, and the checksums of everything, which come last."""
     report, measured = result.report, deployment.to_dict()
-    title = type(result.original).__name__
+    original = result.original
+    title = original.source.path.stem if isinstance(original, OnnxNetwork) else type(original).__name__
+    of_file = isinstance(original, OnnxNetwork)
     result.plan.save(folder / "plan.json")
     tables = "\n\n".join(table.markdown() for table in (*report.tables, *deployment.tables))
     opening = "\n\n".join(map(in_markdown, (words, *report.notes)))
@@ -222,7 +226,8 @@ def _write_papers(result: Result, deployment: Deployment, words: str, folder: Pa
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    names = sorted({*(entry.name for entry in folder.iterdir()), "README.md", SUMS})
-    (folder / "README.md").write_text(readme(title, words, deployment, names), encoding="utf-8")
+    files = (entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file())
+    names = sorted({*files, "README.md", SUMS})
+    (folder / "README.md").write_text(readme(title, words, deployment, names, of_file), encoding="utf-8")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names if name != SUMS]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")

@@ -23,8 +23,8 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
 from convsurgeon.base.leftovers import scratch
 from convsurgeon.base.tables import Table
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import checked, options
+from convsurgeon.onnxnet import proto
 
 Suitability = Literal["yes", "maybe", "no"]
 _PROVIDERS = ("NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram")
@@ -99,7 +99,8 @@ def _as_seen(path: Path) -> ModelProto:
             how = options(1, "basic")
             how.optimized_model_filepath = str(folder / "basic.onnx")
             ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
-            return onnx.shape_inference.infer_shapes(onnx.load(how.optimized_model_filepath), data_prop=True)
+            seen = onnx.load(how.optimized_model_filepath, load_external_data=False)  # it lies beside the original
+            return onnx.shape_inference.infer_shapes(seen, data_prop=True)
     except LatencyError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # the runtime's exceptions have no common base but Exception

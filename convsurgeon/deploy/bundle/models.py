@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.budget.limit import ALLOWED, ALLOWED_ADDED
@@ -26,14 +26,16 @@ from convsurgeon.deploy.int8.quantize import Quantized
 from convsurgeon.deploy.int8.ranges import Calibrator
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs
-from convsurgeon.deploy.onnx.export import OnnxFile, export_onnx
+from convsurgeon.deploy.onnx.export import OnnxFile, described, export_onnx
 from convsurgeon.deploy.onnx.exporter import Dynamic
 from convsurgeon.deploy.onnx.metadata import Preparation, source_metadata
+from convsurgeon.deploy.onnx.rewritten import new_weights
 from convsurgeon.deploy.timing.bench import Bench, bench
 from convsurgeon.deploy.timing.session import Level
 from convsurgeon.fit.added import added_share
 from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import Calibration
+from convsurgeon.onnxnet.network import OnnxNetwork
 
 _PARITY_IMAGES = 4
 
@@ -131,7 +133,8 @@ def _judged(
         how = (order.calibrator, order.target, lambda one: error(one).error <= allowed)
         extra = variants.mixed(converted, rounded[0], data, *how)
     near = (*near, *map(error, extra))
-    timed = _timed([one.path for one in (*files, *extra)], like, order)
+    open_sizes = result.original.sizes if isinstance(result.original, OnnxNetwork) else {}
+    timed = _timed([one.path for one in (*files, *extra)], like, open_sizes, order)
     best = recommend(timed[0].timings, {one.name: one.error for one in near}, allowed) if timed else None
     if extra and (best is None or best.name != variants.MIXED):  # the clock does not agree
         extra[0].path.unlink()
@@ -153,33 +156,40 @@ def _float(result: Result, name: str, images: Sequence[Example], order: Order, f
     """One of the two float32 files."""
     order.before(name)
     model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
-    made = export_onnx(
-        model,
-        result.example,
-        folder / name,
-        opset=order.opset,
-        dynamic=order.dynamic,
-        metadata=source_metadata(result.original, plan, order.preparation),
-        images=images,
-    )
+    of_file = isinstance(model, OnnxNetwork)
+    if isinstance(model, OnnxNetwork) and name == ORIGINAL:
+        made = described(model, result.example, folder / name, images)
+    else:
+        made = export_onnx(
+            model,
+            result.example,
+            folder / name,
+            opset=order.opset,
+            dynamic=order.dynamic,
+            metadata=None if of_file else source_metadata(result.original, plan, order.preparation),
+            images=images,
+        )
     order.preparation.check(made.inputs, made.outputs)
     return made
 
 
-def _timed(paths: Sequence[Path], like: Example, order: Order) -> tuple[Bench, ...]:
+def _timed(paths: Sequence[Path], like: Example, known: Mapping[str, int], order: Order) -> tuple[Bench, ...]:
     """One bench, or none; open dimensions are set to those of the example."""
     if not order.pairs:
         return ()
     order.before("latency")
     shape = tuple(like.tensors()[0].shape)
-    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False))
+    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False)) | dict(known)
     how: dict[str, Any] = {"pairs": order.pairs, "threads": order.threads, "levels": order.levels}
     return (bench(*paths, **how, batch=shape[0] if shape else 1, sizes=sizes, progress=order.progress),)
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a state dict under all its names; tensors that share storage are written once per name."""
-    state = model.state_dict()
+    """Writes a state dict under all its names; tensors that share storage are written once per name.
+
+    Of the network of an ONNX file only what is not the file's.
+    """
+    state: Mapping[str, Tensor] = new_weights(model) if isinstance(model, OnnxNetwork) else model.state_dict()
     if sparse := [name for name, tensor in state.items() if tensor.layout is not torch.strided]:
         raise ExportError(f"{sparse[0]}: is sparse, which safetensors does not hold; register it with persistent=False")
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}

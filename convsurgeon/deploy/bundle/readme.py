@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from convsurgeon.deploy.bundle.deployment import Deployment
 from convsurgeon.deploy.bundle.recommended import Recommended
@@ -48,15 +48,7 @@ for name, found in zip(names, session.run(names, inputs)):
 
 {inputs}
 
-{recommended}## Back in torch
-
-```python
-import convsurgeon as cs
-from safetensors.torch import load_file
-
-model = cs.rebuild(build_model(), cs.Plan.load("plan.json"))  # build_model: makes the original architecture
-model.load_state_dict(load_file("weights.safetensors"))
-```
+{recommended}{back}
 
 ## Files
 
@@ -66,14 +58,47 @@ Time them on your own device with `convsurgeon bench {bench}`.
 """
 
 
-def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[str]) -> str:
-    """The text, for a bundle with these files."""
+_IN_TORCH = """\
+## Back in torch
+
+```python
+import convsurgeon as cs
+from safetensors.torch import load_file
+
+model = cs.rebuild(build_model(), cs.Plan.load("plan.json"))  # build_model: makes the original architecture
+model.load_state_dict(load_file("weights.safetensors"))
+```"""
+
+_FROM_THE_FILE = """\
+## Made again
+
+`model.onnx` is `original.onnx` with other convs; every other node, weight, name and entry is byte for byte the same.
+
+```python
+import convsurgeon as cs
+
+network = cs.rebuild("original.onnx", cs.Plan.load("plan.json"), "weights.safetensors")
+cs.export_onnx(network, None, "again.onnx")
+```"""
+
+_OF_A_FILE = {
+    "original.onnx": "the file as it was, byte for byte: what everything here is compared with",
+    "model.onnx": "the file with lighter convs and nothing else touched",
+    "golden_outputs.npz": "... and what the converted network gives for it, computed conv by conv in torch",
+    "weights.safetensors": "the weights of the new convs",
+    "model.onnx.data": "the weights of `model.onnx`",
+}
+
+
+def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[str], of_file: bool = False) -> str:
+    """The text, for a bundle with these files; `of_file` says that the original was an ONNX file."""
     return _TEMPLATE.format(
         title=title,
+        back=_FROM_THE_FILE if of_file else _IN_TORCH,
         sentence=sentence,
         recommended=_recommended(deployment.recommended),
         inputs=_inputs(deployment),
-        files=_table(files),
+        files=_table(files, _WHAT | _OF_A_FILE if of_file else _WHAT),
         bench=" ".join(deployment.sizes),
     )
 
@@ -130,6 +155,7 @@ def _lines(word: str, values: Signature) -> list[str]:
     return found
 
 
-def _table(files: Iterable[str]) -> str:
-    rows = [f"| `{name}` | {_WHAT[name]} |" for name in _WHAT if name in set(files)]
+def _table(files: Iterable[str], what: Mapping[str, str]) -> str:
+    there = set(files)
+    rows = [f"| `{name}` | {words} |" for name, words in what.items() if name in there]
     return "\n".join(["| file | what it is |", "|---|---|", *rows])

@@ -19,8 +19,9 @@ import onnxruntime as ort
 from onnx import ModelProto, TensorProto
 
 from convsurgeon.deploy.int8.feeds import opened_sizes
-from convsurgeon.deploy.onnx import graph, proto
+from convsurgeon.deploy.onnx import graph
 from convsurgeon.deploy.timing.session import Feed, options
+from convsurgeon.onnxnet import proto
 
 Array = npt.NDArray[Any]
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")

@@ -13,8 +13,8 @@ import onnxruntime as ort
 
 from convsurgeon.deploy.int8.activations import add_energies, ratio_db
 from convsurgeon.deploy.int8.feeds import opened_sizes
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Feed, opened, options
+from convsurgeon.onnxnet import proto
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.deploy.int8.activations import exposed
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Feed
+from convsurgeon.onnxnet import proto
 
 _RANGE = 256.0  # scales beyond this would trade one rounding problem for another
 

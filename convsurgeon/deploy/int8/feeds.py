@@ -11,8 +11,8 @@ from onnx import ModelProto
 from torch import Tensor
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Feed
+from convsurgeon.onnxnet import proto
 
 _SPACE = 2
 """Axis of a value from which on it is an image's size."""

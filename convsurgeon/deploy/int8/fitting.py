@@ -31,8 +31,8 @@ from onnx import ModelProto, NodeProto
 from convsurgeon.deploy.int8.activations import QUANTISED, exposed
 from convsurgeon.deploy.int8.rounding import Scales
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Feed
+from convsurgeon.onnxnet import proto
 
 Array = npt.NDArray[np.float64]
 

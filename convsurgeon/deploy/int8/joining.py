@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto
 
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 
 _KEPT = ("kernel_shape", "strides", "pads", "dilations", "auto_pad", "group")
 

@@ -19,11 +19,12 @@ from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.deploy.int8.feeds import feeds_of, opened_sizes
 from convsurgeon.deploy.int8.steps import lower, prepare
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx import inputs, proto
+from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.deploy.timing.session import options
 from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import chosen, first, images_in
+from convsurgeon.onnxnet import proto
 
 IMAGES = 128
 """Calibration images that ranges and weights are taken from: enough to tell plans apart."""

@@ -35,9 +35,10 @@ from convsurgeon.deploy.int8.feeds import feeds_of
 from convsurgeon.deploy.int8.ranges import CALIBRATORS, Calibrator, Ranges
 from convsurgeon.deploy.int8.steps import lower, prepare
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx import names, proto
+from convsurgeon.deploy.onnx import names
 from convsurgeon.deploy.onnx.export import version
 from convsurgeon.deploy.timing.session import Feed, checked
+from convsurgeon.onnxnet import proto
 
 
 @dataclass(frozen=True)

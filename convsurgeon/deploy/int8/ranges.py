@@ -15,8 +15,9 @@ import numpy.typing as npt
 from onnx import ModelProto, TensorProto
 
 from convsurgeon.deploy.int8.activations import exposed
-from convsurgeon.deploy.onnx import graph, proto
+from convsurgeon.deploy.onnx import graph
 from convsurgeon.deploy.timing.session import Feed
+from convsurgeon.onnxnet import proto
 
 Array = npt.NDArray[np.float64]
 Range = tuple[float, float]

@@ -19,7 +19,8 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.deploy.int8.ranges import Ranges
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx import graph, proto
+from convsurgeon.deploy.onnx import graph
+from convsurgeon.onnxnet import proto
 
 QUANTISED_WEIGHT = "_quantized"
 """What the quantiser calls a weight after its rounding, behind the weight's own name."""

@@ -24,13 +24,18 @@ from torch import nn
 
 from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
-from convsurgeon.deploy.onnx import graph, names, proto
+from convsurgeon.deploy.onnx import graph, names
 from convsurgeon.deploy.onnx.exporter import Dynamic, run_exporter
 from convsurgeon.deploy.onnx.inputs import ordered
 from convsurgeon.deploy.onnx.metadata import input_metadata
 from convsurgeon.deploy.onnx.parity import Parity, check_parity
 from convsurgeon.deploy.onnx.quiet import on_cpu
+from convsurgeon.deploy.onnx.rewritten import check_unasked, keep_original, timing_graph, write_checked
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.opening import Model, opened
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.source import tensors
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
 _OPSETS = range(18, onnx.defs.onnx_opset_version() + 1)
@@ -73,7 +78,7 @@ class OnnxFile:
 
 
 def export_onnx(
-    model: nn.Module,
+    model: Model,
     example: Any,
     path: str | Path,
     *,
@@ -88,8 +93,10 @@ def export_onnx(
     """Writes a float32 model in eval mode as one self-contained ONNX file.
 
     Args:
-        model: Exported as it is in eval mode; its modes, buffers and hooks stay as they are.
-        example: A tensor, a tuple of arguments or a dict of keyword arguments. Its shapes become the file's.
+        model: Exported as it is in eval mode; its modes, buffers and hooks stay as they are. A network that came of an
+            ONNX file is written back into that file: nothing but its convs is touched.
+        example: A tensor, a tuple of arguments or a dict of keyword arguments. Its shapes become the file's. None for
+            a network that came of a file whose sizes are fixed.
         path: Where to write. The folder must exist.
         opset: Operator set; 18 with IR 8 loads widely. Checked against what was really written.
         overwrite: Whether a file of that name may be replaced.
@@ -108,7 +115,14 @@ def export_onnx(
         ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
     """
     target = check_file(path, overwrite)
+    model, example = opened(model, example)
     inputs = ordered(model, example)
+    if isinstance(model, OnnxNetwork):
+        check_unasked(target, opset, {"dynamic": dynamic, "input_names": input_names, "output_names": output_names})
+        parity = write_checked(model, inputs, target, overwrite, images)
+        if not parity.passed:
+            raise ParityError(_parity_message(target, parity, model))
+        return _describe(target, target.read_bytes(), parity)
     _check_request(model, inputs, opset, dynamic)
     subject = on_cpu(model)
     exported = run_exporter(subject, inputs, opset, dynamic)
@@ -122,6 +136,18 @@ def export_onnx(
     return _describe(target, data, parity)
 
 
+def described(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
+    """The user's own file, copied to a path byte for byte.
+
+    Raises:
+        ParityError: torch computes something else than the file.
+    """
+    parity = keep_original(network, ordered(network, example), path, images)
+    if not parity.passed:
+        raise ParityError(_parity_message(path, parity, network))
+    return _describe(path, network.source.data, parity)
+
+
 def exported_graph(model: nn.Module, example: Any) -> ModelProto:
     """The graph that `export_onnx` would write, not checked and not written: for looking at and for timing.
 
@@ -129,6 +155,8 @@ def exported_graph(model: nn.Module, example: Any) -> ModelProto:
         CaptureError: The example holds no tensor.
         ExportError: The model has no ONNX form, or is not float32.
     """
+    if isinstance(model, OnnxNetwork):
+        return timing_graph(model)
     inputs = ordered(model, example)
     _check_request(model, inputs, 18, None)
     exported = run_exporter(on_cpu(model), inputs, 18, None)
@@ -207,12 +235,14 @@ def _serialised(model: ModelProto, opset: int) -> bytes:
 
 def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
     model = onnx.load_model_from_string(data)
+    places = {item.value for tensor in tensors(model.graph) for item in tensor.external_data if item.key == "location"}
+    stored = {tensor.name for tensor in model.graph.initializer}
     return OnnxFile(
         path=target,
-        size_bytes=target.stat().st_size,
+        size_bytes=target.stat().st_size + sum((target.parent / place).stat().st_size for place in places),
         opset=proto.opset_of(model),
         ir_version=model.ir_version,
-        inputs=proto.signature(model.graph.input),
+        inputs=proto.signature(info for info in model.graph.input if info.name not in stored),
         outputs=proto.signature(model.graph.output),
         parity=parity,
     )

@@ -18,11 +18,12 @@ from onnx import ModelProto, NodeProto
 from torch import nn
 
 from convsurgeon.base.errors import ExportError, described, first_line
-from convsurgeon.deploy.onnx import names, proto
+from convsurgeon.deploy.onnx import names
 from convsurgeon.deploy.onnx.inputs import resized
 from convsurgeon.deploy.onnx.quiet import quiet, root_cause
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed, written
+from convsurgeon.onnxnet import proto
 
 Dynamic = Literal["batch", "size"] | None
 _AXES: dict[str, dict[int, str]] = {"batch": {0: "batch"}, "size": {2: "height", 3: "width"}}

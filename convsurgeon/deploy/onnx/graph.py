@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 
 
 def tidy(graph: GraphProto) -> None:

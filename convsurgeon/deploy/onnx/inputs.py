@@ -7,7 +7,7 @@ the order of `forward`'s signature first, so that the order is one and the same 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,29 @@ def randomised(example: Example, seed: int) -> Example:
     return example.map(draw)
 
 
-def resized(example: Example, dims: Mapping[int, Callable[[int], int]], rank: int = 1) -> Example:
-    """The example with some dimensions of its tensors (those of at least `rank` axes) repeated or cut."""
+def resized(
+    example: Example,
+    dims: Mapping[int, Callable[[int], int]],
+    rank: int = 1,
+    fixed: Sequence[Collection[int]] = (),
+) -> Example:
+    """The example with some dimensions of its tensors (those of at least `rank` axes) repeated or cut.
+
+    Args:
+        example: whose tensors are looked at.
+        dims: axis -> the new size from the old one.
+        rank: tensors of fewer axes stay as they are.
+        fixed: of every tensor the axes that stay as they are; none if not given.
+    """
+    kept = iter(fixed or [()] * len(example.tensors()))
 
     def resize(tensor: Tensor) -> Tensor:
+        held = next(kept, ())
         if tensor.dim() < rank:
             return tensor
         for dim, size in dims.items():
+            if dim in held:
+                continue
             wanted, length = size(tensor.shape[dim]), tensor.shape[dim]
             index = torch.arange(wanted) % length
             tensor = tensor.index_select(dim, index)

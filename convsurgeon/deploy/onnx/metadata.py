@@ -39,10 +39,11 @@ class Preparation:
             ExportError: Another number of values than there are channels, or of names than there are classes.
         """
         shape = inputs[0][1]
-        channels = shape[1] if len(shape) == 4 else None
+        channels = {shape[1], shape[3]} if len(shape) == 4 else {None}  # files of others have them last, too
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values and len(values) not in (1, channels):
-                raise ExportError(f"{name}: {len(values)} values for {channels} channels; pass one for each or one")
+            if values and len(values) not in {1, *channels}:
+                found = shape[1] if len(shape) == 4 else None
+                raise ExportError(f"{name}: {len(values)} values for {found} channels; pass one for each or one")
         if not all(value > 0 for value in self.std):
             raise ExportError(f"std: every value must be above 0, got {list(self.std)}")
         last = outputs[0][1][-1] if outputs[0][1] else None

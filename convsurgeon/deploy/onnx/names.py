@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto
 
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Where the exporter writes the modules that a node came from, outermost first, and the operator."""

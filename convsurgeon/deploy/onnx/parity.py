@@ -27,6 +27,7 @@ from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.quiet import on_cpu
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.onnxnet.network import OnnxNetwork
 
 Array = npt.NDArray[Any]
 
@@ -137,7 +138,12 @@ def check_parity(
     rows: list[ParityCase] = []
     with undisturbed(subject):
         for name, one in (*_cases(first, seeds, sessions[False]), *real):
-            reference = [tensor.detach().numpy() for tensor in inputs.run(subject, one)]
+            try:
+                reference = [tensor.detach().numpy() for tensor in inputs.run(subject, one)]
+            except Exception:  # of whatever the network is made of
+                if isinstance(subject, OnnxNetwork) and name.startswith("seed 0, "):
+                    continue  # not every size that a file calls open is
+                raise
             for optimised, session in sessions.items():
                 outputs = _run(session, one, Path(path))
                 rows.append(_judge(name, optimised, reference, outputs, relative, sqnr_db))
@@ -178,14 +184,15 @@ def _cases(first: Example, seeds: Sequence[int], session: ort.InferenceSession) 
     yield "example", first
     for seed in seeds:
         yield f"seed {seed}", inputs.randomised(first, seed)
+    fixed = [{axis for axis, size in enumerate(value.shape) if isinstance(size, int)} for value in session.get_inputs()]
     shapes = [value.shape for value in session.get_inputs()]
     if any(shape and isinstance(shape[0], str) for shape in shapes):
         for batch in (1, 3):
-            wider = inputs.resized(first, {0: lambda _, batch=batch: batch})  # type: ignore[misc]
+            wider = inputs.resized(first, {0: lambda _, batch=batch: batch}, fixed=fixed)  # type: ignore[misc]
             yield f"seed 0, batch {batch}", inputs.randomised(wider, 0)
     if any(len(shape) > 2 and isinstance(shape[2], str) for shape in shapes):
-        larger = inputs.resized(first, {2: lambda size: 2 * size, 3: lambda size: size + size // 2 * 2}, rank=4)
-        yield "seed 0, larger", inputs.randomised(larger, 0)
+        sizes = {2: lambda size: 2 * size, 3: lambda size: size + size // 2 * 2}
+        yield "seed 0, larger", inputs.randomised(inputs.resized(first, sizes, rank=4, fixed=fixed), 0)
 
 
 def _session(path: Path, optimised: bool) -> ort.InferenceSession:
@@ -210,7 +217,9 @@ def _run(session: ort.InferenceSession, example: Example, path: Path) -> list[Ar
         raise ParityError(
             f"{path}: {len(names)} inputs in the ONNX file, {len(given)} tensors in the example; pass those"
         )
-    feed = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+    arrays = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+    feed = {name: array.astype(np.float16) if name in halves else array for name, array in arrays.items()}
     try:
         return list(session.run(None, feed))
     except Exception as error:

@@ -13,8 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import nn
-
 from convsurgeon.base.errors import FormError
 from convsurgeon.base.files import new_folder
 from convsurgeon.deploy.table.candidates import distinct, fitting
@@ -24,6 +22,7 @@ from convsurgeon.deploy.table.measure import write_candidates
 from convsurgeon.deploy.timing import standalone
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
+from convsurgeon.graph.opening import Model
 from convsurgeon.planning.policy import Predicate
 
 SCRIPT = "measure.py"
@@ -34,7 +33,7 @@ DEVICE_FOLDER = frozenset(
 
 
 def write_device_folder(
-    model: nn.Module,
+    model: Model,
     example: object,
     forms: Sequence[Form],
     folder: str | Path,
@@ -45,8 +44,8 @@ def write_device_folder(
     """Writes the networks to be timed, and the script that does it.
 
     Args:
-        model: any module that runs on the example.
-        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+        model: any module that runs on the example, or the path of an ONNX file.
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; None will do for a file.
         forms: candidates for every site.
         folder: where to write.
         policy: which sites may be touched; the default leaves the stem alone.

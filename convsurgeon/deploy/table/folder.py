@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.table.graph import Drawn, Shape, Skeleton, drawn
 from convsurgeon.deploy.table.int8 import in_int8
 from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.branched import Branched
+from convsurgeon.onnxnet import proto
 
 WEIGHTS = "weights.bin"
 FILES = ("dense.onnx", *(f"candidate-{number:02}.onnx" for number in range(100)))

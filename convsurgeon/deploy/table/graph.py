@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.site import Site
+from convsurgeon.onnxnet import proto
 
 LARGE = 1024
 """Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""

@@ -18,8 +18,8 @@ from convsurgeon.deploy.int8.ranges import nominal
 from convsurgeon.deploy.int8.rounding import QUANTISED_WEIGHT, rounded
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import graph as shapes
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.table.graph import LARGE, Drawn, Shape
+from convsurgeon.onnxnet import proto
 
 
 def in_int8(network: Drawn) -> Drawn:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from torch import nn
 from tqdm import tqdm
 
 from convsurgeon.base import world
@@ -25,13 +24,14 @@ from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.deploy.timing.standalone import DENSE
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.opening import Model
 from convsurgeon.planning.plan import Plan
 
 _QUIET_S = 2.0
 
 
 def measure_whole(
-    model: nn.Module,
+    model: Model,
     example: object,
     plans: Sequence[Plan],
     *,

@@ -21,8 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from convsurgeon.base.errors import FormError, LatencyError, described
 from convsurgeon.base.files import new_file
 from convsurgeon.base.tables import Table
@@ -36,6 +34,7 @@ from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.opening import Model
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.policy import Predicate
 
@@ -70,7 +69,7 @@ class LatencyTable:
 
     @staticmethod
     def measure(
-        model: nn.Module,
+        model: Model,
         example: object,
         forms: Sequence[Form],
         policy: Predicate | None = None,
@@ -85,8 +84,8 @@ class LatencyTable:
         """Measures on this machine, or reads what was measured before.
 
         Args:
-            model: any module that runs on the example; left as it was.
-            example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
+            model: any module that runs on the example, or the path of an ONNX file; left as it was.
+            example: as for `convert`; None will do for a file whose sizes are fixed.
             forms: candidates for every site.
             policy: which sites may be touched; the default leaves the stem alone.
             threads: of the runtime.

@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.leftovers import scratch
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import Level, checked, opened, options, random_feed, run
+from convsurgeon.onnxnet import proto
 
 LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""

@@ -14,8 +14,8 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.base.errors import LatencyError, first_line
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.standalone import session_options
+from convsurgeon.onnxnet import proto
 
 Level = Literal["all", "extended", "basic", "off"]
 Feed = dict[str, npt.NDArray[Any]]

@@ -1,33 +1,23 @@
 """Multiply-accumulates of an ONNX file, node by node, counted from the shapes of its graph.
 
 Convolutions and matrix products count, as in `convsurgeon.cost`; everything else counts nothing. Node by node the sums
-are those of torch's formulas:
-
-    Conv           output elements * kernel elements per output channel
-    ConvTranspose  input elements * kernel elements per input channel
-    Gemm, MatMul   output elements * length of the summed axis
+are those of torch's formulas (see `onnxnet.macs`).
 
 Quantised operators count like the float ones they stand for.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.timing.session import bound_shape, checked
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-_CONVS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
-_PRODUCTS = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
-"""Operators and the position of their kernel or second factor."""
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.macs import Shapes, counts, macs_of
 
 
 @dataclass(frozen=True)
@@ -65,9 +55,9 @@ def count(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Work:
     found: dict[str, int] = {}
     uncounted = []
     for node in model.graph.node:
-        if node.op_type in _CONVS or node.op_type in _PRODUCTS or node.op_type == "ConvTranspose":
+        if counts(node):
             name = str(node.name or node.output[0])
-            macs = _macs(node, shapes)
+            macs = macs_of(node, shapes)
             if macs is None:
                 uncounted.append(name)
             else:
@@ -93,17 +83,3 @@ def _shapes(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Shapes:
         if len(sized) == len(shape):
             known.setdefault(name, tuple(sized))
     return known
-
-
-def _macs(node: NodeProto, shapes: Shapes) -> int | None:
-    """MACs of one node, None where a shape is not known."""
-    place = {**_CONVS, **_PRODUCTS}.get(node.op_type, 1)
-    left, right, out = (shapes.get(name) for name in (node.input[0], node.input[place], node.output[0]))
-    if left is None or right is None or out is None:
-        return None
-    if node.op_type == "ConvTranspose":
-        return math.prod(left) * math.prod(right[1:])
-    if node.op_type in _CONVS:
-        return math.prod(out) * math.prod(right[1:])
-    summed = left[0] if proto.attribute(node, "transA", 0) else left[-1]
-    return math.prod(out) * summed

@@ -14,7 +14,7 @@ from convsurgeon.deploy.int8.fitting import fit, rounded_to_moment
 from convsurgeon.deploy.int8.ranges import found
 from convsurgeon.deploy.int8.rounding import rounded
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx import proto
+from convsurgeon.onnxnet import proto
 from tests.deploy.int8.graphs import CHAIN, feeds, outputs, relative
 
 Array = npt.NDArray[np.float64]

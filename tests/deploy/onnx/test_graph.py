@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.deploy.onnx import proto
 from convsurgeon.deploy.onnx.export import OnnxFile, export_onnx
+from convsurgeon.onnxnet import proto
 from tests.deploy.small import Branches, conv_stack
 
 IMAGE = (1, 4, 8, 8)

@@ -1,0 +1,64 @@
+"""The parts of a network that another runtime computes: where gradients end, and what a reader must know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
+from convsurgeon.onnxnet.leaf import Foreign
+
+Ends = dict[int, tuple[Tensor, Foreign]]
+"""Values that a part reads and gradients come from, by `id`, each with the part."""
+
+
+@contextmanager
+def ends_watched(model: nn.Module) -> Iterator[Ends]:
+    """Collects where gradients end while the model runs."""
+    found: Ends = {}
+
+    def look(part: nn.Module, given: tuple[Any, ...]) -> None:
+        assert isinstance(part, Foreign)
+        for value, read in zip(given, part.cuts, strict=True):
+            if read and isinstance(value, Tensor) and value.requires_grad:
+                found.setdefault(id(value), (value, part))
+
+    parts = [module for module in model.modules() if isinstance(module, Foreign)]
+    handles = [part.register_forward_pre_hook(look) for part in parts]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def stopping(model: nn.Module, example: Example) -> tuple[str, ...]:
+    """Operators of the parts that gradients cannot go through on their way from the output, each once."""
+    if not any(isinstance(module, Foreign) for module in model.modules()):
+        return ()
+    with undisturbed(model), torch.enable_grad(), ends_watched(model) as ends:
+        example.map(lambda one: one.detach().requires_grad_(one.is_floating_point())).run(model)
+    return tuple(dict.fromkeys(kind for _, part in ends.values() for kind in part.operators))
+
+
+def pieces_in_words(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:
+    """A note on parts that give no gradients, none where there are none.
+
+    Args:
+        model: the original.
+        example: its inputs.
+        fitted: whether weights were fitted to images.
+    """
+    kinds = stopping(model, example)
+    if not kinds:
+        return ()
+    words = ", ".join(kinds[:6]) + (" and others" if len(kinds) > 6 else "")
+    text = f"{words} of the file run in onnxruntime, which gives no gradients"
+    if fitted:
+        text += "; errors before them were weighed by what they do to the values that go into them"
+    return (f"{text}.",)

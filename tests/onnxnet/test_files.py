@@ -1,0 +1,210 @@
+"""Files as people have them: how they are read, refused, fitted, bundled and taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import convsurgeon as cs
+from convsurgeon.graph.opening import opened
+from convsurgeon.graph.pieces import stopping
+from convsurgeon.onnxnet.leaf import Foreign
+from convsurgeon.onnxnet.network import OnnxNetwork
+from tests.onnxnet.files import (
+    FILES,
+    Graph,
+    feed_of,
+    normed,
+    padded,
+    plain,
+    quantised,
+    recurrent,
+    run,
+    saved,
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_torch_computes_what_the_runtime_computes(name: str, tmp_path: Path) -> None:
+    path = saved(FILES[name](), tmp_path)
+    network, _ = opened(path)
+    assert isinstance(network, OnnxNetwork)
+    feed = feed_of(path, seed=1)
+    with torch.no_grad():
+        found = network(**{name: torch.from_numpy(array.astype(np.float32)) for name, array in feed.items()})
+    for one, wanted in zip(found if isinstance(found, tuple) else (found,), run(path, feed), strict=True):
+        limit = 3e-2 if wanted.dtype == np.float16 else 1e-5
+        assert np.abs(one.numpy() - wanted.astype(float)).max() <= limit * np.abs(wanted).max()
+
+
+def test_everything_but_the_lstm_is_translated(tmp_path: Path) -> None:
+    network, example = opened(saved(recurrent(), tmp_path))
+    pieces = [module for module in network.modules() if isinstance(module, Foreign)]
+    assert [piece.operators for piece in pieces] == [("Resize",), ("LSTM", "TopK")]
+    assert stopping(network, example) == ("Resize", "LSTM", "TopK")  # type: ignore[arg-type]
+    whole, example = opened(saved(normed(), tmp_path))
+    assert not any(isinstance(module, Foreign) for module in whole.modules())
+    kinds = {type(module).__name__ for module in whole.modules()}
+    assert {"SiLU", "Hardswish", "PReLU", "BatchNorm2d", "Conv2d"} <= kinds
+
+
+@pytest.mark.parametrize("kind", ["QDQ", "ConvInteger", "QLinearConv"])
+def test_files_of_whole_numbers_are_refused(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(cs.LoadError, match="is a quantised conv; bring the float file that it was made from"):
+        cs.convert(saved(quantised(kind), tmp_path))
+
+
+def test_files_that_a_runtime_has_optimised_are_refused(tmp_path: Path) -> None:
+    model = plain()
+    node = next(node for node in model.graph.node if node.op_type == "Conv")
+    node.op_type, node.domain = "FusedConv", "com.microsoft"
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(cs.LoadError, match=r"com.microsoft.FusedConv: onnxruntime has optimised this file"):
+        cs.inspect(tmp_path / "net.onnx")
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    for data, words in ((b"", "without nodes"), (b"no protobuf", "is no ONNX file"), (b"\x08\x08", "without nodes")):
+        (tmp_path / "net.onnx").write_bytes(data)
+        with pytest.raises(cs.LoadError, match=words):
+            cs.plan(tmp_path / "net.onnx")
+    with pytest.raises(cs.LoadError, match="cannot be read"):
+        cs.plan(tmp_path / "nothing.onnx")
+    with pytest.raises(cs.CaptureError, match="onnxruntime does not run it on an input of shape 1x4x9x9"):
+        cs.plan(saved(plain(dtype=np.float64), tmp_path))  # its convs are of float32 alone
+    with pytest.raises(cs.CaptureError, match="does not run it"):
+        cs.plan(saved(padded("SAME_LOWER", 1, 2, 3), tmp_path))
+
+
+def _open_sizes() -> onnx.ModelProto:
+    graph = Graph(13)
+    graph.conv("x", "a", "conv1", 4, 8, auto_pad="SAME_UPPER", strides=[2, 2])
+    graph.conv("a", "b", "conv2", 8, 8, auto_pad="SAME_UPPER")
+    graph.node("Mul", ["b", "scale"], "y", "scaled")
+    return graph.model(inputs=[("x", ["n", 4, "height", "width"]), ("scale", [1])])
+
+
+def test_open_sizes_want_an_example_and_stay_open(tmp_path: Path) -> None:
+    path = saved(_open_sizes(), tmp_path)
+    with pytest.raises(cs.CaptureError, match=r"x is open \(nx4xheightxwidth: height, width\); pass an example"):
+        cs.plan(path)
+    x, scale = torch.randn(1, 4, 10, 12), torch.ones(1)
+    example: Any
+    for example in ((x, scale), {"scale": scale, "x": x}, [x.numpy(), scale.numpy()]):
+        assert cs.capture(path, example).sites[0].calls[0].input_shape[-2:] in ((10, 12), (11, 13))
+    with pytest.raises(cs.CaptureError, match="has no input 'z'; its inputs are x, scale"):
+        cs.plan(path, {"x": x, "z": scale})
+    with pytest.raises(cs.CaptureError, match="input x is nx4xheightxwidth, the example has 1x3x10x12"):
+        cs.plan(path, (x[:, :3], scale))
+    how: dict[str, Any] = {"forms": [cs.SpatialSeparable(rank=cs.Energy(1.0))], "policy": cs.everything()}
+    result = cs.convert(path, (x, scale), allow_growth=True, calibration=False, **how)
+    assert len(result.changes) == 2
+    cs.export_onnx(result.model, (x, scale), tmp_path / "made.onnx")
+    feed = {"x": np.random.default_rng(0).standard_normal((2, 4, 7, 9)).astype(np.float32), "scale": np.ones(1, "f")}
+    np.testing.assert_allclose(run(path, feed)[0], run(tmp_path / "made.onnx", feed)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_images_of_a_fixed_batch_go_in_one_by_one(tmp_path: Path) -> None:
+    graph = Graph(13)
+    graph.conv("x", "a", "conv1", 4, 8, pads=[1] * 4)
+    graph.conv("a", "b", "conv2", 8, 8, pads=[1] * 4)
+    graph.node("Reshape", ["b", graph.const("shape", np.array([8, -1], dtype=np.int64))], "y", "flat")
+    path = saved(graph.model(), tmp_path)
+    network, _ = opened(path)
+    with pytest.raises(ValueError, match="the file takes 1 at a time, got 2"):
+        network(torch.zeros(2, 4, 9, 9))
+    result = cs.convert(path, forms=[cs.CP(rank=8)], calibration=torch.randn(70, 4, 9, 9), progress=False)
+    assert result.report.reconstruction[0].error_after < result.report.reconstruction[0].error_before
+
+
+@pytest.mark.filterwarnings("ignore:calibration")
+def test_sites_before_an_lstm_are_fitted_and_it_is_said_how(tmp_path: Path) -> None:
+    path = saved(recurrent(), tmp_path)
+    images = torch.randn(40, 4, 9, 9)
+    result = cs.convert(path, forms=[cs.SpatialSeparable(rank=1)], calibration=images, progress=False)
+    assert list(result.changes) == ["body"]
+    (fit,) = result.report.reconstruction
+    assert fit.error_after < fit.error_before
+    assert "LSTM, TopK of the file run in onnxruntime, which gives no gradients; errors before" in str(result.report)
+    with pytest.raises(cs.RecoveryError, match="LSTM, TopK of the file run in onnxruntime"):
+        cs.recover(result, images, epochs=1)
+
+
+def test_recovery_trains_what_was_rewritten_and_nothing_else(tmp_path: Path) -> None:
+    path = saved(normed(), tmp_path)
+    images = torch.randn(80, 4, 9, 9)
+    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False, progress=False)
+    better = cs.recover(result, images, epochs=8, lr=3e-3, progress=False)
+    before, after = result.model.state_dict(), better.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith(tuple(f"{site}." for site in result.changes)) for name in moved)
+    cs.export_onnx(better.model, None, tmp_path / "better.onnx")
+    with pytest.raises(cs.RecoveryError, match="keeps its batch-norm statistics"):
+        cs.recover(result, images, norms="updated")
+
+
+def test_weights_outside_stay_outside(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = saved(plain(), tmp_path / "in", save_as_external_data=True, location="w.bin", size_threshold=0)
+    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=2)], calibration=False)
+    for _ in range(2):
+        bundle = cs.export(result, tmp_path / "out", pairs=0, calibration=False, overwrite=True)
+    assert (bundle.folder / "original.onnx").read_bytes() == path.read_bytes()
+    assert (bundle.folder / "w.bin").read_bytes() == (tmp_path / "in" / "w.bin").read_bytes()
+    made = onnx.load(bundle.folder / "model.onnx", load_external_data=False)
+    places = {item.value for one in made.graph.initializer for item in one.external_data if item.key == "location"}
+    assert places == {"model.onnx.data"}
+    assert bundle.converted.size_bytes > (bundle.folder / "model.onnx.data").stat().st_size
+    feed = feed_of(path)
+    assert np.isfinite(run(bundle.folder / "model.onnx", feed)[0]).all()
+    (tmp_path / "again.onnx.data").write_bytes(b"mine")
+    with pytest.raises(cs.OutputError, match="exists already"):
+        cs.export_onnx(result.model, None, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx.data").read_bytes() == b"mine"
+    assert not (tmp_path / "again.onnx").exists()
+
+
+def test_half_precision_is_fitted_in_float32_and_stored_as_it_was(tmp_path: Path) -> None:
+    path = saved(plain(dtype=np.float16), tmp_path)
+    images = torch.randn(70, 4, 9, 9)
+    result = cs.convert(path, forms=[cs.SpatialSeparable(rank=2)], calibration=images, progress=False)
+    assert result.report.reconstruction[0].error_after < result.report.reconstruction[0].error_before
+    cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    made = onnx.load(tmp_path / "made.onnx")
+    assert {tensor.data_type for tensor in made.graph.initializer} == {TensorProto.FLOAT16}
+
+
+def test_images_are_made_up_where_none_are_given(tmp_path: Path) -> None:
+    graph = Graph(13)
+    graph.conv("x", "a", "stem", 3, 8, pads=[1] * 4)
+    graph.node("Relu", ["a"], "b", "relu")
+    graph.conv("b", "y", "body", 8, 8, pads=[1] * 4)
+    path = saved(graph.model(inputs=[("x", [1, 3, 16, 16])]), tmp_path)
+    result = cs.convert(path, forms=[cs.SpatialSeparable(rank=2)], images=32, progress=False)
+    assert "No images were given, so 32 were made up" in str(result.report)
+
+
+def test_what_touches_more_than_convs_is_refused(tmp_path: Path) -> None:
+    path = saved(plain(), tmp_path)
+    for how in ({"opset": 20}, {"dynamic": "batch"}, {"input_names": ["z"]}):
+        with pytest.raises(cs.ExportError, match="an ONNX file keeps its opset, its sizes and its names"):
+            cs.export_onnx(path, None, tmp_path / "made.onnx", **how)  # type: ignore[arg-type]
+    assert not (tmp_path / "made.onnx").exists()
+
+
+@pytest.mark.parametrize("word", ["SAME_UPPER", "SAME_LOWER"])
+def test_a_table_of_latencies_knows_margins(word: str, tmp_path: Path) -> None:
+    path = saved(padded(word, 2), tmp_path)
+    forms = [cs.CP(rank=4), cs.SpatialSeparable(rank=2)]
+    table = cs.LatencyTable.measure(path, None, forms, cs.everything(), passes=1, progress=False)
+    assert {row.site for row in table.rows} == {"conv", "second"}
+    assert all(table.has("second", form) for form in forms)
+    assert table.total_ms > 0

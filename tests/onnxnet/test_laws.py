@@ -1,0 +1,177 @@
+"""The laws for files: exact at full rank, nothing else touched, nothing silent, the same answer whatever the road."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto
+from torch import Tensor, nn
+
+import convsurgeon as cs
+from convsurgeon.onnxnet import proto
+from tests.onnxnet.files import FILES, feed_of, plain, run, saved, shared
+
+FORMS = (
+    cs.CP,
+    cs.SpatialSeparable,
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in (cs.DepthwiseSeparable, cs.Blueprint, cs.Tucker)),
+)
+
+
+def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Result, Path]:
+    """A file with the form wherever it fits, and the file that comes of it."""
+    result = cs.convert(
+        path, forms=[form], policy=cs.everything(), allow_growth=True, calibration=False, progress=False, **more
+    )
+    made = folder / "made.onnx"
+    cs.export_onnx(result.model, None, made, overwrite=True)
+    return result, made
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", FORMS, ids=lambda kind: kind.__name__)
+def test_at_full_rank_the_file_computes_the_same(name: str, kind: Any, tmp_path: Path) -> None:
+    path = saved(FILES[name](), tmp_path)
+    _, made = converted(path, kind(rank=cs.Energy(1.0)), tmp_path)
+    feed = feed_of(path)
+    for wanted, found in zip(run(path, feed), run(made, feed), strict=True):
+        limit = 3e-2 if wanted.dtype == np.float16 else 1e-5
+        assert np.abs(found.astype(float) - wanted).max() <= limit * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_else_is_touched(name: str, tmp_path: Path) -> None:
+    path = saved(FILES[name](), tmp_path)
+    data = path.read_bytes()
+    result, made = converted(path, cs.DepthwiseSeparable(rank=1), tmp_path)
+    assert path.read_bytes() == data
+    before, after = onnx.load(path), onnx.load(made)
+    replaced = {output for name in result.changes for output in result.model.owners[name].outputs}
+    left = [node.SerializeToString() for node in before.graph.node if node.output[0] not in replaced]
+    kept = [node.SerializeToString() for node in after.graph.node]
+    gone = Counter(left) - Counter(kept)
+    assert all(_makes_a_weight(onnx.NodeProto.FromString(one)) for one in gone)
+    order = [one for one in kept if one in set(left)]
+    assert order == [one for one in left if one not in gone]
+    stored = {tensor.name: tensor.SerializeToString() for tensor in after.graph.initializer}
+    used = proto.uses(after.graph)
+    assert all(used[name] for name in stored)
+    for tensor in before.graph.initializer:
+        assert stored.get(tensor.name, tensor.SerializeToString()) == tensor.SerializeToString()
+        assert tensor.name in stored or not used[tensor.name]
+    _same_shell(before, after)
+
+
+def _makes_a_weight(node: onnx.NodeProto) -> bool:
+    """Whether a node does nothing but make a weight."""
+    return node.op_type in ("Constant", "Transpose", "Cast", "Identity")
+
+
+def _same_shell(before: ModelProto, after: ModelProto) -> None:
+    stored = {tensor.name for model in (before, after) for tensor in model.graph.initializer}
+    for model in (before, after):
+        inputs = [info for info in model.graph.input if info.name not in stored]
+        del model.graph.node[:], model.graph.initializer[:], model.graph.input[:]
+        model.graph.input.extend(inputs)
+    assert before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_conv_is_changed_or_skipped_with_a_reason(name: str, tmp_path: Path) -> None:
+    model = FILES[name]()
+    path = saved(model, tmp_path)
+    plan = cs.plan(path, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.everything())
+    nodes = [node for graph in proto.graphs(model.graph) for node in graph.node if "Conv" in node.op_type]
+    calls = sum(max(1, len(step.site.calls)) for step in plan.steps)
+    assert calls == len(nodes)
+    assert all(skip.reason for skip in plan.skipped)
+    assert len({step.name for step in plan.steps}) == len(plan.steps)
+
+
+def test_a_file_that_stays_as_it_is_stays_so_to_the_byte(tmp_path: Path) -> None:
+    path = saved(plain(), tmp_path)
+    result = cs.convert(path, forms=[cs.CP(rank=1)], policy=~cs.everything(), calibration=False)
+    cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    assert (tmp_path / "made.onnx").read_bytes() == path.read_bytes()
+
+
+def test_predicted_costs_are_those_of_the_file_that_is_written(tmp_path: Path) -> None:
+    path = saved(plain(), tmp_path)
+    result, made = converted(path, cs.CP(rank=6), tmp_path)
+    after = cs.capture(made).cost
+    assert (after.params, after.macs) == (result.plan.params_after, result.plan.macs_after)
+
+
+def test_a_shared_conv_is_replaced_once_and_stays_shared(tmp_path: Path) -> None:
+    path = saved(shared(), tmp_path)
+    result, made = converted(path, cs.DepthwiseSeparable(rank=2), tmp_path)
+    assert {name: len(change.site.calls) for name, change in result.changes.items()} == {
+        "first": 2,
+        "dilated": 1,
+        "bare": 1,
+    }
+    graph = onnx.load(made).graph
+    first, again = (
+        [node.input[1] for node in graph.node if node.name.startswith(f"{name}.") and node.op_type == "Conv"]
+        for name in ("first", "again")
+    )
+    assert first
+    assert first == again
+
+
+def test_plan_and_weights_rebuild_the_file_to_the_bit(tmp_path: Path) -> None:
+    path = saved(plain(), tmp_path)
+    images = torch.randn(80, 4, 9, 9)
+    result = cs.convert(path, forms=[cs.CP(rank=6)], calibration=images, progress=False)
+    bundle = cs.export(result, tmp_path / "out", pairs=0, progress=False)
+    plan = cs.Plan.load(bundle.folder / "plan.json")
+    again = cs.rebuild(bundle.folder / "original.onnx", plan, bundle.folder / "weights.safetensors")
+    cs.export_onnx(again, None, tmp_path / "again.onnx")
+    assert (tmp_path / "again.onnx").read_bytes() == (bundle.folder / "model.onnx").read_bytes()
+    assert (bundle.folder / "original.onnx").read_bytes() == path.read_bytes()
+
+
+class Small(nn.Module):
+    """Without batch norms, so that the exporter folds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 16, 3, 2, 1))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(self.body(x)).mean((2, 3)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_the_same_answer_whatever_the_road(dynamo: bool, tmp_path: Path) -> None:
+    model, x, images = Small().eval(), torch.randn(1, 3, 12, 12), torch.randn(64, 3, 12, 12)
+    path = tmp_path / "exported.onnx"
+    torch.onnx.export(model, (x,), path, dynamo=dynamo, external_data=False, verbose=False)
+    how: dict[str, Any] = {"forms": [cs.SpatialSeparable(rank=4)], "calibration": images, "progress": False}
+    by_torch, by_file = cs.convert(model, x, **how), cs.convert(path, x, **how)
+    assert list(by_torch.changes) == list(by_file.changes) == ["body.0", "body.2"]
+    # the fits agree: the same data, the same neighbours, the same sensitivities
+    wanted, found = by_torch.model(images), by_file.model(images)
+    assert (wanted - found).abs().max() < 0.02 * wanted.std()
+    # by the same weights both compute the same, and so do their files
+    state = {name: tensor for name, tensor in by_torch.model.state_dict().items() if name in by_file.model.state_dict()}
+    by_file.model.load_state_dict(state, strict=False)
+    torch.testing.assert_close(by_file.model(images), wanted, rtol=1e-5, atol=1e-5)
+    cs.export_onnx(by_file.model, x, tmp_path / "one.onnx")
+    cs.export_onnx(by_torch.model, x, tmp_path / "two.onnx")
+    for seed in range(3):
+        given = np.random.default_rng(seed).standard_normal((1, 3, 12, 12)).astype(np.float32)
+        one, two = (
+            run(tmp_path / name, dict.fromkeys(feed_of(tmp_path / name), given))[0] for name in ("one.onnx", "two.onnx")
+        )
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
