@@ -104,3 +104,36 @@ def test_small_files_are_told_in_kilobytes(report: cs.Report) -> None:
     found = deployed()
     found["files"][1]["size_bytes"] = 12_345
     assert "12.3 kB instead of 4.00 MB" in sentence(report, found)
+
+
+def _recommended(**values: Any) -> dict[str, Any]:
+    usual = {"name": "model-int8.onnx", "speedup": 6.92, "over_dense_int8": 2.02, "error": 0.0123, "allowed": 0.03}
+    return {**deployed(), "recommended": {**usual, "threads": 2, "level": "all", **values}}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {},
+            "Ship model-int8.onnx: 6.92 times as fast as original.onnx with 2 threads at level all, 2.02 times as fast "
+            "as the quantised original; its error is 0.012, allowed 0.03. 3 of 3 convs rewritten",
+        ),
+        (
+            {"name": "original-int8.onnx", "over_dense_int8": 1.0, "threads": 1},
+            "Ship original-int8.onnx, the original without any surgery: 6.92 times as fast as original.onnx with 1 "
+            "thread at level all; its error",
+        ),
+        (
+            {"over_dense_int8": None},
+            "Ship model-int8.onnx: 6.92 times as fast as original.onnx with 2 threads at level all; its",
+        ),
+        (
+            {"name": "original.onnx"},
+            "Ship original.onnx, the network as it was: no other file is faster with 2 threads",
+        ),
+    ],
+)
+def test_the_first_sentence_is_the_file_to_ship(report: cs.Report, values: dict[str, Any], words: str) -> None:
+    assert sentence(report, _recommended(**values)).startswith(words)
+    assert sentence(report, {**_recommended(), "recommended": None}).startswith("3 of 3 convs rewritten")
