@@ -277,8 +277,8 @@ def _resize(view: View) -> nn.Module | None:
 def _reshape(view: View) -> nn.Module | None:
     """A batch size that is written down is that of the input, whatever it is: so far as that goes is found out."""
     fixed, size = view.constants(), view.shape()[:1]
-    zero = bool(view.get("allowzero", 0))
     shape = fixed.get(1)
+    zero = bool(view.get("allowzero", 0)) and (not shape or 0 in shape)
     if shape and not zero and size == (shape[0],):
         fixed[1] = (0, *shape[1:])
     return Op("reshape", {"allowzero": int(zero)}, fixed)

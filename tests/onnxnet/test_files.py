@@ -124,6 +124,18 @@ def test_images_of_a_fixed_batch_go_in_one_by_one(tmp_path: Path) -> None:
     assert result.report.reconstruction[0].error_after < result.report.reconstruction[0].error_before
 
 
+@pytest.mark.parametrize("zero", [0, 1])
+def test_a_batch_that_is_written_down_does_not_bind(zero: int, tmp_path: Path) -> None:
+    graph = Graph(14)
+    graph.conv("x", "a", "conv1", 4, 8, pads=[1] * 4)
+    graph.node("GlobalAveragePool", ["a"], "b", "pool")
+    graph.node("Reshape", ["b", graph.const("shape", np.array([1, 8]))], "y", "flat", allowzero=zero)
+    network, _ = opened(saved(graph.model(), tmp_path))
+    x = torch.randn(3, 4, 9, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), torch.cat([network(one) for one in x.split(1)]))
+
+
 @pytest.mark.filterwarnings("ignore:calibration")
 def test_sites_before_an_lstm_are_fitted_and_it_is_said_how(tmp_path: Path) -> None:
     path = saved(recurrent(), tmp_path)
