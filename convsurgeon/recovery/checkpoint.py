@@ -91,7 +91,7 @@ class RunFolder:
             return None
         try:
             _undamaged(self._last)
-            held = torch.load(self._last, map_location="cpu", weights_only=True)
+            held = _as_of_now(torch.load(self._last, map_location="cpu", weights_only=True))
             _look_at(held)
             then = held["run"]
         except Exception as error:  # torch and zipfile raise a dozen kinds here
@@ -150,6 +150,14 @@ class RunFolder:
     def _write(self, name: str, text: str) -> None:
         with new_file(self.path / name, overwrite=True) as file:
             file.write_text(text, encoding="utf-8")
+
+
+def _as_of_now(held: Any) -> Any:
+    """A checkpoint of a version without what has come since: one rate all the way, in float."""
+    if isinstance(held, dict) and isinstance(held.get("run"), dict) and "precision" not in held["run"]:
+        run = {**held["run"], "precision": "fp32"}
+        return {"since": 0, "highest": held.get("lr"), **held, "run": run}
+    return held
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.deploy.int8.ranges import Range, of_parts
+from convsurgeon.deploy.int8.histogram import Range, of_parts
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.graph.state import evaluating
 from convsurgeon.recovery.stream import Batch

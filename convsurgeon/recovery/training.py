@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from types import FrameType
 from typing import Any, Self
 
@@ -78,13 +77,15 @@ class Training:
 
     def _begin(self, highest: float) -> None:
         """A fresh optimiser from this step on, with a schedule that goes on where it was."""
-        self._highest, self._since = highest, self.step
+        since, self._since, self._highest = self.step, self.step, highest
         if self._optimizer is None:
             self.optimizer: Optimizer = OPTIMIZERS[self.recipe.optimizer](self._parameters, lr=highest)
         else:
             self.optimizer = self._optimizer(self._parameters)
         if self._scheduler is None:
-            self.scheduler: LRScheduler = LambdaLR(self.optimizer, partial(self.recipe.factor, self.steps, self._since))
+            self.scheduler: LRScheduler = LambdaLR(
+                self.optimizer, lambda step: self.recipe.factor(self.steps, since, step)
+            )
         else:
             self.scheduler = self._scheduler(self.optimizer, self.steps)
 

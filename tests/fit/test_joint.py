@@ -176,10 +176,15 @@ def test_a_forward_without_gradients_is_left_as_it_was() -> None:
     assert after == before
 
 
-def test_the_report_says_what_it_bought() -> None:
+@pytest.mark.parametrize("near", [0.0, 1.0])
+def test_the_report_says_what_it_bought(near: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsurgeon.fit.reconstruct.NEAR", near)
     torch.manual_seed(0)
     model = Residual().eval()
     result = cs.convert(model, _images(1), forms=FORMS, calibration=_images(80), progress=False)
+    if near == 1.0:  # nothing that would show
+        assert "fitted together" not in str(result.report)
+        return
     steps = {what: error for what, error, _ in result.report.reconstruction[0].steps}
     assert steps["fitted together"] < steps["fitted to activations"]
     assert "fitted together" in str(result.report)

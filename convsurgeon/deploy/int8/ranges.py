@@ -1,7 +1,7 @@
 """The range that every value of a float graph is rounded in: found on inputs, or made up where only time matters.
 
-`minmax` takes the smallest and the largest value, `percentile` leaves five of a million values out on each side, by a
-histogram of `BINS` bins. The range in which the values lose least of their energy (Banner et al., NeurIPS 2019) was no
+`minmax` takes the smallest and the largest value, `percentile` leaves five of a million out on each side (see
+`histogram`). The range in which the values lose least of their energy (Banner et al., NeurIPS 2019) was no
 better than the percentile: ResNet-20 0.0010 against 0.0009 dense, with CP 0.0050 against 0.0047.
 """
 
@@ -10,25 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
-import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto, TensorProto
 
 from convsurgeon.deploy.int8.activations import exposed
+from convsurgeon.deploy.int8.histogram import Range, counts, extremes, percentile
 from convsurgeon.deploy.onnx import graph
 from convsurgeon.deploy.timing.session import Feed
 from convsurgeon.onnxnet import proto
 
-Array = npt.NDArray[np.float64]
-Range = tuple[float, float]
 Ranges = Mapping[str, Range]
 """Name of a value -> its smallest and its largest."""
 
 Calibrator = Literal["percentile", "minmax"]
 CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
-
-BINS = 2048
-_CUT = 5e-6
 
 
 def found(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator) -> Ranges:
@@ -40,27 +34,13 @@ def found(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator) -> R
         calibrator: how.
     """
     names = _float_values(model)
-    extremes = _over(model, feeds, names, _extremes, {})
-    ranges = {name: (float(low), float(high)) for name, (low, high) in extremes.items()}
+    spans = _over(model, feeds, names, extremes, {})
+    ranges = {name: (float(low), float(high)) for name, (low, high) in spans.items()}
     if calibrator == "minmax":
         return ranges
     wide = {name: span for name, span in ranges.items() if span[1] > span[0]}
-    counts = _over(model, feeds, list(wide), _counts, wide)
-    return ranges | {name: _percentile(counts[name], *span) for name, span in wide.items()}
-
-
-def of_parts(parts: Sequence[npt.NDArray[Any]]) -> Range | None:
-    """The percentile's range of the values of some arrays; None of nothing, or of one value alone."""
-    span: Range | None = None
-    for part in parts:
-        span = _extremes(part, None, span)
-    if span is None or not span[1] > span[0]:
-        return None
-    counts = None
-    for part in parts:
-        counts = _counts(part, span, counts)
-    assert counts is not None
-    return _percentile(counts, *span)
+    bins = _over(model, feeds, list(wide), counts, wide)
+    return ranges | {name: percentile(bins[name], *span) for name, span in wide.items()}
 
 
 def nominal(model: ModelProto) -> Ranges:
@@ -89,24 +69,3 @@ def _over(model: ModelProto, feeds: Sequence[Feed], names: Sequence[str], what: 
         for name, value in zip(inner, session.run(inner, feed) if inner else [], strict=True):
             totals[name] = what(value, spans.get(name), totals.get(name))
     return totals
-
-
-def _extremes(value: npt.NDArray[Any], _span: Range | None, before: Range | None) -> Range:
-    low, high = (float(value.min()), float(value.max())) if value.size else (0.0, 0.0)
-    return (low, high) if before is None else (min(low, before[0]), max(high, before[1]))
-
-
-def _counts(value: npt.NDArray[Any], span: Range | None, before: Array | None) -> Array:
-    assert span is not None
-    scale = BINS / (span[1] - span[0])
-    places = ((value.ravel() - np.float32(span[0])) * np.float32(scale)).astype(np.int32)
-    counts = np.bincount(np.clip(places, 0, BINS - 1), minlength=BINS).astype(np.float64)
-    return counts if before is None else before + counts
-
-
-def _percentile(counts: Array, low: float, high: float) -> Range:
-    """The edges of the bins beyond which less than `_CUT` of the values lies."""
-    below = np.cumsum(counts) / counts.sum()
-    first, last = np.searchsorted(below, _CUT), np.searchsorted(below, 1 - _CUT)
-    step = (high - low) / BINS
-    return low + first * step, min(high, low + (last + 1) * step)
