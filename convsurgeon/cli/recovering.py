@@ -24,6 +24,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
 from convsurgeon.images.calibration import Calibration
 from convsurgeon.images.synthetic import made_up
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.plan import Plan
 from convsurgeon.recovery.augment import Augment
 from convsurgeon.recovery.checkpoint import check_run
@@ -152,5 +153,6 @@ def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
 
     check_bundle(bundle, model)
     result = carry_out(model, Plan.load(bundle / "plan.json"), example, calibration=False)
-    load_weights(result.model, bundle / "weights.safetensors")
+    untouched = set(model.state_dict()) if isinstance(model, OnnxNetwork) else set()  # the file has those
+    load_weights(result.model, bundle / "weights.safetensors", untouched)
     return result

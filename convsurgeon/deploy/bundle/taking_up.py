@@ -10,6 +10,7 @@ from torch import nn
 
 from convsurgeon.base.errors import LoadError
 from convsurgeon.deploy.onnx.metadata import state_sha256
+from convsurgeon.onnxnet.network import OnnxNetwork
 
 SUMS = "SHA256SUMS"
 
@@ -32,10 +33,19 @@ def check_bundle(folder: Path, original: nn.Module) -> None:
     Raises:
         LoadError: a file is not what the checksums say, or the bundle came of another original.
     """
-    for name, wanted in _sums(folder).items():
+    sums = _sums(folder)
+    for name, wanted in sums.items():
         used = name in ("plan.json", "weights.safetensors", "model.onnx") and (folder / name).is_file()
         if used and sha256(folder / name) != wanted:
             raise LoadError(f"{folder / name}: is not what {SUMS} says, so it was changed or damaged; export again")
+    if isinstance(original, OnnxNetwork):
+        source, own = sums.get("original.onnx", ""), hashlib.sha256(original.source.data).hexdigest()
+        if source and source != own:
+            raise LoadError(
+                f"{folder}: came of another file (SHA-256 {source[:12]}..., not {own[:12]}...); "
+                "pass its own original.onnx"
+            )
+        return
     source = _source(folder / "model.onnx")
     if source and source != state_sha256(original):
         raise LoadError(
