@@ -91,7 +91,7 @@ def recover(
             made up for the conversion, or new ones (see `synthetic_images`).
         epochs: passes over the images; by default 20, and more where that is less than 400 steps.
         batch_size: of all processes together; by default a 16th of the images, from 8 to 64.
-        lr: the highest learning rate; by default the best of four in trials that take a tenth of the steps.
+        lr: the highest learning rate; by default one above the best of four in trials that take a tenth of the steps.
         transform: inputs -> inputs, for augmentation; it gets the tensor of a model that takes one, an `Example`
             otherwise. Original and converted model see the same result. See `Augment`.
         features: weight of the mean relative error of the rewritten convs' own outputs in the loss.

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import convsurgeon as cs
 from convsurgeon.cli.main import main
+from convsurgeon.recovery.rates import RATES
 from convsurgeon.recovery.recipe import LEAST_STEPS, Recipe
 from convsurgeon.recovery.stream import Stream, images_from, split
 from convsurgeon.recovery.training import SLOWER
@@ -141,10 +142,11 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_reason(converted: cs.Result)
     assert _done(better).ended == "the loss became nan in step 1"
 
 
-def test_without_a_rate_the_best_of_short_trials_is_taken(converted: cs.Result) -> None:
+def test_without_a_rate_the_next_faster_than_the_best_of_short_trials_is_taken(converted: cs.Result) -> None:
     done = _done(_recover(converted, lr=None, epochs=1, batch_size=48))
     assert len(done.trials) == 4
-    assert done.lr == min(done.trials, key=lambda trial: trial[1])[0]
+    best = min(done.trials, key=lambda trial: trial[1])[0]
+    assert done.lr == min(max(RATES), min((rate for rate in RATES if rate > best), default=best))
 
 
 def test_format_dtype_mode_and_gradient_flags_stay() -> None:
