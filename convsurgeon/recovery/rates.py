@@ -1,8 +1,8 @@
 """A learning rate by trial: short runs from the same start over the same batches, and the best end wins.
 
 Few steps favour a slow rate: of a whole run a faster one is better, and if it is not a quarter of it is taken back. So
-the next faster rate is taken. ResNet-20 at 0.2 of the MACs (seed 0, twelve epochs): the trials like 1e-4, which goes from a
-distance of 0.0845 to 0.0752; 3e-4 goes to 0.0718.
+the next faster rate is taken. ResNet-20 at 0.2 of the MACs (seed 0, twelve epochs): the trials like 1e-4, which goes
+from a distance of 0.0845 to 0.0752; 3e-4 goes to 0.0718.
 
 A range test that raises the rate step by step (Smith 2017) reads the training loss, whose noise from batch to batch is
 larger than what a step changes here: the start is already close to the original. So every rate gets a whole small
