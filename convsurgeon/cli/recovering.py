@@ -21,11 +21,10 @@ from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.load import load_weights
 from convsurgeon.images.calibration import Calibration
 from convsurgeon.images.synthetic import made_up
-from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.surgery import fill
 from convsurgeon.recovery.augment import Augment
 from convsurgeon.recovery.checkpoint import check_run
 from convsurgeon.recovery.recipe import OPTIMIZERS
@@ -153,6 +152,5 @@ def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
 
     check_bundle(bundle, model)
     result = carry_out(model, Plan.load(bundle / "plan.json"), example, calibration=False)
-    untouched = set(model.state_dict()) if isinstance(model, OnnxNetwork) else set()  # the file has those
-    load_weights(result.model, bundle / "weights.safetensors", untouched)
+    fill(result.model, model, bundle / "weights.safetensors")
     return result

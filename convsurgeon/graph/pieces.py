@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnxnet.leaf import Foreign
 
@@ -28,13 +29,8 @@ def ends_watched(model: nn.Module) -> Iterator[Ends]:
             if read and isinstance(value, Tensor) and value.requires_grad:
                 found.setdefault(id(value), (value, part))
 
-    parts = [module for module in model.modules() if isinstance(module, Foreign)]
-    handles = [part.register_forward_pre_hook(look) for part in parts]
-    try:
+    with reading((module for module in model.modules() if isinstance(module, Foreign)), look):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def stopping(model: nn.Module, example: Example) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convsurgeon.graph.hooks import reading
+
 
 def informed(model: nn.Module) -> list[nn.Module]:
     """Batch norms with statistics of their own: those that were trained, not merely built."""
@@ -54,12 +56,8 @@ def gauged(norms: list[nn.Module]) -> Iterator[Gauge]:
             gauge.first.append((mean.detach(), variance.detach()))
         gauge.divergences.append(divergence(norm, mean, variance))
 
-    handles = [norm.register_forward_pre_hook(look) for norm in norms]
-    try:
+    with reading(norms, look):
         yield gauge
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def divergence(norm: nn.Module, mean: Tensor, variance: Tensor) -> Tensor:

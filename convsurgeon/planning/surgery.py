@@ -73,9 +73,18 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
         model = _of_file(model, plan)
     converted = _rebuilt(model, plan)
     if weights is not None:
-        untouched = set(model.state_dict()) if isinstance(model, OnnxNetwork) else set()  # the file has those
-        load_weights(converted, Path(weights), untouched)
+        fill(converted, model, Path(weights))
     return converted
+
+
+def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
+    """Loads the weights of a bundle into the structure that was made of its original.
+
+    Raises:
+        LoadError: the weights are not those of the converted model.
+    """
+    untouched = set(original.state_dict()) if isinstance(original, OnnxNetwork) else set()  # the file has those
+    load_weights(converted, weights, untouched)
 
 
 def _of_file(path: Model, plan: Plan) -> nn.Module:

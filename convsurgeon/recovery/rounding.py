@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.deploy.int8.histogram import Range, of_parts
+from convsurgeon.deploy.int8.histogram import Array, Range, counts, extremes, percentile
 from convsurgeon.deploy.int8.target import Target
+from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import evaluating
 from convsurgeon.recovery.stream import Batch
 
@@ -76,17 +78,27 @@ def _with_zero(span: Range) -> Range:
 
 def _spans(model: nn.Module, layers: Sequence[nn.Module], sample: Sequence[Batch]) -> list[Range | None]:
     """The range of what each layer reads; None of one that is not called, or reads nothing but one value."""
-    seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+    spans: dict[nn.Module, Range] = {}
+    bins: dict[nn.Module, Array] = {}
 
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        seen[layer].append(args[0].detach().float().cpu())
+    def widen(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        spans[layer] = extremes(_array(args[0]), None, spans.get(layer))
 
-    handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    try:
-        with evaluating(model), torch.no_grad():
-            for batch in sample:
-                batch.example.run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [of_parts([part.numpy() for part in seen[layer]]) for layer in layers]
+    def count(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        bins[layer] = counts(_array(args[0]), spans[layer], bins.get(layer))
+
+    def run() -> None:
+        for batch in sample:
+            batch.example.run(model)
+
+    with evaluating(model):
+        with reading(layers, widen):
+            run()
+        with reading([layer for layer, (low, high) in spans.items() if high > low], count):
+            run()
+    return [percentile(bins[layer], *spans[layer]) if layer in bins else None for layer in layers]
+
+
+def _array(values: Tensor) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = values.detach().float().cpu().numpy()
+    return found

@@ -260,11 +260,8 @@ def train(
             if last or training.step % every == 0 or training.step == legs[-1]:
                 score = log.judge(training, judge, training.step / stream.epoch, time.monotonic() - began)
                 bar.set_postfix(_shown(log, score, training.lr))
-            if training.goes_back and training.step == legs[-1] and (idle := log.idle(legs)):
-                if idle >= MOST_IDLE:
-                    ended = f"no nearer state in {idle} quarters"
-                    break
-                training.go_back(log.weights)
+            if training.step == legs[-1] and (ended := _taken_back(training, log, legs)):
+                break
             if asked.everywhere():
                 save("")
                 where = f"step {training.step} of {training.steps}"
@@ -274,6 +271,16 @@ def train(
     ended = ended or "all steps done"
     save(ended)
     return ended
+
+
+def _taken_back(training: Training, log: Log, legs: Sequence[int]) -> str:
+    """Goes back where the leg that ends here brought no nearer state; says why, where the run is over by that."""
+    idle = log.idle(legs) if training.goes_back else 0
+    if idle >= MOST_IDLE:
+        return f"no nearer state in {idle} quarters"
+    if idle:
+        training.go_back(log.weights)
+    return ""
 
 
 class Interruption:

@@ -5,7 +5,6 @@ By a histogram of `BINS` bins between the extremes, which are found first; nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,20 +15,6 @@ Range = tuple[float, float]
 
 BINS = 2048
 _CUT = 5e-6
-
-
-def of_parts(parts: Sequence[npt.NDArray[Any]]) -> Range | None:
-    """The percentile's range of the values of some arrays; None of nothing, or of one value alone."""
-    span: Range | None = None
-    for part in parts:
-        span = extremes(part, None, span)
-    if span is None or not span[1] > span[0]:
-        return None
-    found = None
-    for part in parts:
-        found = counts(part, span, found)
-    assert found is not None
-    return percentile(found, *span)
 
 
 def extremes(value: npt.NDArray[Any], _span: Range | None, before: Range | None) -> Range:
