@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from convsurgeon.base import world
 from convsurgeon.budget.between import Errors, read_off
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.samples import patches, positions, positions_per_image
+from convsurgeon.fit.samples import patches, positions, positions_per_image, squares
 from convsurgeon.forms.branched import Branched, fittable
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
@@ -36,13 +36,19 @@ Measures = dict[str, dict[tuple[str, str], float]]
 """Measure -> (site, form's label) -> error."""
 
 IMAGES = 256
+MACS = 3e11
+"""Of the forward passes: large networks are rated on fewer images, down to the least."""
+
+_LEAST_IMAGES = 16
 _SWEEPS = 1
 
 EFFORT = 0.5
 """Share of a fit's steps that is enough to tell candidates apart."""
 
 WIDE = 1024
-"""Unknowns of an output from which on not every rank is fitted."""
+"""Unknowns of an output from which on not every rank is fitted, and to no more rows than these for each of them."""
+
+_ROWS_OF_WIDE = 2
 
 
 def by_weights(options: Mapping[str, Sequence[Change]]) -> Measures:
@@ -68,7 +74,7 @@ def by_data(
         seed: of the positions and projections that are drawn.
         progress: whether to show a bar over the sites.
     """
-    batches = leading(data.fitted, IMAGES)
+    batches = leading(data.fitted, _images(options))
     gradients = sensitivity.moments(model, options, batches, seed)
     patches_of = _second_moments(model, list(options), batches, seed)
     output: dict[tuple[str, str], float] = {}
@@ -77,11 +83,20 @@ def by_data(
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         site = _Site(conv, patches_of[name], gradients[name])
-        wide = conv.weight[0].numel() >= WIDE
-        found = read_off(changes, site.errors) if wide else {one.form.label: site.errors(one) for one in changes}
+        if conv.weight[0].numel() >= WIDE:
+            found = read_off(changes, site.errors, partial(site.errors, sweeps=0))
+        else:
+            found = {one.form.label: site.errors(one) for one in changes}
         for label, (own, effect) in found.items():
             output[name, label], network[name, label] = own, effect
     return {"network": network, "output": output, **by_weights(options)}
+
+
+def _images(options: Mapping[str, Sequence[Change]]) -> int:
+    """How many are worth looking at."""
+    sites = [changes[0].site for changes in options.values() if changes]
+    macs = sum(site.macs / site.images(site.calls[0]) for site in sites)
+    return int(max(_LEAST_IMAGES, min(IMAGES, MACS / max(1, macs))))
 
 
 @dataclass(frozen=True)
@@ -100,11 +115,11 @@ class _Site:
         self.ridges = [oas_ridge(values, moment.rows) for values in moment.values]
         self.normals = [self._normal(group) for group in range(conv.groups)]
 
-    def errors(self, change: Change) -> Errors:
-        """Relative error of the conv's output, and squared error of the network's."""
+    def errors(self, change: Change, sweeps: int = _SWEEPS) -> Errors:
+        """Relative error of the conv's output, and squared error of the network's, after so many sweeps of a fit."""
         form, lost = fittable(change.form), _lost(change)
         try:
-            found = self._blind(lost) if form is None else self._fitted(form, change)
+            found = self._blind(lost) if form is None else self._fitted(form, change, sweeps)
         except FloatingPointError:  # activations too large to be squared
             return lost, lost
         return found if all(map(math.isfinite, found)) else (lost, lost)
@@ -113,11 +128,11 @@ class _Site:
         """Of a form that cannot be fitted: as if every part of the kernel lost the same share."""
         return lost, lost * sum(effect for _, effect in self.whole)
 
-    def _fitted(self, form: Branched, change: Change) -> tuple[float, float]:
+    def _fitted(self, form: Branched, change: Change, sweeps: int) -> tuple[float, float]:
         wrong = network = 0.0
         scheme = form.scheme(change.site.geometry)
         for group, normal in enumerate(self.normals):
-            factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), _SWEEPS)
+            factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), sweeps)
             error = self._kernel(group) - scheme.kernel(factors).double()
             own, effect = self._costs(group, error)
             wrong, network = wrong + own, network + effect
@@ -180,6 +195,8 @@ class _Watcher:
         self.conv = conv
         self.size = conv.weight[0].numel()
         self.count = positions_per_image(images, self.size * conv.groups)
+        if self.size >= WIDE:
+            self.count = min(self.count, max(1, _ROWS_OF_WIDE * self.size // images))
         shape = (conv.groups, self.size, self.size)
         self.total = conv.weight.new_zeros(shape, dtype=precision(self.size))
         self.rows = 0
@@ -189,7 +206,7 @@ class _Watcher:
         where = positions(output.shape, self.count, self.generator)
         rows = patches(args[0].detach(), self.conv, where)
         for group in range(self.conv.groups):
-            self.total[group] += rows[:, group].T @ rows[:, group]
+            squares(rows[:, group], onto=self.total[group])
         self.rows += len(rows)
 
     def moment(self) -> Moment:

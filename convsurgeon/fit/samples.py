@@ -90,21 +90,32 @@ def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
 
 
 def second_moment(values: Tensor, center: Tensor) -> Tensor:
-    """`moments` of values around a center with themselves, at little more than half the price: one triangle of blocks.
+    """`moments` of values around a center with themselves."""
+    return _mean_of_all(squares(values, center), len(values))
 
-    Very wide ones are added up in float32, in which they are solved.
+
+def squares(values: Tensor, center: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
+    """Sum over the rows of one process of `v^T v`, with `v` the values around a center.
+
+    One triangle of blocks is multiplied: little more than half the price. Very wide ones are added up in float32, in
+    which they are solved.
+
+    Args:
+        values: (S, p).
+        center: (p,); none is subtracted if it is not given.
+        onto: (p, p), symmetric: what the sum is added to, in place.
     """
     width = values.shape[1]
-    total = torch.zeros(width, width, dtype=precision(width), device=values.device)
+    total = torch.zeros(width, width, dtype=precision(width), device=values.device) if onto is None else onto
     for block in values.split(_BLOCK_ROWS):
-        rows = block - center
+        rows = block if center is None else block - center
         for start in range(0, width, _BLOCK_COLUMNS):
             end = min(start + _BLOCK_COLUMNS, width)
             total[start:end, start:] += rows[:, start:end].T @ rows[:, start:]
     for start in range(0, width, _BLOCK_COLUMNS):
         end = min(start + _BLOCK_COLUMNS, width)
         total[end:, start:end] = total[start:end, end:].T
-    return _mean_of_all(total, len(values))
+    return total
 
 
 def _mean_of_all(total: Tensor, rows: int) -> Tensor:

@@ -14,7 +14,7 @@ with their blocks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +52,7 @@ class Normal:
         metric: positive definite.
         regression: the dense kernel (O, C, K) that predicts best, where it is known already.
         effort: the share of the usual steps that a fit may take, where a rough one does.
+        shared: what fits of other ranks to the same problem can use again, by name.
     """
 
     covariance: Tensor
@@ -59,6 +60,7 @@ class Normal:
     metric: Tensor
     regression: Tensor | None = None
     effort: float = 1.0
+    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def square(self) -> Tensor:

@@ -1,0 +1,85 @@
+"""CP's search: slopes that are right, and the start of a wide layer, which is right where its metric comes apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from convsurgeon.forms import cpfit
+from convsurgeon.forms.cpfit import CPFit, _Between, _Problem
+from convsurgeon.forms.lbfgs import flat
+from convsurgeon.forms.leastsquares import Normal
+from tests.forms.problems import problem
+
+RANK = 4
+
+
+def _apart() -> Normal:
+    """A problem whose covariance is a product of one of channels and one of taps."""
+    normal, _, _ = problem()
+    channels, taps = (torch.randn(size, size, dtype=torch.float64) for size in (5, 9))
+    covariance = torch.einsum("cd,kl->ckdl", channels @ channels.T, taps @ taps.T)
+    kernel = torch.randn(6, 5, 9, dtype=torch.float64)
+    cross = torch.einsum("ock,ckdl->odl", kernel, covariance)
+    return replace(normal, covariance=covariance, cross=cross, regression=kernel)
+
+
+def _place() -> Tensor:
+    return flat((torch.randn(RANK, 5, dtype=torch.float64), torch.randn(RANK, 9, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_slopes_are_those_of_the_values(seed: int) -> None:
+    torch.manual_seed(seed)
+    normal, _, _ = problem()
+    for searched in (_Problem(normal, normal.regress(), RANK), _Between.of(normal, normal.regress())):
+        place, step = _place(), 1e-5 * torch.randn(RANK * 14, dtype=torch.float64)
+        ahead, behind = searched.at(place + step), searched.at(place - step)
+        slope = 2 * float(searched.at(place).gradient @ step)  # both leave the factor 2 of a square out
+        assert ahead.value - behind.value == pytest.approx(2 * slope, rel=1e-4)
+
+
+def test_between_the_roots_is_the_problem_where_channels_and_taps_come_apart() -> None:
+    normal = _apart()
+    between, whole = _Between.of(normal, normal.regress()), _Problem(normal, normal.regress(), RANK)
+    reduce, window = _place().split([RANK * 5, RANK * 9])
+    inside = between.at(flat((reduce, window)))
+    outside = between.outside(inside.parts)
+    there = whole.at(flat(outside[:2]))
+    energy = -normal.cost(normal.regress())
+    assert inside.value / float(between.kernel.square().sum()) == pytest.approx(there.value / energy, rel=1e-5)
+    fit = CPFit(RANK)
+    torch.testing.assert_close(fit.kernel(outside), fit.kernel(there.parts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_wide_layer_starts_lower(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    normal = _apart() if apart else problem()[0]
+    fit = CPFit(RANK)
+    narrow = normal.cost(fit.kernel(fit.start(normal, normal.regress())))
+    monkeypatch.setattr(_Problem, "scarce", True)
+    start = fit.start(normal, normal.regress())
+    assert normal.cost(fit.kernel(start)) < narrow
+    assert normal.cost(fit.kernel(fit.sweep(normal, start))) <= normal.cost(fit.kernel(start))
+
+
+def test_what_ranks_share_is_of_one_kernel() -> None:
+    normal, _, _ = problem()
+    dense = normal.regress()
+    assert _Between.of(normal, dense) is _Between.of(normal, dense)
+    other = _Between.of(normal, 2 * dense)
+    torch.testing.assert_close(other.kernel, 2 * _Between.of(normal, dense).kernel)
+
+
+def test_which_layers_are_wide() -> None:
+    def layer(channels: int, rank: int) -> _Problem:
+        dense = torch.zeros(1, channels, 9)
+        return _Problem(Normal(torch.zeros(1), dense, torch.zeros(1)), dense, rank)
+
+    assert not layer(64, 256).scarce
+    assert layer(512, 128).scarce
+    assert layer(512, 512).steps == cpfit._LEAST_STEPS
