@@ -124,6 +124,11 @@ class Training:
         """Whether it may: a rate and a schedule that are the user's own are left alone."""
         return self._optimizer is None and self._scheduler is None
 
+    @property
+    def strayed(self) -> bool:
+        """Whether steps have been taken since it last began, so that going back would change anything."""
+        return self.step > self._since
+
     def go_back(self, weights: dict[str, Tensor]) -> None:
         """Begins again from these weights, slower, with the steps that are left."""
         self.model.load_state_dict(weights)
@@ -253,8 +258,11 @@ def train(
             try:
                 log.losses.append(training.advance(batch))
             except FloatingPointError as error:
-                ended = str(error)
-                break
+                if not (training.goes_back and training.strayed):
+                    ended = str(error)
+                    break
+                training.step += 1  # without this batch
+                training.go_back(log.weights)
             bar.update()
             last, legs = training.step == training.steps, training.legs()
             if last or training.step % every == 0 or training.step == legs[-1]:
@@ -359,5 +367,7 @@ def _row(step: int, epoch: float, loss: float | None, score: Score, lr: float, s
 
 def _shown(log: Log, score: Score, lr: float) -> dict[str, str]:
     """What the bar says."""
-    values = {"loss": f"{log.rows[-1]['loss']:.4f}", "distance": f"{score.distance:.4f}", "lr": f"{lr:.1e}"}
+    loss = log.rows[-1]["loss"]  # none where every batch since the last row was left out
+    values = {"loss": "-" if loss is None else f"{loss:.4f}"}
+    values |= {"distance": f"{score.distance:.4f}", "lr": f"{lr:.1e}"}
     return values if score.agreement is None else {**values, "agreement": f"{score.agreement:.2%}"}

@@ -142,6 +142,19 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_reason(converted: cs.Result)
     assert _done(better).ended == "the loss became nan in step 1"
 
 
+def test_a_loss_that_is_not_finite_once_is_taken_back_and_the_run_goes_on_slower(converted: cs.Result) -> None:
+    calls = itertools.count()
+
+    def loss(given: Tensor, answer: Tensor) -> Tensor:
+        learns = given.requires_grad and next(calls) == 3
+        return (given - answer).square().mean() * (float("nan") if learns else 1.0)
+
+    done = _done(_recover(converted, loss=loss, lr=1e-4))
+    assert done.ended == "all steps done"
+    assert next(calls) == done.steps
+    assert all(row["lr"] <= 1e-4 / SLOWER for row in done.rows if row["step"] > 4)
+
+
 def test_without_a_rate_the_next_faster_than_the_best_of_short_trials_is_taken(converted: cs.Result) -> None:
     done = _done(_recover(converted, lr=None, epochs=1, batch_size=48))
     assert len(done.trials) == 4
