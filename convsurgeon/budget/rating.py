@@ -74,7 +74,7 @@ def by_data(
         seed: of the positions and projections that are drawn.
         progress: whether to show a bar over the sites.
     """
-    batches = leading(data.fitted, _images(options))
+    batches = leading(data.fitted, looked_at(options))
     gradients = sensitivity.moments(model, options, batches, seed)
     patches_of = _second_moments(model, list(options), batches, seed)
     output: dict[tuple[str, str], float] = {}
@@ -92,8 +92,8 @@ def by_data(
     return {"network": network, "output": output, **by_weights(options)}
 
 
-def _images(options: Mapping[str, Sequence[Change]]) -> int:
-    """How many are worth looking at."""
+def looked_at(options: Mapping[str, Sequence[Change]]) -> int:
+    """How many images candidates are rated on and plans are tried on: `IMAGES`, fewer of large networks."""
     sites = [changes[0].site for changes in options.values() if changes]
     macs = sum(site.macs / site.images(site.calls[0]) for site in sites)
     return int(max(_LEAST_IMAGES, min(IMAGES, MACS / max(1, macs))))

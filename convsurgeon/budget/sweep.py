@@ -170,7 +170,7 @@ def sweep(
     """Converts a model under one budget after the other and weighs what each costs in accuracy.
 
     The statistics of all layers are gathered once. Each plan is fitted to a part of the images only
-    (`trial.TRIAL_IMAGES`): the curve shows where to go, `convert` with that budget then does it with all of them.
+    (`rating.looked_at`): the curve shows where to go, `convert` with that budget then does it with all of them.
 
     Args:
         model: any module that runs on the example, or the path of an ONNX file; it is not changed.

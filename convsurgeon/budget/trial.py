@@ -18,7 +18,7 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing, confirmed
 from convsurgeon.budget.problem import Judged, Problem, distinct, problem
-from convsurgeon.budget.rating import Measures, by_data, by_weights
+from convsurgeon.budget.rating import Measures, by_data, by_weights, looked_at
 from convsurgeon.deploy.table.latencies import Latencies, Precision, pays
 from convsurgeon.fit.reconstruct import OutputJudge, reconstruct
 from convsurgeon.forms.form import Form
@@ -28,9 +28,6 @@ from convsurgeon.planning.candidates import candidates, kernels_of, plan_capture
 from convsurgeon.planning.plan import Change, Plan
 from convsurgeon.planning.policy import Predicate
 from convsurgeon.planning.surgery import operate
-
-TRIAL_IMAGES = 256
-"""Images that a plan on trial is fitted to."""
 
 ALIKE = 1.25
 """Times the MACs of the cheapest candidate of a site, up to which another is weighed against it without a budget."""
@@ -163,8 +160,10 @@ def contest(rated: Appraised, plans: Mapping[str, Plan], alone: bool = False) ->
     return [Judged(name, plan.macs_after, errors[name], name == best) for name, plan in plans.items()]
 
 
-def trial(rated: Appraised, plan: Plan, images: int = TRIAL_IMAGES, jointly: bool = False) -> tuple[nn.Module, float]:
+def trial(rated: Appraised, plan: Plan, images: int | None = None, jointly: bool = False) -> tuple[nn.Module, float]:
     """The model of a plan, fitted to some of the images, and its relative error on those that are held back.
+
+    Those that it was rated on, where it is not said how many.
 
     In int8 it is the int8 file, and the network as it is has an error, too.
     """
@@ -172,7 +171,7 @@ def trial(rated: Appraised, plan: Plan, images: int = TRIAL_IMAGES, jointly: boo
     if not plan.changes:
         return _shipped(rated, rated.seen.model, 0.0)
     converted, done = operate(rated.seen.model, plan, rated.seen.example)
-    part = Calibration(tuple(leading(data.fitted, images)), data.held_back)
+    part = Calibration(tuple(leading(data.fitted, images or looked_at(rated.options))), data.held_back)
     fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False, jointly=jointly)
     return _shipped(rated, converted, fitted.error_after)
 
