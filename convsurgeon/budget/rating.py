@@ -29,7 +29,7 @@ from convsurgeon.forms.branched import Branched, fittable
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.images.calibration import Calibration, images_in, leading
+from convsurgeon.images.calibration import images_in
 from convsurgeon.planning.plan import Change
 
 Measures = dict[str, dict[tuple[str, str], float]]
@@ -63,19 +63,23 @@ def _lost(change: Change) -> float:
 
 
 def by_data(
-    model: nn.Module, options: Mapping[str, Sequence[Change]], data: Calibration, seed: int, progress: bool
+    model: nn.Module,
+    options: Mapping[str, Sequence[Change]],
+    batches: Sequence[Example],
+    gradients: Mapping[str, Tensor],
+    seed: int,
+    progress: bool,
 ) -> Measures:
     """All three measures.
 
     Args:
         model: the original.
         options: the changes in question, by site.
-        data: calibration batches, of which the first `IMAGES` images are used.
-        seed: of the positions and projections that are drawn.
+        batches: calibration images.
+        gradients: second moments (O, O) of those that come back to each site, see `sensitivity`.
+        seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
     """
-    batches = leading(data.fitted, looked_at(options))
-    gradients = sensitivity.moments(model, options, batches, seed)
     patches_of = _second_moments(model, list(options), batches, seed)
     output: dict[tuple[str, str], float] = {}
     network: dict[tuple[str, str], float] = {}

@@ -11,8 +11,9 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
@@ -20,6 +21,7 @@ from convsurgeon.budget.confirmation import Timing, confirmed
 from convsurgeon.budget.problem import Judged, Problem, distinct, problem
 from convsurgeon.budget.rating import Measures, by_data, by_weights, looked_at
 from convsurgeon.deploy.table.latencies import Latencies, Precision, pays
+from convsurgeon.fit import sensitivity
 from convsurgeon.fit.reconstruct import OutputJudge, reconstruct
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
@@ -63,6 +65,8 @@ class Appraised:
     options: dict[str, list[Change]]
     measures: Measures
     data: tuple[Calibration, ...]
+    gradients: Mapping[str, Tensor]
+    """Second moments of those that come back to every site, where there are data."""
     seed: int
     precision: Precision = "fp32"
     """Of the file that ships: the error of a network on trial is that of its file."""
@@ -82,8 +86,12 @@ def rate(found: Open, data: Calibration | None, seed: int, progress: bool, preci
     loses that is worth its while; whole networks are tried as their int8 files.
     """
     options = found.options
-    measures = by_weights(options) if data is None else by_data(found.seen.model, options, data, seed, progress)
-    return Appraised(found.seen, found.base, options, measures, () if data is None else (data,), seed, precision)
+    if data is None:
+        return Appraised(found.seen, found.base, options, by_weights(options), (), {}, seed, precision)
+    model, batches = found.seen.model, leading(data.fitted, looked_at(options))
+    gradients = sensitivity.moments(model, options, batches, seed)
+    measures = by_data(model, options, batches, gradients, seed, progress)
+    return Appraised(found.seen, found.base, options, measures, (data,), gradients, seed, precision)
 
 
 def appraise(
@@ -171,8 +179,12 @@ def trial(rated: Appraised, plan: Plan, images: int | None = None, jointly: bool
     if not plan.changes:
         return _shipped(rated, rated.seen.model, 0.0)
     converted, done = operate(rated.seen.model, plan, rated.seen.example)
+    metrics = None  # of more images than it was rated on there are others
+    if images is None:
+        metrics = {name: sensitivity.mixed(rated.gradients[name]) for name in done.changes}
     part = Calibration(tuple(leading(data.fitted, images or looked_at(rated.options))), data.held_back)
-    fitted = reconstruct(rated.seen, converted, done, part, rated.seed, progress=False, jointly=jointly)
+    how: dict[str, Any] = {"seed": rated.seed, "progress": False, "jointly": jointly, "metrics": metrics}
+    fitted = reconstruct(rated.seen, converted, done, part, **how)
     return _shipped(rated, converted, fitted.error_after)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,13 @@ class SiteFit:
 
 
 def fit_in_order(
-    seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int, progress: bool
+    seen: Capture,
+    converted: nn.Module,
+    plan: Plan,
+    data: Calibration,
+    seed: int,
+    progress: bool,
+    metrics: Mapping[str, Tensor] | None = None,
 ) -> list[SiteFit]:
     """Fits the changed sites of a converted model in place, in the order in which they run.
 
@@ -60,9 +66,10 @@ def fit_in_order(
         data: calibration batches; under `torch.distributed` every process uses its share of them.
         seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
+        metrics: of every site (see `sensitivity`), where they are known already.
     """
     with undisturbed(seen.model), evaluating(converted):
-        job = Job(seen, converted, plan, data, seed)
+        job = Job(seen, converted, plan, data, seed, metrics)
         with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=world.silent(progress)) as bar:
             found = []
             for done in job.run():
@@ -118,7 +125,15 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 class Job:
     """One run in lockstep."""
 
-    def __init__(self, seen: Capture, converted: nn.Module, plan: Plan, data: Calibration, seed: int) -> None:
+    def __init__(
+        self,
+        seen: Capture,
+        converted: nn.Module,
+        plan: Plan,
+        data: Calibration,
+        seed: int,
+        metrics: Mapping[str, Tensor] | None = None,
+    ) -> None:
         share = data.fitted[world.rank() :: world.size()]
         self.images = data.images
         self.graph = seen.graph.graph
@@ -133,7 +148,8 @@ class Job:
         )
         self.calls = callers(self.graph, seen.graph)
         self.seed = seed
-        self.metrics = sensitivity.metrics(seen.model, [change.name for change in fits], data.fitted, seed)
+        names = [change.name for change in fits]
+        self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed) if metrics is None else metrics
         self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
         self.earlier: dict[str, Rows] = {}
 

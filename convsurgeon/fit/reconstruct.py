@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,6 +64,7 @@ def reconstruct(
     seed: int = 0,
     progress: bool = True,
     jointly: bool = True,
+    metrics: Mapping[str, Tensor] | None = None,
 ) -> Reconstruction:
     """Fits a converted model's weights to calibration data, in place; never ends worse on the held-back images.
 
@@ -76,11 +77,12 @@ def reconstruct(
         progress: whether to show a bar over the sites.
         jointly: whether to fit all sites together after one by one, where there is something to win; to tell plans
             apart that is not needed.
+        metrics: of every site (see `sensitivity`), where they are known already.
     """
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
     start = saved(converted)
-    sites = fit_in_order(seen, converted, plan, data, seed, progress)
+    sites = fit_in_order(seen, converted, plan, data, seed, progress, metrics)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
     if jointly and best >= NEAR:

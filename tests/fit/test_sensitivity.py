@@ -93,8 +93,8 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
     forms += [cs.SpatialSeparable(rank=4), cs.Tucker(rank=4), cs.Blueprint(rank=2)]
     base = plan_captured(seen, forms, cs.everything(), allow_growth=True)
     options = candidates(base, kernels_of(seen), forms, allow_growth=True)
-    data = read(images, seen.example)
-    measures = by_data(model, options, data, seed=0, progress=False)
+    batches = read(images, seen.example).fitted
+    measures = by_data(model, options, batches, sensitivity.moments(model, options, batches, 0), seed=0, progress=False)
     assert all(set(errors) == {("0", form.label) for form in forms} for errors in measures.values())
     for errors in measures.values():
         falling = [errors["0", form.label] for form in forms[:3]]
