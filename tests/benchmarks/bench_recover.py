@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--features", type=float)
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS))
+    parser.add_argument("--temperature", type=float, help="Kullback-Leibler divergence of softened classes instead")
     parser.add_argument("--save", type=Path, help="weights and plan of every recovered network go there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -87,6 +88,8 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
             settings = {name: value for name, value in given.items() if value is not None}
             if start == "random":
                 settings["norms"] = "updated"
+            if options.temperature is not None:
+                settings["loss"] = _softened(options.temperature)
             began = time.perf_counter()
             better = cs.recover(
                 result,
@@ -131,6 +134,16 @@ def _started(calibrated: cs.Result, start: str) -> cs.Result:
                 if isinstance(module, nn.Conv2d):
                     module.reset_parameters()
     return dataclasses.replace(calibrated, model=model)
+
+
+def _softened(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Hinton et al. 2015, "Distilling the knowledge in a neural network", equation 2 on, scaled by the square."""
+
+    def loss(given: Tensor, answer: Tensor) -> Tensor:
+        got, wanted = ((values / temperature).log_softmax(1) for values in (given, answer))
+        return nn.functional.kl_div(got, wanted, reduction="batchmean", log_target=True) * temperature**2
+
+    return loss
 
 
 def _save(folder: Path, name: str, result: cs.Result) -> None:
