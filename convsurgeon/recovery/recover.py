@@ -25,19 +25,19 @@ from convsurgeon.graph.state import state_kept
 from convsurgeon.images.synthetic import made_up
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.recovery.checkpoint import RunFolder, check_run
+from convsurgeon.recovery.log import Log
+from convsurgeon.recovery.loop import train
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
 from convsurgeon.recovery.recipe import Recipe
 from convsurgeon.recovery.rounding import learn_rounded
 from convsurgeon.recovery.stream import Batch, Stream, images_from, kept_chance, split
 from convsurgeon.recovery.training import (
-    Log,
     OptimizerFactory,
     SchedulerFactory,
     Training,
     Transform,
     as_channels_last,
-    train,
     unheard,
 )
 from convsurgeon.report.recovery import Recovery
