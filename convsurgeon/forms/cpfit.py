@@ -43,7 +43,10 @@ STEPS = 60
 SWEEP_MACS = 4e10
 """What a sweep may cost: layers of 256 channels and more take fewer steps."""
 
-_LEAST_STEPS = 6
+_LEAST_STEPS, _LEAST_OF_WIDEST = 6, 3
+"""The fewer where a single one costs more than that: on CRAFT's 512 channels three sweeps of three steps end with errors
+2 to 18 % higher than three of six, in half the time."""
+
 _BETWEEN_STEPS = 20
 
 
@@ -154,7 +157,8 @@ class _Problem:
     @property
     def steps(self) -> int:
         """How many are taken."""
-        return int(max(_LEAST_STEPS, self.normal.effort * min(STEPS, self.worth)))
+        least = _LEAST_STEPS if self.worth >= 1 else _LEAST_OF_WIDEST
+        return int(max(least, self.normal.effort * min(STEPS, self.worth)))
 
     @cached_property
     def channels(self) -> Tensor:

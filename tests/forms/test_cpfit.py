@@ -83,3 +83,4 @@ def test_which_layers_are_wide() -> None:
     assert not layer(64, 256).scarce
     assert layer(512, 128).scarce
     assert layer(512, 512).steps == cpfit._LEAST_STEPS
+    assert layer(1024, 1024).steps == cpfit._LEAST_OF_WIDEST
