@@ -44,7 +44,7 @@ SWEEP_MACS = 4e10
 """What a sweep may cost: layers of 256 channels and more take fewer steps."""
 
 _LEAST_STEPS, _LEAST_OF_WIDEST = 6, 3
-"""The fewer where a single one costs more than that: on CRAFT's 512 channels three sweeps of three steps end with errors
+"""The fewer where one alone costs more than a sweep may: on CRAFT's 512 channels three sweeps of three end with errors
 2 to 18 % higher than three of six, in half the time."""
 
 _BETWEEN_STEPS = 20
