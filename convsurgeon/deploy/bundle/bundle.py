@@ -16,7 +16,7 @@ from pathlib import Path
 
 from convsurgeon.base.errors import CalibrationError, LatencyError
 from convsurgeon.base.files import BUNDLE, new_folder
-from convsurgeon.base.tables import in_markdown
+from convsurgeon.base.tables import in_markdown, printable
 from convsurgeon.conversion import Result
 from convsurgeon.deploy.bundle import variants
 from convsurgeon.deploy.bundle.deployment import Deployment
@@ -55,7 +55,7 @@ class Bundle:
     def __str__(self) -> str:
         """What was measured, what came of it, and where it is."""
         names = ", ".join(sorted(path.name for path in self.folder.iterdir())) if self.folder.is_dir() else "gone"
-        return f"{self.deployment}\n\n{self.sentence}\n\nWritten to {self.folder}: {names}"
+        return f"{self.deployment}\n\n{printable(self.sentence)}\n\nWritten to {self.folder}: {names}"
 
     @property
     def original(self) -> OnnxFile:
