@@ -45,9 +45,11 @@ def text_of(path: str | os.PathLike[str]) -> str:
 
     Raises:
         OSError: it cannot be read, or is a folder, a device or a pipe, whose end may never come.
-        ValueError: it is not UTF-8, or its name holds a NUL.
+        ValueError: it is not UTF-8.
     """
     place = Path(path)
+    if "\0" in str(place):
+        raise OSError(errno.EINVAL, "no file has a NUL in its name", str(place))
     if place.exists() and not place.is_file():
         raise OSError(errno.EINVAL, "is a folder, a device or a pipe", str(place))
     return place.read_text(encoding="utf-8")
