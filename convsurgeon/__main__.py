@@ -1,5 +1,6 @@
 """`convsurgeon` and `python -m convsurgeon`."""
 
+import logging
 import sys
 
 from convsurgeon.base import ctrl_c
@@ -8,6 +9,7 @@ from convsurgeon.base import ctrl_c
 def main() -> int:
     """The console script's entry point; importing torch takes seconds, in which Ctrl-C is heard, too."""
     ctrl_c.leave_at_once()
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says what it does without triton
     from convsurgeon.cli.main import main as run
 
     try:

@@ -14,6 +14,7 @@ write to the same place (see `leftovers`).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import sys
@@ -37,6 +38,21 @@ BUNDLE = frozenset(
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
 _AT_FDCWD = -100
+
+
+def text_of(path: str | os.PathLike[str]) -> str:
+    """What a file of text holds that somebody names.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, a device or a pipe, whose end may never come.
+        ValueError: it is not UTF-8.
+    """
+    place = Path(path)
+    if "\0" in str(place):
+        raise OSError(errno.EINVAL, "no file has a NUL in its name", str(place))
+    if place.exists() and not place.is_file():
+        raise OSError(errno.EINVAL, "is a folder, a device or a pipe", str(place))
+    return place.read_text(encoding="utf-8")
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -76,7 +76,7 @@ class Table:
 
     def markdown(self) -> str:
         """For a page: the title as a heading, markup in names escaped."""
-        return f"## {self.title}\n\n{self._draw('github')}"
+        return f"## {in_markdown(self.title)}\n\n{self._draw('github')}"
 
     def csv(self) -> str:
         """For a spreadsheet: raw values, one header line; what it would take for a formula has an apostrophe."""

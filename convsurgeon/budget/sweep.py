@@ -20,7 +20,7 @@ from tqdm import tqdm
 from convsurgeon.base import world
 from convsurgeon.base.errors import BudgetError, CalibrationError, OutputError
 from convsurgeon.base.files import new_file
-from convsurgeon.base.tables import Table
+from convsurgeon.base.tables import Table, printable
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.milliseconds import check_table, measured_here
 from convsurgeon.budget.problem import predicted
@@ -100,7 +100,7 @@ class Sweep:
         return Table(title, (*columns, ("output_error", "number"), *names, ("", "text")), tuple(rows))
 
     def __str__(self) -> str:
-        return "\n\n".join([*(f"note: {note}" for note in self.notes), self.table.text()])
+        return "\n\n".join([*(f"note: {printable(note)}" for note in self.notes), self.table.text()])
 
     def draw(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
         """Draws the trade-off as PNG, SVG or PDF, by the file's ending; needs matplotlib.

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from convsurgeon.base.errors import ExportError, LoadError
-from convsurgeon.base.files import BUNDLE, check_folder
+from convsurgeon.base.files import BUNDLE, check_folder, text_of
+from convsurgeon.base.tables import printable
 from convsurgeon.cli.options import NONE, group
 from convsurgeon.cli.timing import add_timing
 from convsurgeon.conversion import Result
@@ -111,7 +112,7 @@ def print_bundle(bundle: Any, result: Result) -> None:
 
     print(f"\n{bundle}")
     for text in cautions(result.report, bundle.deployment.to_dict()):
-        print(f"note: {text}")
+        print(f"note: {printable(text)}")
     print(f"Open {bundle.folder / 'report.html'} in a browser.")
 
 
@@ -135,9 +136,10 @@ def _class_names(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path}: cannot be read ({error}); pass a text file with one name a line") from error
+        lines = text_of(path).splitlines()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LoadError(f"{path}: cannot be read ({why}); pass a text file with one name a line") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -19,7 +19,11 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command, and gives its exit code."""
-    options = _parser().parse_args(arguments)
+    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
+    for option, value in zip(("COMMAND", *given), given, strict=False):
+        if not value or (value.startswith("--") and value.endswith("=")):  # such as an unset variable of a shell
+            parser.error(f"argument {value.rstrip('=') or option}: is empty; say what is meant, or leave it out")
+    options = parser.parse_args(given)
     try:
         options.run(options)
         sys.stdout.flush()

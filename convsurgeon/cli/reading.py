@@ -161,7 +161,7 @@ def metric_of(options: argparse.Namespace) -> tuple[str, Metric] | None:
     def measured(model: nn.Module) -> float:
         try:
             return float(function(model))
-        except Exception as error:  # the user's own code
+        except (Exception, SystemExit) as error:  # the user's own code
             text = f"{options.metric}: the metric fails ({described(error)}); it takes a model, gives a number"
             raise LoadError(text) from error
 

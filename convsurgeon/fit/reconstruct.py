@@ -21,7 +21,7 @@ from convsurgeon.fit.joint import NEAR, fit_jointly
 from convsurgeon.fit.samples import relative
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.outputs import floating, side_by_side
 from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
 from convsurgeon.images.calibration import Calibration, images_in
 from convsurgeon.planning.plan import Plan
@@ -123,7 +123,7 @@ class OutputJudge:
         wrong = energy = 0.0
         with evaluating(model):
             for batch, wanted in zip(self.batches, self.wanted, strict=True):
-                for one, two in zip(wanted, floating(batch.run(model)), strict=True):
+                for one, two in side_by_side(wanted, floating(batch.run(model))):
                     wrong += float((one.double() - two.double()).square().sum())
                     energy += float((one.double() - one.double().mean()).square().sum())
         sums = world.added(torch.tensor([wrong, energy], dtype=torch.float64))[0]

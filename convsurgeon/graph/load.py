@@ -114,10 +114,9 @@ def _read(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             head = file.read(16)
-    except OSError as error:
-        raise LoadError(
-            f"{path}: cannot be read ({error.strerror}); pass a safetensors file or a checkpoint"
-        ) from error
+    except (OSError, ValueError) as error:  # a NUL in its name
+        why = getattr(error, "strerror", None) or error
+        raise LoadError(f"{path}: cannot be read ({why}); pass a safetensors file or a checkpoint") from error
     if not head:
         raise LoadError(f"{path}: is empty; download or save it again")
     if head[8:9] == b"{" and head[:1] != b"\x80":
@@ -192,7 +191,7 @@ def _module(name: str, asked: str) -> ModuleType:
     try:
         with _importing_from_here():
             return importlib.import_module(name)
-    except Exception as error:  # whatever an import raises
+    except (Exception, SystemExit) as error:  # whatever an import raises
         raise LoadError(f"{asked}: {name} cannot be imported ({described(error)})") from error
 
 
@@ -207,7 +206,7 @@ def _file(path: Path) -> ModuleType:
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look a class's module up by name
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the file raises
+    except (Exception, SystemExit) as error:  # whatever the file raises; a script may end the process
         raise LoadError(f"{path}: fails when it is imported ({described(error)})") from error
     return module
 
@@ -224,7 +223,7 @@ def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) ->
         raise LoadError(f"{asked}: is a {type(factory).__name__}; name a function that returns a model")
     try:
         return factory(**arguments)
-    except Exception as error:  # whatever the factory raises
+    except (Exception, SystemExit) as error:  # whatever the factory raises
         raise LoadError(f"{asked}: the factory fails ({described(error)})") from error
 
 

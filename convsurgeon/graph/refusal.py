@@ -61,6 +61,8 @@ def _refuse_exported(model: nn.Module) -> None:
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """All modules, once it is sure that they can be listed."""
     for path, module in _walk(model):
+        if not path.isascii() and path != path.encode("utf-8", "replace").decode():
+            raise CaptureError(f"model: {path!r} holds half of a character, which no file can hold; rename it")
         for name in _ASKED:
             if name in vars(module) and not callable(vars(module)[name]):
                 raise CaptureError(

@@ -52,6 +52,8 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
     Raises:
         CalibrationError: nothing to read, or a batch the model cannot take, or one that is not finite.
     """
+    if limit < 1:
+        raise CalibrationError(f"images={limit}: none would be read; pass 1 or more, a few hundred do best")
     taken: list[Example] = []
     count = 0
     for index, batch in enumerate(batches_of(batches)):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.images.arrays import by_name, opened
 from convsurgeon.images.depth import unit
+from convsurgeon.images.scale import stated
 
 _PART_VALUES = 1 << 25
 """Values of an array that are brought into shape at once."""
@@ -43,13 +44,13 @@ def load_images(
         limit: images to read; of more they are taken at even distances.
 
     Raises:
-        CalibrationError: nothing there, or no images, or of another number of channels.
+        CalibrationError: nothing there, or no images, or of another number of channels; or a scale that is none.
     """
     source = Path(path)
     if len(shape) != 4:
         raise CalibrationError(f"{source}: the input has shape {'x'.join(map(str, shape))}; images need 1xCxHxW")
-    images = _from_folder(source, shape, limit) if source.is_dir() else _from_array(source, shape, limit)
-    return (images - _per_channel("mean", mean, 0.0, shape[1])) / _per_channel("std", std, 1.0, shape[1])
+    scale = stated(mean, std, shape[1])
+    return scale.apply(_from_folder(source, shape, limit) if source.is_dir() else _from_array(source, shape, limit))
 
 
 def load_inputs(path: str | Path, names: Sequence[str], limit: int = 1024) -> list[tuple[Tensor, ...]]:
@@ -155,14 +156,7 @@ def _fitted(images: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _spread(count: int, limit: int) -> list[int]:
     """At most `limit` indices at even distances."""
-    taken = min(count, max(1, limit))
+    if limit < 1:
+        raise CalibrationError(f"images={limit}: none would be read; pass 1 or more, a few hundred do best")
+    taken = min(count, limit)
     return [index * count // taken for index in range(taken)]
-
-
-def _per_channel(name: str, values: Sequence[float], default: float, channels: int) -> Tensor:
-    given = list(values) or [default]
-    if len(given) not in (1, channels):
-        raise CalibrationError(f"--{name}: {len(given)} values for {channels} channels; pass one or {channels}")
-    if name == "std" and not all(value > 0 for value in given):
-        raise CalibrationError(f"--std: every value must be above 0, got {given}")
-    return torch.tensor(given).view(1, -1, 1, 1)

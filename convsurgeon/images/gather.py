@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.capture import Capture
+from convsurgeon.graph.outputs import check_sizes
 from convsurgeon.images.calibration import Calibration, images_in, read
 from convsurgeon.images.feeding import fed
 from convsurgeon.images.suspicion import suspicions
@@ -21,16 +22,20 @@ def gather(seen: Capture, calibration: object, images: int, seed: int, progress:
         progress: whether to show a bar.
 
     Raises:
-        CalibrationError: images that the network cannot take, or inputs that cannot be made up.
+        CalibrationError: images that the network cannot take, inputs that cannot be made up, or a network whose output
+            has a size that depends on values, by which nothing can be judged.
     """
     if calibration is False:
         return None
     if calibration is True:
         raise CalibrationError("calibration: True is no images; pass some, or nothing to have them made up")
+    on_meta = any(parameter.is_meta for parameter in seen.model.parameters())
+    if calibration is None and (on_meta or all(site.obstacle for site in seen.sites)):
+        return None  # no values to fit, or nothing that may be rewritten
+    if not on_meta:
+        check_sizes(seen.model, seen.example)
     if isinstance(calibration, Calibration):
         return calibration
     if calibration is not None:
         return suspicions(seen, fed(seen.model, read(calibration, seen.example, images), images_in(seen.example)))
-    if any(parameter.is_meta for parameter in seen.model.parameters()) or all(site.obstacle for site in seen.sites):
-        return None  # no values to fit, or nothing that may be rewritten
     return made_up(seen, images, seed, progress=progress)

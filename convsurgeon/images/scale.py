@@ -7,6 +7,7 @@ expects are a system of equations for the means of the channels, its variances g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -62,11 +63,13 @@ def stated(mean: Sequence[float], std: Sequence[float], channels: int) -> Scale:
     """The scale that a user names: one value per channel, or one for all, or none.
 
     Raises:
-        CalibrationError: another number of values, or a spread that is not positive.
+        CalibrationError: another number of values, or one that is not finite, or a spread that is not positive.
     """
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (0, 1, channels):
             raise CalibrationError(f"{name}: {len(values)} values for {channels} channels; pass one or {channels}")
+        if not all(map(math.isfinite, values)):
+            raise CalibrationError(f"{name}: holds NaN or infinity; pass the numbers that the network was trained with")
     if not all(value > 0 for value in std):
         raise CalibrationError(f"std: every value must be above 0, got {list(std)}")
     full = [tuple(values) * (channels if len(values) == 1 else 1) for values in (mean or (0.0,), std or (1.0,))]

@@ -7,11 +7,10 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from convsurgeon.base.errors import FormError, PlanError
-from convsurgeon.base.files import new_file
+from convsurgeon.base.files import new_file, text_of
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.branched import exceeds
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
@@ -169,7 +168,7 @@ class Plan:
             PlanError: the file is missing, no JSON, or no plan.
         """
         try:
-            return Plan.from_dict(json.loads(Path(path).read_text(encoding="utf-8")), forms)
+            return Plan.from_dict(json.loads(text_of(path)), forms)
         except OSError as error:
             raise PlanError(f"{path}: cannot be read ({error.strerror}); pass a file written by Plan.save") from error
         except (ValueError, RecursionError) as error:

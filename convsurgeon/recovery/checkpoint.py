@@ -59,8 +59,9 @@ class RunFolder:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be made ({error.strerror}); choose another place") from error
+        except (OSError, ValueError) as error:  # a NUL in it
+            why = getattr(error, "strerror", None) or error
+            raise OutputError(f"{self.path}: cannot be made ({why}); choose another place") from error
 
     @property
     def _last(self) -> Path:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base import world
 from convsurgeon.base.errors import RecoveryError
-from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.outputs import floating, side_by_side
 from convsurgeon.graph.state import evaluating, undisturbed
 from convsurgeon.recovery.stream import Batch
 from convsurgeon.report.recovery import Score
@@ -85,8 +85,8 @@ class Objective:
         """Of two outputs, as a mean over the rows."""
         if self._loss is not None:
             return self._loss(given, answer)
-        pairs = list(zip(floating(given), floating(answer), strict=True))
-        return torch.stack([_squared(a, b, scale) for (a, b), scale in zip(pairs, self._scales, strict=True)]).mean()
+        pairs = side_by_side(floating(answer), floating(given))
+        return torch.stack([_squared(b, a, scale) for (a, b), scale in zip(pairs, self._scales, strict=True)]).mean()
 
 
 class Judge:

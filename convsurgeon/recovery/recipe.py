@@ -94,7 +94,7 @@ def _positive(recipe: Recipe, *names: str) -> None:
     for name in names:
         value = getattr(recipe, name)
         if value is not None and not 0 < value < math.inf:
-            raise RecoveryError(f"recover: {name} must be above 0, got {value}")
+            raise RecoveryError(f"recover: {name} must be {'finite' if value == math.inf else 'above 0'}, got {value}")
 
 
 def _within(recipe: Recipe, name: str, low: float, high: float) -> None:

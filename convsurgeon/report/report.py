@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from convsurgeon.base.tables import jsonable
+from convsurgeon.base.tables import in_markdown, jsonable, printable
 from convsurgeon.planning.plan import Change
 from convsurgeon.report.page import page
 from convsurgeon.report.rows import Rows
@@ -27,12 +27,16 @@ class Report(Rows):
         tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
         shown = (self.layers, self.untraced, self.fits, *tried, self.summary, self.closeness)
         first = [*([self.speed] if self.speed else []), *(f"note: {note}" for note in self.notes)]
-        return "\n\n".join([*first, *(table.text() for table in shown if table.rows), head])
+        return "\n\n".join([*map(printable, first), *(table.text() for table in shown if table.rows), head])
 
     def to_markdown(self) -> str:
         """A page with all tables."""
         first = (*([self.speed] if self.speed else []), *self.notes)
-        return "# convsurgeon report\n\n" + "\n\n".join([*first, *(table.markdown() for table in self.tables)]) + "\n"
+        return (
+            "# convsurgeon report\n\n"
+            + "\n\n".join([*map(in_markdown, first), *(table.markdown() for table in self.tables)])
+            + "\n"
+        )
 
     def to_html(self, title: str = "Model") -> str:
         """One self-contained page, without what only an export knows; `export` writes the whole one."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,6 +99,8 @@ def _nearness(report: Rows, deployed: Mapping[str, Any]) -> str:
 def _near(sqnr_db: float, top1: float | None, where: str) -> str:
     if top1 is not None:
         return f"same top-1 as the original on {100 * top1:.1f} % of {where}"
+    if sqnr_db == -math.inf:
+        return f"outputs that cannot be compared with the original's on {where}"
     return f"outputs at {sqnr_db:.1f} dB SQNR from the original's on {where}"
 
 

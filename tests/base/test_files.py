@@ -17,7 +17,7 @@ import pytest
 
 from convsurgeon.base import files
 from convsurgeon.base.errors import OutputError
-from convsurgeon.base.files import new_file, new_folder
+from convsurgeon.base.files import new_file, new_folder, text_of
 from convsurgeon.base.leftovers import scratch
 
 NAMES = frozenset({"a", "b"})
@@ -210,3 +210,21 @@ def test_a_device_is_not_replaced_by_a_file() -> None:
 def test_a_name_with_a_nul_is_a_line(write: Callable[[str], AbstractContextManager[Path]]) -> None:
     with pytest.raises(OutputError, match=r"'a\\x00b': no file has a NUL in its name"), write("a\0b"):
         pass
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+@pytest.mark.parametrize("name", [".", "pipe", "/dev/zero"])
+def test_what_may_never_end_is_not_read(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is a folder, a device or a pipe"):
+        text_of(tmp_path / name)
+
+
+def test_a_file_of_text_is_read_as_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes("Größe\n".encode())
+    assert text_of(tmp_path / "text") == "Größe\n"
+    (tmp_path / "text").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="utf-8"):
+        text_of(tmp_path / "text")
+    with pytest.raises(FileNotFoundError, match="nothing"):
+        text_of(tmp_path / "nothing")

@@ -41,6 +41,7 @@ def test_a_page_only_shows_them() -> None:
     assert "<" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert r"\[a\](javascript:b)" in text
+    assert text.split("\n")[0] == r"## names of \x1b\[31mothers"
     rows = text.split("\n")[2:]
     assert {row.replace(r"\|", "").count("|") for row in rows} == {3}
 

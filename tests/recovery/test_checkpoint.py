@@ -170,3 +170,8 @@ def test_the_second_process_in_a_folder_is_told(converted: cs.Result, tmp_path: 
             _recover(converted, run=tmp_path / "run", resume=True)
         other.communicate("\n")
     assert _recover(converted, run=tmp_path / "run", resume=True, epochs=1).changes  # it is gone: nothing is in the way
+
+
+def test_a_folder_with_a_nul_in_its_name_is_a_line() -> None:
+    with pytest.raises(cs.OutputError, match=r"cannot be made \(embedded null byte\); choose another place"):
+        RunFolder("a\0b")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -90,3 +91,11 @@ def test_inspect_shows_the_energy_kept(golden: Callable[[str, str], None]) -> No
     kernel = nets.Shared().body.weight.detach().flatten(2).double()
     first = torch.linalg.svdvals(kernel)[:, 0].square().sum() / kernel.square().sum()
     assert rows["body"]["blueprint_1"] == pytest.approx(float(first))
+
+
+def test_what_notes_name_is_only_shown(result: cs.Result) -> None:
+    names = "layer <b>\x1b[31m|x|"
+    report = dataclasses.replace(result.report, notes=(names,), speed=names)
+    assert all(line.isprintable() for line in str(report).split("\n"))
+    assert str(report).count("layer <b>\\x1b[31m|x|") == 2
+    assert report.to_markdown().count(r"layer &lt;b&gt;\x1b\[31m\|x\|") == 2

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convsurgeon.base.errors import CalibrationError, LatencyError
+from convsurgeon.base.errors import CalibrationError
 from convsurgeon.base.files import BUNDLE, new_folder
-from convsurgeon.base.tables import in_markdown
+from convsurgeon.base.tables import in_markdown, printable
 from convsurgeon.conversion import Result
 from convsurgeon.deploy.bundle import variants
 from convsurgeon.deploy.bundle.deployment import Deployment
@@ -33,7 +33,7 @@ from convsurgeon.deploy.onnx.exporter import Dynamic
 from convsurgeon.deploy.onnx.metadata import Preparation
 from convsurgeon.deploy.timing.bench import LEVELS
 from convsurgeon.deploy.timing.session import Level, check_threads
-from convsurgeon.deploy.timing.verdict import MIN_PAIRS
+from convsurgeon.deploy.timing.verdict import check_pairs
 from convsurgeon.graph.capture import capture
 from convsurgeon.images.calibration import Calibration, read
 from convsurgeon.images.synthetic import made_up
@@ -55,7 +55,7 @@ class Bundle:
     def __str__(self) -> str:
         """What was measured, what came of it, and where it is."""
         names = ", ".join(sorted(path.name for path in self.folder.iterdir())) if self.folder.is_dir() else "gone"
-        return f"{self.deployment}\n\n{self.sentence}\n\nWritten to {self.folder}: {names}"
+        return f"{self.deployment}\n\n{printable(self.sentence)}\n\nWritten to {self.folder}: {names}"
 
     @property
     def original(self) -> OnnxFile:
@@ -171,8 +171,8 @@ def check_order(opset: int, lacks_images: bool, pairs: int, threads: Sequence[in
     if lacks_images:
         raise CalibrationError("int8: needs images to find its ranges on; pass calibration, or leave it out")
     check_opset(opset)
-    if pairs and pairs < MIN_PAIRS:
-        raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more, or 0 for no timing")
+    if pairs:
+        check_pairs(pairs, ", or 0 for no timing")
     for count in threads:
         check_threads(count)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from convsurgeon.base.tables import in_markdown, printable
 from convsurgeon.deploy.bundle.deployment import Deployment
 from convsurgeon.deploy.bundle.recommended import Recommended
 from convsurgeon.deploy.onnx.metadata import Signature, layout
@@ -93,9 +94,9 @@ _OF_A_FILE = {
 def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[str], of_file: bool = False) -> str:
     """The text, for a bundle with these files; `of_file` says that the original was an ONNX file."""
     return _TEMPLATE.format(
-        title=title,
+        title=in_markdown(title),
         back=_FROM_THE_FILE if of_file else _IN_TORCH,
-        sentence=sentence,
+        sentence=in_markdown(sentence),
         recommended=_recommended(deployment.recommended),
         inputs=_inputs(deployment),
         files=_table(files, _WHAT | _OF_A_FILE if of_file else _WHAT),
@@ -151,7 +152,8 @@ def _lines(word: str, values: Signature) -> list[str]:
     found = []
     for name, shape in values:
         axes = layout(shape) if word == "Input" else ""
-        found.append(f"{word} `{name}`: {' x '.join(map(str, shape)) or 'a number'}{f' ({axes})' if axes else ''}")
+        shown, sizes = printable(name).replace("`", "'"), " x ".join(map(str, shape)) or "a number"
+        found.append(f"{word} `{shown}`: {sizes}{f' ({axes})' if axes else ''}")
     return found
 
 

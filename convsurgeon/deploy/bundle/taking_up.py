@@ -9,6 +9,7 @@ import onnx
 from torch import nn
 
 from convsurgeon.base.errors import LoadError
+from convsurgeon.base.files import text_of
 from convsurgeon.deploy.onnx.metadata import state_sha256
 from convsurgeon.onnxnet.network import OnnxNetwork
 
@@ -57,10 +58,10 @@ def check_bundle(folder: Path, original: nn.Module) -> None:
 def _sums(folder: Path) -> dict[str, str]:
     """Name -> SHA-256, of the lines that are such."""
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        lines = text_of(folder / SUMS).splitlines()
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise LoadError(f"{folder / SUMS}: cannot be read ({error}); export again") from error
     pairs = (line.split("  ", 1) for line in lines if "  " in line)
     return {name: found for found, name in pairs}

@@ -23,7 +23,7 @@ class Agreement:
 
     name: str
     sqnr_db: float
-    """Of all outputs, over all inputs."""
+    """Of all outputs, over all inputs; -inf where they have other sizes, as where boxes are picked."""
     top1: float | None
     """Share of rows whose largest output is the same; None where the output is not one row of classes per image."""
     rows: int
@@ -44,6 +44,10 @@ def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
     for feed in feeds:
         wanted, got = (session.run(None, feed) for session in sessions)
         for number, (one, two) in enumerate(zip(wanted, got, strict=True)):
+            if one.shape != two.shape:
+                return Agreement(
+                    other.name, -math.inf, None, sum(len(next(iter(feed.values()))) for feed in feeds), math.inf
+                )
             add_energies(energy, one, two)
             sums = means.setdefault(number, [0.0, 0.0])
             sums[0], sums[1] = sums[0] + float(np.sum(one, dtype=np.float64)), sums[1] + one.size

@@ -25,7 +25,8 @@ from torch import nn
 from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.deploy.onnx import graph, names
-from convsurgeon.deploy.onnx.exporter import Dynamic, run_exporter
+from convsurgeon.deploy.onnx.exporter import Dynamic, instead, run_exporter
+from convsurgeon.deploy.onnx.graph import picks
 from convsurgeon.deploy.onnx.inputs import ordered
 from convsurgeon.deploy.onnx.metadata import input_metadata
 from convsurgeon.deploy.onnx.parity import Parity, check_parity
@@ -130,9 +131,11 @@ def export_onnx(
     data = _serialised(graph.infer_shapes(exported), opset)
     with new_file(target, overwrite) as draft:
         draft.write_bytes(data)
-        parity = check_parity(subject, inputs, draft, images=images)
+        picking = picks(exported.graph)
+        advice = picking and f"it picks among values ({picking}), where rounding counts: {instead(subject)}"
+        parity = _checked(subject, inputs, draft, target, images, advice)
         if not parity.passed:
-            raise ParityError(_parity_message(target, parity, subject))
+            raise ParityError(_parity_message(target, parity, subject, advice))
     return _describe(target, data, parity)
 
 
@@ -248,14 +251,25 @@ def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
     )
 
 
-def _parity_message(target: Path, parity: Parity, model: nn.Module) -> str:
+def _checked(
+    model: nn.Module, inputs: Example, draft: Path, target: Path, images: Sequence[Any], advice: str
+) -> Parity:
+    """Parity of a draft, under its later name; a file that does not even run may be of a network that picks."""
+    try:
+        return check_parity(model, inputs, draft, images=images)
+    except ParityError as error:
+        text = str(error).replace(str(draft), f"{target}: not written", 1)
+        raise ParityError(f"{text}; {advice}" if advice else text) from error
+
+
+def _parity_message(target: Path, parity: Parity, model: nn.Module, advice: str = "") -> str:
     broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if broken:
         return f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before they diverged"
     return (
         f"{target}: not written, parity fails by the fault of {parity.fault}: relative error {parity.relative:.1e} "
         f"(limit {parity.relative_limit:g}), SQNR {parity.sqnr_db:.1f} dB (limit {parity.sqnr_limit_db:g}); "
-        "is the model deterministic in eval mode?"
+        f"is the model deterministic in eval mode?{advice and f' And {advice}'}"
     )
 
 

@@ -22,6 +22,7 @@ from convsurgeon.deploy.onnx import names
 from convsurgeon.deploy.onnx.inputs import resized
 from convsurgeon.deploy.onnx.quiet import quiet, root_cause
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import part_before
 from convsurgeon.graph.state import undisturbed, written
 from convsurgeon.onnxnet import proto
 
@@ -143,12 +144,15 @@ def _path(node: NodeProto) -> str:
 
 def _advice(model: nn.Module, first: str, second: str) -> str:
     """What to do where neither exporter takes a model."""
-    part = next((name for name, _ in model.named_children() if name in ("backbone", "body", "encoder", "features")), "")
-    instead = f"model.{part}" if part else "the part before it"
     return (
         f"{type(model).__name__}: torch.onnx.export failed: {_cut(first)}; traced, it failed too: {_cut(second)}; "
-        f"where the output depends on values (boxes, non-maximum suppression), export {instead}, do the rest outside"
+        f"where the output depends on values (boxes, non-maximum suppression), {instead(model)}"
     )
+
+
+def instead(model: nn.Module) -> str:
+    """What to do with a network that picks among values."""
+    return f"export {part_before(model)}, do the rest outside"
 
 
 def _cut(text: str) -> str:

@@ -30,6 +30,15 @@ def tidy(graph: GraphProto) -> None:
     _share_integers(graph)
 
 
+_PICKING = ("NonMaxSuppression", "NonZero", "TopK", "Compress", "Unique", "ArgMax")
+
+
+def picks(graph: GraphProto) -> str:
+    """The operators that pick among values, so that rounding and other images change what comes out; empty for none."""
+    found = {node.op_type for inner in proto.graphs(graph) for node in inner.node}
+    return ", ".join(name for name in _PICKING if name in found)
+
+
 def infer_shapes(model: ModelProto) -> ModelProto:
     """The model with the shape of every intermediate value written down afresh."""
     del model.graph.value_info[:]

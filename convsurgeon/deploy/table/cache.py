@@ -46,8 +46,9 @@ def cache_file(folder: str | Path | None, network: str, threads: int, precision:
     place = cache_folder() if folder is None else Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{place}: cannot be made ({error.strerror or error}); pass another cache folder") from error
+    except (OSError, ValueError) as error:  # a NUL in it
+        why = getattr(error, "strerror", None) or error
+        raise OutputError(f"{place}: cannot be made ({why}); pass another cache folder") from error
     here = {name: value for name, value in measuring.machine().items() if name != "load"}
     bits = [] if precision == "fp32" else [precision]  # files of older versions hold fp32
     key = json.dumps([measuring.FORMAT, network, here, threads, *bits], sort_keys=True)

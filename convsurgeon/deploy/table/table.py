@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from convsurgeon.base.errors import FormError, LatencyError, described
-from convsurgeon.base.files import new_file
+from convsurgeon.base.files import new_file, text_of
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.table.cache import cache_file, fingerprint
 from convsurgeon.deploy.table.candidates import fitting, uncovered
@@ -154,7 +154,7 @@ class LatencyTable:
             check_precision(precision)
         place = Path(path)
         try:
-            values = json.loads(place.read_text(encoding="utf-8"))
+            values = json.loads(text_of(place))
         except OSError as error:
             raise LatencyError(f"{place}: cannot be read ({error.strerror or error})") from error
         except (ValueError, RecursionError) as error:

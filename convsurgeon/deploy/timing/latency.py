@@ -20,7 +20,7 @@ from convsurgeon.base.errors import LatencyError
 from convsurgeon.deploy.timing.machine import Machine, machine
 from convsurgeon.deploy.timing.sampling import Clocked, Setup, clock
 from convsurgeon.deploy.timing.session import Level, checked, file_bytes, labels
-from convsurgeon.deploy.timing.verdict import MIN_PAIRS, Word, judge
+from convsurgeon.deploy.timing.verdict import Word, check_pairs, judge
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ def compare_latency(
         raise LatencyError(
             "compare_latency: needs two files or more, the first is the baseline; pass it twice to see noise"
         )
-    if pairs < MIN_PAIRS:
-        raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more")
+    check_pairs(pairs)
     models = [checked(path) for path in files]
     found = machine()  # before the measurement raises the load itself
     setup = Setup(threads, level, seed, batch, dict(sizes or {}), warmup, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ _LEVELS = {
 }
 _DEFAULT_SIZE = 64
 _MOST_THREADS = 64
+_MOST_VALUES = 2**31  # of one input
 
 
 def checked(path: Path) -> ModelProto:
@@ -37,7 +39,8 @@ def checked(path: Path) -> ModelProto:
         LatencyError: The file is missing, unreadable, not ONNX, or not valid.
     """
     if not path.is_file():
-        raise LatencyError(f"{path}: no such file; pass the path of an ONNX file")
+        what = "is a folder, a device or a pipe" if path.exists() else "no such file"
+        raise LatencyError(f"{path}: {what}; pass the path of an ONNX file")
     try:
         if not path.stat().st_size:
             raise LatencyError(f"{path}: is empty; export it again")
@@ -121,7 +124,12 @@ def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int
     """Inputs from the graph's own shapes: normal noise for floats, zeros for integers, true for booleans.
 
     A symbolic first dimension becomes `batch`, another one what `sizes` says of its name, or 64.
+
+    Raises:
+        LatencyError: A size is none, or an input would be larger than anything that is timed.
     """
+    if batch < 1:
+        raise LatencyError(f"batch={batch}: pass 1 or more")
     random = np.random.default_rng(seed)
     return {
         value.name: _values(random, value.type, bound_shape(value.shape, batch, sizes), path)
@@ -149,6 +157,8 @@ def _values(random: np.random.Generator, kind: str, shape: list[int], path: Path
     dtype = getattr(np, name, None)
     if dtype is None or not kind.startswith("tensor("):
         raise LatencyError(f"{path}: has an input of type {kind}, which cannot be made up; time it without that input")
+    if any(size < 0 for size in shape) or math.prod(shape) > _MOST_VALUES:
+        raise LatencyError(f"{path}: has an input of {'x'.join(map(str, shape))} values; pass another batch or sizes")
     if np.issubdtype(dtype, np.floating):
         return random.standard_normal(shape).astype(dtype)
     return np.full(shape, name == "bool_", dtype=dtype)

@@ -34,6 +34,23 @@ _RESAMPLES = 2000
 _COVERAGE = 0.95
 _LEAST_FLOOR = 0.01  # where weights lie in memory moves a session by half of this, seen or not
 MIN_PAIRS = 50
+_MOST_PAIRS = 100_000  # of the fastest network a minute, of most a day
+
+
+def check_pairs(pairs: int, instead: str = "") -> None:
+    """Refuses what gives no verdict, or none today.
+
+    Args:
+        pairs: Rounds.
+        instead: What else might be passed, in words.
+
+    Raises:
+        LatencyError: Too few rounds, or far too many.
+    """
+    if pairs < MIN_PAIRS:
+        raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more{instead}")
+    if pairs > _MOST_PAIRS:
+        raise LatencyError(f"pairs={pairs}: would take days; pass {_MOST_PAIRS:,} or fewer, 100 do")
 
 
 @dataclass(frozen=True)

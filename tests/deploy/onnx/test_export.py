@@ -500,3 +500,21 @@ def test_the_name_of_a_module_that_looks_like_an_operator(tmp_path: Path) -> Non
     names = [node.name for node in graph.node]
     assert names == ["x", "add", "add_1"]
     assert len({*names}) == len(names)
+
+
+def test_what_picks_among_values_and_does_not_hold_says_what_to_export(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        """Its two outputs leave the branch that the example took."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = net()
+
+        def forward(self, x: Tensor) -> Tensor:
+            values = self.backbone(x).topk(2).values
+            return values * 2 if x.abs().sum() > 0 else values + 3
+
+    message = r"in eval mode\? And it picks among values \(TopK\), where rounding counts: export model.backbone, do the"
+    with pytest.warns(UserWarning, match="was traced instead"), pytest.raises(ParityError, match=message):
+        export_onnx(Two().eval(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+    assert leftovers(tmp_path) == []

@@ -211,6 +211,12 @@ def test_strange_requests(files: list[Path]) -> None:
         compare_latency(files[0])
     with pytest.raises(LatencyError, match=r"pairs=10: too few for an interval"):
         compare_latency(*files, pairs=10)
+    with pytest.raises(LatencyError, match="batch=0: pass 1 or more"):
+        compare_latency(*files, batch=0)
+    with pytest.raises(LatencyError, match="is a folder, a device or a pipe; pass the path"):
+        compare_latency(files[0], files[0].parent)
+    with pytest.raises(LatencyError, match="would take days; pass 100,000 or fewer"):
+        compare_latency(*files, pairs=10**30)
     with pytest.raises(LatencyError, match=r"level 'best': choose one of all, extended"):
         compare_latency(*files, level="best")  # type: ignore[arg-type]
     with pytest.raises(LatencyError, match="threads=0: this machine has"):
