@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.errors import LoadError, first_line
@@ -67,6 +68,8 @@ def read(path: str | Path) -> Source:
         raise LoadError(f"{place}: is no ONNX file ({first_line(error)}); export it again") from error
     if not model.graph.node:
         raise LoadError(f"{place}: is no ONNX model, or one without nodes; export it again")
+    if (word := next(_no_texts(model), None)) is not None:
+        raise LoadError(f"{place}: is damaged: {word!r} stands where a name should be; export it again")
     places = tuple(dict.fromkeys(_places(model)))
     try:
         if places:
@@ -78,6 +81,16 @@ def read(path: str | Path) -> Source:
         raise LoadError(f"{place}: is no valid ONNX file: {first_line(error)}; export it again") from error
     _refuse(place, model)
     return Source(place, data, model, places)
+
+
+def _no_texts(message: Message) -> Iterator[bytes]:
+    """Names in a file that are no text, which protobuf hands out as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            yield from (one for one in ((value,) if isinstance(value, str | bytes) else value) if isinstance(one, bytes))
+        elif field.type == field.TYPE_MESSAGE:
+            for one in (value,) if isinstance(value, Message) else value:
+                yield from _no_texts(one)
 
 
 def _places(model: ModelProto) -> Iterator[str]:

@@ -99,10 +99,11 @@ def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
 
 
 def in_half_precision(network: OnnxNetwork) -> bool:
-    """Whether a file has weights or inputs in half precision."""
-    return any(tensor.data_type in _HALVES for tensor in network.source.model.graph.initializer) or any(
-        port.half for port in network.ports
-    )
+    """Whether a file computes something in half precision: it has weights or inputs in it, or casts to it."""
+    graph = network.source.model.graph
+    stored = any(tensor.data_type in _HALVES for tensor in graph.initializer)
+    casts = (node for node in graph.node if node.op_type == "Cast" and proto.attribute(node, "to", 0) in _HALVES)
+    return stored or any(port.half for port in network.ports) or any(True for _ in casts)
 
 
 def timing_graph(network: OnnxNetwork) -> ModelProto:
