@@ -85,10 +85,10 @@ class _Builder:
         self.paths = paths
         gated = self._gates()
         made = [self._translated(node, gated) for node in self.nodes]
-        steps = [*self._entries(), *self._ordered(made)]
-        return OnnxNetwork(
-            self.source, self.ports, tuple(self.outputs), _dropping(steps, self.outputs), self.owners, self.modules
-        )
+        steps: Sequence[Step] = [*self._entries(), *self._ordered(made)]
+        steps = _dropping(steps, self.outputs)
+        half = any(port.half for port in self.ports) or self.values.half
+        return OnnxNetwork(self.source, self.ports, tuple(self.outputs), steps, self.owners, self.modules, half)
 
     def _entries(self) -> list[Step]:
         """Casts of inputs, and constants that are outputs."""

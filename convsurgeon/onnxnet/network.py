@@ -121,6 +121,7 @@ class OnnxNetwork(nn.Module):
         steps: in order.
         owners: path of every conv -> what it stands for in the file.
         modules: path -> module.
+        half: whether some of it computes in half precision, which is float32 here.
     """
 
     def __init__(
@@ -131,10 +132,11 @@ class OnnxNetwork(nn.Module):
         steps: tuple[Step, ...],
         owners: dict[str, Owner],
         modules: dict[str, nn.Module],
+        half: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.ports, self.output_names = source, ports, outputs
-        self.steps, self.owners = steps, owners
+        self.steps, self.owners, self.half_precision = steps, owners, half
         self.counted: nn.Module | None = None
         for path, module in modules.items():
             _put(self, path, module)

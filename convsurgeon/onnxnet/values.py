@@ -14,6 +14,8 @@ from convsurgeon.onnxnet.source import Source
 
 _CHANCE = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 
+_HALVES = ("tensor(float16)", "tensor(bfloat16)")
+
 
 class Values:
     """The values of the outermost graph, by name.
@@ -75,6 +77,11 @@ class Values:
 
     def _plain(self, names: Sequence[str]) -> bool:
         return all(isinstance(self.seen.get(name), np.ndarray) for name in names if name)
+
+    @property
+    def half(self) -> bool:
+        """Whether a value that depends on the inputs is in half precision."""
+        return any(kind in _HALVES and name not in self.constant for name, kind in self.types.items())
 
     def array(self, name: str) -> Array | None:
         """A constant's value; None for all others, and for what is not there."""

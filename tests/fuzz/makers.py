@@ -21,7 +21,7 @@ _UNARY: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("Celu", {"alpha": 0.7}), ("Dropout", {}), ("LpNormalization", {"axis": 1}), ("Cos", {}), ("Sinh", {})),
     *(("GlobalAveragePool", {}), ("GlobalMaxPool", {}), ("Softmax", {"axis": 2}), ("Gelu", {}), ("Atan", {})),
 )
-_ODD = ("x y", "é", "..", ".", "/", "a..b", "self", "forward", "weight", "0", "a/b.c:0", "\u202e", "'\"\\", "x" * 300)
+_ODD = ("x y", "é", "..", ".", "/", "a..b", "self", "forward", "weight", "ports", "owners", "0", "a/b.c:0", "\u202e", "'\"\\", "x" * 300)
 _OPSETS = (*range(7, 24), onnx.defs.onnx_opset_version())
 
 
@@ -283,7 +283,7 @@ class Maker:
             low, high = (self.graph.const(f"c{self.count}.{end}", self.graph.dtype(end)) for end in (-1, 6))
             self.put("Clip", [x, *rng.choice(([low, high], ["", high], [low], [], [low, ""]))], channels)
         elif kind == "cast":
-            there = self.graph.node("Cast", [x], self.fresh(), to=rng.choice((1, 10, 11)))
+            there = self.graph.node("Cast", [x], self.fresh(), to=rng.choice((1, 11)))
             self.put("Cast", [there], channels, to=helper.np_dtype_to_tensor_dtype(np.dtype(self.graph.dtype)))
         elif kind == "split" and channels % 2 == 0 and 2 <= self.graph.opset < 18:
             self.put("Split", [x], channels // 2, 2, axis=1)

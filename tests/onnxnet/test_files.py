@@ -43,6 +43,36 @@ def test_torch_computes_what_the_runtime_computes(name: str, tmp_path: Path) -> 
         assert np.abs(one.numpy() - wanted.astype(float)).max() <= limit * np.abs(wanted).max()
 
 
+def test_names_hide_nothing_of_the_network(tmp_path: Path) -> None:
+    names = vars(opened(saved(plain(), tmp_path))[0])
+    graph, value = Graph(), "x"
+    for name in names:
+        value = graph.conv(value, f"{name}.out", name, 4, 4, 1)
+    network, example = opened(saved(graph.model(value), tmp_path, "names.onnx"))
+    assert len(network.owners) == len(names)  # type: ignore[arg-type]
+    assert np.isfinite(network(*example.args).numpy(force=True)).all()  # type: ignore[attr-defined]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    data = saved(plain(), tmp_path).read_bytes()
+    (tmp_path / "bad.onnx").write_bytes(data.replace(b"body.conv", b"body\xffconv"))
+    with pytest.raises(cs.LoadError, match=r"is damaged: b'body\\xffconv.* stands where a name should be"):
+        cs.plan(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_parity_is_looser_only_where_a_file_computes_in_half_precision(computes: bool, tmp_path: Path) -> None:
+    graph = Graph(13)
+    graph.const("w", (graph.random.standard_normal((4, 4, 3, 3)) / 6).astype(np.float16))
+    graph.node("Cast", ["w"], "w32", to=TensorProto.FLOAT)
+    graph.node("Conv", ["x", "w32"], "a", "conv")
+    graph.node("Cast", ["a"], "b", to=TensorProto.FLOAT16 if computes else TensorProto.DOUBLE)
+    graph.node("Cast", ["b"], "y", to=TensorProto.FLOAT)
+    result = cs.convert(saved(graph.model(), tmp_path), forms=[cs.CP(rank=2)], calibration=False, progress=False)
+    made = cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    assert made.parity.relative_limit == (3e-2 if computes else 1e-4)
+
+
 def test_everything_but_the_lstm_is_translated(tmp_path: Path) -> None:
     network, example = opened(saved(recurrent(), tmp_path))
     pieces = [module for module in network.modules() if isinstance(module, Foreign)]

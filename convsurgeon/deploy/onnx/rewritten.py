@@ -23,8 +23,6 @@ from convsurgeon.onnxnet.write import changed, store, written
 HALF = (3e-2, 35.0)
 """Limits of parity, relative and in dB, for a file in half precision, which the runtime rounds at every step."""
 
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
 
 def check_unasked(path: Path, opset: int, others: dict[str, Any]) -> None:
     """Refuses what would touch more of a file than its convs.
@@ -89,21 +87,13 @@ def keep_original(network: OnnxNetwork, example: Example, target: Path, images: 
 
 def limits(network: OnnxNetwork) -> tuple[float, float]:
     """Of parity."""
-    return HALF if in_half_precision(network) else (1e-4, 80.0)
+    return HALF if network.half_precision else (1e-4, 80.0)
 
 
 def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
     """What `rebuild` needs beside the file and the plan: the tensors of the convs that are not the file's."""
     paths = tuple(f"{path}." for path in changed(network))
     return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(paths)}
-
-
-def in_half_precision(network: OnnxNetwork) -> bool:
-    """Whether a file computes something in half precision: it has weights or inputs in it, or casts to it."""
-    graph = network.source.model.graph
-    stored = any(tensor.data_type in _HALVES for tensor in graph.initializer)
-    casts = (node for node in graph.node if node.op_type == "Cast" and proto.attribute(node, "to", 0) in _HALVES)
-    return stored or any(port.half for port in network.ports) or any(True for _ in casts)
 
 
 def timing_graph(network: OnnxNetwork) -> ModelProto:
