@@ -17,9 +17,10 @@ from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing
 from convsurgeon.onnxnet.naming import Names, conv_name, path_of
 from convsurgeon.onnxnet.network import PLUS, Entry, OnnxNetwork, Owner, Port, Step, fingerprint
-from convsurgeon.onnxnet.ops import Op
+from convsurgeon.onnxnet.operators.op import Op, View
+from convsurgeon.onnxnet.operators.shapes import stored
 from convsurgeon.onnxnet.piece import grouped, piece_of
-from convsurgeon.onnxnet.rules import RULES, View, close, places
+from convsurgeon.onnxnet.rules import close, places, ruled
 from convsurgeon.onnxnet.runtime import Array, to_torch
 from convsurgeon.onnxnet.source import Source
 from convsurgeon.onnxnet.values import Values, reads
@@ -102,7 +103,7 @@ class _Builder:
             array = self.values.array(name)
             if array is not None:
                 path = self.names.claim(f"{name}.constant")
-                self.modules[path] = Op("constant", {}, {0: to_torch(array)})
+                self.modules[path] = Op(stored, {}, {0: to_torch(array)})
                 found.append(Step(path, (), (name,)))
         return found
 
@@ -145,7 +146,7 @@ class _Builder:
             return self._conv(view)
         if node.op_type == "Add" and not any(name in self.values.constant for name in node.input):
             return Translated((Step(PLUS, tuple(node.input), tuple(own)),)) if self._sums(node) else None
-        module = _ruled(view)
+        module = ruled(view)
         return None if module is None else self._checked(node, [(module, tuple(places(node, module)), tuple(own))])
 
     def _floating(self, name: str) -> bool:
@@ -259,14 +260,6 @@ def _key(node: NodeProto) -> str:
 
 def _gate(maker: NodeProto) -> nn.Module:
     return nn.SiLU() if maker.op_type == "Sigmoid" else nn.Hardswish()
-
-
-def _ruled(view: View) -> nn.Module | None:
-    rule = RULES.get(view.node.op_type)
-    try:
-        return None if rule is None else rule(view)
-    except Exception:  # an attribute that is missing, or of another kind
-        return None
 
 
 def _in_a_row(node: NodeProto, parts: ConvParts) -> list[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]:

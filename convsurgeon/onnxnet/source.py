@@ -87,7 +87,9 @@ def _no_texts(message: Message) -> Iterator[bytes]:
     """Names in a file that are no text, which protobuf hands out as bytes."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
-            yield from (one for one in ((value,) if isinstance(value, str | bytes) else value) if isinstance(one, bytes))
+            yield from (
+                one for one in ((value,) if isinstance(value, str | bytes) else value) if isinstance(one, bytes)
+            )
         elif field.type == field.TYPE_MESSAGE:
             for one in (value,) if isinstance(value, Message) else value:
                 yield from _no_texts(one)

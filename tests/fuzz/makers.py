@@ -21,7 +21,24 @@ _UNARY: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("Celu", {"alpha": 0.7}), ("Dropout", {}), ("LpNormalization", {"axis": 1}), ("Cos", {}), ("Sinh", {})),
     *(("GlobalAveragePool", {}), ("GlobalMaxPool", {}), ("Softmax", {"axis": 2}), ("Gelu", {}), ("Atan", {})),
 )
-_ODD = ("x y", "é", "..", ".", "/", "a..b", "self", "forward", "weight", "ports", "owners", "0", "a/b.c:0", "\u202e", "'\"\\", "x" * 300)
+_ODD = (
+    "x y",
+    "é",
+    "..",
+    ".",
+    "/",
+    "a..b",
+    "self",
+    "forward",
+    "weight",
+    "ports",
+    "owners",
+    "0",
+    "a/b.c:0",
+    "\u202e",
+    "'\"\\",
+    "x" * 300,
+)
 _OPSETS = (*range(7, 24), onnx.defs.onnx_opset_version())
 
 
@@ -217,7 +234,9 @@ class Maker:
         attributes.pop("group", None)
         window = attributes.setdefault("kernel_shape", [2] * self.dims)
         if "pads" in attributes and rng.random() < 0.97:  # the runtime wants less than the window
-            attributes["pads"] = [min(pad, window[place % self.dims] - 1) for place, pad in enumerate(attributes["pads"])]
+            attributes["pads"] = [
+                min(pad, window[place % self.dims] - 1) for place, pad in enumerate(attributes["pads"])
+            ]
         which = rng.choice(("MaxPool", "AveragePool", "LpPool"))
         if which != "MaxPool" or self.graph.opset < 10:
             attributes.pop("dilations", None)
@@ -270,7 +289,9 @@ class Maker:
     def shaped(self) -> None:
         """What moves values about."""
         (x, channels), rng, dims = self.pick(), self.rng, self.dims
-        kind = rng.choice(("turn", "pad", "clip", "cast", "split", "slice", "flat", "resize", "reduce", "lines", "again"))
+        kind = rng.choice(
+            ("turn", "pad", "clip", "cast", "split", "slice", "flat", "resize", "reduce", "lines", "again")
+        )
         if kind == "turn":
             axes = list(range(2, dims + 2))
             rng.shuffle(axes)
@@ -344,7 +365,10 @@ class Maker:
         ends = [("i", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("v", kind, None)]
         outs = [("go2", TensorProto.BOOL, []), ("v2", kind, None)]
         body = helper.make_graph(
-            [helper.make_node("Conv", ["v", weight], ["v2"], "loop_conv", **how), helper.make_node("Identity", ["go"], ["go2"])],
+            [
+                helper.make_node("Conv", ["v", weight], ["v2"], "loop_conv", **how),
+                helper.make_node("Identity", ["go"], ["go2"]),
+            ],
             "body",
             *([helper.make_tensor_value_info(*one) for one in group] for group in (ends, outs)),
         )

@@ -63,7 +63,7 @@ class Graph:
         outs = [helper.make_tensor_value_info(output, more.get("gives", kind), None)]
         graph = helper.make_graph(self.nodes, "net", ends, outs, self.stored, doc_string="a graph")
         own = more.get("functions", [])
-        domains = [helper.make_opsetid(name, version) for name, version in [("", self.opset), *[("own", 1)] * bool(own)]]
+        domains = [helper.make_opsetid("", self.opset), *[helper.make_opsetid("own", 1)] * bool(own)]
         how = {"opset_imports": domains, "ir_version": self.ir, "producer_name": "tests", "functions": own}
         made = helper.make_model(graph, **how)
         made.metadata_props.add(key="author", value="somebody")
@@ -354,13 +354,15 @@ def run(path: Path, feed: dict[str, Array]) -> list[Array]:
     return list(session_of(path).run(None, feed))
 
 
-def session_of(path: Path) -> Any:
+def session_of(path: Path, optimised: bool = True) -> Any:
     """Of onnxruntime, with one thread."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
