@@ -14,7 +14,7 @@ from onnx import NodeProto, helper
 from torch import nn
 
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing
+from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing, window_of
 from convsurgeon.onnxnet.naming import Names, conv_name, path_of
 from convsurgeon.onnxnet.network import PLUS, Entry, OnnxNetwork, Owner, Port, Step, fingerprint
 from convsurgeon.onnxnet.operators.op import Op, View
@@ -174,15 +174,17 @@ class _Builder:
         return made
 
     def _own(self, path: str, node: NodeProto, parts: ConvParts) -> None:
-        known = self.owners.get(path)
-        if known is not None:
-            self.owners[path] = dataclasses.replace(known, outputs=(*known.outputs, node.output[0]))
-            return
         weight, shape = self.values.array(node.input[1]), self.values.shape(node.input[0])
         assert weight is not None
         assert shape is not None
-        margin = () if parts.margin is None else margin_of(parts.margin, shape[2:])
-        self.owners[path] = Owner((node.output[0],), str(weight.dtype), margin, fingerprint(parts.conv))
+        known = self.owners.get(path) or Owner((), str(weight.dtype), (), fingerprint(parts.conv))
+        margins = known.margins
+        if parts.margin is not None:
+            margins = (*margins, margin_of(parts.margin, shape[2:]))
+        open_sizes = any(axis for port in self.ports for axis, _ in port.open)
+        window = window_of(parts.margin) if open_sizes or len(set(margins)) > 1 else ()
+        outputs = (*known.outputs, node.output[0])
+        self.owners[path] = dataclasses.replace(known, outputs=outputs, margins=margins, window=window)
 
     def _checked(
         self, node: NodeProto, row: Sequence[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]], path: str = ""

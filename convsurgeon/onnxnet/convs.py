@@ -83,6 +83,15 @@ def margin_of(before: Op, size: Sequence[int]) -> tuple[int, ...]:
     return (*large, *small) if how["lower"] else (*small, *large)
 
 
+def window_of(before: Op | None) -> tuple[tuple[int, int], ...]:
+    """Kernel with its dilation, and stride, along every axis, if the margin before a conv goes with the size."""
+    if before is None or before.function is not same:
+        return ()
+    how = before.settings
+    windows = zip(how["kernel"], how["stride"], how["dilation"], strict=True)
+    return tuple(((k - 1) * apart + 1, step) for k, step, apart in windows)
+
+
 def sharing(graph: GraphProto) -> Counter[str]:
     """How many different convs read each weight; two nodes that compute the same are one conv with two calls."""
     kinds = {conv_key(node) for node in graph.node if node.op_type == "Conv"}

@@ -56,14 +56,16 @@ class Owner:
     Args:
         outputs: first outputs of its nodes, one per call.
         dtype: of its weight there, in numpy's words.
-        margin: of a conv that pads unequally, all beginnings and then all ends; empty for others.
+        margins: of a conv that pads unequally, on the example, one per call: all beginnings, then all ends; else empty.
         fingerprint: of its weights as they were read.
+        window: where its margin is not always the same: of every axis the kernel with its dilation, and the stride.
     """
 
     outputs: tuple[str, ...]
     dtype: str
-    margin: tuple[int, ...]
+    margins: tuple[tuple[int, ...], ...]
     fingerprint: str
+    window: tuple[tuple[int, int], ...] = ()
 
 
 def fingerprint(module: nn.Module) -> str:

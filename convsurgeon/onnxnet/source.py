@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import Message
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.errors import LoadError, first_line
@@ -83,15 +82,14 @@ def read(path: str | Path) -> Source:
     return Source(place, data, model, places)
 
 
-def _no_texts(message: Message) -> Iterator[bytes]:
+def _no_texts(message: Any) -> Iterator[bytes]:
     """Names in a file that are no text, which protobuf hands out as bytes."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
-            yield from (
-                one for one in ((value,) if isinstance(value, str | bytes) else value) if isinstance(one, bytes)
-            )
+            texts = [value] if isinstance(value, str | bytes) else value
+            yield from (one for one in texts if isinstance(one, bytes))
         elif field.type == field.TYPE_MESSAGE:
-            for one in (value,) if isinstance(value, Message) else value:
+            for one in [value] if hasattr(value, "ListFields") else value:
                 yield from _no_texts(one)
 
 

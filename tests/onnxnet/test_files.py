@@ -250,3 +250,42 @@ def test_a_table_of_latencies_knows_margins(word: str, tmp_path: Path) -> None:
     assert {row.site for row in table.rows} == {"conv", "second"}
     assert all(table.has("second", form) for form in forms)
     assert table.total_ms > 0
+
+
+@pytest.mark.parametrize("word", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("biased", [False, True], ids=["taken by a stage", "a Pad of its own"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_margin_goes_with_the_size(word: str, biased: bool, k: int, tmp_path: Path) -> None:
+    """In a file of open sizes, and where one conv is called on two sizes."""
+    graph = Graph(13)
+    weight = graph.weight("conv.weight", 4, 4, k, k)
+    for source, target in (("x", "a"), ("a", "y")):
+        graph.node("Conv", [source, weight], target, f"{target}.conv", auto_pad=word, strides=[2, 2])
+    path = saved(graph.model(inputs=[("x", [1, 4, "height", "width"])]), tmp_path)
+    example = torch.randn(1, 4, 10, 8)
+    network, _ = opened(path, example)
+    assert isinstance(network, OnnxNetwork)
+    network.conv = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=biased), torch.nn.Conv2d(4, 4, k, 2))
+    cs.export_onnx(network, example, tmp_path / "made.onnx")
+    operators = {node.op_type for node in onnx.load(tmp_path / "made.onnx").graph.node}
+    assert ("Pad" in operators) == biased
+    for size in ((10, 8), (7, 9), (5, 6), (13, 4)):
+        x = torch.randn(1, 4, *size)
+        (found,) = run(tmp_path / "made.onnx", {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), network(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_ships_as_int8_runs_and_its_parity_is_said(tmp_path: Path) -> None:
+    path = saved(plain(), tmp_path)
+    images = torch.randn(80, 4, 9, 9)
+    result = cs.convert(path, forms=[cs.CP(rank=6)], calibration=images, progress=False)
+    bundle = cs.export(result, tmp_path / "out", int8=True, calibration=images, pairs=0, progress=False)
+    for name in ("original-int8.onnx", "model-int8.onnx"):
+        made = bundle.folder / name
+        assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in onnx.load(made).graph.node}
+        feed = {"x": images[:1].numpy()}
+        (wanted,), (found,) = run(bundle.folder / name.replace("-int8", ""), feed), run(made, feed)
+        assert 0 < np.abs(found - wanted).max() < 0.2 * np.abs(wanted).max()
+    said = {one.name: one.sqnr_db for one in bundle.deployment.agreement}
+    assert min(said["original-int8.onnx"], said["model-int8.onnx"]) > 10
+    assert "model-int8.onnx" in str(bundle.deployment)

@@ -138,12 +138,13 @@ def _weight(network: OnnxNetwork, path: str, name: str, known: TensorProto | Non
 
 def _write_margin(node: Any, owner: Owner) -> None:
     """`auto_pad` as the numbers that it means on the example."""
-    if not owner.margin:
+    if not owner.margins:
         return
     kept = [item for item in node.attribute if item.name not in ("auto_pad", "pads")]
     del node.attribute[:]
     node.attribute.extend(kept)
-    node.attribute.add(name="pads", ints=owner.margin, type=7)  # AttributeProto.INTS
+    pads = owner.margins[owner.outputs.index(node.output[0])]
+    node.attribute.add(name="pads", ints=pads, type=7)  # AttributeProto.INTS
 
 
 def _fix_sizes(network: OnnxNetwork, model: ModelProto) -> None:

@@ -1,7 +1,7 @@
 """One operator as a module, and the node that a rule reads it off.
 
-A function has the inputs in ONNX's order and the attributes by name. A rule may be generous: nobody takes its word, what
-it makes is compared with onnxruntime on the example before it is used.
+A function has the inputs in ONNX's order and the attributes by name. A rule may be generous: nobody takes its word,
+what it makes is compared with onnxruntime on the example before it is used.
 """
 
 from __future__ import annotations
