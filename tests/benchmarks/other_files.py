@@ -19,6 +19,7 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.base.tables import Table
+from tests.networks import import_timm, import_torchvision
 from tests.onnxnet.files import feed_of, nothing_else_touched, run
 
 HOW: dict[str, Any] = {"policy": cs.everything(), "allow_growth": True, "calibration": False, "progress": False}
@@ -26,23 +27,20 @@ HOW: dict[str, Any] = {"policy": cs.everything(), "allow_growth": True, "calibra
 
 def _timm(name: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        import timm
-
-        return timm.create_model(name, pretrained=False)
+        return import_timm().create_model(name, pretrained=False)  # type: ignore[no-any-return]
 
     return make
 
 
 def _torchvision(name: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        import torchvision
-
-        return torchvision.models.get_model(name, weights=None)
+        return import_torchvision().models.get_model(name, weights=None)  # type: ignore[no-any-return]
 
     return make
 
 
 def _yolo() -> nn.Module:
+    import_torchvision()  # without which ultralytics does not load
     from ultralytics import YOLO
 
     return YOLO("yolov8n.yaml", verbose=False).model

@@ -100,6 +100,22 @@ def test_files_that_a_runtime_has_optimised_are_refused(tmp_path: Path) -> None:
         cs.inspect(tmp_path / "net.onnx")
 
 
+def test_a_node_without_an_input_that_it_needs_is_refused(tmp_path: Path) -> None:
+    """The runtime would end the process."""
+    graph = Graph(13)
+    graph.conv("x", "a", "conv", 4, 4)
+    graph.node("Sum", ["a", ""], "y", "total")
+    with pytest.raises(cs.LoadError, match="Sum total lacks an input that it must have"):
+        cs.plan(saved(graph.model(), tmp_path))
+
+
+def test_files_older_than_the_runtime_are_refused(tmp_path: Path) -> None:
+    graph = Graph(6)
+    graph.conv("x", "y", "conv", 4, 4)
+    with pytest.raises(cs.LoadError, match="is of opset 6, onnxruntime knows 7 and newer; bring it there"):
+        cs.plan(saved(graph.model(), tmp_path))
+
+
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     for data, words in ((b"", "without nodes"), (b"no protobuf", "is no ONNX file"), (b"\x08\x08", "without nodes")):
         (tmp_path / "net.onnx").write_bytes(data)
