@@ -57,6 +57,7 @@ class Maker:
         self.batch = rng.choice((1, 1, 2))
         self.dims = rng.choice((2,) * 8 + (1, 3))
         self.size = [rng.randint(4, 12 if self.dims < 3 else 6) for _ in range(self.dims)]
+        self.open: list[Any] = [f"size{axis}" for axis in range(self.dims)] if rng.random() < 0.3 else self.size
         self.values: list[tuple[str, int]] = [("x", self.channels)]
         self.count = 0
         self.kernels: list[tuple[str, int, int, Any]] = []
@@ -398,7 +399,7 @@ class Maker:
         return self._dressed(self._made(self.rng.choice((self.batch, self.batch, "n"))))
 
     def _made(self, batch: Any) -> ModelProto:
-        ends = [("x", [batch, self.channels, *self.size])]
+        ends = [("x", [batch, self.channels, *(self.open if batch == "n" else self.size)])]
         return self.graph.model(self.values[-1][0], inputs=ends, rank=self.dims + 2, functions=self.functions)
 
     def _dressed(self, model: ModelProto) -> ModelProto:

@@ -7,8 +7,10 @@ goes the whole road, through `convert` and `export_onnx`.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +120,8 @@ def prepare() -> None:
 
 def check(rng: random.Random) -> None:
     """One file."""
-    model, harm = Maker(rng).model(), rng.random()
+    maker = Maker(rng)
+    model, harm = maker.model(), rng.random()
     if harm < 0.28 and model.graph.node:
         model = damaged(rng, model)
     with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
@@ -131,13 +134,13 @@ def check(rng: random.Random) -> None:
             path.write_bytes(_bytes_changed(rng, path.read_bytes()))
         if _deadly(path):
             return
-        truth = Truth.of(path)
+        truth = Truth.of(path, maker.size)
         kept = {one.name: one.read_bytes() for one in folder.iterdir()}
         try:
             _judged(rng, path, folder / "made.onnx", truth)
         except ConvSurgeonError:
             old = truth is not None and proto.opset_of(onnx.load(path, load_external_data=False)) < 7
-            if truth is not None and not old and not bites and Truth.of(path, optimised=False) is not None:
+            if truth is not None and not old and not bites and Truth.of(path, maker.size, optimised=False):
                 raise  # refused for no reason
         assert all((folder / name).read_bytes() == data for name, data in kept.items()), "the file was changed"
 
@@ -153,31 +156,43 @@ def _deadly(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the runtime makes of a file on two inputs, where the checker accepts it and all of it is numbers."""
+    """What the runtime makes of a file on some inputs, where the checker accepts it and all of it is numbers.
 
-    feeds: tuple[dict[str, Array], dict[str, Array]]
-    outputs: tuple[list[Array], list[Array]]
+    The first two are of the example's size, the third of three images that are larger, where the file takes them.
+    """
+
+    feeds: list[dict[str, Array]]
+    outputs: list[list[Array]]
 
     @staticmethod
-    def of(path: Path, optimised: bool = True) -> Truth | None:
+    def of(path: Path, size: Sequence[int], optimised: bool = True) -> Truth | None:
         """None where there is none; other files must not be refused."""
         try:
             onnx.checker.check_model(str(path))
             session = session_of(path, optimised)
-            feeds = feed_for(session), feed_for(session, 1)
-            made = tuple(list(session.run(None, feed)) for feed in feeds)
+            feeds = [feed_for(session, seed, (1, 0, *size)) for seed in (0, 1)]
+            made = [list(session.run(None, feed)) for feed in feeds]
         except Exception:  # of the checker's and the runtime's there are many kinds
             return None
+        with contextlib.suppress(Exception):  # a size that does not go through the graph
+            more = feed_for(session, 2, (3, 0, *(one + 1 for one in size)))
+            made.append(list(session.run(None, more)))
+            feeds.append(more)
         values = [one for outputs in made for one in outputs]
         finite = all(isinstance(one, np.ndarray) and bool(np.isfinite(one.astype(float)).all()) for one in values)
-        return Truth(feeds, made) if finite and onnx.load(path).graph.node else None  # type: ignore[arg-type]
+        return Truth(feeds, made) if finite and onnx.load(path).graph.node else None
+
+    @property
+    def example(self) -> dict[str, torch.Tensor]:
+        """The first of them."""
+        return _tensors(self.feeds[0])
 
 
 def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> None:
     """Opened, rewritten and written back."""
     form = rng.choice(FORMS)(rank=cs.Energy(1.0))
     if rng.random() < WHOLE:
-        network, changed = _whole(path, form, made)
+        network, changed = _whole(path, form, made, truth)
     else:
         network, changed = _rewritten(path, form, truth)
         store(network, made)
@@ -188,11 +203,12 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
     nothing_else_touched(path, made, {output for site in changed for output in network.owners[site].outputs})
 
 
-def _whole(path: Path, form: Any, made: Path) -> tuple[OnnxNetwork, list[str]]:
+def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tuple[OnnxNetwork, list[str]]:
     """As a user does it; every conv that somebody reads is accounted for."""
     how: dict[str, Any] = {"policy": cs.everything(), "allow_growth": True, "calibration": False}
-    result = cs.convert(path, forms=[form], progress=False, **how)
-    cs.export_onnx(result.model, None, made)
+    example = None if truth is None else truth.example
+    result = cs.convert(path, example, forms=[form], progress=False, **how)
+    cs.export_onnx(result.model, example, made)
     graph = onnx.load(path).graph
     used = proto.uses(graph)
     convs = sum(node.op_type == "Conv" and any(used[one] for one in node.output) for node in graph.node)
@@ -203,11 +219,11 @@ def _whole(path: Path, form: Any, made: Path) -> tuple[OnnxNetwork, list[str]]:
 
 def _rewritten(path: Path, form: Any, truth: Truth | None) -> tuple[OnnxNetwork, list[str]]:
     """The file's network beside the runtime, then with every conv in a form that fits."""
-    network, _ = opened(path)
+    network, _ = opened(path, None if truth is None else truth.example)
     assert isinstance(network, OnnxNetwork)
-    for feed, wanted in zip(truth.feeds, truth.outputs, strict=True) if truth is not None else ():
+    for feed, wanted in zip(truth.feeds[:2], truth.outputs[:2], strict=True) if truth is not None else ():
         with torch.no_grad():
-            found = network(**{name: torch.from_numpy(_single(array)) for name, array in feed.items()})
+            found = network(**_tensors(feed))
         arrays = [one.numpy() for one in (found if isinstance(found, tuple) else (found,))]
         _same(arrays, wanted, "the network in torch", limits(network)[0])
     changed = []
@@ -235,8 +251,10 @@ def _put(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(folder), last, module)
 
 
-def _single(array: Array) -> Array:
-    return array.astype(np.float32) if array.dtype == np.float16 else array
+def _tensors(feed: dict[str, Array]) -> dict[str, torch.Tensor]:
+    """As a network in torch takes them: half precision as float32."""
+    singles = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in feed.items()}
+    return {name: torch.from_numpy(array) for name, array in singles.items()}
 
 
 def _same(found: list[Array], wanted: list[Array], what: str, limit: float) -> None:

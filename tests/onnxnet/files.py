@@ -337,14 +337,14 @@ def feed_of(path: Path, seed: int = 0) -> dict[str, Array]:
     return feed_for(session_of(path), seed)
 
 
-def feed_for(session: Any, seed: int = 0) -> dict[str, Array]:
-    """Noise for a session of such a file."""
+def feed_for(session: Any, seed: int = 0, sizes: Sequence[int] = ()) -> dict[str, Array]:
+    """Noise for a session of a file, its open sizes as they are given, axis by axis, or 1."""
     random = np.random.default_rng(seed)
     types = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
     return {
-        one.name: random.standard_normal([size if isinstance(size, int) else 1 for size in one.shape]).astype(
-            types[one.type]
-        )
+        one.name: random.standard_normal(
+            [size if isinstance(size, int) else [*sizes, *[1] * 9][axis] for axis, size in enumerate(one.shape)]
+        ).astype(types[one.type])
         for one in session.get_inputs()
     }
 
