@@ -118,22 +118,22 @@ def large(options: argparse.Namespace) -> None:
 
 
 def _beyond(folder: Path, gigabytes: float) -> Path:
-    """Two convs and a matrix that makes up the size."""
-    rows = int(gigabytes * 1e9 / 4 / 16384)
+    """Two convs and two matrices that make up the size; one message of protobuf ends at 2 GB."""
+    rows = int(gigabytes * 1e9 / 2 / 4 / 16384)
     random = np.random.default_rng(0)
     ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16, 32, 32])]
-    outs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, rows])]
+    outs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, rows]) for name in ("y0", "y1")]
     convs = [random.standard_normal((16, 16, 3, 3)).astype("f") / 12 for _ in range(2)]
     stored = [numpy_helper.from_array(array, f"conv{place}.weight") for place, array in enumerate(convs)]
     matrix = np.full((16384, rows), 1e-3, dtype="f")
     matrix[::7] = -1e-3
-    stored.append(numpy_helper.from_array(matrix, "matrix"))
+    stored += [numpy_helper.from_array(matrix, f"matrix{place}") for place in range(2)]
     nodes = [
         helper.make_node("Conv", ["x", "conv0.weight"], ["a"], "conv0", pads=[1] * 4),
         helper.make_node("Relu", ["a"], ["b"], "relu"),
         helper.make_node("Conv", ["b", "conv1.weight"], ["c"], "conv1", pads=[1] * 4),
         helper.make_node("Flatten", ["c"], ["d"], "flat"),
-        helper.make_node("MatMul", ["d", "matrix"], ["y"], "head"),
+        *(helper.make_node("MatMul", ["d", f"matrix{place}"], [f"y{place}"], f"head{place}") for place in range(2)),
     ]
     graph = helper.make_graph(nodes, "large", ends, outs, stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
