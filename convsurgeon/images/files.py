@@ -119,7 +119,10 @@ def _from_folder(source: Path, shape: Sequence[int], limit: int) -> Tensor:
     if not files:
         raise CalibrationError(f"{source}: holds no images ({', '.join(sorted(SUFFIXES))})")
     if shape[1] not in (1, 3):
-        raise CalibrationError(f"{source}: image files have 1 or 3 channels, the network takes {shape[1]}; pass .npy")
+        hint = "add --layout nhwc if they come last, or " if shape[-1] in (1, 3) else ""
+        raise CalibrationError(
+            f"{source}: image files have 1 or 3 channels, the network takes {shape[1]}; {hint}pass .npy"
+        )
     read = []
     for index in _spread(len(files), limit):
         try:

@@ -8,11 +8,11 @@ Where a network has no batch norms the first two are all there is. Nothing is lo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from convsurgeon.images.inversion import Inverted, inverted
 from convsurgeon.images.norms import informed
 from convsurgeon.images.restoring import IMAGES, SIDE, Restorer, enlargement, restorer
 from convsurgeon.images.scale import Scale, common, from_example, from_norms, stated
+from convsurgeon.images.upright import as_taken, upright
 
 PASSES = 20
 """Over the images, towards the batch norms' statistics."""
@@ -49,9 +50,9 @@ _PROBES = 48
 """Drawn images that the scale is found with."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class MadeUp:
-    """Images (N, C, H, W) of every input as the model takes them, the batch it runs on, and how they came about."""
+    """Images of every input as the model takes them, the batch it runs on, and how they came about."""
 
     images: tuple[Tensor, ...]
     batch: int
@@ -85,7 +86,7 @@ def synthetic_images(
     Args:
         model: any module that runs on the example, or the path of an ONNX file.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; all of its tensors must
-            be images (N, C, H, W) of floating point. Of its values only their range is looked at.
+            be images of floating point, (N, C, H, W) or (N, H, W, C). Of its values only their range is looked at.
         n: how many images; by default as many as their side goes into 32768, from 16 to 1024, and fewer for a network
             that takes long.
         seed: of everything that is drawn.
@@ -98,8 +99,8 @@ def synthetic_images(
         CalibrationError: an input is no image, or `mean` or `std` have another number of values.
 
     Returns:
-        A tensor (N, C, H, W) in the example's dtype and on its device; of a model of several images a list of batches,
-        as `calibration=` takes them.
+        A tensor in the example's layout and dtype and on its device; of a model of several images a list of batches, as
+        `calibration=` takes them.
 
     Sources:
         Cai et al. 2020, "ZeroQ"; Yin et al. 2020, "Dreaming to distill"; Baradad et al. 2021, "Learning to see by
@@ -138,8 +139,10 @@ def _made(
     if count < 1:
         raise CalibrationError(f"n={count}: pass at least 1")
     _check(seen.example)
-    with undisturbed(seen.model):
-        return _Maker(seen, count, seed, mean, std, progress).made()
+    first, turned = upright(seen)
+    with undisturbed(first.model):
+        made = _Maker(first, count, seed, mean, std, progress).made()
+    return dataclasses.replace(made, images=as_taken(made.images, turned))
 
 
 def _check(example: Example) -> None:
@@ -156,7 +159,7 @@ def _check(example: Example) -> None:
 
 def _enough(seen: Capture) -> int:
     """How many images by default."""
-    tensor = seen.example.tensors()[0]
+    tensor = upright(seen)[0].example.tensors()[0]
     side = math.sqrt(tensor.shape[-1] * tensor.shape[-2]) if tensor.dim() == 4 else 1.0
     count = max(_LEAST_IMAGES, min(_MOST_IMAGES, round(_SIDES / max(side, 1.0))))
     if not informed(seen.model):

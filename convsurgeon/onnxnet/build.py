@@ -14,12 +14,13 @@ from onnx import NodeProto, helper
 from torch import nn
 
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing
+from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing, window_of
 from convsurgeon.onnxnet.naming import Names, conv_name, path_of
 from convsurgeon.onnxnet.network import PLUS, Entry, OnnxNetwork, Owner, Port, Step, fingerprint
-from convsurgeon.onnxnet.ops import Op
+from convsurgeon.onnxnet.operators.op import Op, View
+from convsurgeon.onnxnet.operators.shapes import stored
 from convsurgeon.onnxnet.piece import grouped, piece_of
-from convsurgeon.onnxnet.rules import RULES, View, close, places
+from convsurgeon.onnxnet.rules import close, places, ruled
 from convsurgeon.onnxnet.runtime import Array, to_torch
 from convsurgeon.onnxnet.source import Source
 from convsurgeon.onnxnet.values import Values, reads
@@ -85,10 +86,10 @@ class _Builder:
         self.paths = paths
         gated = self._gates()
         made = [self._translated(node, gated) for node in self.nodes]
-        steps = [*self._entries(), *self._ordered(made)]
-        return OnnxNetwork(
-            self.source, self.ports, tuple(self.outputs), _dropping(steps, self.outputs), self.owners, self.modules
-        )
+        steps: Sequence[Step] = [*self._entries(), *self._ordered(made)]
+        steps = _dropping(steps, self.outputs)
+        half = any(port.half for port in self.ports) or self.values.half
+        return OnnxNetwork(self.source, self.ports, tuple(self.outputs), steps, self.owners, self.modules, half)
 
     def _entries(self) -> list[Step]:
         """Casts of inputs, and constants that are outputs."""
@@ -102,7 +103,7 @@ class _Builder:
             array = self.values.array(name)
             if array is not None:
                 path = self.names.claim(f"{name}.constant")
-                self.modules[path] = Op("constant", {}, {0: to_torch(array)})
+                self.modules[path] = Op(stored, {}, {0: to_torch(array)})
                 found.append(Step(path, (), (name,)))
         return found
 
@@ -145,7 +146,7 @@ class _Builder:
             return self._conv(view)
         if node.op_type == "Add" and not any(name in self.values.constant for name in node.input):
             return Translated((Step(PLUS, tuple(node.input), tuple(own)),)) if self._sums(node) else None
-        module = _ruled(view)
+        module = ruled(view)
         return None if module is None else self._checked(node, [(module, tuple(places(node, module)), tuple(own))])
 
     def _floating(self, name: str) -> bool:
@@ -173,15 +174,17 @@ class _Builder:
         return made
 
     def _own(self, path: str, node: NodeProto, parts: ConvParts) -> None:
-        known = self.owners.get(path)
-        if known is not None:
-            self.owners[path] = dataclasses.replace(known, outputs=(*known.outputs, node.output[0]))
-            return
         weight, shape = self.values.array(node.input[1]), self.values.shape(node.input[0])
         assert weight is not None
         assert shape is not None
-        margin = () if parts.margin is None else margin_of(parts.margin, shape[2:])
-        self.owners[path] = Owner((node.output[0],), str(weight.dtype), margin, fingerprint(parts.conv))
+        known = self.owners.get(path) or Owner((), str(weight.dtype), (), fingerprint(parts.conv))
+        margins = known.margins
+        if parts.margin is not None:
+            margins = (*margins, margin_of(parts.margin, shape[2:]))
+        open_sizes = any(axis for port in self.ports for axis, _ in port.open)
+        window = window_of(parts.margin) if open_sizes or len(set(margins)) > 1 else ()
+        outputs = (*known.outputs, node.output[0])
+        self.owners[path] = dataclasses.replace(known, outputs=outputs, margins=margins, window=window)
 
     def _checked(
         self, node: NodeProto, row: Sequence[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]], path: str = ""
@@ -259,14 +262,6 @@ def _key(node: NodeProto) -> str:
 
 def _gate(maker: NodeProto) -> nn.Module:
     return nn.SiLU() if maker.op_type == "Sigmoid" else nn.Hardswish()
-
-
-def _ruled(view: View) -> nn.Module | None:
-    rule = RULES.get(view.node.op_type)
-    try:
-        return None if rule is None else rule(view)
-    except Exception:  # an attribute that is missing, or of another kind
-        return None
 
 
 def _in_a_row(node: NodeProto, parts: ConvParts) -> list[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]:

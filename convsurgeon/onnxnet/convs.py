@@ -15,8 +15,8 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.leaf import HiddenConv
 from convsurgeon.onnxnet.macs import macs_of
-from convsurgeon.onnxnet.ops import Op, same_pads
-from convsurgeon.onnxnet.rules import View, filled
+from convsurgeon.onnxnet.operators.op import Op, View
+from convsurgeon.onnxnet.operators.windows import filled, margin, same, same_pads
 from convsurgeon.onnxnet.values import Values
 
 KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,21 +66,30 @@ def _padding(view: View, kernel: Any, stride: Any, dilation: Any) -> tuple[tuple
         if set(stride) == {1} and not any(span % 2 for span in spans):
             return tuple(span // 2 for span in spans), None
         how = {"kernel": kernel, "stride": stride, "dilation": dilation, "lower": word == "SAME_LOWER"}
-        return none, Op("same", how)
+        return none, Op(same, how)
     pads = [0] * 2 * dims if word == "VALID" else view.get("pads", [0] * 2 * dims)
     if pads[:dims] == pads[dims:] and min(pads) >= 0:
         return tuple(pads[:dims]), None
-    return none, Op("margin", {"pads": tuple(pads)})
+    return none, Op(margin, {"pads": tuple(pads)})
 
 
-def margin_of(margin: Op, size: Sequence[int]) -> tuple[int, ...]:
-    """What a margin adds to an input of this size: all beginnings, then all ends."""
-    how = margin.settings
+def margin_of(before: Op, size: Sequence[int]) -> tuple[int, ...]:
+    """What the margin before a conv adds to an input of this size: all beginnings, then all ends."""
+    how = before.settings
     if "pads" in how:
         return tuple(how["pads"])
     totals = same_pads(size, how["kernel"], how["stride"], how["dilation"])
     small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
     return (*large, *small) if how["lower"] else (*small, *large)
+
+
+def window_of(before: Op | None) -> tuple[tuple[int, int], ...]:
+    """Kernel with its dilation, and stride, along every axis, if the margin before a conv goes with the size."""
+    if before is None or before.function is not same:
+        return ()
+    how = before.settings
+    windows = zip(how["kernel"], how["stride"], how["dilation"], strict=True)
+    return tuple(((k - 1) * apart + 1, step) for k, step, apart in windows)
 
 
 def sharing(graph: GraphProto) -> Counter[str]:

@@ -71,4 +71,7 @@ def _part(part: str, root: type[nn.Module]) -> str:
     return f"{part}_" if hasattr(root, part) or hasattr(nn.Module, part) or part in _OWN else part
 
 
-_OWN = frozenset(vars(nn.Module())) | {"steps", "source", "inputs", "outputs", "drops"}
+_OWN = frozenset(vars(nn.Module())) | {
+    *("source", "ports", "output_names", "steps", "owners", "half_precision", "counted")
+}
+"""Attributes of a module, and of an `OnnxNetwork`."""

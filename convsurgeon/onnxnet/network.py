@@ -56,14 +56,16 @@ class Owner:
     Args:
         outputs: first outputs of its nodes, one per call.
         dtype: of its weight there, in numpy's words.
-        margin: of a conv that pads unequally, all beginnings and then all ends; empty for others.
+        margins: of a conv that pads unequally, on the example, one per call: all beginnings, then all ends; else empty.
         fingerprint: of its weights as they were read.
+        window: where its margin is not always the same: of every axis the kernel with its dilation, and the stride.
     """
 
     outputs: tuple[str, ...]
     dtype: str
-    margin: tuple[int, ...]
+    margins: tuple[tuple[int, ...], ...]
     fingerprint: str
+    window: tuple[tuple[int, int], ...] = ()
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -121,6 +123,7 @@ class OnnxNetwork(nn.Module):
         steps: in order.
         owners: path of every conv -> what it stands for in the file.
         modules: path -> module.
+        half: whether some of it computes in half precision, which is float32 here.
     """
 
     def __init__(
@@ -131,10 +134,11 @@ class OnnxNetwork(nn.Module):
         steps: tuple[Step, ...],
         owners: dict[str, Owner],
         modules: dict[str, nn.Module],
+        half: bool = False,
     ) -> None:
         super().__init__()
         self.source, self.ports, self.output_names = source, ports, outputs
-        self.steps, self.owners = steps, owners
+        self.steps, self.owners, self.half_precision = steps, owners, half
         self.counted: nn.Module | None = None
         for path, module in modules.items():
             _put(self, path, module)

@@ -89,7 +89,8 @@ def piece_of(nodes: Sequence[NodeProto], values: Values, outside: Collection[str
         else:
             graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
     outputs = [name for node in nodes for name in node.output if name in outside]
-    graph.output.extend(ValueInfoProto(name=name) for name in outputs)
+    graph.output.extend(values.declared(name) for name in outputs)
+    graph.value_info.extend(values.declared(name) for name in sorted(made.difference(outputs)))
     source = values.source.model
     model = ModelProto(ir_version=max(4, source.ir_version), graph=graph)
     model.opset_import.extend(source.opset_import)

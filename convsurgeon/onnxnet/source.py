@@ -12,6 +12,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from convsurgeon.base.errors import LoadError, first_line
 from convsurgeon.onnxnet import proto
 
+OLDEST = 7
+"""Operator set: onnxruntime runs some nodes of older ones, and cannot add two values."""
+
 _INTEGER = ("QLinearConv", "ConvInteger", "QLinearConvTranspose")
 _OPTIMISED = ("FusedConv", "NhwcFusedConv", "NhwcConv", "QGemm", "QLinearAdd", "NhwcMaxPool")
 
@@ -67,6 +70,8 @@ def read(path: str | Path) -> Source:
         raise LoadError(f"{place}: is no ONNX file ({first_line(error)}); export it again") from error
     if not model.graph.node:
         raise LoadError(f"{place}: is no ONNX model, or one without nodes; export it again")
+    if (word := next(_no_texts(model), None)) is not None:
+        raise LoadError(f"{place}: is damaged: {word!r} stands where a name should be; export it again")
     places = tuple(dict.fromkeys(_places(model)))
     try:
         if places:
@@ -78,6 +83,17 @@ def read(path: str | Path) -> Source:
         raise LoadError(f"{place}: is no valid ONNX file: {first_line(error)}; export it again") from error
     _refuse(place, model)
     return Source(place, data, model, places)
+
+
+def _no_texts(message: Any) -> Iterator[bytes]:
+    """Names in a file that are no text, which protobuf hands out as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            texts = [value] if isinstance(value, str | bytes) else value
+            yield from (one for one in texts if isinstance(one, bytes))
+        elif field.type == field.TYPE_MESSAGE:
+            for one in [value] if hasattr(value, "ListFields") else value:
+                yield from _no_texts(one)
 
 
 def _places(model: ModelProto) -> Iterator[str]:
@@ -98,11 +114,18 @@ def tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def _refuse(path: Path, model: ModelProto) -> None:
-    """Quantised convs, and files that a runtime has written for one kind of processor."""
+    """Old files, quantised convs, and files that a runtime has written for one kind of processor."""
+    if 0 < proto.opset_of(model) < OLDEST:
+        raise LoadError(
+            f"{path}: is of opset {proto.opset_of(model)}, onnxruntime knows {OLDEST} and newer; "
+            f"bring it there (onnx.version_converter.convert_version(model, {OLDEST}))"
+        )
     for graph in proto.graphs(model.graph):
         made = proto.producers(graph)
         for node in graph.node:
             name = node.name or (node.output[0] if node.output else node.op_type)
+            if _lacks(node, proto.opset_of(model)):
+                raise LoadError(f"{path}: {node.op_type} {name} lacks an input that it must have; export it again")
             if node.op_type in _INTEGER or _dequantised(node, made):
                 raise LoadError(
                     f"{path}: {name} is a quantised conv; bring the float file that it was made from, "
@@ -113,6 +136,18 @@ def _refuse(path: Path, model: ModelProto) -> None:
                     f"{path}: {name} is a {node.domain}.{node.op_type}: onnxruntime has optimised this file for one "
                     "kind of processor; bring the file that it was made from"
                 )
+
+
+def _lacks(node: NodeProto, opset: int) -> bool:
+    """Whether an input is left out that is not optional, which the runtime may not survive."""
+    if "" not in node.input or node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
+        return False
+    try:
+        formal = onnx.defs.get_schema(node.op_type, opset).inputs
+    except onnx.defs.SchemaError:  # of another operator set
+        return False
+    kinds = [formal[min(place, len(formal) - 1)].option for place, name in enumerate(node.input) if not name and formal]
+    return any(kind != onnx.defs.OpSchema.FormalParameterOption.Optional for kind in kinds)
 
 
 def _dequantised(node: NodeProto, made: dict[str, NodeProto]) -> bool:

@@ -2,7 +2,8 @@
 
 The margin of a conv that pads unequally (`auto_pad`, asymmetric `pads`) is no part of its module. Each stage that has
 the window along an axis takes the margin of that axis, as long as nothing before it would have seen the zeros: bare
-convs without bias make zeros of zeros. Otherwise the margin becomes a Pad of its own.
+convs without bias make zeros of zeros. Otherwise the margin becomes a Pad of its own, and where it is that of
+`auto_pad` in a file of open sizes, a few nodes before it compute it from the size of what is padded.
 """
 
 from __future__ import annotations
@@ -68,19 +69,29 @@ def _weights(module: nn.Module) -> tuple[tuple[str, Tensor], ...]:
 
 @dataclass(frozen=True)
 class _Margin:
-    """A conv's own margin where its module has none: `auto_pad`, or all beginnings and then all ends."""
+    """A conv's own margin where its module has none: `auto_pad`, or all beginnings and then all ends.
+
+    Args:
+        word: `auto_pad`.
+        pads: on the example.
+        window: as an `Owner` has it: of a margin that is not always the same.
+    """
 
     word: str
     pads: tuple[int, ...]
+    window: tuple[tuple[int, int], ...]
 
     @staticmethod
     def of(node: NodeProto, owner: Owner) -> _Margin:
-        return _Margin(str(_kept(node).get("auto_pad", b"").decode()), owner.margin)
+        pads = owner.margins[owner.outputs.index(node.output[0])] if owner.margins else ()
+        return _Margin(str(_kept(node).get("auto_pad", b"").decode()), pads, owner.window)
 
     @property
     def axes(self) -> frozenset[int]:
-        """Along which it is."""
+        """Along which it is, or may be."""
         half = len(self.pads) // 2
+        if self.window:
+            return frozenset(axis for axis, (window, _) in enumerate(self.window) if window > 1)
         return frozenset(axis for axis in range(half) if self.pads[axis] or self.pads[axis + half])
 
     def along(self, axes: frozenset[int]) -> dict[str, Any]:
@@ -162,11 +173,38 @@ class _Reader:
         pads = self.margin.pads
         half = len(pads) // 2
         whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
-        if self.opset < 11:
+        if self.margin.window:
+            self._growing()
+        elif self.opset < 11:
             self.found.append(Stage("margin", "margin", "Pad", ("",), (), {"pads": whole}))
         else:
             self.found.append(Stage("margin", "margin", "Pad", ("",), (("pads", torch.tensor(whole)),)))
         return "margin"
+
+    def _growing(self) -> None:
+        """A Pad by `max(0, kernel - stride + (-size mod stride))`, half of it at either end, the rest where it goes.
+
+        Batch and channels go along with kernel and stride 1, so that they get no margin.
+        """
+        if self.opset < 12:
+            raise self._unknown("margin of a size that is not known before")
+        steps = torch.tensor([1, 1, *(step for _, step in self.margin.window)])
+        wider = torch.tensor([0, 0, *(kernel - step for kernel, step in self.margin.window)])
+        for key, operator, inputs, *weights in (
+            ("size", "Shape", ("",)),
+            ("less", "Neg", ("size",)),
+            ("rest", "Mod", ("less",), ("steps", steps)),
+            ("lacking", "Add", ("rest",), ("wider", wider)),
+            ("all", "Max", ("lacking",), ("none", torch.tensor([0]))),
+            ("small", "Div", ("all",), ("two", torch.tensor([2]))),
+            ("large", "Sub", ("all", "small")),
+        ):
+            ends = tuple(f"margin {one}" if one else "" for one in inputs)
+            self.found.append(Stage(f"margin {key}", f"margin.{key}", operator, ends, tuple(weights)))
+        order = ("large", "small") if self.margin.word == "SAME_LOWER" else ("small", "large")
+        ends = tuple(f"margin {one}" for one in order)
+        self.found.append(Stage("margin both", "margin.both", "Concat", ends, (), {"axis": 0}))
+        self.found.append(Stage("margin", "margin", "Pad", ("", "margin both")))
 
     def _module(self, node: fx.Node, module: nn.Module) -> None:
         source = tuple(self.keys[one] for one in node.all_input_nodes)

@@ -9,10 +9,13 @@ import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, numpy_helper
 
 from convsurgeon.base.errors import CaptureError
+from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.runtime import Array, run_once
 from convsurgeon.onnxnet.source import Source
 
 _CHANCE = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+
+_HALVES = ("tensor(float16)", "tensor(bfloat16)")
 
 
 class Values:
@@ -29,6 +32,7 @@ class Values:
     def __init__(self, source: Source, feed: Mapping[str, Array]) -> None:
         self.source, self.graph = source, source.model.graph
         self._tensors = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._declared = proto.element_types(self.graph)
         self._arrays: dict[str, Array] = {}
         self.seen: dict[str, Any] = dict(feed)
         self.types: dict[str, str] = {}
@@ -42,7 +46,7 @@ class Values:
         made = [name for node in self.graph.node for name in node.output if name]
         outputs = [name for name in dict.fromkeys(made) if name not in self._tensors]
         del probe.graph.output[:]
-        probe.graph.output.extend(ValueInfoProto(name=name) for name in outputs)
+        probe.graph.output.extend(self.declared(name) for name in outputs)
         del probe.graph.value_info[:]
         stored = set(self._tensors)
         inputs = [info for info in self.graph.input if info.name not in stored]
@@ -61,6 +65,13 @@ class Values:
             ) from error
         self.seen.update(zip(outputs, found, strict=True))
 
+    def declared(self, name: str) -> ValueInfoProto:
+        """A value with the type that the file says it has, if it says so; sizes are found out."""
+        found, kind = ValueInfoProto(name=name), self._declared.get(name)
+        if kind:
+            found.type.tensor_type.elem_type = kind
+        return found
+
     def _constants(self) -> frozenset[str]:
         """Names of the values that do not depend on the inputs."""
         known = set(self._tensors)
@@ -75,6 +86,11 @@ class Values:
 
     def _plain(self, names: Sequence[str]) -> bool:
         return all(isinstance(self.seen.get(name), np.ndarray) for name in names if name)
+
+    @property
+    def half(self) -> bool:
+        """Whether a value that depends on the inputs is in half precision."""
+        return any(kind in _HALVES and name not in self.constant for name, kind in self.types.items())
 
     def array(self, name: str) -> Array | None:
         """A constant's value; None for all others, and for what is not there."""

@@ -3,6 +3,8 @@
 python -m tests.benchmarks.bench_files real --file nudenet --share 0.5     # a file that ships in a package of PyPI
 python -m tests.benchmarks.bench_files exported --network resnet20 --share 0.3 --seeds 0 10 11
 python -m tests.benchmarks.bench_files backend                              # onnx's own tests that hold a Conv
+python -m tests.benchmarks.bench_files exporters --networks yolov8n         # torch's two; --folder: files of others
+python -m tests.benchmarks.bench_files large                                # 2.3 GB; --folder: where there is room
 
 Packages are not installed from here; what is not there is skipped.
 """
@@ -27,6 +29,7 @@ import convsurgeon as cs
 from convsurgeon.base.tables import Table
 from convsurgeon.images.files import load_images
 from tests.benchmarks.bench_calibrated import CASES
+from tests.benchmarks.other_files import NETWORKS, exporters, large
 from tests.networks import DATA, pretrained
 from tests.onnxnet.files import run
 
@@ -181,9 +184,12 @@ def backend() -> tuple[int, int, int, list[str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("real", "exported", "backend"))
+    parser.add_argument("what", choices=("real", "exported", "backend", "exporters", "large"))
     parser.add_argument("--file", choices=list(REAL), default="nudenet")
-    parser.add_argument("--folder", help="where the file lies, if its package is not installed")
+    parser.add_argument("--folder", help="where the files lie, or the large one is to lie")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), help="of exporters, all if not given")
+    parser.add_argument("--side", type=int, default=64, help="of the images of exporters")
+    parser.add_argument("--gigabytes", type=float, default=2.3)
     parser.add_argument("--network", choices=("resnet20", "resnet56", "dncnn"), default="resnet20")
     parser.add_argument("--share", type=float, default=0.5)
     parser.add_argument("--images", type=int, default=50)
@@ -197,7 +203,7 @@ def main() -> None:
         )
         print("\n".join(wrong))
         return
-    _real(options) if options.what == "real" else _exported(options)
+    {"real": _real, "exported": _exported, "exporters": exporters, "large": large}[options.what](options)
 
 
 if __name__ == "__main__":

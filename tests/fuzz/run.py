@@ -39,6 +39,8 @@ def prepare(kinds: Sequence[str]) -> None:
     texts.captured()
     if {"weights", "onnx"} & set(kinds):
         files.prepare()
+    if "network" in kinds:
+        networks.prepare()
     if "checkpoint" in kinds:
         stored.prepare()
 
@@ -50,7 +52,7 @@ def chunks(kinds: Sequence[str], cases: int) -> Iterator[tuple[str, int, int]]:
     done = dict.fromkeys(kinds, 0)
     while any(left.values()):
         for kind in kinds:
-            count = min(left[kind], max(1, CHUNK * KINDS[kind][1] // 40))
+            count = min(left[kind], max(1, CHUNK * KINDS[kind][1] // min(40, weights)))
             if count:
                 yield kind, done[kind], count
             left[kind] -= count

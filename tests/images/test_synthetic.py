@@ -192,6 +192,27 @@ class _Four(nn.Module):
         return self.conv(x.reshape(4, 3, 12, 12)).mean((2, 3))
 
 
+class _Last(nn.Module):
+    """A network that takes its channels last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.permute(0, 3, 1, 2))
+
+
+def test_channels_may_come_last() -> None:
+    model = _knowing(IMAGENET)
+    given = cs.synthetic_images(_Last(model), EXAMPLE.permute(0, 2, 3, 1).contiguous(), 32, progress=False)
+    wanted = cs.synthetic_images(model, EXAMPLE, 32, progress=False)
+    torch.testing.assert_close(given.permute(0, 3, 1, 2), wanted, rtol=1e-3, atol=1e-3)
+    result = cs.convert(_Last(model), EXAMPLE.permute(0, 2, 3, 1), forms=[FORM], images=32, progress=False)
+    assert result.changes
+    assert result.made_up[0].held_back[0].tensors()[0].shape[1:] == (16, 16, 3)
+
+
 def test_several_inputs_are_batches_and_calibrate() -> None:
     example = (torch.rand(1, 3, 12, 12), torch.rand(1, 1, 12, 12))
     batches = cs.synthetic_images(_Pair(), example, 70, progress=False)

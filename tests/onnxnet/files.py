@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convsurgeon.onnxnet import proto
 
@@ -61,8 +62,10 @@ class Graph:
             ends += [helper.make_tensor_value_info(one.name, one.data_type, one.dims) for one in self.stored]
         outs = [helper.make_tensor_value_info(output, more.get("gives", kind), None)]
         graph = helper.make_graph(self.nodes, "net", ends, outs, self.stored, doc_string="a graph")
-        domains = [helper.make_opsetid("", self.opset)]
-        made = helper.make_model(graph, opset_imports=domains, ir_version=self.ir, producer_name="tests")
+        own = more.get("functions", [])
+        domains = [helper.make_opsetid("", self.opset), *[helper.make_opsetid("own", 1)] * bool(own)]
+        how = {"opset_imports": domains, "ir_version": self.ir, "producer_name": "tests", "functions": own}
+        made = helper.make_model(graph, **how)
         made.metadata_props.add(key="author", value="somebody")
         ranks = proto.ranks(onnx.shape_inference.infer_shapes(made).graph)
         rank = more.get("rank", ranks.get(output, 4))
@@ -331,26 +334,97 @@ def saved(model: ModelProto, folder: Path, name: str = "net.onnx", **more: Any) 
 
 def feed_of(path: Path, seed: int = 0) -> dict[str, Array]:
     """Noise for a file whose sizes are fixed."""
+    return feed_for(session_of(path), seed)
 
+
+def feed_for(session: Any, seed: int = 0, sizes: Sequence[int] = ()) -> dict[str, Array]:
+    """Noise for a session of a file, its open sizes as they are given, axis by axis, or 1."""
     random = np.random.default_rng(seed)
     types = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
     return {
-        one.name: random.standard_normal([size if isinstance(size, int) else 1 for size in one.shape]).astype(
-            types[one.type]
-        )
-        for one in _session(path).get_inputs()
+        one.name: random.standard_normal(
+            [size if isinstance(size, int) else [*sizes, *[1] * 9][axis] for axis, size in enumerate(one.shape)]
+        ).astype(types[one.type])
+        for one in session.get_inputs()
     }
 
 
 def run(path: Path, feed: dict[str, Array]) -> list[Array]:
     """What onnxruntime makes of a file."""
-    return list(_session(path).run(None, feed))
+    return list(session_of(path).run(None, feed))
 
 
-def _session(path: Path) -> Any:
+def session_of(path: Path, optimised: bool = True) -> Any:
+    """Of onnxruntime, with one thread."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    if not optimised:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def nothing_else_touched(path: Path, made: Path, replaced: Collection[str]) -> None:
+    """Asserts that a file is another one but for some of its convs, and what only they read.
+
+    Args:
+        path: the original.
+        made: what came of it.
+        replaced: outputs of the convs that are others now.
+    """
+    before, after = onnx.load(path), onnx.load(made)
+    spare = _spare(before.graph, replaced)
+    left = [
+        node.SerializeToString()
+        for node in before.graph.node
+        if not replaced.intersection(node.output[:1]) and not (node.output and spare.issuperset(node.output))
+    ]
+    rest = Counter(left)
+    kept = []
+    for node in after.graph.node:
+        data = node.SerializeToString()
+        if rest[data]:
+            kept.append(data)
+            rest[data] -= 1
+    assert kept == left, "another node was touched"
+    old, new = ({one.name: one.SerializeToString() for one in model.graph.initializer} for model in (before, after))
+    assert all(new.get(name) == data for name, data in old.items() if name not in spare), "a weight was touched"
+    assert not spare.intersection(new), "a weight that nobody reads was left"
+    used = proto.uses(after.graph)
+    assert all(used[name] for name in new if name not in old), "a weight that nobody reads was added"
+    _same_shell(before, after, spare | (set(new) - set(old)))
+
+
+def _spare(graph: GraphProto, replaced: Collection[str]) -> set[str]:
+    """What only the weights of some convs were for."""
+    used = proto.uses(graph)
+    waiting = []
+    for node in graph.node:
+        if node.output and node.output[0] in replaced:
+            waiting += [name for name in node.input[1:] if name]
+            used.subtract(node.input[1:])
+    found: set[str] = set()
+    makers = proto.producers(graph)
+    while waiting:
+        name = waiting.pop()
+        maker = makers.get(name)
+        if used[name] > 0 or name in found or (maker and any(used[one] > 0 for one in maker.output)):
+            continue
+        found.add(name)
+        if maker is not None:
+            found.update(maker.output)
+            used.subtract(maker.input)
+            waiting += [one for one in maker.input if one]
+    return found
+
+
+def _same_shell(before: ModelProto, after: ModelProto, others: Collection[str]) -> None:
+    for model in (before, after):
+        del model.graph.node[:], model.graph.initializer[:]
+        for infos in (model.graph.input, model.graph.value_info):
+            kept = [info for info in infos if info.name not in others]
+            del infos[:]
+            infos.extend(kept)
+    assert before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)

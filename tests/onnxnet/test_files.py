@@ -43,6 +43,36 @@ def test_torch_computes_what_the_runtime_computes(name: str, tmp_path: Path) -> 
         assert np.abs(one.numpy() - wanted.astype(float)).max() <= limit * np.abs(wanted).max()
 
 
+def test_names_hide_nothing_of_the_network(tmp_path: Path) -> None:
+    names = vars(opened(saved(plain(), tmp_path))[0])
+    graph, value = Graph(), "x"
+    for name in names:
+        value = graph.conv(value, f"{name}.out", name, 4, 4, 1)
+    network, example = opened(saved(graph.model(value), tmp_path, "names.onnx"))
+    assert len(network.owners) == len(names)  # type: ignore[arg-type]
+    assert np.isfinite(network(*example.args).numpy(force=True)).all()  # type: ignore[attr-defined]
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    data = saved(plain(), tmp_path).read_bytes()
+    (tmp_path / "bad.onnx").write_bytes(data.replace(b"body.conv", b"body\xffconv"))
+    with pytest.raises(cs.LoadError, match=r"is damaged: b'body\\xffconv.* stands where a name should be"):
+        cs.plan(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize("computes", [True, False])
+def test_parity_is_looser_only_where_a_file_computes_in_half_precision(computes: bool, tmp_path: Path) -> None:
+    graph = Graph(13)
+    graph.const("w", (graph.random.standard_normal((4, 4, 3, 3)) / 6).astype(np.float16))
+    graph.node("Cast", ["w"], "w32", to=TensorProto.FLOAT)
+    graph.node("Conv", ["x", "w32"], "a", "conv")
+    graph.node("Cast", ["a"], "b", to=TensorProto.FLOAT16 if computes else TensorProto.DOUBLE)
+    graph.node("Cast", ["b"], "y", to=TensorProto.FLOAT)
+    result = cs.convert(saved(graph.model(), tmp_path), forms=[cs.CP(rank=2)], calibration=False, progress=False)
+    made = cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    assert made.parity.relative_limit == (3e-2 if computes else 1e-4)
+
+
 def test_everything_but_the_lstm_is_translated(tmp_path: Path) -> None:
     network, example = opened(saved(recurrent(), tmp_path))
     pieces = [module for module in network.modules() if isinstance(module, Foreign)]
@@ -68,6 +98,22 @@ def test_files_that_a_runtime_has_optimised_are_refused(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "net.onnx")
     with pytest.raises(cs.LoadError, match=r"com.microsoft.FusedConv: onnxruntime has optimised this file"):
         cs.inspect(tmp_path / "net.onnx")
+
+
+def test_a_node_without_an_input_that_it_needs_is_refused(tmp_path: Path) -> None:
+    """The runtime would end the process."""
+    graph = Graph(13)
+    graph.conv("x", "a", "conv", 4, 4)
+    graph.node("Sum", ["a", ""], "y", "total")
+    with pytest.raises(cs.LoadError, match="Sum total lacks an input that it must have"):
+        cs.plan(saved(graph.model(), tmp_path))
+
+
+def test_files_older_than_the_runtime_are_refused(tmp_path: Path) -> None:
+    graph = Graph(6)
+    graph.conv("x", "y", "conv", 4, 4)
+    with pytest.raises(cs.LoadError, match="is of opset 6, onnxruntime knows 7 and newer; bring it there"):
+        cs.plan(saved(graph.model(), tmp_path))
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
@@ -220,3 +266,42 @@ def test_a_table_of_latencies_knows_margins(word: str, tmp_path: Path) -> None:
     assert {row.site for row in table.rows} == {"conv", "second"}
     assert all(table.has("second", form) for form in forms)
     assert table.total_ms > 0
+
+
+@pytest.mark.parametrize("word", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("biased", [False, True], ids=["taken by a stage", "a Pad of its own"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_a_margin_goes_with_the_size(word: str, biased: bool, k: int, tmp_path: Path) -> None:
+    """In a file of open sizes, and where one conv is called on two sizes."""
+    graph = Graph(13)
+    weight = graph.weight("conv.weight", 4, 4, k, k)
+    for source, target in (("x", "a"), ("a", "y")):
+        graph.node("Conv", [source, weight], target, f"{target}.conv", auto_pad=word, strides=[2, 2])
+    path = saved(graph.model(inputs=[("x", [1, 4, "height", "width"])]), tmp_path)
+    example = torch.randn(1, 4, 10, 8)
+    network, _ = opened(path, example)
+    assert isinstance(network, OnnxNetwork)
+    network.conv = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=biased), torch.nn.Conv2d(4, 4, k, 2))
+    cs.export_onnx(network, example, tmp_path / "made.onnx")
+    operators = {node.op_type for node in onnx.load(tmp_path / "made.onnx").graph.node}
+    assert ("Pad" in operators) == biased
+    for size in ((10, 8), (7, 9), (5, 6), (13, 4)):
+        x = torch.randn(1, 4, *size)
+        (found,) = run(tmp_path / "made.onnx", {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), network(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_what_ships_as_int8_runs_and_its_parity_is_said(tmp_path: Path) -> None:
+    path = saved(plain(), tmp_path)
+    images = torch.randn(80, 4, 9, 9)
+    result = cs.convert(path, forms=[cs.CP(rank=6)], calibration=images, progress=False)
+    bundle = cs.export(result, tmp_path / "out", int8=True, calibration=images, pairs=0, progress=False)
+    for name in ("original-int8.onnx", "model-int8.onnx"):
+        made = bundle.folder / name
+        assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in onnx.load(made).graph.node}
+        feed = {"x": images[:1].numpy()}
+        (wanted,), (found,) = run(bundle.folder / name.replace("-int8", ""), feed), run(made, feed)
+        assert 0 < np.abs(found - wanted).max() < 0.2 * np.abs(wanted).max()
+    said = {one.name: one.sqnr_db for one in bundle.deployment.agreement}
+    assert min(said["original-int8.onnx"], said["model-int8.onnx"]) > 10
+    assert "model-int8.onnx" in str(bundle.deployment)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto
 from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.onnxnet import proto
-from tests.onnxnet.files import FILES, feed_of, plain, run, saved, shared
+from tests.onnxnet.files import FILES, feed_of, nothing_else_touched, plain, run, saved, shared
 
 FORMS = (
     cs.CP,
@@ -51,35 +49,8 @@ def test_nothing_else_is_touched(name: str, tmp_path: Path) -> None:
     data = path.read_bytes()
     result, made = converted(path, cs.DepthwiseSeparable(rank=1), tmp_path)
     assert path.read_bytes() == data
-    before, after = onnx.load(path), onnx.load(made)
     replaced = {output for name in result.changes for output in result.model.owners[name].outputs}
-    left = [node.SerializeToString() for node in before.graph.node if node.output[0] not in replaced]
-    kept = [node.SerializeToString() for node in after.graph.node]
-    gone = Counter(left) - Counter(kept)
-    assert all(_makes_a_weight(onnx.NodeProto.FromString(one)) for one in gone)
-    order = [one for one in kept if one in set(left)]
-    assert order == [one for one in left if one not in gone]
-    stored = {tensor.name: tensor.SerializeToString() for tensor in after.graph.initializer}
-    used = proto.uses(after.graph)
-    assert all(used[name] for name in stored)
-    for tensor in before.graph.initializer:
-        assert stored.get(tensor.name, tensor.SerializeToString()) == tensor.SerializeToString()
-        assert tensor.name in stored or not used[tensor.name]
-    _same_shell(before, after)
-
-
-def _makes_a_weight(node: onnx.NodeProto) -> bool:
-    """Whether a node does nothing but make a weight."""
-    return node.op_type in ("Constant", "Transpose", "Cast", "Identity")
-
-
-def _same_shell(before: ModelProto, after: ModelProto) -> None:
-    stored = {tensor.name for model in (before, after) for tensor in model.graph.initializer}
-    for model in (before, after):
-        inputs = [info for info in model.graph.input if info.name not in stored]
-        del model.graph.node[:], model.graph.initializer[:], model.graph.input[:]
-        model.graph.input.extend(inputs)
-    assert before.SerializeToString(deterministic=True) == after.SerializeToString(deterministic=True)
+    nothing_else_touched(path, made, replaced)
 
 
 @pytest.mark.parametrize("name", FILES)

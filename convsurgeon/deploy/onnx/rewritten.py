@@ -23,8 +23,6 @@ from convsurgeon.onnxnet.write import changed, store, written
 HALF = (3e-2, 35.0)
 """Limits of parity, relative and in dB, for a file in half precision, which the runtime rounds at every step."""
 
-_HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-
 
 def check_unasked(path: Path, opset: int, others: dict[str, Any]) -> None:
     """Refuses what would touch more of a file than its convs.
@@ -89,20 +87,13 @@ def keep_original(network: OnnxNetwork, example: Example, target: Path, images: 
 
 def limits(network: OnnxNetwork) -> tuple[float, float]:
     """Of parity."""
-    return HALF if in_half_precision(network) else (1e-4, 80.0)
+    return HALF if network.half_precision else (1e-4, 80.0)
 
 
 def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
     """What `rebuild` needs beside the file and the plan: the tensors of the convs that are not the file's."""
     paths = tuple(f"{path}." for path in changed(network))
     return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(paths)}
-
-
-def in_half_precision(network: OnnxNetwork) -> bool:
-    """Whether a file has weights or inputs in half precision."""
-    return any(tensor.data_type in _HALVES for tensor in network.source.model.graph.initializer) or any(
-        port.half for port in network.ports
-    )
 
 
 def timing_graph(network: OnnxNetwork) -> ModelProto:
@@ -147,12 +138,13 @@ def _weight(network: OnnxNetwork, path: str, name: str, known: TensorProto | Non
 
 def _write_margin(node: Any, owner: Owner) -> None:
     """`auto_pad` as the numbers that it means on the example."""
-    if not owner.margin:
+    if not owner.margins:
         return
     kept = [item for item in node.attribute if item.name not in ("auto_pad", "pads")]
     del node.attribute[:]
     node.attribute.extend(kept)
-    node.attribute.add(name="pads", ints=owner.margin, type=7)  # AttributeProto.INTS
+    pads = owner.margins[owner.outputs.index(node.output[0])]
+    node.attribute.add(name="pads", ints=pads, type=7)  # AttributeProto.INTS
 
 
 def _fix_sizes(network: OnnxNetwork, model: ModelProto) -> None:
