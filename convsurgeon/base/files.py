@@ -47,12 +47,21 @@ def text_of(path: str | os.PathLike[str]) -> str:
         OSError: it cannot be read, or is a folder, a device or a pipe, whose end may never come.
         ValueError: it is not UTF-8.
     """
+    return bytes_of(path).decode("utf-8")
+
+
+def bytes_of(path: str | os.PathLike[str]) -> bytes:
+    """What a file holds that somebody names.
+
+    Raises:
+        OSError: it cannot be read, or is a folder, a device or a pipe, whose end may never come.
+    """
     place = Path(path)
     if "\0" in str(place):
         raise OSError(errno.EINVAL, "no file has a NUL in its name", str(place))
     if place.exists() and not place.is_file():
         raise OSError(errno.EINVAL, "is a folder, a device or a pipe", str(place))
-    return place.read_text(encoding="utf-8")
+    return place.read_bytes()
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -10,6 +10,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.errors import LoadError, first_line
+from convsurgeon.base.files import bytes_of
 from convsurgeon.onnxnet import proto
 
 OLDEST = 7
@@ -59,7 +60,7 @@ def read(path: str | Path) -> Source:
     """
     place = Path(path)
     try:
-        data = place.read_bytes()
+        data = bytes_of(place)
     except OSError as error:
         raise LoadError(
             f"{place}: cannot be read ({error.strerror or error}); pass the path of an ONNX file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def test_files_older_than_the_runtime_are_refused(tmp_path: Path) -> None:
     graph.conv("x", "y", "conv", 4, 4)
     with pytest.raises(cs.LoadError, match="is of opset 6, onnxruntime knows 7 and newer; bring it there"):
         cs.plan(saved(graph.model(), tmp_path))
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.onnx")
+    with pytest.raises(cs.LoadError, match=r"x\.onnx: cannot be read \(is a folder, a device or a pipe\)"):
+        cs.inspect(tmp_path / "x.onnx", None)
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
