@@ -79,8 +79,8 @@ class BlueprintFit:
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
         """Windows from the SVD of `W[o]` between roots of the covariance's marginals, then mixings."""
-        across = normal.covariance.diagonal(dim1=1, dim2=3).mean(-1)
-        root, inverse = roots(normal.covariance.diagonal(dim1=0, dim2=2).mean(-1))
+        across = normal.channels
+        root, inverse = roots(normal.taps)
         windows = orthonormal_windows((leading(roots(across)[0] @ dense @ root, self.rank) @ inverse).transpose(0, 1))
         return self._mixings(normal, (torch.einsum("ock,tok->toc", dense, windows), windows)), windows
 
@@ -108,7 +108,7 @@ class BlueprintFit:
         if self.rank * channels <= DIRECT_MIXINGS:
             precondition = RowSolver(cholesky(self._own_mixings(normal, windows) * weight[:, None, None]))
             return conjugate_gradients(apply, right, mixings, precondition, normal.steps)
-        across = cholesky(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))  # the windows are orthonormal
+        across = cholesky(normal.channels)  # the windows are orthonormal
 
         def shared(x: Tensor) -> Tensor:
             rows = (x / weight[:, None]).flatten(0, 1)

@@ -160,18 +160,6 @@ class _Problem:
         least = _LEAST_STEPS if self.worth >= 1 else _LEAST_OF_WIDEST
         return int(max(least, self.normal.effort * min(STEPS, self.worth)))
 
-    @cached_property
-    def channels(self) -> Tensor:
-        """The covariance of channels (C, C), averaged over taps."""
-        found: Tensor = self.normal.covariance.diagonal(dim1=1, dim2=3).mean(-1)
-        return found
-
-    @cached_property
-    def taps(self) -> Tensor:
-        """The covariance of taps (K, K), averaged over channels."""
-        found: Tensor = self.normal.covariance.diagonal(dim1=0, dim2=2).mean(-1)
-        return found
-
     def at(self, place: Tensor) -> _Point:
         """The best expand for a reduce and a window, and what changing them would do."""
         reduce, window = _split(place, self.dense)
@@ -193,10 +181,11 @@ class _Problem:
     def hessian(self, point: _Point) -> Solver:
         """Solves with what reduce and window couple, each by itself, as if channels and taps were independent."""
         reduce, window, _ = point.parts
-        by_taps = point.coupling * (window @ self.taps @ window.T) / self.taps.diagonal().mean()
-        by_channels = point.coupling * (reduce @ self.channels @ reduce.T) / self.channels.diagonal().mean()
-        for_reduce = KroneckerSolver(cholesky(by_taps), cholesky(self.channels))
-        for_window = KroneckerSolver(cholesky(by_channels), cholesky(self.taps))
+        channels, taps = self.normal.channels, self.normal.taps
+        by_taps = point.coupling * (window @ taps @ window.T) / taps.diagonal().mean()
+        by_channels = point.coupling * (reduce @ channels @ reduce.T) / channels.diagonal().mean()
+        for_reduce = KroneckerSolver(cholesky(by_taps), cholesky(channels))
+        for_window = KroneckerSolver(cholesky(by_channels), cholesky(taps))
 
         def solve(vector: Tensor) -> Tensor:
             own, other = _split(vector, self.dense)
@@ -222,8 +211,8 @@ class _Between:
         """Made once for all ranks."""
         found = normal.shared.get("between")
         if found is None or found.dense is not dense:
-            channels = roots(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))
-            taps = roots(normal.covariance.diagonal(dim1=0, dim2=2).mean(-1))
+            channels = roots(normal.channels)
+            taps = roots(normal.taps)
             outputs = roots(normal.metric)
             kernel = torch.einsum("po,ock,cd,kl->pdl", outputs[0], dense, channels[0], taps[0])
             found = normal.shared["between"] = _Between(normal, dense, kernel, (channels[1], taps[1], outputs[1]))

@@ -15,6 +15,7 @@ with their blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +53,8 @@ class Normal:
         metric: positive definite.
         regression: the dense kernel (O, C, K) that predicts best, where it is known already.
         effort: the share of the usual steps that a fit may take, where a rough one does.
-        shared: what fits of other ranks to the same problem can use again, by name.
+
+    `shared` is what fits of other ranks to the same problem can use again, by name; another problem begins without.
     """
 
     covariance: Tensor
@@ -60,7 +62,19 @@ class Normal:
     metric: Tensor
     regression: Tensor | None = None
     effort: float = 1.0
-    shared: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def channels(self) -> Tensor:
+        """The covariance of channels (C, C), averaged over taps."""
+        found: Tensor = self.covariance.diagonal(dim1=1, dim2=3).mean(-1)
+        return found
+
+    @cached_property
+    def taps(self) -> Tensor:
+        """The covariance of taps (K, K), averaged over channels."""
+        found: Tensor = self.covariance.diagonal(dim1=0, dim2=2).mean(-1)
+        return found
 
     @property
     def square(self) -> Tensor:

@@ -87,7 +87,7 @@ class SpatialFit:
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
         """The SVD of the kernel between roots of the outputs' metric and of the channels' covariance, then the row."""
-        across, inverse = roots(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))
+        across, inverse = roots(normal.channels)
         weighed = torch.einsum("po,ock,cd->pdk", roots(normal.metric)[0], dense, across).unflatten(2, (-1, self.width))
         columns = weighed.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)  # (C*kh, O*kw)
         left = eigen(columns @ columns.T)[1][:, -self.rank :]

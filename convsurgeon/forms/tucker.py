@@ -122,7 +122,7 @@ class TuckerFit:
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
         """The inputs' subspace by SVD in the metrics, then the reduced-rank regression on it."""
-        across, inverse = roots(normal.covariance.diagonal(dim1=1, dim2=3).mean(-1))
+        across, inverse = roots(normal.channels)
         weighed = torch.einsum("po,ock,cd->dpk", roots(normal.metric)[0], dense, across).flatten(1)
         reduce = eigen(weighed @ weighed.T)[1][:, -self.inner :].T @ inverse
         return reduce, *self._rest(normal, reduce)
@@ -162,7 +162,7 @@ class TuckerFit:
 
         weighed = (normal.metric @ behind.flatten(1)).reshape(behind.shape)
         inner = torch.einsum("obk,oek->be", weighed, behind)
-        outer = normal.covariance.diagonal(dim1=1, dim2=3).mean(-1)
+        outer = normal.channels
         precondition = KroneckerSolver(cholesky(inner), cholesky(outer))
         return conjugate_gradients(apply, project(normal.wanted), reduce, precondition, normal.steps)
 

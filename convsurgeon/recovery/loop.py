@@ -15,7 +15,7 @@ from convsurgeon.base import world
 from convsurgeon.recovery.checkpoint import RunFolder
 from convsurgeon.recovery.log import Log
 from convsurgeon.recovery.objective import Judge
-from convsurgeon.recovery.stream import Stream
+from convsurgeon.recovery.stream import Batch, Stream
 from convsurgeon.recovery.training import Training
 from convsurgeon.report.recovery import Score
 
@@ -55,14 +55,8 @@ def train(
     ended = ""
     with bar, Interruption(folder is not None) as asked:
         for batch in stream.steps(training.step, training.steps):
-            try:
-                log.losses.append(training.advance(batch))
-            except FloatingPointError as error:
-                if not (training.goes_back and training.strayed):
-                    ended = str(error)
-                    break
-                training.step += 1  # without this batch
-                training.go_back(log.weights)
+            if ended := _advanced(training, log, batch):
+                break
             bar.update()
             last, legs = training.step == training.steps, training.legs()
             if last or training.step % every == 0 or training.step == legs[-1]:
@@ -79,6 +73,18 @@ def train(
     ended = ended or "all steps done"
     save(ended)
     return ended
+
+
+def _advanced(training: Training, log: Log, batch: Batch) -> str:
+    """One step, or the way back where its loss is not finite; says why, where the run is over by that."""
+    try:
+        log.losses.append(training.advance(batch))
+    except FloatingPointError as error:
+        if not (training.goes_back and training.strayed):
+            return str(error)
+        training.step += 1  # without this batch
+        training.go_back(log.weights)
+    return ""
 
 
 def _taken_back(training: Training, log: Log, legs: Sequence[int]) -> str:
