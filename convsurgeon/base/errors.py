@@ -88,6 +88,11 @@ def described(error: BaseException) -> str:
     return kind if line == kind else f"{kind}: {line}"
 
 
+def reason(error: OSError | ValueError) -> str:
+    """Why the system did not do something, without the path; Python's own words where it was not asked."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known names most like a misspelt one, as the end of a message; empty if none is close."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)

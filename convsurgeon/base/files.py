@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convsurgeon.base.errors import OutputError
+from convsurgeon.base.errors import OutputError, reason
 from convsurgeon.base.leftovers import abandoned, clear_beside, locked
 
 BUNDLE = frozenset(
@@ -213,7 +213,7 @@ def _beside(target: Path) -> Path:
 
 
 def _unwritable(target: Path, error: OSError) -> OutputError:
-    return OutputError(f"{target}: cannot be written ({error.strerror or error}); choose another place")
+    return OutputError(f"{target}: cannot be written ({reason(error)}); choose another place")
 
 
 def _umask() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from convsurgeon.base.errors import ExportError, LoadError
+from convsurgeon.base.errors import ExportError, LoadError, reason
 from convsurgeon.base.files import BUNDLE, check_folder, text_of
 from convsurgeon.base.tables import printable
 from convsurgeon.cli.options import NONE, group
@@ -138,8 +138,7 @@ def _class_names(path: str | None) -> list[str]:
     try:
         lines = text_of(path).splitlines()
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise LoadError(f"{path}: cannot be read ({why}); pass a text file with one name a line") from error
+        raise LoadError(f"{path}: cannot be read ({reason(error)}); pass a text file with one name a line") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import LoadError, described, nearest
+from convsurgeon.base.errors import LoadError, described, nearest, reason
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -115,8 +115,7 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             head = file.read(16)
     except (OSError, ValueError) as error:  # a NUL in its name
-        why = getattr(error, "strerror", None) or error
-        raise LoadError(f"{path}: cannot be read ({why}); pass a safetensors file or a checkpoint") from error
+        raise LoadError(f"{path}: cannot be read ({reason(error)}); pass a safetensors file or a checkpoint") from error
     if not head:
         raise LoadError(f"{path}: is empty; download or save it again")
     if head[8:9] == b"{" and head[:1] != b"\x80":

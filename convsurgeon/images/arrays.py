@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from convsurgeon.base.errors import CalibrationError, first_line
+from convsurgeon.base.errors import CalibrationError, first_line, reason
 
 _SMALL_BYTES = 1 << 28
 _BOMB_BYTES, _BOMB_TIMES = 1 << 30, 100
@@ -77,9 +77,7 @@ def _readable(source: Path) -> Iterator[None]:
     except CalibrationError:
         raise
     except OSError as error:
-        raise CalibrationError(
-            f"{source}: cannot be read ({error.strerror or error}); pass a folder, .npy or .npz"
-        ) from error
+        raise CalibrationError(f"{source}: cannot be read ({reason(error)}); pass a folder, .npy or .npz") from error
     except Exception as error:  # zip and header errors of many kinds
         raise CalibrationError(
             f"{source}: is no array file ({first_line(error)}); pass a folder of images, .npy or .npz"

@@ -38,6 +38,12 @@ class Calibration:
         return sum(map(images_in, self.fitted))
 
 
+def check_limit(images: int) -> None:
+    """Refuses to read none."""
+    if images < 1:
+        raise CalibrationError(f"images={images}: none would be read; pass 1 or more, a few hundred do best")
+
+
 def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0.2, most: int = 128) -> Calibration:
     """Reads at most `limit` images; labels that a loader gives beside them are ignored.
 
@@ -52,8 +58,7 @@ def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0
     Raises:
         CalibrationError: nothing to read, or a batch the model cannot take, or one that is not finite.
     """
-    if limit < 1:
-        raise CalibrationError(f"images={limit}: none would be read; pass 1 or more, a few hundred do best")
+    check_limit(limit)
     taken: list[Example] = []
     count = 0
     for index, batch in enumerate(batches_of(batches)):

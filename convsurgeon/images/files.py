@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.images.arrays import by_name, opened
+from convsurgeon.images.calibration import check_limit
 from convsurgeon.images.depth import unit
 from convsurgeon.images.scale import stated
 
@@ -159,7 +160,6 @@ def _fitted(images: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _spread(count: int, limit: int) -> list[int]:
     """At most `limit` indices at even distances."""
-    if limit < 1:
-        raise CalibrationError(f"images={limit}: none would be read; pass 1 or more, a few hundred do best")
+    check_limit(limit)
     taken = min(count, limit)
     return [index * count // taken for index in range(taken)]

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from convsurgeon.base.errors import LoadError, first_line
+from convsurgeon.base.errors import LoadError, first_line, reason
 from convsurgeon.base.files import bytes_of
 from convsurgeon.onnxnet import proto
 
@@ -62,9 +62,7 @@ def read(path: str | Path) -> Source:
     try:
         data = bytes_of(place)
     except OSError as error:
-        raise LoadError(
-            f"{place}: cannot be read ({error.strerror or error}); pass the path of an ONNX file"
-        ) from error
+        raise LoadError(f"{place}: cannot be read ({reason(error)}); pass the path of an ONNX file") from error
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors share no base class

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.base import world
-from convsurgeon.base.errors import OutputError, RecoveryError, described
+from convsurgeon.base.errors import OutputError, RecoveryError, described, reason
 from convsurgeon.base.files import new_file
 from convsurgeon.base.leftovers import locked
 
@@ -60,8 +60,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:  # a NUL in it
-            why = getattr(error, "strerror", None) or error
-            raise OutputError(f"{self.path}: cannot be made ({why}); choose another place") from error
+            raise OutputError(f"{self.path}: cannot be made ({reason(error)}); choose another place") from error
 
     @property
     def _last(self) -> Path:

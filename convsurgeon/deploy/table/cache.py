@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from convsurgeon.base.errors import OutputError
+from convsurgeon.base.errors import OutputError, reason
 from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.deploy.timing import standalone as measuring
 from convsurgeon.deploy.timing.session import check_threads
@@ -47,8 +47,7 @@ def cache_file(folder: str | Path | None, network: str, threads: int, precision:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # a NUL in it
-        why = getattr(error, "strerror", None) or error
-        raise OutputError(f"{place}: cannot be made ({why}); pass another cache folder") from error
+        raise OutputError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
     here = {name: value for name, value in measuring.machine().items() if name != "load"}
     bits = [] if precision == "fp32" else [precision]  # files of older versions hold fp32
     key = json.dumps([measuring.FORMAT, network, here, threads, *bits], sort_keys=True)

@@ -10,7 +10,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from convsurgeon.base import world
-from convsurgeon.base.errors import LatencyError, OutputError
+from convsurgeon.base.errors import LatencyError, OutputError, reason
 from convsurgeon.base.leftovers import clear_beside, scratch
 from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.deploy.table.cache import fingerprint
@@ -179,7 +179,7 @@ def _timed(
             raise LatencyError(str(error)) from error
         except OSError as error:
             raise OutputError(
-                f"{target}: measurements cannot be kept ({error.strerror or error}); make room, or pass another cache"
+                f"{target}: measurements cannot be kept ({reason(error)}); make room, or pass another cache"
             ) from error
 
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convsurgeon.base.errors import FormError, LatencyError, described
+from convsurgeon.base.errors import FormError, LatencyError, described, reason
 from convsurgeon.base.files import new_file, text_of
 from convsurgeon.base.tables import Table
 from convsurgeon.deploy.table.cache import cache_file, fingerprint
@@ -156,7 +156,7 @@ class LatencyTable:
         try:
             values = json.loads(text_of(place))
         except OSError as error:
-            raise LatencyError(f"{place}: cannot be read ({error.strerror or error})") from error
+            raise LatencyError(f"{place}: cannot be read ({reason(error)})") from error
         except (ValueError, RecursionError) as error:
             raise LatencyError(f"{place}: is damaged (no JSON); take another copy, or measure again") from error
         try:

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnx import ModelProto
 
-from convsurgeon.base.errors import LatencyError, first_line
+from convsurgeon.base.errors import LatencyError, first_line, reason
 from convsurgeon.deploy.timing.standalone import session_options
 from convsurgeon.onnxnet import proto
 
@@ -51,7 +51,7 @@ def checked(path: Path) -> ModelProto:
     except LatencyError:
         raise
     except OSError as error:
-        raise LatencyError(f"{path}: cannot be read: {error.strerror or error}; check its permissions") from error
+        raise LatencyError(f"{path}: cannot be read: {reason(error)}; check its permissions") from error
     except Exception as error:  # protobuf's and the checker's errors share no base class
         raise LatencyError(f"{path}: is not a valid ONNX file: {first_line(error)}; export it again") from error
     return model
