@@ -30,7 +30,7 @@ from convsurgeon.recovery.loop import train
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
 from convsurgeon.recovery.recipe import Recipe
-from convsurgeon.recovery.rounding import learn_rounded
+from convsurgeon.recovery.rounding import in_float, learn_rounded
 from convsurgeon.recovery.stream import Batch, Stream, images_from, kept_chance, split
 from convsurgeon.recovery.training import (
     OptimizerFactory,
@@ -243,7 +243,8 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
     if recipe.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.precision == "int8":
-        learn_rounded(model, held_back[:SAMPLE], Target.onnxruntime())
+        target = Target.onnxruntime()
+        learn_rounded(model, held_back[:SAMPLE], target, in_float(result.model, result.example, target))
     parameters = _trained(model, names)
     setup = Setup(model, parameters, stream, len(held), held_back[0].example, objective, judge, recipe, own)
     if world.size() > 1:

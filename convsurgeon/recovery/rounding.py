@@ -8,15 +8,19 @@ scales whole output channels, so the levels are those of the weights that it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from convsurgeon.base.errors import ExportError
 from convsurgeon.deploy.int8.histogram import Array, Range, counts, extremes, percentile
+from convsurgeon.deploy.int8.steps import kept
 from convsurgeon.deploy.int8.target import Target
+from convsurgeon.deploy.onnx.export import exported_graph
+from convsurgeon.graph.example import Example
 from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import evaluating
 from convsurgeon.recovery.stream import Batch
@@ -25,20 +29,29 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _LEVELS = 255
 
 
-def learn_rounded(model: nn.Module, sample: Sequence[Batch], target: Target) -> None:
+def learn_rounded(model: nn.Module, sample: Sequence[Batch], target: Target, left: Collection[str] = ()) -> None:
     """From now on the model rounds in every forward pass; its state dict stays as it is.
 
     Args:
         model: a working copy; hooks stay on it.
         sample: batches that the ranges of activations are found on.
         target: what the int8 file will be for.
+        left: names of layers that stay in float there.
     """
-    layers = [module for module in model.modules() if isinstance(module, LAYERS)]
+    layers = [module for name, module in model.named_modules() if isinstance(module, LAYERS) and name not in left]
     for layer, span in zip(layers, _spans(model, layers, sample), strict=True):
         if span is not None:
             rounding = _Rounding(span, target.largest_weight)
             layer.register_forward_pre_hook(rounding.enter)
             layer.register_forward_hook(rounding.leave, always_call=True)
+
+
+def in_float(model: nn.Module, example: Example, target: Target) -> frozenset[str]:
+    """Names of the layers that the int8 file will leave in float; the nodes of an exported graph bear them."""
+    try:
+        return kept(exported_graph(model, example), target)
+    except ExportError:  # it says so itself when the file is written
+        return frozenset()
 
 
 class _Rounding:

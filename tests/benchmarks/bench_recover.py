@@ -1,7 +1,7 @@
 """What recovery wins back from calibrated weights, from the SVD and from random ones, under one plan, step for step.
 
 python tests/benchmarks/bench_recover.py resnet20 [--macs 0.3] [--starts calibrated svd random] [--epochs 12]
-    [--seeds 0] [--threads 2] [--save FOLDER]
+    [--seeds 0] [--threads 2] [--precisions fp32 int8] [--save FOLDER]
 python tests/benchmarks/bench_recover.py resnet20 --latency 0.45 --low-rank     # speed at equal accuracy
 
 CIFAR networks: the 7728 training images without labels, mirrored and shifted by up to 4 pixels; top-1 on 932 test
@@ -9,13 +9,15 @@ images. DnCNN: 3000 noisy 40x40 crops of `photos/`, PSNR on the 12 images of Set
 ones, PSNR x2 on Set5. The plan comes from `Budget(macs=...)`, calibrated as in `bench_calibrated.py`, or with
 `--latency` from a table that is measured first. From random weights batch norm takes new statistics; from the others it
 is frozen. `speed-up` is of the whole network in onnxruntime with one thread, in turns with the original, of the inputs
-that `bench_equal_accuracy.py` times.
+that `bench_equal_accuracy.py` times. `int8` is the metric of the int8 file that the float network beside it would be
+exported to; with `--precisions int8` the network learns through its rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +32,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
+from convsurgeon.deploy.int8.module import IMAGES, as_int8
 from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.images.calibration import read
 from convsurgeon.recovery.recipe import OPTIMIZERS
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
@@ -62,12 +66,13 @@ def main() -> None:
     parser.add_argument("--features", type=float)
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS))
     parser.add_argument("--temperature", type=float, help="Kullback-Leibler divergence of softened classes instead")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "int8"], help="to learn in")
     parser.add_argument("--save", type=Path, help="weights and plan of every recovered network go there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [row for seed in options.seeds for row in _rows(options, seed)]
-    headers = ["network", "MACs", "start", "epochs", "seed", "dense", "before", "after"]
-    headers += ["lr", "steps", "minutes", "speed-up"]
+    headers = ["network", "MACs", "start", "epochs", "learnt in", "seed", "dense", "before", "after"]
+    headers += ["int8 before", "int8 after", "lr", "steps", "minutes", "speed-up"]
     print(tabulate(rows, headers, tablefmt="pipe", floatfmt=".3f"))
 
 
@@ -77,13 +82,14 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
     images, example = learned(seed), torch.zeros(TIMED[options.network])
     calibrated = _converted(options, model, case.images(seed), seed)
     dense_ms, (ms,) = cs.measure_whole(model, example, [calibrated.plan], progress=False)
+    seen = read(case.images(seed), cs.capture(model, example).example, IMAGES).fitted
     share = calibrated.report.after.macs / calibrated.report.before.macs
     dense = case.metric(model)
     rows = []
     for start in options.starts:
         result = _started(calibrated, start)
-        before = case.metric(result.model)
-        for epochs in options.epochs:
+        before, rough = case.metric(result.model), case.metric(as_int8(result.model, seen))
+        for epochs, precision in itertools.product(options.epochs, options.precisions):
             given = {name: getattr(options, name) for name in ("lr", "features", "optimizer")}
             settings = {name: value for name, value in given.items() if value is not None}
             if start == "random":
@@ -97,17 +103,19 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
                 epochs=epochs,
                 batch_size=options.batch_size,
                 transform=transform,
+                precision=precision,
                 seed=seed,
+                progress=False,
                 **settings,
             )
             minutes = (time.perf_counter() - began) / 60
             done = better.report.recovery[0]
-            steps = f"{done.best_step}/{done.steps}"
-            values = (dense, before, case.metric(better.model), done.lr, steps, minutes, dense_ms / ms)
-            rows.append((options.network, share, start, epochs, seed, *values))
+            after = case.metric(better.model), rough, case.metric(as_int8(better.model, seen))
+            how = (done.lr, f"{done.best_step}/{done.steps}", minutes, dense_ms / ms)
+            rows.append((options.network, share, start, epochs, precision, seed, dense, before, *after, *how))
             print(rows[-1], done.before, done.after, done.trials, flush=True)
             if options.save:
-                _save(options.save, f"{options.network}-{start}-{share:.2f}-{epochs:g}-{seed}", better)
+                _save(options.save, f"{options.network}-{start}-{share:.2f}-{epochs:g}-{precision}-{seed}", better)
     return rows
 
 

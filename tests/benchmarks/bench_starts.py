@@ -1,6 +1,10 @@
-"""What each ingredient of the fit is worth: ResNet-20, rank 2, every conv but the stem, 1000 images, top-1 on 932.
+"""What each ingredient of the fit is worth: ResNet-20, 1000 images, top-1 on 932.
 
-python tests/benchmarks/bench_starts.py [--seeds 0 1 2]     (bsconv for its row, if it is installed)
+python tests/benchmarks/bench_starts.py [--seeds 0 1 2]                    (bsconv for its row, if it is installed)
+python tests/benchmarks/bench_starts.py --budgets 0.3 0.25 0.2 [--seeds 0 1 2]
+
+Rank 2 and every conv but the stem; with `--budgets` plans within shares of the MACs, each fitted site by site and then
+together, too: seconds of the whole of a conversion by that plan, with two threads or `OMP_NUM_THREADS`.
 """
 
 from __future__ import annotations
@@ -8,11 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib
+import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,7 +29,7 @@ from torch import Tensor, fx, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.fit import in_order, sensitivity, site
+from convsurgeon.fit import in_order, reconstruct, sensitivity, site
 from tests.networks import cifar_calibration, cifar_top1, pretrained
 
 Patch = Callable[[], object]
@@ -48,20 +55,30 @@ def _no_relu() -> object:
     return mock.patch.object(site, "ROUNDS", 0)
 
 
+def _one_by_one() -> object:
+    return mock.patch.object(reconstruct, "NEAR", math.inf)
+
+
 VARIANTS: dict[str, list[Patch]] = {
-    "fit, inputs from the original": [_from_original],
-    "fit, all outputs count alike": [_alike],
-    "fit, blind to the ReLU": [_no_relu],
-    "fit": [],
+    "fit, inputs from the original": [_from_original, _one_by_one],
+    "fit in order, all outputs count alike": [_alike, _one_by_one],
+    "fit in order, blind to the ReLU": [_no_relu, _one_by_one],
+    "fit in order": [_one_by_one],
+    "fit in order, then together": [],
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budgets", type=float, nargs="+", help="shares of the MACs")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     model = pretrained("resnet20")
+    if options.budgets:
+        rows = [row for share in options.budgets for row in _planned(model, share, options.seeds)]
+        print(tabulate(rows, ["budget", "weights", "mean", "seconds", "seeds"], "pipe", floatfmt=".2f"))
+        return
+    torch.set_num_threads(1)
     rows = [_random(model), *(_weights(model, form) for form in _forms())]
     for name, patches in VARIANTS.items():
         for form in _forms():
@@ -106,8 +123,7 @@ def _fitted(model: nn.Module, form: cs.Form, name: str, patches: list[Patch], se
     for seed in seeds:
         images = cifar_calibration(1000, seed)
         with ExitStack() as stack:
-            for patch in patches:
-                stack.enter_context(patch())  # type: ignore[arg-type]
+            _patched(stack, patches)
             result = cs.convert(
                 model,
                 images[:1],
@@ -121,7 +137,35 @@ def _fitted(model: nn.Module, form: cs.Form, name: str, patches: list[Patch], se
             )
         found.append(cifar_top1(result.model))
     spread = statistics.stdev(found) if len(found) > 1 else 0.0
-    return name, form.label, statistics.mean(found), spread, ", ".join(f"{value:.2f}" for value in found)
+    return name, form.label, statistics.mean(found), spread, _listed(found)
+
+
+def _planned(model: nn.Module, share: float, seeds: list[int]) -> Iterator[tuple[object, ...]]:
+    """One plan per seed, fitted site by site and together."""
+    given = {seed: cifar_calibration(1000, seed) for seed in seeds}
+    how: dict[str, Any] = {"images": 1000, "progress": False}
+    plans = {
+        seed: cs.convert(model, images[:1], budget=cs.Budget(macs=share), calibration=images, seed=seed, **how).plan
+        for seed, images in given.items()
+    }
+    for name in ("fit in order", "fit in order, then together"):
+        found, started = [], time.perf_counter()
+        for seed, images in given.items():
+            with ExitStack() as stack:
+                _patched(stack, VARIANTS[name])
+                result = cs.carry_out(model, plans[seed], images[:1], calibration=images, seed=seed, **how)
+            found.append(cifar_top1(result.model))
+        seconds = (time.perf_counter() - started) / len(seeds)
+        yield share, name, statistics.mean(found), seconds, _listed(found)
+
+
+def _patched(stack: ExitStack, patches: list[Patch]) -> None:
+    for patch in patches:
+        stack.enter_context(patch())  # type: ignore[arg-type]
+
+
+def _listed(found: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in found)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.deploy.int8.feeds import feeds_of, opened_sizes
-from convsurgeon.deploy.int8.steps import lower, prepare
+from convsurgeon.deploy.int8.steps import kept, lower, prepare
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import exported_graph
@@ -91,7 +91,8 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
     feeds = feeds_of(graph, rows)[: max(1, images // size)]
     try:
         ranges = prepare(graph, feeds, "percentile")
-        return Int8Module(lower(graph, ranges, feeds, Target.onnxruntime()), model)
+        target = Target.onnxruntime()
+        return Int8Module(lower(graph, ranges, feeds, target, kept(graph, target)), model)
     except ExportError:
         raise
     except Exception as error:  # the runtime's exceptions have no common base but Exception

@@ -33,7 +33,7 @@ from convsurgeon.deploy.int8.activations import LayerError, layer_errors
 from convsurgeon.deploy.int8.agreement import Agreement, agreement
 from convsurgeon.deploy.int8.feeds import feeds_of
 from convsurgeon.deploy.int8.ranges import CALIBRATORS, Calibrator, Ranges
-from convsurgeon.deploy.int8.steps import lower, prepare
+from convsurgeon.deploy.int8.steps import kept, lower, prepare
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import names
 from convsurgeon.deploy.onnx.export import version
@@ -136,10 +136,10 @@ def quantize_int8(
     _check_shapes(model, aim)
     if calibrator not in CALIBRATORS:
         raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(sorted(CALIBRATORS))}")
-    left = set(exclude)
     with new_file(place, overwrite) as draft, scratch() as folder:
         even = folder / "float.onnx"
         ranges = _prepared(origin, model, feeds, calibrator, equalised)
+        left = set(kept(model, aim, exclude))
         onnx.save(model, even)
         how = (ranges, feeds, aim, fitted)
         layers = _round(even, model, draft, left, *how)

@@ -1,8 +1,9 @@
 """The range that every value of a float graph is rounded in: found on inputs, or made up where only time matters.
 
 `minmax` takes the smallest and the largest value, `percentile` leaves five of a million out on each side (see
-`histogram`). The range in which the values lose least of their energy (Banner et al., NeurIPS 2019) was no
-better than the percentile: ResNet-20 0.0010 against 0.0009 dense, with CP 0.0050 against 0.0047.
+`histogram`). The range in which the values lose least of their energy (Banner et al., NeurIPS 2019) was no better than
+the percentile: ResNet-20 0.00084 against 0.00070 dense, with CP 0.0052 against 0.0049; DnCNN the same to 0.004 dB. Only
+VDSR, which has no batch norms and long tails, gained: 37.07 dB for 37.01.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from onnx import ModelProto
 
+from convsurgeon.deploy.int8.ends import image_ends
 from convsurgeon.deploy.int8.equalise import equalise
 from convsurgeon.deploy.int8.fitting import fit
 from convsurgeon.deploy.int8.joining import join
@@ -45,7 +46,7 @@ def lower(
         ranges: of its values.
         feeds: calibration inputs.
         target: what for.
-        left: names of nodes that stay in float.
+        left: names of nodes that stay in float (see `kept`).
         fitted: whether weights are rounded to what their layer computes.
 
     Raises:
@@ -57,3 +58,8 @@ def lower(
     exact = ModelProto.FromString(model.SerializeToString())
     scales = fit(exact, made, feeds, target, left)
     return rounded(exact, ranges, target, left, scales)
+
+
+def kept(model: ModelProto, target: Target, left: Collection[str] = ()) -> frozenset[str]:
+    """Names of the nodes that stay in float: those given, and the ends of a network that makes images."""
+    return frozenset(left) if target.whole else image_ends(model) | frozenset(left)

@@ -31,6 +31,7 @@ class Target:
         symmetric: whether the zero of activations is fixed in the middle, so that ReLUs stay nodes.
         static: whether all shapes must be fixed.
         align: inner widths are asked to be multiples of it; 1 asks for nothing.
+        whole: whether the ends of a network that makes images are rounded, too (see `ends.py`).
 
     Raises:
         ExportError: a type that is none, or no alignment.
@@ -43,6 +44,7 @@ class Target:
     symmetric: bool = False
     static: bool = False
     align: int = 1
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if self.activations not in ("uint8", "int8"):
@@ -73,7 +75,9 @@ class Target:
     @staticmethod
     def npu(activations: Activations = "int8", per_channel: bool = True, align: int = 32) -> Target:
         """A QDQ file as compilers for NPUs take it: fixed shapes, everything symmetric if signed."""
-        return Target("npu", activations, per_channel, symmetric=activations == "int8", static=True, align=align)
+        return Target(
+            "npu", activations, per_channel, symmetric=activations == "int8", static=True, align=align, whole=True
+        )
 
 
 @cache

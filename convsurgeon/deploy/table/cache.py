@@ -20,6 +20,8 @@ from convsurgeon.deploy.timing.session import check_threads
 from convsurgeon.graph.capture import Capture
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+_ROUNDED = "ends of image makers in float"
+"""What distinguishes the int8 graphs that are timed now from those of older versions."""
 
 
 def cache_folder() -> Path:
@@ -49,7 +51,7 @@ def cache_file(folder: str | Path | None, network: str, threads: int, precision:
     except (OSError, ValueError) as error:  # a NUL in it
         raise OutputError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
     here = {name: value for name, value in measuring.machine().items() if name != "load"}
-    bits = [] if precision == "fp32" else [precision]  # files of older versions hold fp32
+    bits = [] if precision == "fp32" else [precision, _ROUNDED]  # files of older versions hold fp32
     key = json.dumps([measuring.FORMAT, network, here, threads, *bits], sort_keys=True)
     return place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 

@@ -16,6 +16,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from convsurgeon.deploy.int8.joining import join
 from convsurgeon.deploy.int8.ranges import nominal
 from convsurgeon.deploy.int8.rounding import QUANTISED_WEIGHT, rounded
+from convsurgeon.deploy.int8.steps import kept
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import graph as shapes
 from convsurgeon.deploy.table.graph import LARGE, Drawn, Shape
@@ -35,9 +36,11 @@ def in_int8(network: Drawn) -> Drawn:
         tensor = _zeros(name, shape) if whole else TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         model.graph.initializer.append(tensor)
     join(model.graph)
+    target = Target.onnxruntime()
+    left = kept(model, target)
     model = shapes.infer_shapes(model)
     weights = _shrunk(model.graph)
-    made = rounded(model, nominal(model), Target.onnxruntime())
+    made = rounded(model, nominal(model), target, left)
     return _without(made, weights, network)
 
 
