@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -91,7 +92,13 @@ def test_which_nodes_are_ends(model: nn.Module, channels: int, convs: set[str], 
 def test_a_rewritten_end_stays_in_float_as_a_whole(form: cs.Form) -> None:
     torch.manual_seed(0)
     example = torch.randn(1, 3, SIZE, SIZE)
-    how = {"forms": [form], "policy": cs.min_channels(1), "allow_growth": True, "calibration": False, "progress": False}
+    how: dict[str, Any] = {
+        "forms": [form],
+        "policy": cs.min_channels(1),
+        "allow_growth": True,
+        "calibration": False,
+        "progress": False,
+    }
     made = cs.convert(Restorer().eval(), example, **how)
     assert {"first", "middle", "last"} == set(made.changes)
     graph = exported_graph(made.model, example)
