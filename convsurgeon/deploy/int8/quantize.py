@@ -55,7 +55,7 @@ class Quantized:
     layers: tuple[LayerError, ...]
     """In the order of the graph; empty for fp16."""
     notes: tuple[str, ...] = ()
-    """What the target would rather have otherwise."""
+    """What stays in float by itself, and what the target would rather have otherwise."""
 
     @property
     def worst(self) -> tuple[LayerError, ...]:
@@ -139,7 +139,8 @@ def quantize_int8(
     with new_file(place, overwrite) as draft, scratch() as folder:
         even = folder / "float.onnx"
         ranges = _prepared(origin, model, feeds, calibrator, equalised)
-        left = set(kept(model, aim, exclude))
+        ends = kept(model, aim)
+        left = {*ends, *exclude}
         onnx.save(model, even)
         how = (ranges, feeds, aim, fitted)
         layers = _round(even, model, draft, left, *how)
@@ -148,7 +149,8 @@ def quantize_int8(
             left |= {one.name for one in worst[:exclude_worst]}
             layers = _round(even, model, draft, left, *how)
         fidelity = agreement(origin, draft, feeds)
-        return _accept(place, draft, "int8", fidelity, sqnr_db, layers, _uneven(model, aim))
+        notes = (*_untouched(model, ends), *_uneven(model, aim))
+        return _accept(place, draft, "int8", fidelity, sqnr_db, layers, notes)
 
 
 def convert_fp16(
@@ -268,6 +270,12 @@ def _check_shapes(model: ModelProto, target: Target) -> None:
             raise ExportError(
                 f"{name}: has open dimensions, and {target.name} wants fixed shapes; export with dynamic=None"
             )
+
+
+def _untouched(model: ModelProto, ends: Collection[str]) -> tuple[str, ...]:
+    """A note on the ends that stay in float."""
+    named = [node.name for node in model.graph.node if node.name in ends]
+    return (f"{', '.join(named)}: in float, because the network makes an image of it",) if named else ()
 
 
 def _uneven(model: ModelProto, target: Target) -> tuple[str, ...]:

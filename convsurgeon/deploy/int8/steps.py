@@ -60,6 +60,6 @@ def lower(
     return rounded(exact, ranges, target, left, scales)
 
 
-def kept(model: ModelProto, target: Target, left: Collection[str] = ()) -> frozenset[str]:
-    """Names of the nodes that stay in float: those given, and the ends of a network that makes images."""
-    return frozenset(left) if target.whole else image_ends(model) | frozenset(left)
+def kept(model: ModelProto, target: Target) -> frozenset[str]:
+    """Names of the nodes that stay in float by themselves: the ends of a network that makes images."""
+    return frozenset() if target.whole else image_ends(model)

@@ -151,6 +151,7 @@ def test_a_chip_rounds_everything(tmp_path: Path, target: Target, left: set[str]
     cs.export_onnx(Restorer().eval(), images[:1], tmp_path / "float.onnx")
     made = cs.quantize_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, target=target)
     assert {layer.name for layer in made.layers if layer.excluded} == left
+    assert all(name in made.notes[0] for name in (*left, "add")) if left else made.notes[0].startswith("npu")
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}
     assert sum(kind == onnx.TensorProto.INT8 for name, kind in weights.items() if "weight" in name) >= 3 - len(left)
     assert ("first.weight" in weights) == bool(left)
