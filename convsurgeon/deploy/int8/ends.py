@@ -39,11 +39,11 @@ def image_ends(model: ModelProto) -> frozenset[str]:
     Returns:
         None at all if no output is an image: four axes, few channels, more than one place.
     """
-    known = graph.infer_shapes(ModelProto.FromString(model.SerializeToString())).graph
-    shapes = dict(proto.signature((*known.input, *known.value_info, *known.output)))
-    outputs = [info.name for info in known.output if _is_image(shapes.get(info.name, ()))]
+    outputs = [name for name, shape in proto.signature(model.graph.output) if _is_image(shape)]
     if not outputs:
         return frozenset()
+    known = graph.infer_shapes(ModelProto.FromString(model.SerializeToString())).graph
+    shapes = dict(proto.signature((*known.input, *known.value_info, *known.output)))
     fixed = set(proto.constants(known))
     inputs = [info.name for info in known.input if info.name not in fixed and _is_image(shapes[info.name])]
     made = proto.producers(known)
@@ -101,4 +101,4 @@ def _is_image(shape: tuple[int | str, ...]) -> bool:
 
 def _is_thin(shape: tuple[int | str, ...]) -> bool:
     """Few channels, or not one axis of them, as in the middle of a shuffle."""
-    return len(shape) != 4 or (isinstance(shape[1], int) and shape[1] <= THIN)
+    return len(shape) != 4 or (isinstance(shape[1], int) and 0 < shape[1] <= THIN)
