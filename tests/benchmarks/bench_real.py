@@ -199,11 +199,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--time", action="store_true", help="export both and time them in onnxruntime, one thread")
     parser.add_argument("--latency", type=float, nargs="*", default=[], help="budgets, of the milliseconds, too")
+    parser.add_argument("--skip-default", action="store_true", help="only the budgets: a search takes several plans")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     import_torchvision()
-    budgets = [None, *(cs.Budget(macs=share) for share in options.shares)]
+    budgets = [*([] if options.skip_default else [None]), *(cs.Budget(macs=share) for share in options.shares)]
     budgets += [cs.Budget(latency=share) for share in options.latency]
     rows = []
     with quiet_packages():
