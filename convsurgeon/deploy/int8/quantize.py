@@ -275,7 +275,7 @@ def _check_shapes(model: ModelProto, target: Target) -> None:
 def _untouched(model: ModelProto, ends: Collection[str]) -> tuple[str, ...]:
     """A note on the ends that stay in float."""
     named = [node.name for node in model.graph.node if node.name in ends]
-    return (f"{', '.join(named)}: in float, because the network makes an image of it",) if named else ()
+    return (f"{', '.join(named)}: in float, because the network adds to an image",) if named else ()
 
 
 def _uneven(model: ModelProto, target: Target) -> tuple[str, ...]:

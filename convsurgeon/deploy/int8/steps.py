@@ -61,5 +61,5 @@ def lower(
 
 
 def kept(model: ModelProto, target: Target) -> frozenset[str]:
-    """Names of the nodes that stay in float by themselves: the ends of a network that makes images."""
+    """Names of the nodes that stay in float by themselves: the ends of a network that adds to an image."""
     return frozenset() if target.whole else image_ends(model)

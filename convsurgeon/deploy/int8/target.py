@@ -31,7 +31,7 @@ class Target:
         symmetric: whether the zero of activations is fixed in the middle, so that ReLUs stay nodes.
         static: whether all shapes must be fixed.
         align: inner widths are asked to be multiples of it; 1 asks for nothing.
-        whole: whether the ends of a network that makes images are rounded, too (see `ends.py`).
+        whole: whether the ends of a network that adds to an image are rounded, too (see `ends.py`).
 
     Raises:
         ExportError: a type that is none, or no alignment.

@@ -20,7 +20,7 @@ from convsurgeon.deploy.timing.session import check_threads
 from convsurgeon.graph.capture import Capture
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
-_ROUNDED = "ends of image makers in float"
+_ROUNDED = "ends of restorers in float"
 """What distinguishes the int8 graphs that are timed now from those of older versions."""
 
 

@@ -30,12 +30,13 @@ def timed(speeds: dict[str, float], threads: int = 1, level: Any = "all", base_m
     for name, speed in speeds.items():
         ms = base_ms / speed
         figures = (ms, ms, ms, 1.0, ms)
-        verdict = "baseline" if name == FILES[0] else "faster" if speed > 1 else "slower"
+        told = "faster" if speed > 1.02 else "slower" if speed < 0.98 else "no measurable difference"
+        verdict = "baseline" if name == FILES[0] else told
         rows.append(TimingRow(name, name, 1000, *figures, speed, (0.99 * speed, 1.01 * speed), verdict))
     return Timing(tuple(rows), 1.01, 1.0, 50, threads, level, 1, machine(), ())
 
 
-SPEEDS = st.fixed_dictionaries({name: st.floats(0.2, 20) for name in FILES[1:]})
+SPEEDS = st.fixed_dictionaries({name: st.floats(0.2, 20) | st.floats(0.97, 1.03) for name in FILES[1:]})
 ERRORS = st.fixed_dictionaries({name: st.floats(0, 2) | st.just(math.inf) for name in FILES[1:]})
 
 
@@ -70,8 +71,8 @@ def test_never_slower_than_the_quantised_dense_one(
     assert found.speedup >= speeds.get(DENSE_INT8, 0.0)  # the law
     assert found.speedup >= 1
     assert found.error <= allowed
-    near = [name for name in speeds if known.get(name, 0.0) <= allowed]
-    assert found.speedup == max(speeds[name] for name in near)
+    told = {row.name for row in own.rows if row.verdict == "faster" or row.name in ("original.onnx", DENSE_INT8)}
+    assert found.speedup == max(speeds[name] for name in told if known.get(name, 0.0) <= allowed)
     assert found.over_dense_int8 is None if DENSE_INT8 not in known else found.over_dense_int8 >= 1  # type: ignore[operator]
 
 
