@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.deploy.int8.histogram import Array, Range, counts, extremes, percentile
-from convsurgeon.deploy.int8.steps import kept
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.deploy.onnx.export import exported_graph
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import evaluating
@@ -48,6 +46,9 @@ def learn_rounded(model: nn.Module, sample: Sequence[Batch], target: Target, lef
 
 def in_float(model: nn.Module, example: Example, target: Target) -> frozenset[str]:
     """Names of the layers that the int8 file will leave in float; the nodes of an exported graph bear them."""
+    from convsurgeon.deploy.int8.steps import kept  # loads onnx and the runtime
+    from convsurgeon.deploy.onnx.export import exported_graph
+
     try:
         return kept(exported_graph(model, example), target)
     except ExportError:  # it says so itself when the file is written
