@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from convsurgeon.base import ctrl_c
-from convsurgeon.base.errors import ConvSurgeonError, described
+from convsurgeon.base.errors import ConvSurgeonError, described, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.cli import converting, planning, recovering, timing
 
@@ -48,9 +48,9 @@ def _told(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno in _FULL:
         _mute()
         place = f"{str(error.filename)[:200]}: " if error.filename is not None else ""
-        return f"{place}cannot be written ({error.strerror}); make room, or write elsewhere"
+        return f"{place}cannot be written ({reason(error)}); make room, or write elsewhere"
     if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
-        return f"{str(error.filename)[:200]}: {error.strerror}; choose another path"
+        return f"{str(error.filename)[:200]}: {reason(error)}; choose another path"
     return f"internal error, {described(error)}; --debug shows where, please report it"
 
 

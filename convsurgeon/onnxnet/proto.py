@@ -36,6 +36,15 @@ def producers(graph: GraphProto) -> dict[str, NodeProto]:
     return {output: node for node in graph.node for output in node.output if output}
 
 
+def readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """The nodes that read each value, each once, in their order."""
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            found.setdefault(name, []).append(node)
+    return found
+
+
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
     """Initializers and the outputs of `Constant` nodes."""
     found = {tensor.name: tensor for tensor in graph.initializer}

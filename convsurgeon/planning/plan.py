@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convsurgeon.base.errors import FormError, PlanError
+from convsurgeon.base.errors import FormError, PlanError, reason
 from convsurgeon.base.files import new_file, text_of
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.branched import exceeds
@@ -170,7 +170,7 @@ class Plan:
         try:
             return Plan.from_dict(json.loads(text_of(path)), forms)
         except OSError as error:
-            raise PlanError(f"{path}: cannot be read ({error.strerror}); pass a file written by Plan.save") from error
+            raise PlanError(f"{path}: cannot be read ({reason(error)}); pass a file written by Plan.save") from error
         except (ValueError, RecursionError) as error:
             raise PlanError(f"{path}: is no JSON ({error}); pass a file written by Plan.save") from error
         except PlanError as error:

@@ -7,7 +7,7 @@ that of their noisiest input.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from convsurgeon.deploy.int8.feeds import opened_sizes
 from convsurgeon.deploy.onnx import graph
@@ -50,9 +50,10 @@ def layer_errors(
     floats = _float_values(model)
     made = [name for name in proto.producers(model.graph) if name in floats]
     values = sqnr_by_value(origin, draft, feeds[:_COMPARED], made)
+    readers = proto.readers(model.graph)
     found = []
     for node in model.graph.node:
-        end = _fused_end(model, node.output[0], values)
+        end = _fused_end(readers, node.output[0], values)
         if node.op_type in _LAYERS and end in values:
             before = max((_noise(values[name]) for name in node.input if name in values), default=0.0)
             found.append(LayerError(node.name, values[end], _noise(values[end]) - before, node.name in left))
@@ -64,9 +65,9 @@ def _noise(sqnr_db: float) -> float:
     return float(10 ** (-sqnr_db / 10))
 
 
-def _fused_end(model: ModelProto, value: str, values: dict[str, float]) -> str:
+def _fused_end(read: Mapping[str, Sequence[NodeProto]], value: str, values: dict[str, float]) -> str:
     """The value itself, or that of the ReLU after it where rounding happens only behind the ReLU."""
-    readers = [node for node in model.graph.node if value in node.input]
+    readers = read.get(value, ())
     if value not in values and len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
         return str(readers[0].output[0])
     return value

@@ -50,10 +50,7 @@ def image_ends(model: ModelProto) -> frozenset[str]:
     fixed = set(proto.constants(known))
     inputs = [info.name for info in known.input if info.name not in fixed and _is_image(shapes[info.name])]
     made = proto.producers(known)
-    readers: dict[str, list[NodeProto]] = {}
-    for node in known.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = proto.readers(known)
     links = _links(known.node)
     back, seen = _walked(
         outputs, lambda name: [made[name]] if name in made else [], lambda node: node.input, shapes, links

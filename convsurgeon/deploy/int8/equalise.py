@@ -63,12 +63,12 @@ def equalise(model: ModelProto, feeds: Sequence[Feed]) -> int:
 
 
 def _seams(graph: GraphProto) -> list[_Seam]:
-    made, counts = proto.producers(graph), proto.uses(graph)
+    made, counts, read = proto.producers(graph), proto.uses(graph), proto.readers(graph)
     known = {tensor.name: tensor for tensor in graph.initializer}
     found = []
     for node in graph.node:
         value = node.output[0]
-        readers = [other for other in graph.node if value in other.input]
+        readers = read.get(value, [])
         own = all(_owns(other, known, counts) and other.input[0] == value for other in readers)
         if not readers or not own or counts[value] != len(readers):
             continue

@@ -30,9 +30,9 @@ def in_int8(network: Drawn) -> Drawn:
         ExportError: the quantiser fails on it.
     """
     model = ModelProto.FromString(network.model.SerializeToString())
-    readers = {name: node for node in model.graph.node for name in node.input}
+    readers = proto.readers(model.graph)
     for name, shape in network.weights.items():
-        whole = readers[name].op_type == "Conv"  # sums of convs are joined, which needs all of them
+        whole = readers[name][-1].op_type == "Conv"  # sums of convs are joined, which needs all of them
         tensor = _zeros(name, shape) if whole else TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         model.graph.initializer.append(tensor)
     join(model.graph)
@@ -47,12 +47,12 @@ def in_int8(network: Drawn) -> Drawn:
 def _shrunk(graph: GraphProto) -> dict[str, Shape]:
     """Leaves of every large weight one value per output, and says what shape it had."""
     found: dict[str, Shape] = {}
-    readers = {name: node for node in graph.node for name in node.input}
+    readers = proto.readers(graph)
     for tensor in graph.initializer:
         shape = tuple(tensor.dims)
         if tensor.data_type == TensorProto.FLOAT and len(shape) > 1 and int(np.prod(shape)) >= LARGE:
             found[tensor.name] = shape
-            axis = _output_axis(readers[tensor.name])
+            axis = _output_axis(readers[tensor.name][-1])
             sizes = tuple(size if place == axis else 1 for place, size in enumerate(shape))
             tensor.CopyFrom(_zeros(tensor.name, sizes))
     return found
