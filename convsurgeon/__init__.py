@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from convsurgeon.images.synthetic import synthetic_images
     from convsurgeon.planning.candidates import plan
     from convsurgeon.planning.inspection import inspect
+    from convsurgeon.planning.linear import linear_as_conv
     from convsurgeon.planning.plan import Change, Plan, Skip
     from convsurgeon.planning.policy import (
         Policy,
@@ -135,6 +136,7 @@ _HOMES = {
     ),
     "planning.candidates": ("plan",),
     "planning.inspection": ("inspect",),
+    "planning.linear": ("linear_as_conv",),
     "planning.plan": (
         "Change",
         "Plan",
@@ -270,6 +272,7 @@ __all__ = [
     "from_keras_kernels",
     "inspect",
     "kernel_size",
+    "linear_as_conv",
     "measure_whole",
     "min_channels",
     "min_macs",

@@ -62,6 +62,15 @@ def added(*tensors: Tensor) -> list[Tensor]:
     return sums
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """The rows (S, ...) of all processes, one after another; S may differ from process to process."""
+    if not _running():
+        return rows
+    found: list[Any] = [None] * size()
+    dist.all_gather_object(found, rows.cpu())
+    return torch.cat(found).to(rows.device)
+
+
 def totals(*numbers: float) -> list[float]:
     """Numbers summed over all processes, in float64."""
     sums: list[float] = added(torch.tensor(numbers, dtype=torch.float64))[0].tolist()

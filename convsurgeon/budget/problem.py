@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.budget.budget import Budget
@@ -18,6 +19,9 @@ from convsurgeon.planning.plan import Change, Plan, Skip
 
 Errors = Mapping[tuple[str, str], float]
 """(site, label of a form) -> error, by one measure."""
+
+_TOLD = 0.2
+"""Share of the weights in linear layers from which on they are named where a budget cannot be reached."""
 
 _KEPT = "kept dense: the budget spends it better elsewhere"
 
@@ -120,6 +124,7 @@ class Problem:
                 return (
                     f"budget: {kind} of {limit / total:.3f} cannot be reached; the least is {lowest:.3f}, most of it "
                     f"in {', '.join(self._largest(sites, index))}; allow more, lower ranks, or a wider policy"
+                    + (_in_linear_layers(self.seen) if kind in ("params", "bytes") else "")
                 )
         return "budget: each limit can be reached, but not all at once; allow more of one of them"
 
@@ -186,6 +191,13 @@ def distinct(problem: Problem, measures: Measures) -> dict[str, Plan]:
         if made not in plans.values():
             plans[name] = made
     return plans
+
+
+def _in_linear_layers(seen: Capture) -> str:
+    """What to do where a good part of the weights is in no conv at all, as the end of a message."""
+    linears = [module for module in seen.model.modules() if isinstance(module, nn.Linear)]
+    share = sum(linear.weight.numel() for linear in linears) / max(1, seen.cost.params)
+    return f"; linear layers hold {share:.2f} of it: linear_as_conv opens them" if share >= _TOLD else ""
 
 
 def _bytes_each(seen: Capture) -> float:

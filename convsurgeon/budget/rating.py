@@ -24,8 +24,10 @@ from tqdm import tqdm
 from convsurgeon.base import world
 from convsurgeon.budget.between import Errors, read_off
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.samples import patches, positions, positions_per_image, squares
+from convsurgeon.fit.samples import patches, positions, positions_per_image
+from convsurgeon.fit.spread import Gathering
 from convsurgeon.forms.branched import Branched, fittable
+from convsurgeon.forms.covariance import Covariance
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
@@ -105,9 +107,9 @@ def looked_at(options: Mapping[str, Sequence[Change]]) -> int:
 
 @dataclass(frozen=True)
 class Moment:
-    """Second moment of a conv's patches, per group (G, p, p), and how many rows it was taken from."""
+    """Second moment of a conv's patches, group by group, and how many rows it was taken from."""
 
-    values: Tensor
+    values: list[Covariance]
     rows: int
 
 
@@ -157,21 +159,19 @@ class _Site:
 
     def _costs(self, group: int, error: Tensor) -> tuple[float, float]:
         """What an error of the kernel (O, C, K) is to the conv's output, and to the network's."""
-        own, moment = self._own(group), self.moment.values[group]
-        flat, weights = error.flatten(1).to(moment), self.gradient[own, own].to(moment)
-        pulled = flat @ moment
+        own, dtype = self._own(group), precision(error[0].numel())
+        flat, weights = error.flatten(1).to(dtype), self.gradient[own, own].to(dtype)
+        pulled = self.moment.values[group].times(flat)
         return float((flat * pulled).sum()), float((pulled * (weights @ flat)).sum())
 
     def _normal(self, group: int) -> Normal:
         own = self._own(group)
-        dtype = precision(len(self.moment.values[group]))
-        covariance = self.moment.values[group].to(dtype, copy=True)
-        covariance.diagonal().add_(self.ridges[group])
-        kernel = self._kernel(group).to(dtype)
-        channels, taps = kernel.shape[1:]
-        cross = (kernel.flatten(1) @ covariance).reshape(kernel.shape)
-        metric = sensitivity.mixed(self.gradient[own, own]).to(dtype)
-        return Normal(covariance.reshape(channels, taps, channels, taps), cross, metric, kernel, EFFORT)
+        kernel = self._kernel(group)
+        kernel = kernel.to(precision(kernel[0].numel()))
+        covariance = self.moment.values[group].ridged(self.ridges[group])
+        cross = covariance.times(kernel.flatten(1)).reshape(kernel.shape)
+        metric = sensitivity.mixed(self.gradient[own, own]).to(kernel)
+        return Normal(covariance, cross, metric, kernel, EFFORT)
 
 
 def _second_moments(model: nn.Module, names: Sequence[str], batches: Sequence[Example], seed: int) -> dict[str, Moment]:
@@ -201,19 +201,13 @@ class _Watcher:
         self.count = positions_per_image(images, self.size * conv.groups)
         if self.size >= WIDE:
             self.count = min(self.count, max(1, _ROWS_OF_WIDE * self.size // images))
-        shape = (conv.groups, self.size, self.size)
-        self.total = conv.weight.new_zeros(shape, dtype=precision(self.size))
-        self.rows = 0
+        self.gathering = Gathering(conv.groups, self.size)
         self.generator = torch.Generator()
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         where = positions(output.shape, self.count, self.generator)
-        rows = patches(args[0].detach(), self.conv, where)
-        for group in range(self.conv.groups):
-            squares(rows[:, group], onto=self.total[group])
-        self.rows += len(rows)
+        self.gathering.add(patches(args[0].detach(), self.conv, where))
 
     def moment(self) -> Moment:
         """Over all processes."""
-        total, rows = world.added(self.total, torch.tensor(self.rows))
-        return Moment(total / max(1, int(rows)), int(rows))
+        return Moment(*self.gathering.covariances(self.conv.weight))

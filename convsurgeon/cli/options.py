@@ -55,6 +55,12 @@ def add_model(command: argparse.ArgumentParser) -> None:
     )
     options.add_argument("--weights", metavar="FILE", help="safetensors, or a checkpoint of plain tensors")
     options.add_argument(
+        "--linear",
+        nargs="*",
+        metavar="NAME",
+        help="linear layers to treat as the 1x1 convs that they are, with * for any letters (default all large ones)",
+    )
+    options.add_argument(
         "--input",
         nargs="+",
         type=_input,

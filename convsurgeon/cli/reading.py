@@ -29,6 +29,7 @@ from convsurgeon.graph.opening import is_onnx, opened
 from convsurgeon.images.files import load_images, load_inputs
 from convsurgeon.images.synthetic import made_up
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.planning.linear import linear_as_conv
 
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
@@ -36,7 +37,8 @@ def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
 
     Raises:
         LoadError: no such model, or no shape for a model that needs one.
-        CaptureError: the size of an ONNX file's input is open, and was not said.
+        CaptureError: the size of an ONNX file's input is open, and was not said; or no linear layer can be a conv.
+        PolicyError: `--linear` names no linear layer.
     """
     need = 4 * sum(math.prod(shape) for _, shape in options.input)
     if need > (most := _memory_bytes()):
@@ -53,11 +55,16 @@ def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     if options.weights:
         load_weights(model, options.weights)
     generator = torch.Generator().manual_seed(0)
-    return model.eval(), _example(model, [torch.randn(shape, generator=generator) for _, shape in options.input])
+    example = _example(model, [torch.randn(shape, generator=generator) for _, shape in options.input])
+    if options.linear is not None:
+        model = linear_as_conv(model.eval(), example, options.linear or "*")
+    return model.eval(), example
 
 
 def _network(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     """The network of an ONNX file; of inputs whose size was not said the file must say it."""
+    if options.linear is not None:
+        raise LoadError(f"{options.model}: in an ONNX file only convs are rewritten; leave out --linear")
     if options.weights or options.model_args:
         raise LoadError(f"{options.model}: an ONNX file has its weights in it; leave out --weights and --model-args")
     shapes: dict[str | int, tuple[int, ...]] = {

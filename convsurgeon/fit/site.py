@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.base import world
-from convsurgeon.fit.samples import Samples, mean, moments, second_moment
+from convsurgeon.fit.samples import Samples, mean
+from convsurgeon.fit.spread import spread_of
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate, oas_ridge, precision
-from convsurgeon.forms.systems import CG_STEPS, cholesky
+from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate
+from convsurgeon.forms.systems import CG_STEPS
 from convsurgeon.graph.activation import Activation
 
 SWEEPS = 4
@@ -101,14 +101,7 @@ class _Fit:
         self.center = mean(samples.patches) if behind.intercept else samples.patches.new_zeros(width).double()
         self.samples = samples
         self.scale = invertible(behind.scale)
-        covariance = second_moment(samples.patches, self.center.float())
-        rows = world.added(torch.tensor(len(samples.patches)))[0]
-        self.ridge = oas_ridge(covariance, int(rows))
-        covariance.diagonal().add_(self.ridge)
-        channels, taps = kernel.shape[1:]
-        self.dtype = precision(len(covariance))
-        square = covariance.to(self.dtype)
-        self.covariance, self.factor = square.reshape(channels, taps, channels, taps), cholesky(square)
+        self.spread = spread_of(samples.patches, self.center)
 
     def run(self) -> tuple[Parts, Tensor]:
         """The factors, and the bias for patches that are not centred."""
@@ -131,10 +124,9 @@ class _Fit:
     def _normal(self, target: Tensor) -> tuple[Normal, Tensor]:
         """Normal equations for a target (S, O), drawn to the original kernel by the ridge; the target's mean."""
         bias = mean(target) if self.behind.intercept else target.new_zeros(target.shape[1]).double()
-        cross = moments(target - bias.float(), self.samples.patches, self.center.float()).reshape(self.kernel.shape)
-        drawn = (cross + self.ridge * self.kernel).to(self.dtype)
-        regression = torch.cholesky_solve(drawn.flatten(1).T, self.factor).T.reshape(drawn.shape)
-        return Normal(self.covariance, drawn, self.metric.to(self.dtype), regression), bias
+        found = self.spread.regress(target - bias.float(), self.kernel.flatten(1))
+        drawn, regression = (values.reshape(self.kernel.shape) for values in found)
+        return Normal(self.spread.covariance, drawn, self.metric.to(self.spread.dtype), regression), bias
 
 
 def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from convsurgeon.forms.covariance import Covariance
 from convsurgeon.forms.systems import CG_STEPS, solve
 
 DIRECT_UNKNOWNS = 512
@@ -45,24 +46,29 @@ def precision(unknowns: int) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Normal:
-    """The problem: `covariance` (C, K, C, K) of patches, `cross` (O, C, K) of outputs with them, `metric` (O, O).
+    """The problem.
 
     Args:
-        covariance: positive definite.
-        cross: of the wanted outputs.
-        metric: positive definite.
+        spread: covariance (C*K, C*K) of the patches, positive definite, however it is held.
+        cross: of the wanted outputs with them (O, C, K).
+        metric: of the outputs (O, O), positive definite.
         regression: the dense kernel (O, C, K) that predicts best, where it is known already.
         effort: the share of the usual steps that a fit may take, where a rough one does.
 
     `shared` is what fits of other ranks to the same problem can use again, by name; another problem begins without.
     """
 
-    covariance: Tensor
+    spread: Covariance
     cross: Tensor
     metric: Tensor
     regression: Tensor | None = None
     effort: float = 1.0
     shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """The covariance by channels and taps (C, K, C, K)."""
+        return self.square.reshape(*self.cross.shape[1:], *self.cross.shape[1:])
 
     @cached_property
     def channels(self) -> Tensor:
@@ -79,8 +85,7 @@ class Normal:
     @property
     def square(self) -> Tensor:
         """The covariance as a matrix (C*K, C*K)."""
-        size = self.cross[0].numel()
-        return self.covariance.reshape(size, size)
+        return self.spread.values
 
     @property
     def steps(self) -> int:
@@ -99,7 +104,7 @@ class Normal:
 
     def pulled(self, kernel: Tensor) -> Tensor:
         """`M W S` (O, C, K)."""
-        return (self.metric @ (kernel.flatten(1) @ self.square)).reshape(kernel.shape)
+        return (self.metric @ self.spread.times(kernel.flatten(1))).reshape(kernel.shape)
 
     @property
     def wanted(self) -> Tensor:
@@ -120,16 +125,15 @@ class Scheme(Protocol):
         """Better factors: one round over all of them."""
 
 
-def oas_ridge(covariance: Tensor, samples: int) -> float:
-    """How far to shrink a covariance (p, p) towards its mean variance, from the data alone.
+def oas_ridge(covariance: Covariance, samples: int) -> float:
+    """How far to shrink a covariance towards its mean variance, from the data alone.
 
     Chen, Wiesel, Eldar & Hero 2010, "Shrinkage algorithms for MMSE covariance estimation", equation 23.
 
     Returns:
         The ridge to add to the diagonal, so that `S + ridge * I` has the proportions of the shrunk estimate.
     """
-    size = covariance.shape[0]
-    trace, square = float(covariance.trace()), float(covariance.norm()) ** 2
+    size, trace, square = covariance.size()
     if trace <= 0:
         return 1.0
     spread = square - trace**2 / size

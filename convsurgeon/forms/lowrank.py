@@ -4,8 +4,8 @@ r"""Low rank: a 1x1 conv as two, with a few channels between them, for networks 
 sit on the first, which has no bias. With groups everything holds group by group, the rank too.
 
 In the fit the optimum has a closed form, the regression of reduced rank (Izenman 1975): with `W` the free regression,
-`S` the covariance of the inputs and `M` the metric of the outputs, the leading eigenvectors `U` of
-`M^1/2 W S W^T M^1/2` give `expand = M^-1/2 U` and `reduce = U^T M^1/2 W`.
+`S` the covariance of the inputs and `M = L L^T` the metric of the outputs, the leading eigenvectors `U` of
+`L^T W S W^T L` give `expand = L^-T U` and `reduce = U^T L^T W`. They are the same for all ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from convsurgeon.forms.branched import Stages
 from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts
-from convsurgeon.forms.systems import eigen, roots
+from convsurgeon.forms.systems import cholesky, eigen
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,8 @@ class LowRankFit:
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
         """The optimum near a dense kernel (O, C, 1)."""
-        matrix = dense.flatten(1)
-        root, inverse = roots(normal.metric)
-        weighed = root @ matrix
-        leading = eigen(weighed @ normal.square @ weighed.T)[1][:, -self.rank :]
-        return leading.T @ weighed, inverse @ leading
+        expand, reduce = _directions(normal, dense)
+        return reduce[-self.rank :], expand[:, -self.rank :]
 
     def kernel(self, factors: Parts) -> Tensor:
         """(O, C, 1)."""
@@ -98,4 +95,32 @@ class LowRankFit:
     def sweep(self, normal: Normal, factors: Parts) -> Parts:
         """The optimum, if rounding has not made it worse than what is there."""
         found = self.start(normal, normal.regress())
-        return found if normal.cost(self.kernel(found)) < normal.cost(self.kernel(factors)) else factors
+        if all(map(torch.equal, found, factors)):
+            return factors
+        return found if _cost(normal, found) < _cost(normal, factors) else factors
+
+
+def _cost(normal: Normal, factors: Parts) -> float:
+    """`normal.cost` of their product, which is not multiplied out."""
+    reduce, expand = factors
+    weighed = expand.T @ normal.metric
+    quadratic = (weighed @ expand) * (normal.spread.times(reduce) @ reduce.T)
+    return float(quadratic.sum() - 2 * ((weighed @ normal.cross.flatten(1)) * reduce).sum())
+
+
+def _directions(normal: Normal, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Expand (O, O) and reduce (O, C) of every direction of the outputs, the one that matters most last.
+
+    Those of the regression are kept for other ranks of the problem.
+    """
+    free = dense is normal.regression
+    if free and "directions" in normal.shared:
+        found: tuple[Tensor, Tensor] = normal.shared["directions"]
+        return found
+    matrix, lower = dense.flatten(1), cholesky(normal.metric)
+    weighed = lower.T @ matrix
+    directions = eigen(normal.spread.times(weighed) @ weighed.T)[1]
+    found = torch.linalg.solve_triangular(lower.T, directions, upper=True), directions.T @ weighed
+    if free:
+        normal.shared["directions"] = found
+    return found

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsurgeon.forms.systems import eigen
+from convsurgeon.forms.systems import eigen, eigenvalues
 
 _BLOCK_ELEMENTS = 1 << 20
 """Matrix elements held in float64 at a time (8 MB): a 2048-channel layer is factored without a copy of itself."""
@@ -41,7 +41,7 @@ def spectrum(matrices: Tensor) -> Tensor:
     """
     total = torch.zeros(min(matrices.shape[1:]), dtype=torch.float64, device=matrices.device)
     for block in _blocks(matrices):
-        total += eigen(_gram(block))[0].clamp(min=0).flip(-1).sum(0)
+        total += eigenvalues(_gram(block)).clamp(min=0).flip(-1).sum(0)
     return total
 
 

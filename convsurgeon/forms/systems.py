@@ -49,6 +49,17 @@ def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         FloatingPointError: they are not finite.
     """
+    values, vectors = _decomposed(matrices, lambda scaled: tuple(torch.linalg.eigh(scaled)))
+    return values, vectors
+
+
+def eigenvalues(matrices: Tensor) -> Tensor:
+    """The eigenvalues alone, at a quarter of the price."""
+    return _decomposed(matrices, lambda scaled: (torch.linalg.eigvalsh(scaled),))[0]
+
+
+def _decomposed(matrices: Tensor, decompose: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What a decomposition gives for matrices scaled to 1: their eigenvalues, which are scaled back, and others."""
     exact = matrices.detach().double()
     size = exact.abs().amax(dim=(-2, -1), keepdim=True)
     if not bool(size.isfinite().all()):
@@ -57,14 +68,14 @@ def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
     for jitter in (0.0, 1e-14, 1e-12):
         shift = jitter * torch.linspace(0, 1, exact.shape[-1], dtype=exact.dtype, device=exact.device)
         try:
-            values, vectors = torch.linalg.eigh(scaled + torch.diag_embed(shift))
+            values, *others = decompose(scaled + torch.diag_embed(shift))
         except RuntimeError:  # LinAlgError
             continue
-        if bool(vectors.isfinite().all()):
+        if all(bool(found.isfinite().all()) for found in (values, *others)):
             break
     else:
         raise FloatingPointError("a matrix of the data has no eigenvectors")
-    return (values * size[..., 0]).to(matrices.dtype), vectors.to(matrices.dtype)
+    return tuple(found.to(matrices.dtype) for found in (values * size[..., 0], *others))
 
 
 def roots(matrices: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from convsurgeon.base.errors import CaptureError, described
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.obstacle import module_obstacle, reading_obstacle
+from convsurgeon.graph.obstacle import holders_of, module_obstacle, reading_obstacle
 from convsurgeon.graph.opening import Model, opened
 from convsurgeon.graph.refusal import refuse
 from convsurgeon.graph.site import Call, Site
@@ -287,11 +287,7 @@ def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:
         if isinstance(module, _CONVS):
             names.setdefault(id(module), []).append(name)
             convs[id(module)] = module
-    holders: dict[int, list[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                holders.setdefault(id(parameter), []).append(module)
+    holders = holders_of(model)
     sites = [_site(conv, names[key], watch, holders) for key, conv in convs.items()]
     for index, (conv, where) in enumerate(watch.unregistered.values()):
         why = f"an unregistered module that runs in {where}; put it into an nn.ModuleList"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from convsurgeon.graph.activation import Activation, activation_of
+from convsurgeon.graph.linear import LinearAsConv
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 
@@ -53,6 +54,8 @@ def neighbours(node: fx.Node, root: nn.Module, conv: nn.Conv2d, calls: Counter[n
     if follower is not None and (other := _added(follower, node)) is not None:
         shortcut, node = (other,), follower
         follower = _only_user(node)
+    while follower is not None and _reshapes_a_linear(follower):  # whose values are the conv's, in another order
+        follower = _only_user(follower)
     found = None if follower is None else activation_of(follower, root, conv.out_channels)
     if follower is not None and found is not None:
         node = follower
@@ -84,6 +87,12 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _only_user(node: fx.Node) -> fx.Node | None:
     users = list(node.users)
     return users[0] if len(users) == 1 else None
+
+
+def _reshapes_a_linear(node: fx.Node) -> bool:
+    """Whether a node is what `LinearAsConv` does behind its conv."""
+    scopes = list((node.meta.get("nn_module_stack") or {}).values())
+    return node.op == "call_method" and bool(scopes) and scopes[-1][1] is LinearAsConv
 
 
 def _frozen_norm(node: fx.Node, root: nn.Module, calls: Counter[nn.Module]) -> nn.BatchNorm2d | None:

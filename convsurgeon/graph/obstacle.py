@@ -1,4 +1,4 @@
-"""What makes a conv module something else than the plain function its geometry describes."""
+"""What makes a conv or linear module something else than the plain function its geometry describes."""
 
 from __future__ import annotations
 
@@ -31,30 +31,29 @@ def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) ->
     """
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__}: only Conv2d is rewritten"
-    if parametrize.is_parametrized(conv):
-        names = ", ".join(conv.parametrizations)  # type: ignore[arg-type]
-        return f"its {names} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
-    if conv._parameters.get("weight") is None:
-        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
-    own = _own_behaviour(conv)
-    if own:
-        return own
-    if any(getattr(conv, name) for name in _HOOKS) or any(
-        getattr(parameter, name, None) for parameter in conv.parameters(recurse=False) for name in _GRADIENT_HOOKS
-    ):
-        return "it carries hooks that would be lost; remove them first"
-    if conv._buffers or conv._modules or set(conv._parameters) - {"weight", "bias"}:
-        return "it holds buffers, parameters or modules of its own that would be lost"
+    if held := _more_than_weights(conv, nn.Conv2d):
+        return held
     geometry = Geometry.of(conv)
     if conv.weight.shape != (geometry.out_channels, geometry.in_per_group, *geometry.kernel_size):
         return f"its weight has shape {tuple(conv.weight.shape)}, which is not what its attributes say"
     if padding := _stale_padding(conv, geometry):
         return padding
-    if tied := _tied(conv, holders):
-        return tied
-    if not conv.weight.dtype.is_floating_point:
-        return f"its weight is {str(conv.weight.dtype).removeprefix('torch.')}"
-    return ""
+    return _tied(conv, holders) or _whole_numbers(conv)
+
+
+def linear_obstacle(linear: nn.Linear, holders: Mapping[int, Sequence[nn.Module]]) -> str:
+    """Why a linear layer cannot be made into a 1x1 conv; empty where it can."""
+    return _more_than_weights(linear, nn.Linear) or _tied(linear, holders) or _whole_numbers(linear)
+
+
+def holders_of(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """The modules that hold each parameter, by the parameter's `id`."""
+    holders: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append(module)
+    return holders
 
 
 def reading_obstacle(conv: _CONVS, name: str, readers: Mapping[str, str]) -> str:
@@ -65,21 +64,45 @@ def reading_obstacle(conv: _CONVS, name: str, readers: Mapping[str, str]) -> str
     return ""
 
 
-def _own_behaviour(conv: nn.Conv2d) -> str:
-    """A subclass or an instance that redefines what a conv computes; one that only adds attributes is plain."""
-    if any(name in vars(conv) for name in ("forward", "_conv_forward")):
-        return "its forward is replaced on the instance"
-    for cls in type(conv).__mro__:
-        if cls is nn.Conv2d:
-            return ""
-        if any(name in vars(cls) for name in _OWN):
-            return f"{type(conv).__name__} is a subclass with its own behaviour"
+def _more_than_weights(layer: nn.Module, plain: type[nn.Module]) -> str:
+    """What a layer has beyond the weights of the plain class, and would lose."""
+    if parametrize.is_parametrized(layer):
+        names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
+        return f"its {names} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
+    if layer._parameters.get("weight") is None:
+        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
+    if own := _own_behaviour(layer, plain):
+        return own
+    if any(getattr(layer, name) for name in _HOOKS) or any(
+        getattr(parameter, name, None) for parameter in layer.parameters(recurse=False) for name in _GRADIENT_HOOKS
+    ):
+        return "it carries hooks that would be lost; remove them first"
+    if layer._buffers or layer._modules or set(layer._parameters) - {"weight", "bias"}:
+        return "it holds buffers, parameters or modules of its own that would be lost"
     return ""
 
 
-def _tied(conv: nn.Conv2d, holders: Mapping[int, Sequence[nn.Module]]) -> str:
-    others = [other for parameter in conv.parameters() for other in holders.get(id(parameter), ()) if other is not conv]
-    if any(isinstance(other, _CONVS) for other in others):
+def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
+    """A subclass or an instance that redefines what a layer computes; one that only adds attributes is plain."""
+    if any(name in vars(layer) for name in ("forward", "_conv_forward")):
+        return "its forward is replaced on the instance"
+    for cls in type(layer).__mro__:
+        if cls is plain:
+            return ""
+        if any(name in vars(cls) for name in _OWN):
+            return f"{type(layer).__name__} is a subclass with its own behaviour"
+    return ""
+
+
+def _whole_numbers(layer: nn.Conv2d | nn.Linear) -> str:
+    dtype = layer.weight.dtype
+    return "" if dtype.is_floating_point else f"its weight is {str(dtype).removeprefix('torch.')}"
+
+
+def _tied(layer: nn.Module, holders: Mapping[int, Sequence[nn.Module]]) -> str:
+    held = (other for parameter in layer.parameters() for other in holders.get(id(parameter), ()))
+    others = [other for other in held if other is not layer]
+    if isinstance(layer, _CONVS) and any(isinstance(other, _CONVS) for other in others):
         return "its weight is tied to another conv's"
     return f"its weight is tied to another module's, a {type(others[0]).__name__}" if others else ""
 

@@ -209,7 +209,7 @@ def _whole(name: str, value: object) -> int:
 
 _MEANINGS: dict[str, Callable[[Site, tuple[Any, ...]], bool]] = {
     "everything": lambda _site, _values: True,
-    "named": lambda site, globs: any(fnmatch.fnmatchcase(name, _glob(glob)) for name in site.names for glob in globs),
+    "named": lambda site, texts: any(fnmatch.fnmatchcase(name, glob(text)) for name in site.names for text in texts),
     "kernel_size": lambda site, windows: site.geometry.kernel_size in windows,
     "stride": lambda site, steps: any(set(site.geometry.stride) == {step} for step in steps),
     "min_channels": lambda site, least: min(site.geometry.in_channels, site.geometry.out_channels) >= least[0],
@@ -245,18 +245,18 @@ def check_names(policy: Policy, sites: Iterable[Site]) -> frozenset[str]:
     for part, positive in policy.parts():
         if not isinstance(part, _Test) or part.name != "named":
             continue
-        for glob in part.values:
-            if not fnmatch.filter(known, _glob(glob)):
+        for text in part.values:
+            if not fnmatch.filter(known, glob(text)):
                 raise PolicyError(
-                    f"policy: no conv is named {glob!r}{nearest(glob, known)}; run inspect to see all names"
+                    f"policy: no conv is named {text!r}{nearest(text, known)}; run inspect to see all names"
                 )
-            if positive and "*" not in glob:
-                demanded.add(glob)
+            if positive and "*" not in text:
+                demanded.add(text)
     return frozenset(demanded)
 
 
-def _glob(text: str) -> str:
-    """Only `*` is special."""
+def glob(text: str) -> str:
+    """A name in which only `*` is special, as a pattern of `fnmatch`."""
     return text.replace("[", "[[]").replace("?", "[?]")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,15 @@ def _of_file(path: Model, plan: Plan) -> nn.Module:
 
 
 def _rebuilt(model: nn.Module, plan: Plan) -> nn.Module:
-    new: dict[int, Any] = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
+    return swapped(model, {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)})
+
+
+def swapped(model: nn.Module, new: dict[int, Any]) -> nn.Module:
+    """A copy of a model with other modules in the places of some, by the `id` of what they replace.
+
+    Raises:
+        CaptureError: the model cannot be copied.
+    """
     try:
         converted = copy.deepcopy(model, new | _detached(model))
         placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
@@ -135,14 +143,22 @@ def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
     for name, change in plan.changes.items():
         conv = modules.get(name)
         if not isinstance(conv, nn.Conv2d):
-            kind = "is not in this model" if conv is None else f"is a {type(conv).__name__} in this model"
-            raise PlanError(f"plan: {name} {kind}; the plan was made for another one, plan again")
+            raise PlanError(f"plan: {name} {_instead(modules, name)}")
         if Geometry.of(conv) != change.site.geometry:
             raise PlanError(
                 f"plan: {name} is {change.site.geometry} in the plan and {Geometry.of(conv)} in this model; plan again"
             )
         found.append((change, conv))
     return found
+
+
+def _instead(modules: Mapping[str, nn.Module], name: str) -> str:
+    """What a model has where a plan wants a conv, and what to do."""
+    found, layer = modules.get(name), name.removesuffix(".conv")
+    if found is None and isinstance(modules.get(layer), nn.Linear):
+        return f"is not in this model, whose {layer} is a linear layer; pass linear_as_conv(model, example, ...) of it"
+    kind = "is not in this model" if found is None else f"is a {type(found).__name__} in this model"
+    return f"{kind}; the plan was made for another one, plan again"
 
 
 def _replacement(conv: nn.Conv2d, form: Form) -> nn.Module:

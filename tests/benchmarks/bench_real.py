@@ -199,6 +199,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--time", action="store_true", help="export both and time them in onnxruntime, one thread")
     parser.add_argument("--latency", type=float, nargs="*", default=[], help="budgets, of the milliseconds, too")
+    parser.add_argument("--params", type=float, nargs="*", default=[], help="budgets, of the parameters, too")
+    parser.add_argument("--linear", action="store_true", help="large linear layers as 1x1 convs")
     parser.add_argument("--skip-default", action="store_true", help="only the budgets: a search takes several plans")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -206,6 +208,7 @@ def main() -> None:
     import_torchvision()
     budgets = [*([] if options.skip_default else [None]), *(cs.Budget(macs=share) for share in options.shares)]
     budgets += [cs.Budget(latency=share) for share in options.latency]
+    budgets += [cs.Budget(params=share) for share in options.params]
     rows = []
     with quiet_packages():
         for name in options.networks:
@@ -213,7 +216,7 @@ def main() -> None:
                 for budget in budgets:
                     rows.append(_row(name, NETS[name], budget, seed, options))
                     print(*rows[-1], sep=" | ", flush=True)
-    headers = ["network", "plan", "seed", "convs", "MACs", "kept", "speed-up", "seconds", "skipped"]
+    headers = ["network", "plan", "seed", "convs", "MACs", "params", "kept", "speed-up", "seconds", "skipped"]
     print(tabulate(rows, headers, tablefmt="pipe"))
 
 
@@ -228,7 +231,8 @@ def quiet_packages() -> Iterator[None]:
 
 
 def _row(name: str, net: Net, budget: cs.Budget | None, seed: int, options: argparse.Namespace) -> tuple[object, ...]:
-    plan = "default" if budget is None else f"macs={budget.macs}" if budget.macs else f"latency={budget.latency}"
+    limits = {} if budget is None else {kind: getattr(budget, kind) for kind in ("macs", "latency", "params")}
+    plan = next((f"{kind}={share}" for kind, share in limits.items() if share), "default")
     try:
         torch.manual_seed(0)
         model = net.make()
@@ -237,9 +241,13 @@ def _row(name: str, net: Net, budget: cs.Budget | None, seed: int, options: argp
     choice: dict[str, Any] = {} if budget is None else {"budget": budget}
     if net.images is not None:
         choice |= {"calibration": net.images(options.images, seed), "images": options.images, "seed": seed}
-    elif budget is None:  # of random weights no rule finds a rank
-        choice["forms"] = [cs.CP(rank=cs.Share(0.4)), cs.DepthwiseSeparable(rank=3)]
+    else:  # of random weights images say nothing, and no rule finds a rank
+        choice["calibration"] = False
+        if budget is None:
+            choice["forms"] = [cs.CP(rank=cs.Share(0.4)), cs.DepthwiseSeparable(rank=3)]
     example = torch.randn(net.shape) if net.images is None else net.images(1, seed)
+    if options.linear:
+        model = cs.linear_as_conv(model, example)
     start = time.perf_counter()
     try:
         result = cs.convert(model, example, progress=False, **choice)
@@ -251,9 +259,10 @@ def _row(name: str, net: Net, budget: cs.Budget | None, seed: int, options: argp
         kept = net.kept(model, result.model.eval(), net.images(TESTED, 1000 + seed))
     skips = Counter(skip.reason.partition(";")[0] for skip in result.skipped)
     words = "; ".join(f"{count} {reason}" for reason, count in skips.most_common(4))
-    share = f"{result.report.after.macs / result.report.before.macs:.2f}"
+    before, after = result.report.before, result.report.after
+    shares = f"{after.macs / before.macs:.2f}", f"{after.params / before.params:.2f}"
     convs = f"{len(result.changes)} of {len(result.report.steps)}"
-    return (name, plan, seed, convs, share, kept, _speed(result) if options.time else "-", f"{seconds:.0f}", words)
+    return (name, plan, seed, convs, *shares, kept, _speed(result) if options.time else "-", f"{seconds:.0f}", words)
 
 
 def _speed(result: cs.Result) -> str:

@@ -49,6 +49,9 @@ LEARNED: dict[str, tuple[Callable[[int], Tensor], cs.Augment]] = {
 }
 """What each network learns from, and how that is varied."""
 
+PRECISIONS = ["fp32", "int8", "fp32+int8"]
+"""What a network learns in; of two, half the epochs in the second."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser()
@@ -66,7 +69,7 @@ def main() -> None:
     parser.add_argument("--features", type=float)
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS))
     parser.add_argument("--temperature", type=float, help="Kullback-Leibler divergence of softened classes instead")
-    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=["fp32", "int8"], help="to learn in")
+    parser.add_argument("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="to learn in")
     parser.add_argument("--save", type=Path, help="weights and plan of every recovered network go there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -97,19 +100,12 @@ def _rows(options: argparse.Namespace, seed: int) -> list[tuple[Any, ...]]:
             if options.temperature is not None:
                 settings["loss"] = _softened(options.temperature)
             began = time.perf_counter()
-            better = cs.recover(
-                result,
-                images,
-                epochs=epochs,
-                batch_size=options.batch_size,
-                transform=transform,
-                precision=precision,
-                seed=seed,
-                progress=False,
-                **settings,
-            )
+            settings |= {"batch_size": options.batch_size, "transform": transform, "seed": seed, "progress": False}
+            better = result
+            for number, one in enumerate(precision.split("+")):
+                better = cs.recover(better, images, epochs=epochs / 2**number, precision=one, **settings)
             minutes = (time.perf_counter() - began) / 60
-            done = better.report.recovery[0]
+            done = better.report.recovery[-1]
             after = case.metric(better.model), rough, case.metric(as_int8(better.model, seen))
             how = (done.lr, f"{done.best_step}/{done.steps}", minutes, dense_ms / ms)
             rows.append((options.network, share, start, epochs, precision, seed, dense, before, *after, *how))

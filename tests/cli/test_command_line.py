@@ -53,6 +53,25 @@ def test_a_budget_is_kept_or_refused(command: list[str], capsys: pytest.CaptureF
     assert "cannot read 'mac=0.5'" in capsys.readouterr().err
 
 
+def test_linear_layers_are_sites_where_they_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "headed.py"
+    file.write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    head = nn.Linear(800, 128), nn.ReLU(), nn.Linear(128, 5)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), *head)\n"
+    )
+    model = [f"{file}:net", *MODEL[1:]]
+    command = ["convert", *model, "--form", "lowrank", "--rank", "8", "--calibrate", "none", "--pairs", "0", "--linear"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0  # the large one
+    plan = cs.Plan.load(tmp_path / "out" / "plan.json")
+    assert list(plan.changes) == ["2.conv"]
+    capsys.readouterr()
+    assert "no linear layer is named 'head'" in _error([*command, "head"], capsys)
+    assert "no layer is left of the 1 of 4, 0 of them of 65536 weights" in _error([*command, "4"], capsys)
+    assert "leave out --linear" in _error(["inspect", str(tmp_path / "out" / "model.onnx"), "--linear"], capsys)
+
+
 def test_convert_writes_a_bundle_whole_or_not_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     command = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from convsurgeon.forms.covariance import Whole
 from convsurgeon.forms.leastsquares import Normal
 
 
@@ -14,6 +15,5 @@ def problem(outputs: int = 6, channels: int = 5, taps: int = 9, rows: int = 400)
         channels * taps, channels * taps, dtype=torch.float64
     )
     y = x @ torch.randn(channels * taps, outputs, dtype=torch.float64) + torch.randn(rows, outputs, dtype=torch.float64)
-    covariance = (x.T @ x / rows).reshape(channels, taps, channels, taps)
     root = torch.randn(outputs, outputs, dtype=torch.float64)
-    return Normal(covariance, (y.T @ x / rows).reshape(outputs, channels, taps), root @ root.T), x, y
+    return Normal(Whole(x.T @ x / rows), (y.T @ x / rows).reshape(outputs, channels, taps), root @ root.T), x, y

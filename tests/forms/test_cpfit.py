@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import cpfit
+from convsurgeon.forms.covariance import Whole
 from convsurgeon.forms.cpfit import CPFit, _Between, _Problem
 from convsurgeon.forms.lbfgs import flat
 from convsurgeon.forms.leastsquares import Normal
@@ -24,7 +25,8 @@ def _apart() -> Normal:
     covariance = torch.einsum("cd,kl->ckdl", channels @ channels.T, taps @ taps.T)
     kernel = torch.randn(6, 5, 9, dtype=torch.float64)
     cross = torch.einsum("ock,ckdl->odl", kernel, covariance)
-    return replace(normal, covariance=covariance, cross=cross, regression=kernel)
+    spread = Whole(covariance.reshape(kernel[0].numel(), -1))
+    return replace(normal, spread=spread, cross=cross, regression=kernel)
 
 
 def _place() -> Tensor:
@@ -78,7 +80,7 @@ def test_what_ranks_share_is_of_one_kernel() -> None:
 def test_which_layers_are_wide() -> None:
     def layer(channels: int, rank: int) -> _Problem:
         dense = torch.zeros(1, channels, 9)
-        return _Problem(Normal(torch.zeros(1), dense, torch.zeros(1)), dense, rank)
+        return _Problem(Normal(Whole(torch.zeros(1, 1)), dense, torch.zeros(1)), dense, rank)
 
     assert not layer(64, 256).scarce
     assert layer(512, 128).scarce

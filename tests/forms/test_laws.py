@@ -18,6 +18,7 @@ from convsurgeon.forms import blueprint, leastsquares
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.catalogue import FORMS, form_from_dict
 from convsurgeon.forms.leastsquares import Normal, Scheme, alternate
+from convsurgeon.forms.lowrank import _cost
 from tests.forms.own import Reduced
 from tests.forms.problems import problem
 from tests.layers import convs
@@ -244,6 +245,17 @@ def test_a_low_rank_fit_begins_at_its_optimum() -> None:
             step = 1e-4 * torch.randn_like(factor)
             pair = (reduce + step, expand) if factor is reduce else (reduce, expand + step)
             assert normal.cost(scheme.kernel(pair)) >= best - 1e-9 * abs(best)
+
+
+def test_a_low_rank_sweep_finds_the_optimum_from_elsewhere_and_stays_there() -> None:
+    scheme, normal, _, _ = _fit("lowrank")
+    best = scheme.start(normal, normal.regress())
+    assert all(one is two for one, two in zip(scheme.sweep(normal, best), best, strict=True))
+    elsewhere = tuple(factor + torch.randn_like(factor) for factor in best)
+    for one, two in zip(scheme.sweep(normal, elsewhere), best, strict=True):
+        torch.testing.assert_close(one, two)
+    nearer = tuple(1.0 * factor for factor in best)
+    assert _cost(normal, nearer) == pytest.approx(normal.cost(scheme.kernel(nearer)))
 
 
 @pytest.mark.parametrize("rank", [4, 9, 16])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from convsurgeon import Blueprint, DepthwiseSeparable, Geometry
 from convsurgeon.forms import leastsquares
 from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.covariance import Whole
 from convsurgeon.forms.systems import solve
 from tests.forms.problems import problem
 
@@ -23,9 +24,9 @@ def test_the_cost_is_the_mean_squared_error_in_the_metric() -> None:
 
 def test_ridge_falls_with_the_number_of_samples_and_survives_nothing() -> None:
     covariance = torch.diag(torch.arange(1.0, 21.0, dtype=torch.float64))
-    ridges = [leastsquares.oas_ridge(covariance, samples) for samples in (1_000, 10_000, 100_000)]
+    ridges = [leastsquares.oas_ridge(Whole(covariance), samples) for samples in (1_000, 10_000, 100_000)]
     assert ridges[0] > ridges[1] > ridges[2] > 0
-    assert leastsquares.oas_ridge(torch.zeros(3, 3), 5) > 0
+    assert leastsquares.oas_ridge(Whole(torch.zeros(3, 3)), 5) > 0
 
 
 @pytest.mark.parametrize("singular", [torch.zeros(3, 3), torch.ones(3, 3), torch.diag(torch.tensor([1.0, 0.0, 0.0]))])
