@@ -84,8 +84,9 @@ class LowRankFit:
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
         """The optimum near a dense kernel (O, C, 1)."""
-        expand, reduce = _directions(normal, dense)
-        return reduce[-self.rank :], expand[:, -self.rank :]
+        lower, weighed, directions = _directions(normal, dense)
+        leading = directions[:, -self.rank :]
+        return leading.T @ weighed, torch.linalg.solve_triangular(lower.T, leading, upper=True)
 
     def kernel(self, factors: Parts) -> Tensor:
         """(O, C, 1)."""
@@ -108,19 +109,18 @@ def _cost(normal: Normal, factors: Parts) -> float:
     return float(quadratic.sum() - 2 * ((weighed @ normal.cross.flatten(1)) * reduce).sum())
 
 
-def _directions(normal: Normal, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """Expand (O, O) and reduce (O, C) of every direction of the outputs, the one that matters most last.
+def _directions(normal: Normal, dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`L` (O, O), `L^T W` (O, C) and all the eigenvectors (O, O), the one that matters most last.
 
     Those of the regression are kept for other ranks of the problem.
     """
     free = dense is normal.regression
     if free and "directions" in normal.shared:
-        found: tuple[Tensor, Tensor] = normal.shared["directions"]
+        found: tuple[Tensor, Tensor, Tensor] = normal.shared["directions"]
         return found
-    matrix, lower = dense.flatten(1), cholesky(normal.metric)
-    weighed = lower.T @ matrix
-    directions = eigen(normal.spread.times(weighed) @ weighed.T)[1]
-    found = torch.linalg.solve_triangular(lower.T, directions, upper=True), directions.T @ weighed
+    lower = cholesky(normal.metric)
+    weighed = lower.T @ dense.flatten(1)
+    found = lower, weighed, eigen(normal.spread.times(weighed) @ weighed.T)[1]
     if free:
         normal.shared["directions"] = found
     return found

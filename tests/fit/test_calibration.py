@@ -142,30 +142,39 @@ def test_few_images_are_used_with_a_word() -> None:
     assert result.report.reconstruction[0].error_after <= result.report.reconstruction[0].error_before
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
+def _worker(rank: int, port: int, folder: str, kind: str) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    model = nets.Plain().double().eval()
-    images = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    done = cs.convert(model, images[:2], forms=[cs.Blueprint(rank=2)], calibration=images.split(16), progress=False)
-    torch.save(done.model.state_dict(), Path(folder) / f"{rank}.pt")
+    torch.save(_shared_out(kind)[0].model.state_dict(), Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_gloo_processes_give_the_one_process_result(tmp_path: Path) -> None:
+def _shared_out(kind: str) -> tuple[cs.Result, torch.Tensor]:
+    """A conversion that processes share, and its images; of a wide layer they are fewer than the unknowns."""
+    size = (80, 3, 24, 24) if kind == "wide" else (160, 3, 12, 12)
+    images = torch.randn(size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    torch.manual_seed(0)
+    model, forms = nets.Plain().double().eval(), [cs.Blueprint(rank=2)]
+    if kind == "wide":
+        wide = nn.Sequential(nn.Flatten(), nn.Linear(1728, 40), nn.ReLU(), nn.Linear(40, 4)).double().eval()
+        model, forms = cs.linear_as_conv(wide, images[:2]), [cs.LowRank(rank=8)]
+    settings = {"forms": forms, "policy": cs.everything(), "calibration": images.split(16), "progress": False}
+    return cs.convert(model, images[:2], **settings), images
+
+
+@pytest.mark.parametrize("kind", ["plain", "wide"])
+def test_two_gloo_processes_give_the_one_process_result(kind: str, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     port = 20000 + os.getpid() % 20000
-    workers = [context.Process(target=_worker, args=(rank, port, str(tmp_path))) for rank in range(2)]
+    workers = [context.Process(target=_worker, args=(rank, port, str(tmp_path), kind)) for rank in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join(120)
-    torch.manual_seed(0)
-    model = nets.Plain().double().eval()
-    images = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    alone = cs.convert(model, images[:2], forms=[cs.Blueprint(rank=2)], calibration=images.split(16), progress=False)
+    alone, images = _shared_out(kind)
+    model = alone.original
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
     loaded = cs.rebuild(model, alone.plan)
