@@ -60,7 +60,7 @@ class _OfMany:
 
 class _OfFew:
     def __init__(self, patches: Tensor, center: Tensor, rows: int) -> None:
-        self._root = math.sqrt(rows)
+        self._root = math.sqrt(max(1, rows))
         scaled = FewRows(world.gathered((patches - center.float()) / self._root))
         self._rows = scaled.ridged(oas_ridge(scaled, rows))
         self.dtype = scaled.rows.dtype

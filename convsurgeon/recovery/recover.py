@@ -30,7 +30,7 @@ from convsurgeon.recovery.loop import train
 from convsurgeon.recovery.objective import Judge, Loss, Objective
 from convsurgeon.recovery.rates import best_rate
 from convsurgeon.recovery.recipe import Recipe
-from convsurgeon.recovery.rounding import in_float, learn_rounded
+from convsurgeon.recovery.rounding import as_exported, learn_rounded
 from convsurgeon.recovery.stream import Batch, Stream, images_from, kept_chance, split
 from convsurgeon.recovery.training import (
     OptimizerFactory,
@@ -244,7 +244,7 @@ def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.precision == "int8":
         target = Target.onnxruntime()
-        learn_rounded(model, held_back[:SAMPLE], target, in_float(result.model, result.example, target))
+        learn_rounded(model, held_back[:SAMPLE], target, as_exported(result.model, held_back[:SAMPLE], target))
     parameters = _trained(model, names)
     setup = Setup(model, parameters, stream, len(held), held_back[0].example, objective, judge, recipe, own)
     if world.size() > 1:

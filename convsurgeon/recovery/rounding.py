@@ -4,21 +4,24 @@ Weights of convs and linear layers are rounded output channel by output channel,
 the range that the exporter's calibrator finds. Gradients pass a rounding as if it were not there (Bengio et al. 2013,
 arXiv 1308.3432) and end where a value is cut off (Jacob et al. 2018, arXiv 1712.05877). A batch norm behind a conv
 scales whole output channels, so the levels are those of the weights that it is folded into.
+
+The exporter evens out the channels between two convs before it rounds (see `equalise`). What a conv reads is divided by
+the same factors here, and its weights multiplied by them, while both are rounded: without, the middle of a CP chain
+would be rounded far more coarsely than in the file, and the network would learn to bear what never happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import ExportError
 from convsurgeon.deploy.int8.histogram import Array, Range, counts, extremes, percentile
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.graph.example import Example
 from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import evaluating
 from convsurgeon.recovery.stream import Batch
@@ -27,43 +30,73 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _LEVELS = 255
 
 
-def learn_rounded(model: nn.Module, sample: Sequence[Batch], target: Target, left: Collection[str] = ()) -> None:
+@dataclass(frozen=True)
+class Exported:
+    """What the exporter will do with the layers of a model, by their names.
+
+    `left` stay in float; `scales` (C,) are what the channels of a layer's input are divided by where it is rounded.
+    """
+
+    left: frozenset[str] = frozenset()
+    scales: Mapping[str, Array] = field(default_factory=dict)
+
+
+def as_exported(model: nn.Module, sample: Sequence[Batch], target: Target) -> Exported:
+    """Asks the exporter itself; the nodes of an exported graph bear the names of the layers."""
+    from convsurgeon.deploy.int8.equalise import equalise  # loads onnx and the runtime
+    from convsurgeon.deploy.int8.module import exported
+    from convsurgeon.deploy.int8.steps import kept
+
+    try:
+        graph, feeds = exported(model, [batch.example for batch in sample])
+        return Exported(kept(graph, target), equalise(graph, feeds))
+    except Exception:  # of torch's exporter or of the runtime, who say so themselves when the file is written
+        return Exported()
+
+
+def learn_rounded(
+    model: nn.Module,
+    sample: Sequence[Batch],
+    target: Target,
+    exported: Exported = Exported(),
+) -> None:
     """From now on the model rounds in every forward pass; its state dict stays as it is.
 
     Args:
         model: a working copy; hooks stay on it.
         sample: batches that the ranges of activations are found on.
         target: what the int8 file will be for.
-        left: names of layers that stay in float there.
+        exported: what the exporter will do with its layers.
     """
-    layers = [module for name, module in model.named_modules() if isinstance(module, LAYERS) and name not in left]
+    layers: dict[nn.Module, Tensor] = {
+        module: _scale(module, exported.scales.get(name))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS) and name not in exported.left
+    }
     for layer, span in zip(layers, _spans(model, layers, sample), strict=True):
         if span is not None:
-            rounding = _Rounding(span, target.largest_weight)
+            rounding = _Rounding(span, target.largest_weight, layers[layer])
             layer.register_forward_pre_hook(rounding.enter)
             layer.register_forward_hook(rounding.leave, always_call=True)
 
 
-def in_float(model: nn.Module, example: Example, target: Target) -> frozenset[str]:
-    """Names of the layers that the int8 file will leave in float; the nodes of an exported graph bear them."""
-    from convsurgeon.deploy.int8.steps import kept  # loads onnx and the runtime
-    from convsurgeon.deploy.onnx.export import exported_graph
-
-    try:
-        return kept(exported_graph(model, example), target)
-    except ExportError:  # it says so itself when the file is written
-        return frozenset()
+def _scale(layer: nn.Module, scale: Array | None) -> Tensor:
+    """The factors of the channels that a layer reads, 1 where there are none."""
+    if scale is None or isinstance(layer, nn.Linear) or len(scale) != getattr(layer, "in_channels", 0):
+        return torch.ones(1)
+    assert isinstance(layer.weight, Tensor)
+    return torch.from_numpy(scale).to(layer.weight).reshape(-1, *[1] * (layer.weight.dim() - 2))
 
 
 class _Rounding:
     """Hooks around one layer: its input and its weight are rounded while it computes."""
 
-    def __init__(self, span: Range, largest: int) -> None:
-        self.low, self.high, self.largest = *_with_zero(span), largest
+    def __init__(self, span: Range, largest: int, scale: Tensor) -> None:
+        self.low, self.high, self.largest, self.scale = *_with_zero(span), largest, scale
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Puts a rounded weight before the parameter, where attributes are looked up first."""
-        layer.__dict__["weight"] = _weight(layer._parameters["weight"], self.largest)
+        layer.__dict__["weight"] = self._weight(layer)
         return (self._input(args[0]), *args[1:])
 
     def leave(self, layer: nn.Module, args: object, output: object) -> None:
@@ -72,12 +105,22 @@ class _Rounding:
 
     def _input(self, values: Tensor) -> Tensor:
         step = (self.high - self.low) / _LEVELS
-        cut = values.clamp(self.low, self.high)
-        return cut + ((cut / step).round() * step - cut).detach()
+        scale = self.scale.to(values)
+        cut = (values / scale).clamp(self.low, self.high)
+        return (cut + ((cut / step).round() * step - cut).detach()) * scale
+
+    def _weight(self, layer: nn.Module) -> Tensor:
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        if len(self.scale) == 1:
+            return _rounded(weight, self.largest)
+        groups = weight.new_ones(len(weight)).reshape(getattr(layer, "groups", 1), -1)
+        scale = torch.einsum("go,gi->goi", groups, self.scale.to(weight).reshape(len(groups), -1)).flatten(0, 1)
+        scale = scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))
+        return _rounded(weight * scale, self.largest) / scale
 
 
-def _weight(weight: Tensor | None, largest: int) -> Tensor:
-    assert weight is not None
+def _rounded(weight: Tensor, largest: int) -> Tensor:
     step = weight.detach().abs().flatten(1).amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / largest
     step = step.reshape(-1, *[1] * (weight.dim() - 1))
     return weight + ((weight / step).round() * step - weight).detach()
@@ -90,16 +133,16 @@ def _with_zero(span: Range) -> Range:
     return (low, high) if low == 0.0 else (round(low / step) * step, round(low / step) * step + high - low)
 
 
-def _spans(model: nn.Module, layers: Sequence[nn.Module], sample: Sequence[Batch]) -> list[Range | None]:
-    """The range of what each layer reads; None of one that is not called, or reads nothing but one value."""
+def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequence[Batch]) -> list[Range | None]:
+    """The range of what each layer reads, over its factors; None of one that is never called or reads but one value."""
     spans: dict[nn.Module, Range] = {}
     bins: dict[nn.Module, Array] = {}
 
     def widen(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        spans[layer] = extremes(_array(args[0]), None, spans.get(layer))
+        spans[layer] = extremes(_array(args[0] / layers[layer].to(args[0])), None, spans.get(layer))
 
     def count(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        bins[layer] = counts(_array(args[0]), spans[layer], bins.get(layer))
+        bins[layer] = counts(_array(args[0] / layers[layer].to(args[0])), spans[layer], bins.get(layer))
 
     def run() -> None:
         for batch in sample:

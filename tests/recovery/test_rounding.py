@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.deploy.int8.module import as_int8
 from convsurgeon.deploy.int8.target import Target
-from convsurgeon.recovery.rounding import learn_rounded
+from convsurgeon.recovery.rounding import as_exported, learn_rounded
 from convsurgeon.recovery.stream import Batch
 from tests import nets
 from tests.recovery.test_recover import X, _converted, _done, _recover
@@ -42,6 +42,29 @@ def test_it_computes_what_the_int8_file_does(seed: int) -> None:
     off = (file - exact).norm()
     assert (rounded - exact).norm() == pytest.approx(float(off), rel=1.0)
     assert (rounded - file).norm() < 1.2 * off  # two roundings of the same steps, not of the same neighbours
+
+
+@pytest.mark.parametrize("form", [cs.CP(rank=8), cs.DepthwiseSeparable(rank=1)])
+def test_uneven_channels_inside_a_chain_are_evened_out_as_in_the_file(form: cs.Form) -> None:
+    result = cs.convert(nets.Plain(), X[:2], forms=[form], calibration=False, policy=cs.everything())
+    model = result.model.eval()
+    with torch.no_grad():
+        for name in result.changes:
+            first, *_, last = (part for part in model.get_submodule(name).modules() if isinstance(part, nn.Conv2d))
+            uneven = torch.logspace(-2, 2, len(first.weight))
+            first.weight *= uneven[:, None, None, None]
+            last.weight /= uneven[None, :, None, None]
+    exported = as_exported(model, SAMPLE, Target.onnxruntime())
+    assert exported.scales
+    evened, rough = copy.deepcopy(model), copy.deepcopy(model)
+    learn_rounded(evened, SAMPLE, Target.onnxruntime(), exported)
+    learn_rounded(rough, SAMPLE, Target.onnxruntime())
+    file = as_int8(model, [SAMPLE[0].example])
+    with torch.no_grad():
+        wanted = model(X)
+        off = [float((one(X) - wanted).norm()) for one in (file, evened, rough)]
+    assert off[1] < 3 * off[0]
+    assert off[2] > 5 * off[1]
 
 
 @pytest.mark.parametrize(("target", "levels"), [(Target(), 127), (Target(reduce_range=True), 64)])

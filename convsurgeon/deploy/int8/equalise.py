@@ -43,12 +43,16 @@ class _Seam:
     readers: tuple[NodeProto, ...]
 
 
-def equalise(model: ModelProto, feeds: Sequence[Feed]) -> int:
-    """Evens out the channels of every value that allows it, in place; returns how many values."""
+def equalise(model: ModelProto, feeds: Sequence[Feed]) -> dict[str, npt.NDArray[np.float64]]:
+    """Evens out the channels of every value that allows it, in place.
+
+    Returns:
+        What each channel (C,) that a conv reads was divided by, by the name of the conv's node.
+    """
     graph = model.graph
     seams = _seams(graph)
     if not seams:
-        return 0
+        return {}
     session = exposed(model, [seam.value for seam in seams])
     peaks: dict[str, npt.NDArray[np.float64]] = {}
     for feed in feeds:
@@ -57,9 +61,11 @@ def equalise(model: ModelProto, feeds: Sequence[Feed]) -> int:
             # One channel axis: everything else is reduced.
             peak = np.abs(value).max(axis=tuple(axis for axis in range(value.ndim) if axis != 1)).astype(np.float64)
             peaks[seam.value] = np.maximum(peaks.get(seam.value, 0.0), peak)
+    scales: dict[str, npt.NDArray[np.float64]] = {}
     for seam in seams:
-        _scale(graph, seam, peaks[seam.value])
-    return len(seams)
+        scale = _scale(graph, seam, peaks[seam.value])
+        scales |= {node.name: scale for node in seam.readers}
+    return scales
 
 
 def _seams(graph: GraphProto) -> list[_Seam]:
@@ -121,7 +127,7 @@ def _owns(node: NodeProto, weights: Mapping[str, TensorProto], counts: dict[str,
     return node.op_type == "Conv" and all(name in weights and counts[name] == 1 for name in own)
 
 
-def _scale(graph: GraphProto, seam: _Seam, peaks: npt.NDArray[np.float64]) -> None:
+def _scale(graph: GraphProto, seam: _Seam, peaks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     known = proto.constants(graph)
     kernels = {node.input[1]: proto.array(known[node.input[1]]) for node in seam.readers}
     share = np.max([_shares(kernels[node.input[1]], _groups(node)) for node in seam.readers], axis=0)
@@ -139,6 +145,7 @@ def _scale(graph: GraphProto, seam: _Seam, peaks: npt.NDArray[np.float64]) -> No
     for node in seam.readers:
         values = kernels[node.input[1]]
         proto.put(graph, node.input[1], values * _per_input(scale, values, _groups(node)), like=known[node.input[1]])
+    return scale
 
 
 def _groups(node: NodeProto) -> int:

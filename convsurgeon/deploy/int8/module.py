@@ -21,7 +21,7 @@ from convsurgeon.deploy.int8.steps import kept, lower, prepare
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx import inputs
 from convsurgeon.deploy.onnx.export import exported_graph
-from convsurgeon.deploy.timing.session import options
+from convsurgeon.deploy.timing.session import Feed, options
 from convsurgeon.graph.example import Example
 from convsurgeon.images.calibration import chosen, first, images_in
 from convsurgeon.onnxnet import proto
@@ -81,14 +81,7 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
     Raises:
         ExportError: the model has no ONNX form, or the quantiser fails on it.
     """
-    arranged = [inputs.ordered(model, one) for one in examples]
-    pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
-    size = min(_BATCH, images_in(arranged[0]), max(1, _VALUES // pixels))
-    images = min(IMAGES, max(_LEAST, _ALL_VALUES // pixels))
-    graph = exported_graph(model, first(arranged[0], size))
-    names = [name for name, _ in proto.signature(graph.graph.input)]
-    rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
-    feeds = feeds_of(graph, rows)[: max(1, images // size)]
+    graph, feeds = exported(model, examples)
     try:
         ranges = prepare(graph, feeds, "percentile")
         target = Target.onnxruntime()
@@ -97,6 +90,22 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
         raise
     except Exception as error:  # the runtime's exceptions have no common base but Exception
         raise ExportError(f"int8: the network cannot be run on the calibration: {first_line(error)}") from error
+
+
+def exported(model: nn.Module, examples: Sequence[Example]) -> tuple[ModelProto, list[Feed]]:
+    """The model's graph in float, and so many of the calibration images that ranges can be taken from.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+    """
+    arranged = [inputs.ordered(model, one) for one in examples]
+    pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
+    size = min(_BATCH, images_in(arranged[0]), max(1, _VALUES // pixels))
+    images = min(IMAGES, max(_LEAST, _ALL_VALUES // pixels))
+    graph = exported_graph(model, first(arranged[0], size))
+    names = [name for name, _ in proto.signature(graph.graph.input)]
+    rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
+    return graph, feeds_of(graph, rows)[: max(1, images // size)]
 
 
 def _batch(graph: ModelProto) -> int:

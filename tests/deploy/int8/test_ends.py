@@ -16,7 +16,7 @@ from convsurgeon.deploy.int8.ends import image_ends
 from convsurgeon.deploy.int8.module import as_int8
 from convsurgeon.deploy.int8.target import Target
 from convsurgeon.deploy.onnx.export import exported_graph
-from convsurgeon.recovery.rounding import learn_rounded
+from convsurgeon.recovery.rounding import Exported, learn_rounded
 from convsurgeon.recovery.stream import Batch
 
 SIZE = 16
@@ -172,7 +172,9 @@ def test_a_recovery_rounds_what_the_file_will() -> None:
     torch.manual_seed(0)
     model, images = Restorer().eval(), torch.rand(16, 3, SIZE, SIZE)
     example = cs.Example((images[:1],))
-    learn_rounded(model, [Batch(cs.Example((images,)), None)], Target(), image_ends(exported_graph(model, example)))
+    learn_rounded(
+        model, [Batch(cs.Example((images,)), None)], Target(), Exported(image_ends(exported_graph(model, example)))
+    )
     inputs: dict[str, Tensor] = {}
     for name in ("middle", "last"):
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))

@@ -33,7 +33,7 @@ def test_branches_become_one_conv(count: int, bias: tuple[bool, ...]) -> None:
     assert _kinds(model) == ["Concat", *["Conv"] * (count + 1)]
     assert np.abs(outputs(model, feeds(1)) - wanted).max() < 1e-5 * np.abs(wanted).max()
     before = {one.name: one.raw_data for one in model.graph.initializer}
-    assert equalise(model, feeds(1)) == 1  # the joined value, all its pieces together
+    assert len(equalise(model, feeds(1))) == 1  # the joined value, all its pieces together
     after = {one.name: one.raw_data for one in model.graph.initializer}
     assert all(before[f"depthwise{number}.weight"] != after[f"depthwise{number}.weight"] for number in range(count))
     assert np.abs(outputs(model, feeds(1)) - wanted).max() < 1e-5 * np.abs(wanted).max()
