@@ -283,6 +283,7 @@ def test_processes_share_the_batches_of_one(processes: int, start: int, monkeypa
     assert len({number for batch in alone[:9] for number in batch}) == 144
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_data_sets_give_the_same_again(workers: int) -> None:
     loader = DataLoader(Jittered(), batch_size=7, shuffle=True, num_workers=workers)
