@@ -20,6 +20,7 @@ from convsurgeon.graph.linear import LinearAsConv
 from convsurgeon.graph.obstacle import holders_of, linear_obstacle
 from convsurgeon.graph.opening import Model
 from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.refusal import refuse
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.policy import glob
 from convsurgeon.planning.surgery import swapped
@@ -51,6 +52,7 @@ def linear_as_conv(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError("linear_as_conv: takes a torch module; in an ONNX file only convs are rewritten")
+    refuse(model)
     inputs = Example.of(example)
     wanted = [names] if isinstance(names, str) else list(names)
     found = _asked_for(model, wanted)
@@ -76,6 +78,8 @@ def linear_as_conv(
 def _asked_for(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Linear]:
     """The linear layers of these names, each under its first."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if not linears:
+        raise CaptureError(f"linear_as_conv: {type(model).__name__} has no linear layer; go on with it as it is")
     for pattern in wanted:
         if not fnmatch.filter(linears, glob(pattern)):
             raise PolicyError(f"linear_as_conv: no linear layer is named {pattern!r}{nearest(pattern, linears)}")

@@ -237,6 +237,10 @@ def test_bad_requests_are_one_line_that_says_what_to_do() -> None:
         cs.linear_as_conv(_Reads(), X, min_weights=1)
     with pytest.raises(cs.CaptureError, match=r"gives something else with these layers as convs"):
         cs.linear_as_conv(_Looks(), X, min_weights=1)
+    with pytest.raises(cs.CaptureError, match=r"Sequential has no linear layer"):
+        cs.linear_as_conv(nn.Sequential(nn.Conv2d(3, 4, 3)), X)
+    with pytest.raises(cs.CaptureError, match=r"DataParallel.*\.module"):
+        cs.linear_as_conv(nn.DataParallel(model), X)
     with pytest.raises(cs.CaptureError, match=r"takes a torch module"):
         cs.linear_as_conv("model.onnx", X)
 
