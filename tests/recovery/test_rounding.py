@@ -56,6 +56,8 @@ def test_uneven_channels_inside_a_chain_are_evened_out_as_in_the_file(form: cs.F
             last.weight /= uneven[None, :, None, None]
     exported = as_exported(model, SAMPLE, Target.onnxruntime())
     assert exported.scales
+    convs = {name for name, part in model.named_modules() if isinstance(part, nn.Conv2d)}
+    assert exported.fitted == convs
     evened, rough = copy.deepcopy(model), copy.deepcopy(model)
     learn_rounded(evened, SAMPLE, Target.onnxruntime(), exported)
     learn_rounded(rough, SAMPLE, Target.onnxruntime())
@@ -65,6 +67,23 @@ def test_uneven_channels_inside_a_chain_are_evened_out_as_in_the_file(form: cs.F
         off = [float((one(X) - wanted).norm()) for one in (file, evened, rough)]
     assert off[1] < 3 * off[0]
     assert off[2] > 5 * off[1]
+
+
+def test_weights_that_the_exporter_fits_are_exact_and_others_are_not() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 120, 3, padding=1), nn.ReLU(), nn.Conv2d(120, 4, 3, padding=1), nn.ReLU()]  # 1080 inputs
+    model = nn.Sequential(*layers, nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    exported = as_exported(model, SAMPLE, Target.onnxruntime())
+    assert exported.fitted == {"0", "4"}
+    learn_rounded(model, SAMPLE, Target.onnxruntime(), exported)
+    rounded: dict[int, bool] = {}
+    for place in (0, 2, 4):
+        kept = model[place]._parameters["weight"]
+        model[place].register_forward_pre_hook(
+            lambda layer, _, place=place, kept=kept: rounded.update({place: not torch.equal(layer.weight, kept)})
+        )
+    model(X[:2])
+    assert rounded == {0: False, 2: True, 4: False}
 
 
 @pytest.mark.parametrize(("target", "levels"), [(Target(), 127), (Target(reduce_range=True), 64)])

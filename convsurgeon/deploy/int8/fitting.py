@@ -20,13 +20,14 @@ and 0.0051 against 0.0049 (ResNet-20 with CP; error of the output, 0.0082 where 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.deploy.int8.activations import QUANTISED, exposed
 from convsurgeon.deploy.int8.rounding import Scales
@@ -86,6 +87,11 @@ def fit(model: ModelProto, rough: ModelProto, feeds: Sequence[Feed], target: Tar
         _write(model, one, np.stack(done).reshape(one.kernel.shape), shift)
         scales[one.node.input[1]] = scale if target.per_channel else scale[:1]
     return scales
+
+
+def fitted(graph: GraphProto) -> frozenset[str]:
+    """Names of the convs of a float graph whose weights can be rounded to what they compute, not to the nearest."""
+    return frozenset(one.name for one in graph.node if _inputs(one, *_constants(graph)) in range(1, LARGEST + 1))
 
 
 def rounded_to_moment(rows: Array, moment: Array, steps: Array, largest: int) -> Array:
@@ -151,20 +157,29 @@ def _scales(kernel: Array, target: Target) -> Array:
 
 def _layers(model: ModelProto, rough: ModelProto) -> list[_Layer]:
     """The convs of images whose weights can be rounded by themselves."""
-    graph = model.graph
-    known, counts = {tensor.name: tensor for tensor in graph.initializer}, proto.uses(graph)
+    known, counts = _constants(model.graph)
     there = {name for node in rough.graph.node for name in node.output}
     found = []
-    for node in graph.node:
-        own = [name for name in node.input[1:] if name]
-        if node.op_type != "Conv" or not all(name in known and counts[name] == 1 for name in own):
-            continue
-        padded = any(item.name == "auto_pad" and item.s != b"NOTSET" for item in node.attribute)
-        kernel = proto.array(known[node.input[1]])
-        seen = node.input[0] + QUANTISED
-        if kernel.ndim == _AXES and not padded and seen in there:
+    for node in model.graph.node:
+        if _inputs(node, known, counts) and (seen := node.input[0] + QUANTISED) in there:
+            kernel = proto.array(known[node.input[1]])
             found.append(_Layer(node, kernel, int(proto.attribute(node, "group", 1)), seen))
     return found
+
+
+def _constants(graph: GraphProto) -> tuple[dict[str, TensorProto], dict[str, int]]:
+    """The initializers by name, and how often every value is read."""
+    return {tensor.name: tensor for tensor in graph.initializer}, proto.uses(graph)
+
+
+def _inputs(node: NodeProto, known: Mapping[str, TensorProto], counts: Mapping[str, int]) -> int:
+    """Inputs of an output of a conv whose weights can be rounded by themselves; 0 of every other node."""
+    own = [name for name in node.input[1:] if name]
+    if node.op_type != "Conv" or not all(name in known and counts[name] == 1 for name in own):
+        return 0
+    padded = any(item.name == "auto_pad" and item.s != b"NOTSET" for item in node.attribute)
+    sizes = known[node.input[1]].dims
+    return math.prod(sizes[1:]) if len(sizes) == _AXES and not padded else 0
 
 
 def _moments(rough: ModelProto, layers: Sequence[_Layer], feeds: Sequence[Feed]) -> list[tuple[Array, Array | None]]:
