@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,20 @@ NORMS = {"batch": nn.BatchNorm2d}
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish, "gelu": nn.GELU}
 
 
-class SummedBranches(nn.Module):
+class InPlaceOfLayer(nn.Module):
+    """What stands where a layer was, without its `weight` and `bias`: whoever asks for them is told what to do."""
+
+    instead: ClassVar[str]
+    """What became of the weights and what to do, as the end of the message."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what the module does not have."""
+        if name in ("weight", "bias"):
+            raise AttributeError(f"{type(self).__name__} has no {name}: {self.instead}")
+        return super().__getattr__(name)
+
+
+class SummedBranches(InPlaceOfLayer):
     """`sum_t branches[t](x)`, each branch a chain of plain convs with telling names.
 
     The attributes of the conv it replaces that other code likes to read (`out_channels`, `stride`, ...) are kept. It
@@ -25,6 +38,11 @@ class SummedBranches(nn.Module):
         branches: chains of equal input and output shape; at least one.
         geometry: of the conv that they replace.
     """
+
+    instead = (
+        "convsurgeon put it in the place of a conv, and its branches have the weights; fold batch norms (model.fuse() "
+        "and the like) before converting"
+    )
 
     def __init__(self, branches: Sequence[nn.Module], geometry: Geometry) -> None:
         super().__init__()
@@ -39,15 +57,6 @@ class SummedBranches(nn.Module):
         self.padding_mode = geometry.padding_mode
         self.transposed = False
         self.output_padding = (0,) * len(geometry.kernel_size)
-
-    def __getattr__(self, name: str) -> Any:
-        """Says what to do where somebody wants the conv's weight."""
-        if name in ("weight", "bias"):
-            raise AttributeError(
-                f"SummedBranches has no {name}: convsurgeon put it in the place of a conv, and its branches have the "
-                "weights; fold batch norms (model.fuse() and the like) before converting"
-            )
-        return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Conv2d gives it, for callers by keyword
         """Maps (N, C, H, W) to (N, O, H', W')."""

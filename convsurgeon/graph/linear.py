@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from convsurgeon.forms.modules import InPlaceOfLayer
 
-class LinearAsConv(nn.Module):
+
+class LinearAsConv(InPlaceOfLayer):
     """What `nn.Linear` computes, as `conv` of size 1x1 over the layer's positions.
 
     Vectors (N, C) are maps of one position; tokens (N, T, C) and maps with channels last (N, H, W, C) have more.
@@ -18,6 +20,7 @@ class LinearAsConv(nn.Module):
     """
 
     DIMS = (2, 3, 4)
+    instead = "linear_as_conv made a conv of the layer; leave out layers whose weight other code reads"
 
     def __init__(self, linear: nn.Linear, dims: int) -> None:
         super().__init__()
@@ -28,15 +31,6 @@ class LinearAsConv(nn.Module):
         if bias:
             self.conv.bias = _copy(linear.bias, ...)
         self.train(linear.training)
-
-    def __getattr__(self, name: str) -> Any:
-        """Says what to do where somebody wants the layer's own weight."""
-        if name in ("weight", "bias"):
-            raise AttributeError(
-                f"LinearAsConv has no {name}: linear_as_conv made a conv of the layer; leave out layers whose weight "
-                "other code reads"
-            )
-        return super().__getattr__(name)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Linear gives it, for callers by keyword
         """Maps (N, ..., C) to (N, ..., O)."""
