@@ -53,8 +53,15 @@ class Limit:
 
     def keeps(self, value: float) -> bool:
         """Whether a figure is good enough."""
-        lost = self.before - value if self.better == "higher" else value - self.before
-        return lost <= self.most + 1e-12
+        return self._lost(value) <= self.most + 1e-12
+
+    def spent(self, value: float) -> float:
+        """The share of what may be lost that a figure has lost, below 0 where it is better than before."""
+        lost = self._lost(value)
+        return lost / self.most if self.most > 0 else math.inf if lost > 0 else 0.0
+
+    def _lost(self, value: float) -> float:
+        return self.before - value if self.better == "higher" else value - self.before
 
     def __str__(self) -> str:
         if self.metric:
