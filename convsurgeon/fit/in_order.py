@@ -56,6 +56,7 @@ def fit_in_order(
     seed: int,
     progress: bool,
     metrics: Mapping[str, Tensor] | None = None,
+    effort: float = 1.0,
 ) -> list[SiteFit]:
     """Fits the changed sites of a converted model in place, in the order in which they run.
 
@@ -67,9 +68,10 @@ def fit_in_order(
         seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
         metrics: of every site (see `sensitivity`), where they are known already.
+        effort: the share of the usual steps that a site's fit may take.
     """
     with undisturbed(seen.model), evaluating(converted):
-        job = Job(seen, converted, plan, data, seed, metrics)
+        job = Job(seen, converted, plan, data, seed, metrics, effort)
         with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=world.silent(progress)) as bar:
             found = []
             for done in job.run():
@@ -133,6 +135,7 @@ class Job:
         data: Calibration,
         seed: int,
         metrics: Mapping[str, Tensor] | None = None,
+        effort: float = 1.0,
     ) -> None:
         share = data.fitted[world.rank() :: world.size()]
         self.images = data.images
@@ -147,7 +150,7 @@ class Job:
             Runner(root_like(seen, converted), seen.graph, share, spill),
         )
         self.calls = callers(self.graph, seen.graph)
-        self.seed = seed
+        self.seed, self.effort = seed, effort
         names = [change.name for change in fits]
         self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed) if metrics is None else metrics
         self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
@@ -229,7 +232,7 @@ class Job:
         total = len(rows.fitted[0]) + len(rows.judged[0])
         metric = self.metrics[change.name]
         try:
-            fitted = fit_site(form, conv, *fitted_to, metric)
+            fitted = fit_site(form, conv, *fitted_to, metric, self.effort)
         except FloatingPointError:
             warnings.warn(f"{change.name}: {_unfit(rows)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)

@@ -65,6 +65,7 @@ def reconstruct(
     progress: bool = True,
     jointly: bool = True,
     metrics: Mapping[str, Tensor] | None = None,
+    effort: float = 1.0,
 ) -> Reconstruction:
     """Fits a converted model's weights to calibration data, in place; never ends worse on the held-back images.
 
@@ -78,11 +79,12 @@ def reconstruct(
         jointly: whether to fit all sites together after one by one, where there is something to win; to tell plans
             apart that is not needed.
         metrics: of every site (see `sensitivity`), where they are known already.
+        effort: the share of the usual steps that a site's fit may take.
     """
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
     start = saved(converted)
-    sites = fit_in_order(seen, converted, plan, data, seed, progress, metrics)
+    sites = fit_in_order(seen, converted, plan, data, seed, progress, metrics, effort)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
     if jointly and best >= NEAR:

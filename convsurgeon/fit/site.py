@@ -65,7 +65,9 @@ class Fitted:
     bias: Tensor
 
 
-def fit_site(form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor) -> Fitted:
+def fit_site(
+    form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor, effort: float = 1.0
+) -> Fitted:
     """Fits a site's kernels to samples of all processes, group by group.
 
     Args:
@@ -74,6 +76,7 @@ def fit_site(form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, 
         samples: patches of the converted network, outputs of the original.
         behind: what follows.
         metric: (O, O), what errors of the outputs cost the network (see `sensitivity`).
+        effort: the share of the usual steps that it may take.
     """
     geometry = Geometry.of(conv)
     scheme = form.scheme(geometry)
@@ -86,7 +89,7 @@ def fit_site(form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, 
         active = tuple(found.of(own) for found in behind.activation)
         part = Behind(behind.scale[own], behind.shift[own], shortcut, active, behind.intercept)
         rows = Samples(samples.patches[:, group], samples.targets[:, own])
-        parts.append(_Fit(scheme, kernel, rows, part, metric[own, own]).run())
+        parts.append(_Fit(scheme, kernel, rows, part, metric[own, own], effort).run())
     fitted, biases = zip(*parts, strict=True)
     dense = torch.cat([scheme.kernel(group) for group in fitted])
     return Fitted(form.kernels(geometry, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
@@ -95,8 +98,10 @@ def fit_site(form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, 
 class _Fit:
     """The fit of one group."""
 
-    def __init__(self, scheme: Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor) -> None:
-        self.scheme, self.kernel, self.behind, self.metric = scheme, kernel, behind, metric
+    def __init__(
+        self, scheme: Scheme, kernel: Tensor, samples: Samples, behind: Behind, metric: Tensor, effort: float
+    ) -> None:
+        self.scheme, self.kernel, self.behind, self.metric, self.effort = scheme, kernel, behind, metric, effort
         width = samples.patches.shape[1]
         self.center = mean(samples.patches) if behind.intercept else samples.patches.new_zeros(width).double()
         self.samples = samples
@@ -126,7 +131,7 @@ class _Fit:
         bias = mean(target) if self.behind.intercept else target.new_zeros(target.shape[1]).double()
         found = self.spread.regress(target - bias.float(), self.kernel.flatten(1))
         drawn, regression = (values.reshape(self.kernel.shape) for values in found)
-        return Normal(self.spread.covariance, drawn, self.metric.to(self.spread.dtype), regression), bias
+        return Normal(self.spread.covariance, drawn, self.metric.to(self.spread.dtype), regression, self.effort), bias
 
 
 def site_error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> tuple[float, float]:
