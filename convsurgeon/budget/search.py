@@ -2,10 +2,9 @@
 
 Milliseconds are what is spent less of, so plans are made within shares of them (`problem`), from the least that can be
 reached to `1 / WORTH`. What a plan loses grows with what it saves, so the fastest that loses no more than it may is
-closed in on from both sides: by halving, and by a power law through the two nearest as soon as there is one on either
-side (`_Between`), in `EVALUATIONS` networks at most. It ends where a plan loses nearly all that it may. The clock then
-times the whole: layers that are slower in the company of the others go back, and what is not `WORTH` times as fast, or
-slower with all cores, is not taken at all.
+closed in on from both sides (`bracket`), in `EVALUATIONS` networks at most. The clock then times the whole: layers that
+are slower in the company of the others go back, and what is not `WORTH` times as fast, or slower with all cores, is not
+taken at all.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from convsurgeon.base import world
+from convsurgeon.budget.bracket import Bracket
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import ROUNDS, Timing, stopwatch, timing
 from convsurgeon.budget.limit import Limit, measured
@@ -30,16 +30,6 @@ WORTH = 1.1
 """A network is changed only where that makes the whole at least this much faster."""
 
 EVALUATIONS = 6
-_CLOSE = 1.03
-_SPENT = 0.9
-"""Share of what may be lost from which on a plan has used it up: losing the rest would make it 2 or 3 % faster."""
-
-_AIM = 0.96
-"""Share of what may be lost that the next plan is to lose: a little more than that may be still enough, and it ends."""
-
-_INSIDE = 0.1
-"""Share of what lies between both sides that the next one keeps from either, so that no side stands still."""
-
 _RIVAL = 1.2
 """Times the error of the best plan from which on the way that a plan was rated by is not tried again.
 
@@ -124,55 +114,23 @@ def fastest(rated: Appraised, table: Latencies, limit: Limit, progress: bool) ->
     return Search(plan, str(limit), kept, timings, _gained(best.attempt, timings, rated.precision))
 
 
-@dataclass(frozen=True)
-class _Between:
-    """Shares of the milliseconds: one that loses too much, one that is good enough, and what they lose of what may be.
-
-    An end that was not tried loses nothing that is known (None); the lost is a power of the share between them.
-    """
-
-    low: float
-    high: float
-    too_much: float | None = None
-    enough: float | None = None
-
-    @property
-    def middle(self) -> float:
-        """Where to look next."""
-        part = 0.5
-        if self.too_much is not None and self.enough is not None and 0 < self.enough < self.too_much:
-            part = math.log(self.too_much / _AIM) / math.log(self.too_much / self.enough)
-            part = min(max(part, _INSIDE), 1 - _INSIDE)
-        return self.low * math.pow(self.high / self.low, part)
-
-    @property
-    def closed(self) -> bool:
-        """Whether there is nothing more to be found."""
-        return self.high / self.low <= _CLOSE or (self.enough is not None and self.enough >= _SPENT)
-
-    def narrowed(self, share: float, reached: float, lost: float, enough: bool) -> _Between:
-        """With one more that was tried, of which the plan took the share `reached`."""
-        if enough:
-            return dataclasses.replace(self, high=min(share, reached), enough=lost)
-        return dataclasses.replace(self, low=share, too_much=lost)
-
-
 def _closed_in(
     rated: Appraised, table: Latencies, limit: Limit, progress: bool
 ) -> tuple[tuple[Attempt, ...], list[_Found]]:
     """All attempts, and those that are good enough, the fastest last."""
-    between = _Between(quickest(rated.options, table) / table.total_ms, 1 / WORTH)
+    bracket = Bracket(good=1 / WORTH, bad=quickest(rated.options, table) / table.total_ms)
     attempts: list[Attempt] = []
     found: list[_Found] = []
     with tqdm(total=EVALUATIONS, desc="searching", unit="network", disable=world.silent(progress)) as bar:
-        while len(attempts) < EVALUATIONS and not (attempts and between.closed):
-            share = between.middle
+        while len(attempts) < EVALUATIONS and not (attempts and bracket.closed):
+            share = bracket.middle
             one, rated = _attempt(rated, table, limit, share, first=not attempts)
             attempts.append(one.attempt)
-            if one.attempt.enough:
+            enough, place = one.attempt.enough, share
+            if enough:
                 found.append(one)
-            reached = one.attempt.predicted_ms / table.total_ms
-            between = between.narrowed(share, reached, limit.spent(one.attempt.value), one.attempt.enough)
+                place = min(share, one.attempt.predicted_ms / table.total_ms)
+            bracket = bracket.narrowed(place, limit.spent(one.attempt.value), enough=enough)
             bar.set_postfix_str(_told(one.attempt, limit), refresh=False)
             bar.update()
     return tuple(attempts), found

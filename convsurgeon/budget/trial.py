@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError
+from convsurgeon.budget.bracket import Bracket
 from convsurgeon.budget.budget import Budget
 from convsurgeon.budget.confirmation import Timing, confirmed
 from convsurgeon.budget.problem import Judged, Problem, distinct, problem
@@ -34,7 +35,7 @@ from convsurgeon.planning.surgery import operate
 ALIKE = 1.25
 """Times the MACs of the cheapest candidate of a site, up to which another is weighed against it without a budget."""
 
-_HALVINGS = 7
+_TRIALS = 7
 _SLOW = "kept dense: no form is clearly faster here"
 
 
@@ -210,20 +211,21 @@ def _shipped(rated: Appraised, model: nn.Module, error: float) -> tuple[nn.Modul
 
 
 def _cheapest(rated: Appraised, task: Problem, lost: float) -> Best:
-    """The cheapest plan within an error: by halving, as the network's error grows with what the layers may lose."""
+    """The cheapest plan within an error: closed in on, as the network's error grows with what the layers may lose."""
     name, errors = next(iter(rated.measures.items()))
     if not rated.data:  # the mean share of energy lost, over the layers that may change
         plan = task.cheapest(errors, lost * len(task.options))
         return Best(plan, (Judged(name, plan.macs_after, math.nan, taken=True),))
-    worst = sum(max(errors[site, change.form.label] for change in changes) for site, changes in task.options.items())
-    low, high = worst * 1e-6, worst
+    most = (max(errors[site, change.form.label] for change in changes) for site, changes in task.options.items())
+    worst = sum(most) or 1.0
+    bracket = Bracket(good=worst * 1e-6, bad=worst)
     tried: list[tuple[Plan, float]] = []
-    for _ in range(_HALVINGS):
-        allowed = math.sqrt(low * high)
+    while len(tried) < _TRIALS and not bracket.closed:
+        allowed = bracket.middle
         plan = task.cheapest(errors, allowed)
         error = trial(rated, plan)[1]
         tried.append((plan, error))
-        low, high = (allowed, high) if error <= lost else (low, allowed)
+        bracket = bracket.narrowed(allowed, error / lost, enough=error <= lost)
     kept = [plan for plan, error in tried if error <= lost]
     if not kept:
         raise BudgetError(f"budget: lost={lost:g} leaves every layer dense; the least tried loses {tried[-1][1]:.3g}")

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,7 +18,7 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.budget import rating
 from convsurgeon.budget.limit import ALLOWED_ADDED, Limit, limit_of
-from convsurgeon.budget.search import _SPENT, EVALUATIONS, WORTH, _Between
+from convsurgeon.budget.search import EVALUATIONS, WORTH
 from convsurgeon.budget.trial import _SLOW
 from convsurgeon.deploy.table.latencies import Stopwatch, Whole
 from convsurgeon.fit.added import added_share
@@ -93,36 +91,6 @@ def test_the_fastest_within_a_metric_is_found_with_few_evaluations() -> None:
     assert str(result.report).startswith(f"{taken.dense_ms / taken.predicted_ms:.2f} times as fast measured")
     (timing,) = (one for one in result.timings if one.taken)
     assert timing.measured_ms == pytest.approx(taken.predicted_ms)
-
-
-@settings(deadline=None)
-@given(st.floats(0.05, 0.6), st.floats(0.02, 0.98), st.floats(0.3, 12.0), st.booleans())
-def test_the_search_ends_close_to_what_may_be_lost(low: float, place: float, power: float, jumps: bool) -> None:
-    """What is lost is a power of the share, exactly or in steps; what is found is enough, and nearly all of it."""
-    most = low * (1 / WORTH / low) ** place  # the share at which all that may be lost is
-    between, tried = _Between(low, 1 / WORTH), list[float]()
-    while len(tried) < EVALUATIONS and not (tried and between.closed):
-        share = between.middle
-        assert between.low < share < between.high
-        tried.append(share)
-        lost = (most / share) ** power
-        lost = math.floor(4 * lost) / 4 if jumps else lost
-        between = between.narrowed(share, share, lost, lost <= 1)
-    if between.enough is not None:
-        assert (most / between.high) ** power <= 1.25
-    if not jumps and low > 0.15:
-        assert between.high / most < 1.04 or (between.enough or 0) >= _SPENT
-    if not jumps and 0.3 < place < 0.6:
-        assert len(tried) <= 4
-
-
-def test_of_two_sides_that_are_known_the_power_between_them_is_followed() -> None:
-    """ResNet-20's: 0.118 at 2.69 times as fast and 0.025 at 1.99 of 0.03 that may be lost."""
-    between = _Between(1 / 2.69, 1 / 1.99, 0.118 / 0.03, 0.025 / 0.03)
-    assert 1 / between.middle == pytest.approx(2.05, abs=0.01)
-    assert not between.closed
-    assert between.narrowed(1 / 2.05, 1 / 2.05, 0.95, True).closed
-    assert not between.narrowed(1 / 2.05, 1 / 2.05, 1.05, False).closed
 
 
 @pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
