@@ -128,7 +128,7 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
     """The first images, in parts small enough for a backward pass; the same ones in every process."""
     positions, kept_bytes = _of_one_image(model, first(batches[0], 1))
-    at_once, images = max(1, _BYTES // max(1, kept_bytes)), 0
+    at_once, images = _fitting(kept_bytes), 0
     most = max(_LEAST_IMAGES, min(IMAGES, sum(map(images_in, batches)) // 2))
     for batch in batches:
         size = images_in(batch)
@@ -136,6 +136,16 @@ def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
             taken = min(at_once, size, most - images)
             yield first(batch, taken)
             batch, size, images = rest(batch, taken), size - taken, images + taken
+
+
+def images_at_once(model: nn.Module, batch: Example) -> int:
+    """How many images of a batch a backward pass may take at a time: as many as `_BYTES` allow, at least one."""
+    with torch.enable_grad():
+        return _fitting(_of_one_image(model, first(batch, 1))[1])
+
+
+def _fitting(kept_bytes: int) -> int:
+    return max(1, _BYTES // max(1, kept_bytes))
 
 
 def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.fit import joint
+from convsurgeon.fit import joint, sensitivity
 from convsurgeon.fit.joint import fit_jointly
 from convsurgeon.fit.reconstruct import OutputJudge
+from convsurgeon.fit.soap import Soap
 from convsurgeon.graph.capture import capture
-from convsurgeon.images.calibration import Calibration, read
+from convsurgeon.images.calibration import Calibration, images_in, read
 
 FORMS = [cs.CP(rank=8)]
 
@@ -143,6 +144,38 @@ def test_a_seed_gives_the_same_weights() -> None:
         states.append(torch.cat([value.flatten() for value in made.model.state_dict().values()]))
     assert torch.equal(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("kind", [Residual, Branching, Shared])
+def test_images_one_by_one_give_the_gradient_of_their_batch(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of 1024x1024 at once would keep 19 GB of a U-Net's activations."""
+    found: list[list[Tensor]] = []
+    most: list[int] = []
+
+    class Still(Soap):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            found[-1] += [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
+
+    monkeypatch.setattr(joint, "Soap", Still)
+    monkeypatch.setattr(joint, "EPOCHS", 1)
+    honest = joint._Sides.loss
+
+    def loss(sides: joint._Sides, batch: cs.Example) -> Tensor:
+        most[-1] = max(most[-1], images_in(batch))
+        return honest(sides, batch)
+
+    monkeypatch.setattr(joint._Sides, "loss", loss)
+    for memory in (1 << 30, 1):
+        monkeypatch.setattr(sensitivity, "_BYTES", memory)
+        found.append([])
+        most.append(0)
+        _fitted(_made(kind), _data())
+    assert most == [8, 1]
+    assert len(found[0]) == len(found[1]) > 0
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
 
 
 def test_what_does_not_help_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
