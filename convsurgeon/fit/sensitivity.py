@@ -139,9 +139,15 @@ def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
 
 
 def images_at_once(model: nn.Module, batch: Example) -> int:
-    """How many images of a batch a backward pass may take at a time: as many as `_BYTES` allow, at least one."""
-    with torch.enable_grad():
-        return _fitting(_of_one_image(model, first(batch, 1))[1])
+    """How many images of a batch a backward pass may take at a time: as many as `_BYTES` allow, at least one.
+
+    All of them where the model takes no single one.
+    """
+    try:
+        with torch.enable_grad():
+            return _fitting(_of_one_image(model, first(batch, 1))[1])
+    except Exception:  # the user's own forward
+        return images_in(batch)
 
 
 def _fitting(kept_bytes: int) -> int:

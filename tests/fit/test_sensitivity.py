@@ -105,3 +105,22 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
         with torch.no_grad():
             wrong = (result.model(images) - model(images)).square().sum() / len(images)
         assert measures["network"]["0", form.label] == pytest.approx(float(wrong), rel=0.35)
+
+
+class InPairs(Linear):
+    """Takes an even number of images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) % 2:
+            raise ValueError("an even number, please")
+        out: Tensor = super().forward(x)
+        return out
+
+
+@pytest.mark.parametrize(("kind", "memory", "count"), [(Linear, 1, 1), (Linear, 1 << 30, 4), (InPairs, 1, 4)])
+def test_a_backward_pass_takes_what_fits_or_all_where_it_must(
+    kind: type[nn.Module], memory: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensitivity, "_BYTES", memory)
+    batch = cs.Example.of(torch.zeros(4, 3, 4, 4))
+    assert min(4, sensitivity.images_at_once(kind().eval(), batch)) == count
