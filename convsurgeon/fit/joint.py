@@ -211,14 +211,14 @@ def _moves(norm: nn.Module) -> bool:
 class _Sides:
     """Original and converted network, run through the same graph and compared behind the sites and at their end.
 
-    `at_once` images go through them for one gradient: two of 1024x1024 keep 19 GB of a U-Net's activations.
+    `at_once` images go through them for one gradient, which keeps the activations of all of them.
 
     The energies of `sample` are constants, so that the loss of a batch is the mean of its parts' losses.
     """
 
     def __init__(self, seen: Capture, converted: nn.Module, points: _Points, sample: Example) -> None:
         self.converted = converted
-        self.at_once = images_at_once(seen.model, sample)
+        self.at_once = images_at_once(converted, sample)
         self._original = _Watching(seen.graph, seen.graph, points.nodes)
         self._converted = _Watching(root_like(seen, converted), seen.graph, points.nodes)
         self._energies = [[_energy(value) for value in values] for values in self._original.watched(sample)]

@@ -12,6 +12,7 @@ comes out.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -23,10 +24,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import problem
 from convsurgeon.budget.trial import appraise
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from tests.benchmarks.bench_latency_table import NETWORKS
+from tests.benchmarks.bench_latency_table import NETWORKS, within
 
 STEPS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15)
 """Shares of the milliseconds that are tried."""
@@ -99,18 +99,13 @@ def _strided(plan: cs.Plan, at_stride: cs.Plan) -> cs.Plan:
 def _least(name: str, threads: int) -> list[tuple[object, ...]]:
     model, example = _loaded(name)
     seen, rows = cs.capture(model, example), list[tuple[object, ...]]()
+    table = cs.LatencyTable.measure(model, example, list(BUDGET_FORMS), threads=threads, progress=False)
     without = [form for form in BUDGET_FORMS if not isinstance(form, cs.LowRank)]
     for label, forms in (("with LowRank", list(BUDGET_FORMS)), ("without", without)):
-        table = cs.LatencyTable.measure(model, example, forms, threads=threads, progress=False)
+        print(f"{name}, {threads} threads, {label}:", flush=True)
         rated = appraise(seen, forms, None, True, None, 0, progress=False)
-        plans = {}
-        for share in STEPS:
-            task = problem(seen, rated.base, rated.options, cs.Budget(latency=share), table)
-            try:
-                plans[share] = task.plan(rated.measures["weights"])
-            except cs.BudgetError as error:
-                print(f"{name}, {threads} threads, {label}: {error}", flush=True)
-                break
+        made = itertools.takewhile(bool, (within(rated, table, share) for share in STEPS))
+        plans = {share: plan for share, plan in zip(STEPS, made, strict=False) if plan is not None}
         dense, found = cs.measure_whole(model, example, list(plans.values()), threads=threads, progress=False)
         for (share, plan), ms in zip(plans.items(), found, strict=True):
             promised, load = f"{label}, latency={share}", f"{os.getloadavg()[0]:.1f}"

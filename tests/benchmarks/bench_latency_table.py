@@ -90,14 +90,14 @@ def _network(name: str, mixes: int, threads: int, cache: str | None) -> tuple[ob
                 model, example, FORMS, threads=threads, cache=cache or fresh, progress=False
             )
             rated = appraise(cs.capture(model, example), FORMS, None, True, None, 0, progress=False)
-            _within(rated, table, 0.5)
+            within(rated, table, 0.5)
             seconds += [time.perf_counter() - started, time.process_time() - worked]
     started = time.perf_counter()
-    _within(rated, table, 0.5)
+    within(rated, table, 0.5)
     seconds.append(time.perf_counter() - started)
     plans = {f"mix {seed}": _mix(rated, table, seed) for seed in range(mixes)}
     plans |= {form.label: _uniform(rated, form) for form in FORMS if form in UNIFORM}
-    plans |= {f"latency {share}": plan for share in LATENCIES if (plan := _within(rated, table, share)) is not None}
+    plans |= {f"latency {share}": plan for share in LATENCIES if (plan := within(rated, table, share)) is not None}
     dense_ms, found = cs.measure_whole(model, example, list(plans.values()), threads=threads, progress=False)
     # shares of the dense time: the machine may have been busier in one of the two measurements
     rows = [
@@ -134,7 +134,7 @@ def _rest(rated: Appraised, table: cs.LatencyTable) -> float:
     return 1 - sum(table.ms(name, None) for name in rated.options) / table.total_ms
 
 
-def _within(rated: Appraised, table: cs.LatencyTable, share: float) -> cs.Plan | None:
+def within(rated: Appraised, table: cs.LatencyTable, share: float) -> cs.Plan | None:
     """The plan by the energy of the weights, not yet confirmed by timing it; None where it cannot be reached."""
     task = problem(rated.seen, rated.base, rated.options, cs.Budget(latency=share), table)
     try:

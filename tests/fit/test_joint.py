@@ -150,7 +150,7 @@ def test_a_seed_gives_the_same_weights() -> None:
 def test_images_one_by_one_give_the_gradient_of_their_batch(
     kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two of 1024x1024 at once would keep 19 GB of a U-Net's activations."""
+    """A backward pass keeps the activations of all that it takes at once."""
     found: list[list[Tensor]] = []
     most: list[int] = []
 
