@@ -30,24 +30,14 @@ if TYPE_CHECKING:
         RecoveryError,
     )
     from convsurgeon.base.tables import Table
-    from convsurgeon.budget.budget import Budget
-    from convsurgeon.budget.sweep import Sweep, sweep
+    from convsurgeon.bundle.bundle import export
+    from convsurgeon.bundle.mobile import mobile_check
+    from convsurgeon.calibration.synthetic import synthetic_images
     from convsurgeon.conversion import Result, carry_out, convert
-    from convsurgeon.deploy.bundle.bundle import export
-    from convsurgeon.deploy.bundle.mobile import mobile_check
-    from convsurgeon.deploy.int8.quantize import convert_fp16, quantize_int8
-    from convsurgeon.deploy.int8.target import Target
-    from convsurgeon.deploy.onnx.export import export_onnx
-    from convsurgeon.deploy.onnx.parity import check_parity
-    from convsurgeon.deploy.table.device import write_device_folder
-    from convsurgeon.deploy.table.measure import measure_whole
-    from convsurgeon.deploy.table.table import LatencyTable
-    from convsurgeon.deploy.timing.bench import bench
-    from convsurgeon.deploy.timing.latency import compare_latency
-    from convsurgeon.deploy.timing.memory import peak_memory
-    from convsurgeon.deploy.timing.profile import profile_nodes
+    from convsurgeon.distill.augment import Augment
+    from convsurgeon.distill.reconstruct import Reconstruction
+    from convsurgeon.distill.record import Recovery
     from convsurgeon.fit.fidelity import Fidelity
-    from convsurgeon.fit.reconstruct import Reconstruction
     from convsurgeon.forms.blueprint import Blueprint
     from convsurgeon.forms.cp import CP
     from convsurgeon.forms.form import Form
@@ -63,7 +53,10 @@ if TYPE_CHECKING:
     from convsurgeon.graph.cost import Cost
     from convsurgeon.graph.example import Example
     from convsurgeon.graph.site import Call, Site
-    from convsurgeon.images.synthetic import synthetic_images
+    from convsurgeon.int8.quantize import convert_fp16, quantize_int8
+    from convsurgeon.int8.target import Target
+    from convsurgeon.onnx.export import export_onnx
+    from convsurgeon.onnx.parity import check_parity
     from convsurgeon.planning.candidates import plan
     from convsurgeon.planning.inspection import inspect
     from convsurgeon.planning.linear import linear_as_conv
@@ -82,11 +75,17 @@ if TYPE_CHECKING:
     )
     from convsurgeon.planning.policy_text import parse_policy
     from convsurgeon.planning.surgery import operate, rebuild
-    from convsurgeon.recovery.augment import Augment
-    from convsurgeon.recovery.recover import recover
-    from convsurgeon.recovery.refit import refit_average, refit_optimizer, stale_parameters
-    from convsurgeon.report.recovery import Recovery
+    from convsurgeon.recovery import recover
     from convsurgeon.report.report import Report
+    from convsurgeon.runtime.device import write_device_folder
+    from convsurgeon.runtime.measure import measure_whole
+    from convsurgeon.runtime.table import LatencyTable
+    from convsurgeon.search.budget import Budget
+    from convsurgeon.search.sweep import Sweep, sweep
+    from convsurgeon.timing.bench import bench
+    from convsurgeon.timing.latency import compare_latency
+    from convsurgeon.timing.memory import peak_memory
+    from convsurgeon.timing.profile import profile_nodes
 
 __version__ = "0.1.0"
 
@@ -160,43 +159,38 @@ _HOMES = {
         "rebuild",
     ),
     "fit.fidelity": ("Fidelity",),
-    "fit.reconstruct": ("Reconstruction",),
-    "images.synthetic": ("synthetic_images",),
-    "budget.budget": ("Budget",),
-    "budget.sweep": (
+    "distill.reconstruct": ("Reconstruction",),
+    "calibration.synthetic": ("synthetic_images",),
+    "search.budget": ("Budget",),
+    "search.sweep": (
         "Sweep",
         "sweep",
     ),
-    "report.recovery": ("Recovery",),
+    "distill.record": ("Recovery",),
     "report.report": ("Report",),
     "conversion": (
         "Result",
         "carry_out",
         "convert",
     ),
-    "recovery.augment": ("Augment",),
-    "recovery.recover": ("recover",),
-    "recovery.refit": (
-        "refit_average",
-        "refit_optimizer",
-        "stale_parameters",
-    ),
-    "deploy.bundle.bundle": ("export",),
-    "deploy.bundle.mobile": ("mobile_check",),
-    "deploy.int8.quantize": (
+    "distill.augment": ("Augment",),
+    "recovery": ("recover",),
+    "bundle.bundle": ("export",),
+    "bundle.mobile": ("mobile_check",),
+    "int8.quantize": (
         "convert_fp16",
         "quantize_int8",
     ),
-    "deploy.int8.target": ("Target",),
-    "deploy.onnx.export": ("export_onnx",),
-    "deploy.onnx.parity": ("check_parity",),
-    "deploy.table.device": ("write_device_folder",),
-    "deploy.table.measure": ("measure_whole",),
-    "deploy.table.table": ("LatencyTable",),
-    "deploy.timing.bench": ("bench",),
-    "deploy.timing.latency": ("compare_latency",),
-    "deploy.timing.memory": ("peak_memory",),
-    "deploy.timing.profile": ("profile_nodes",),
+    "int8.target": ("Target",),
+    "onnx.export": ("export_onnx",),
+    "onnx.parity": ("check_parity",),
+    "runtime.device": ("write_device_folder",),
+    "runtime.measure": ("measure_whole",),
+    "runtime.table": ("LatencyTable",),
+    "timing.bench": ("bench",),
+    "timing.latency": ("compare_latency",),
+    "timing.memory": ("peak_memory",),
+    "timing.profile": ("profile_nodes",),
 }
 """Module -> the public names that live in it."""
 
@@ -288,9 +282,6 @@ __all__ = [
     "quantize_int8",
     "rebuild",
     "recover",
-    "refit_average",
-    "refit_optimizer",
-    "stale_parameters",
     "stem",
     "stride",
     "sweep",

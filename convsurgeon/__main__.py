@@ -3,7 +3,7 @@
 import logging
 import sys
 
-from convsurgeon.base import ctrl_c
+from convsurgeon.base import interrupt as ctrl_c
 
 
 def main() -> int:

@@ -11,32 +11,33 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, OutputError
-from convsurgeon.budget.budget import Budget, check_precision
-from convsurgeon.budget.confirmation import Timing
-from convsurgeon.budget.limit import Limit, Metric, check_within, limit_of
-from convsurgeon.budget.milliseconds import check_table, measured_here, speed_in_words, table_for
-from convsurgeon.budget.problem import Judged
-from convsurgeon.budget.search import fastest, hopeless
-from convsurgeon.budget.trial import appraise, best_forms, best_plan, opened, rate
-from convsurgeon.deploy.table.latencies import Latencies, Precision
+from convsurgeon.base.precision import Precision
+from convsurgeon.calibration.collect import gather
+from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import Fidelity, fidelity
-from convsurgeon.fit.reconstruct import reconstruct
 from convsurgeon.forms.catalogue import BUDGET_FORMS, CALIBRATED_FORMS, DEFAULT_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.opening import Model
+from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.outputs import outputs
-from convsurgeon.graph.pieces import pieces_in_words
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.images.calibration import Calibration
-from convsurgeon.images.gather import gather
+from convsurgeon.graph.subgraphs import pieces_in_words
 from convsurgeon.planning.candidates import plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.policy import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report
 from convsurgeon.report.rows import learnable_rows
+from convsurgeon.runtime.latencies import Latencies
+from convsurgeon.search.budget import Budget, check_precision
+from convsurgeon.search.choice import Judged
+from convsurgeon.search.confirm import Timing
+from convsurgeon.search.fastest import fastest, hopeless
+from convsurgeon.search.limit import Limit, Metric, check_within, limit_of
+from convsurgeon.search.milliseconds import check_table, measured_here, speed_in_words, table_for
+from convsurgeon.search.trial import appraise, best_forms, best_plan, opened, rate
 
 
 @dataclass(frozen=True)

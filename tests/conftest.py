@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("house")
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,7 +34,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(autouse=True, scope="session")
 def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests look at what is done with milliseconds, not at the milliseconds; and they leave the user's cache alone."""
-    from convsurgeon.deploy.timing import standalone
+    from convsurgeon.onnx import standalone
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))

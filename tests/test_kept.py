@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import convsurgeon as cs
-from convsurgeon.deploy.table.cache import cache_file, fingerprint
-from convsurgeon.deploy.timing import standalone as measuring
+from convsurgeon.onnx import standalone as measuring
+from convsurgeon.runtime.cache import cache_file, fingerprint
 from tests.kept.network import Kept, kept
 
 HERE = Path(__file__).parent / "kept"

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convsurgeon.base.errors import OutputError, reason
-from convsurgeon.base.leftovers import abandoned, clear_beside, locked
+from convsurgeon.base.stale_files import abandoned, clear_beside, locked
 
 BUNDLE = frozenset(
     {

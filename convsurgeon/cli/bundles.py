@@ -67,7 +67,7 @@ def check_export(options: argparse.Namespace) -> None:
     if not options.out:
         return
     check_folder(options.out, options.force, BUNDLE)
-    from convsurgeon.deploy.bundle.bundle import check_order
+    from convsurgeon.bundle.bundle import check_order
 
     lacks_images = _wants_int8(options) and options.calibrate == NONE
     check_order(options.opset, lacks_images, options.pairs, options.threads)
@@ -79,7 +79,7 @@ def export_bundle(
     options: argparse.Namespace, result: Result, calibration: object, stage: Callable[[str], None]
 ) -> Any:
     """Writes the bundle."""
-    from convsurgeon.deploy.bundle.bundle import export
+    from convsurgeon.bundle.bundle import export
 
     return export(
         result,
@@ -123,7 +123,7 @@ def _wants_int8(options: argparse.Namespace) -> bool:
 
 
 def _target(options: argparse.Namespace) -> Any:
-    from convsurgeon.deploy.int8.target import Target
+    from convsurgeon.int8.target import Target
 
     if options.target == "npu":
         return Target.npu(options.activations or "int8", per_channel=not options.per_tensor)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convsurgeon.base import ctrl_c
+from convsurgeon.base import interrupt as ctrl_c
 from convsurgeon.base.errors import ConvSurgeonError, described, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.cli import converting, planning, recovering, timing

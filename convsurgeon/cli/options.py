@@ -7,11 +7,11 @@ import ast
 from typing import Any
 
 from convsurgeon.base.errors import ConvSurgeonError
-from convsurgeon.budget.budget import Budget
-from convsurgeon.deploy.table.latencies import PRECISIONS
+from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.planning.policy import Policy, default_policy
 from convsurgeon.planning.policy_text import parse_policy
+from convsurgeon.search.budget import Budget
 
 WORDS = {form.word: form for form in FORMS}
 """What a form is called on the command line."""

@@ -10,7 +10,6 @@ from torch import nn
 
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.base.files import check_file
-from convsurgeon.budget.sweep import SHARES, check_drawable, sweep
 from convsurgeon.cli.options import (
     NONE,
     add_calibration,
@@ -28,6 +27,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.planning.candidates import plan
 from convsurgeon.planning.inspection import inspect
 from convsurgeon.planning.plan import Plan
+from convsurgeon.search.sweep import SHARES, check_drawable, sweep
 
 
 def add(commands: Any) -> None:

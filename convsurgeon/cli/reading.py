@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from convsurgeon.base.errors import CalibrationError, LoadError, described
-from convsurgeon.budget.budget import Budget
-from convsurgeon.budget.limit import Metric, check_within
+from convsurgeon.base.precision import Precision
+from convsurgeon.calibration.image_files import load_images, load_inputs
+from convsurgeon.calibration.synthetic import made_up
 from convsurgeon.cli.options import NONE, WORDS
-from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
-from convsurgeon.graph.opening import is_onnx, opened
-from convsurgeon.images.files import load_images, load_inputs
-from convsurgeon.images.synthetic import made_up
+from convsurgeon.graph.model_files import is_onnx, opened
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.linear import linear_as_conv
+from convsurgeon.search.budget import Budget
+from convsurgeon.search.limit import Metric, check_within
 
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.base import world
+from convsurgeon.base import processes as world
 from convsurgeon.base.errors import LoadError
+from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.synthetic import made_up
 from convsurgeon.cli.bundles import add_export, check_export, export_bundle
 from convsurgeon.cli.converting import print_result
 from convsurgeon.cli.options import add_command, add_reading, group
@@ -19,16 +21,14 @@ from convsurgeon.cli.planning import add_planning
 from convsurgeon.cli.reading import choices, images_of, metric_of, model_and_example, stages
 from convsurgeon.cli.timing import latencies
 from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.distill.augment import Augment
+from convsurgeon.distill.checkpoint import check_run
+from convsurgeon.distill.recipe import OPTIMIZERS
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
-from convsurgeon.images.calibration import Calibration
-from convsurgeon.images.synthetic import made_up
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill
-from convsurgeon.recovery.augment import Augment
-from convsurgeon.recovery.checkpoint import check_run
-from convsurgeon.recovery.recipe import OPTIMIZERS
-from convsurgeon.recovery.recover import recover
+from convsurgeon.recovery import recover
 
 _EVERY = 1 << 31
 
@@ -148,7 +148,7 @@ def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> 
 
 
 def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
-    from convsurgeon.deploy.bundle.taking_up import check_bundle
+    from convsurgeon.bundle.loading import check_bundle
 
     check_bundle(bundle, model)
     result = carry_out(model, Plan.load(bundle / "plan.json"), example, calibration=False)

@@ -12,9 +12,9 @@ from typing import Any
 from torch import nn
 
 from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, OutputError
+from convsurgeon.base.precision import Precision
 from convsurgeon.cli.options import add_choices, add_command, add_model, group
 from convsurgeon.cli.reading import choices, model_and_example
-from convsurgeon.deploy.table.latencies import Precision
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.graph.example import Example
 
@@ -110,7 +110,7 @@ def shown_milliseconds(
 def _table(
     options: argparse.Namespace, model: nn.Module, example: Example, chosen: Mapping[str, Any]
 ) -> dict[str, Any]:
-    from convsurgeon.deploy.table.table import LatencyTable
+    from convsurgeon.runtime.table import LatencyTable
 
     budget = chosen.get("budget")
     precision: Precision = options.precision if budget is None else budget.precision
@@ -141,7 +141,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 def _device(options: argparse.Namespace) -> None:
-    from convsurgeon.deploy.table.device import write_device_folder
+    from convsurgeon.runtime.device import write_device_folder
 
     chosen = choices(options)
     model, example = model_and_example(options)
@@ -154,7 +154,7 @@ def _device(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from convsurgeon.deploy.timing.bench import bench
+    from convsurgeon.timing.bench import bench
 
     found = bench(
         *options.files,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convsurgeon.base import world
+from convsurgeon.base import processes as world
 from convsurgeon.forms.leastsquares import precision
 
 POSITIONS = 4

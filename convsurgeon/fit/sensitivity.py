@@ -21,13 +21,13 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.base import world
+from convsurgeon.base import processes as world
 from convsurgeon.base.errors import first_line
+from convsurgeon.calibration.dataset import first, images_in, rest
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
-from convsurgeon.graph.pieces import ends_watched
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.images.calibration import first, images_in, rest
+from convsurgeon.graph.subgraphs import ends_watched
 
 IMAGES = 200
 VALUES = 1 << 16

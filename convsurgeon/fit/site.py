@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from convsurgeon.fit.regression import spread_of
 from convsurgeon.fit.samples import Samples, mean
-from convsurgeon.fit.spread import spread_of
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate

@@ -23,13 +23,13 @@ from convsurgeon.base.errors import CaptureError, described
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.model_files import Model, opened
 from convsurgeon.graph.obstacle import holders_of, module_obstacle, reading_obstacle
-from convsurgeon.graph.opening import Model, opened
-from convsurgeon.graph.refusal import refuse
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.stem import readers_of_input
 from convsurgeon.graph.trace import Traced, trace, untraced
+from convsurgeon.graph.unsupported import refuse
 from convsurgeon.onnxnet.leaf import Foreign, HiddenConv
 
 _CONVS = nn.modules.conv._ConvNd

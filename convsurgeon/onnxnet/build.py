@@ -15,14 +15,14 @@ from torch import nn
 
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing, window_of
+from convsurgeon.onnxnet.engine import Array, to_torch
 from convsurgeon.onnxnet.naming import Names, conv_name, path_of
 from convsurgeon.onnxnet.network import PLUS, Entry, OnnxNetwork, Owner, Port, Step, fingerprint
 from convsurgeon.onnxnet.operators.op import Op, View
 from convsurgeon.onnxnet.operators.shapes import stored
-from convsurgeon.onnxnet.piece import grouped, piece_of
 from convsurgeon.onnxnet.rules import close, places, ruled
-from convsurgeon.onnxnet.runtime import Array, to_torch
-from convsurgeon.onnxnet.source import Source
+from convsurgeon.onnxnet.source_file import Source
+from convsurgeon.onnxnet.subgraph import grouped, piece_of
 from convsurgeon.onnxnet.values import Values, reads
 
 _DIFFERENT = "torch computes something else than onnxruntime here"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convsurgeon.onnxnet.leaf import Leaf
 
 if TYPE_CHECKING:  # which loads onnx
-    from convsurgeon.onnxnet.source import Source
+    from convsurgeon.onnxnet.source_file import Source
 
 _HALF = 10  # onnx.TensorProto.FLOAT16; onnx itself is not loaded here
 

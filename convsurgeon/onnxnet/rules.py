@@ -10,9 +10,9 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, nn
 
+from convsurgeon.onnxnet.engine import to_torch
 from convsurgeon.onnxnet.operators import activations, arithmetic, shapes, windows
 from convsurgeon.onnxnet.operators.op import Op, Rule, View
-from convsurgeon.onnxnet.runtime import to_torch
 
 RULES: dict[str, Rule] = shapes.RULES | windows.RULES | arithmetic.RULES | activations.RULES
 

@@ -10,8 +10,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoPro
 
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.runtime import Array, run_once
-from convsurgeon.onnxnet.source import Source
+from convsurgeon.onnxnet.engine import Array, run_once
+from convsurgeon.onnxnet.source_file import Source
 
 _CHANCE = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.engine import size_of
+from convsurgeon.onnxnet.form_nodes import Stage, stages
 from convsurgeon.onnxnet.network import OnnxNetwork, Owner, fingerprint
-from convsurgeon.onnxnet.runtime import size_of
-from convsurgeon.onnxnet.stages import Stage, stages
 from convsurgeon.onnxnet.values import reads
 
 LARGEST_BYTES = 2**31 - 2**20

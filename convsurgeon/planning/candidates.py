@@ -13,7 +13,7 @@ from convsurgeon.forms.catalogue import DEFAULT_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
-from convsurgeon.graph.opening import Model
+from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
 from convsurgeon.planning.figures import figures
 from convsurgeon.planning.plan import Change, Plan, Skip

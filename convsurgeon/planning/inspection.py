@@ -7,7 +7,7 @@ from torch import nn
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import INSPECTED
 from convsurgeon.graph.capture import capture
-from convsurgeon.graph.opening import Model
+from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
 
 RANKS = (1, 2, 3)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import CaptureError, PolicyError, described, nearest
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.linear import LinearAsConv
+from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.obstacle import holders_of, linear_obstacle
-from convsurgeon.graph.opening import Model
 from convsurgeon.graph.outputs import floating
-from convsurgeon.graph.refusal import refuse
 from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.unsupported import refuse
 from convsurgeon.planning.policy import glob
 from convsurgeon.planning.surgery import swapped
 

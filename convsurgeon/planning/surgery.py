@@ -24,7 +24,7 @@ from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
-from convsurgeon.graph.opening import Model, opened
+from convsurgeon.graph.model_files import Model, opened
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
 from convsurgeon.onnxnet.network import OnnxNetwork

@@ -10,14 +10,14 @@ from typing import Any
 from torch import nn
 
 from convsurgeon.base.tables import Table
-from convsurgeon.budget.confirmation import Timing
-from convsurgeon.budget.problem import Judged
-from convsurgeon.budget.search import Attempt
+from convsurgeon.distill.reconstruct import Reconstruction
+from convsurgeon.distill.record import Recovery
 from convsurgeon.fit.fidelity import Fidelity
-from convsurgeon.fit.reconstruct import Reconstruction
 from convsurgeon.graph.cost import Cost
 from convsurgeon.planning.plan import Change, Skip, layer_table
-from convsurgeon.report.recovery import Recovery
+from convsurgeon.search.choice import Judged
+from convsurgeon.search.confirm import Timing
+from convsurgeon.search.fastest import Attempt
 
 
 @dataclass(frozen=True)

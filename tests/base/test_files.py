@@ -18,7 +18,7 @@ import pytest
 from convsurgeon.base import files
 from convsurgeon.base.errors import OutputError
 from convsurgeon.base.files import new_file, new_folder, text_of
-from convsurgeon.base.leftovers import scratch
+from convsurgeon.base.stale_files import scratch
 
 NAMES = frozenset({"a", "b"})
 SWAP_FOREVER = """
@@ -159,7 +159,7 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 from convsurgeon.base.files import new_file
-from convsurgeon.base.leftovers import scratch
+from convsurgeon.base.stale_files import scratch
 with scratch() as folder, new_file(sys.argv[1], True) as file:
     (folder / "big").write_text("x")
     file.write_text("half")

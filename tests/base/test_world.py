@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convsurgeon.base import world
+from convsurgeon.base import processes as world
 from convsurgeon.base.errors import LatencyError
 
 

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.deploy.bundle.bundle import Bundle
+from convsurgeon.bundle.bundle import Bundle
 from tests import networks
 
 _VISION = ("resnet18", "resnet50", "mobilenet_v3_small", "efficientnet_b0")

@@ -26,9 +26,9 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.deploy.timing.profile import profile_nodes
-from convsurgeon.deploy.timing.work import work_of
 from convsurgeon.onnxnet import proto
+from convsurgeon.timing.node_macs import work_of
+from convsurgeon.timing.profile import profile_nodes
 from tests.benchmarks.bench_latency_table import NETWORKS
 
 FORMS: dict[str, cs.Form | None] = {

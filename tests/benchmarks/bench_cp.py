@@ -25,12 +25,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget import rating
+from convsurgeon.calibration.dataset import read
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.site import SWEEPS
 from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.leastsquares import Normal, alternate
-from convsurgeon.images.calibration import read
+from convsurgeon.search import scores as rating
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained
 

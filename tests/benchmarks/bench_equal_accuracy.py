@@ -27,9 +27,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.trial import best_plan, opened, rate
+from convsurgeon.calibration.dataset import read
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.images.calibration import read
+from convsurgeon.search.trial import best_plan, opened, rate
 from tests.benchmarks.bench_budget import BRANCHES, LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained

@@ -27,7 +27,7 @@ from onnx import ModelProto, numpy_helper
 
 import convsurgeon as cs
 from convsurgeon.base.tables import Table
-from convsurgeon.images.files import load_images
+from convsurgeon.calibration.image_files import load_images
 from tests.benchmarks.bench_calibrated import CASES
 from tests.benchmarks.other_files import NETWORKS, exporters, large
 from tests.networks import DATA, pretrained

@@ -24,8 +24,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.trial import appraise
 from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.search.trial import appraise
 from tests.benchmarks.bench_latency_table import NETWORKS, within
 
 STEPS = (0.5, 0.4, 0.3, 0.25, 0.2, 0.15)

@@ -40,20 +40,20 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import predicted, problem
-from convsurgeon.budget.trial import appraise, best_plan, opened, rate
-from convsurgeon.deploy.int8.equalise import equalise
-from convsurgeon.deploy.int8.feeds import feeds_of
-from convsurgeon.deploy.int8.joining import join
-from convsurgeon.deploy.int8.module import IMAGES, Int8Module, as_int8
-from convsurgeon.deploy.int8.ranges import found, nominal
-from convsurgeon.deploy.int8.rounding import rounded
-from convsurgeon.deploy.int8.steps import lower
-from convsurgeon.deploy.onnx.export import exported_graph
-from convsurgeon.deploy.timing.session import options as session_options
-from convsurgeon.fit.reconstruct import OutputJudge
+from convsurgeon.calibration.dataset import Calibration, read
+from convsurgeon.distill.reconstruct import OutputJudge
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.images.calibration import Calibration, read
+from convsurgeon.int8.equalise import equalise
+from convsurgeon.int8.feeds import feeds_of
+from convsurgeon.int8.merge_sums import join
+from convsurgeon.int8.module import IMAGES, Int8Module, as_int8
+from convsurgeon.int8.pipeline import lower
+from convsurgeon.int8.qdq import rounded
+from convsurgeon.int8.ranges import found, nominal
+from convsurgeon.onnx.export import exported_graph
+from convsurgeon.onnx.session import options as session_options
+from convsurgeon.search.choice import predicted, problem
+from convsurgeon.search.trial import appraise, best_plan, opened, rate
 from tests import networks
 from tests.benchmarks.bench_awkward import NETWORKS, images_of
 from tests.benchmarks.bench_calibrated import CASES

@@ -31,10 +31,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import predicted, problem
-from convsurgeon.budget.trial import Appraised, appraise
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.planning.candidates import plan_captured
+from convsurgeon.search.choice import predicted, problem
+from convsurgeon.search.trial import Appraised, appraise
 from tests import networks
 
 FORMS: list[cs.Form] = [

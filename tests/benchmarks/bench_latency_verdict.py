@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from convsurgeon.deploy.timing.latency import compare_latency
-from tests.deploy.small import conv_stack
+from convsurgeon.timing.latency import compare_latency
+from tests.onnx.small import conv_stack
 
 
 def busy() -> None:

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.problem import problem
-from convsurgeon.budget.trial import Appraised, appraise, trial
+from convsurgeon.calibration.dataset import read
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.images.calibration import read
+from convsurgeon.search.choice import problem
+from convsurgeon.search.trial import Appraised, appraise, trial
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import pretrained
 

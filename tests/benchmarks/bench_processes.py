@@ -23,8 +23,8 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.base import world
-from convsurgeon.recovery.recipe import OPTIMIZERS
+from convsurgeon.base import processes as world
+from convsurgeon.distill.recipe import OPTIMIZERS
 from tests.networks import cifar_calibration, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.deploy.int8.module import IMAGES, as_int8
+from convsurgeon.calibration.dataset import read
+from convsurgeon.distill.recipe import OPTIMIZERS
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.images.calibration import read
-from convsurgeon.recovery.recipe import OPTIMIZERS
+from convsurgeon.int8.module import IMAGES, as_int8
 from tests.benchmarks.bench_budget import LOW_RANK
 from tests.benchmarks.bench_calibrated import CASES
 from tests.benchmarks.bench_equal_accuracy import TIMED

@@ -29,7 +29,9 @@ from torch import Tensor, fx, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.fit import in_order, reconstruct, sensitivity, site
+from convsurgeon.distill import reconstruct
+from convsurgeon.fit import sensitivity, site
+from convsurgeon.fit import sequential as in_order
 from tests.networks import cifar_calibration, cifar_top1, pretrained
 
 Patch = Callable[[], object]

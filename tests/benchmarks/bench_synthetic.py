@@ -26,7 +26,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.images import synthetic
+from convsurgeon.calibration import synthetic
 from tests import networks
 from tests.benchmarks.bench_calibrated import CASES
 from tests.networks import cifar_calibration, normalise, pretrained

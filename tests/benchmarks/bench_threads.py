@@ -26,8 +26,8 @@ from tabulate import tabulate
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.deploy.timing import standalone as measuring
-from convsurgeon.deploy.timing.session import opened
+from convsurgeon.onnx import standalone as measuring
+from convsurgeon.onnx.session import opened
 from tests.benchmarks.bench_latency_table import NETWORKS
 
 FORMS: dict[str, cs.Form] = {

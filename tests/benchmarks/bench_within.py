@@ -22,10 +22,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
-from convsurgeon.budget.search import WORTH, quickest
-from convsurgeon.budget.trial import best_plan, opened, rate, trial
+from convsurgeon.calibration.dataset import read
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.images.calibration import read
+from convsurgeon.search.fastest import WORTH, quickest
+from convsurgeon.search.trial import best_plan, opened, rate, trial
 from tests.benchmarks.bench_calibrated import CASES
 from tests.benchmarks.bench_equal_accuracy import TIMED, TOLERANCES
 from tests.networks import pretrained

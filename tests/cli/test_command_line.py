@@ -109,7 +109,7 @@ def test_an_interrupt_leaves_the_old_bundle(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convsurgeon.deploy.bundle.models.save_weights", interrupted)
+    monkeypatch.setattr("convsurgeon.bundle.networks.save_weights", interrupted)
     capsys.readouterr()
     assert cli.main(command) == 130
     assert capsys.readouterr().err == "convsurgeon: interrupted; nothing was written\n"

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convsurgeon as cs
-from convsurgeon.images.calibration import read
-from convsurgeon.images.files import load_images
+from convsurgeon.calibration.dataset import read
+from convsurgeon.calibration.image_files import load_images
 from tests import nets, networks
 
 X = torch.randn(96, 3, 12, 12)
@@ -252,7 +252,7 @@ def test_where_no_runtime_runs_a_layer_takes_what_costs_the_network_less_at_like
     def refused(*_: object, **__: object) -> None:
         raise cs.ExportError("no ONNX form")
 
-    monkeypatch.setattr("convsurgeon.deploy.table.table.LatencyTable.of", refused)
+    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", refused)
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),

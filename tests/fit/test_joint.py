@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.fit import joint, sensitivity
-from convsurgeon.fit.joint import fit_jointly
-from convsurgeon.fit.reconstruct import OutputJudge
-from convsurgeon.fit.soap import Soap
+from convsurgeon.calibration.dataset import Calibration, images_in, read
+from convsurgeon.distill import joint
+from convsurgeon.distill.joint import fit_jointly
+from convsurgeon.distill.reconstruct import OutputJudge
+from convsurgeon.distill.soap import Soap
+from convsurgeon.fit import sensitivity
 from convsurgeon.graph.capture import capture
-from convsurgeon.images.calibration import Calibration, images_in, read
 
 FORMS = [cs.CP(rank=8)]
 
@@ -211,7 +212,7 @@ def test_a_forward_without_gradients_is_left_as_it_was() -> None:
 
 @pytest.mark.parametrize("near", [0.0, 1.0])
 def test_the_report_says_what_it_bought(near: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convsurgeon.fit.reconstruct.NEAR", near)
+    monkeypatch.setattr("convsurgeon.distill.reconstruct.NEAR", near)
     torch.manual_seed(0)
     model = Residual().eval()
     result = cs.convert(model, _images(1), forms=FORMS, calibration=_images(80), progress=False)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.budget.rating import by_data
+from convsurgeon.calibration.dataset import Calibration, read
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.samples import moments, second_moment
 from convsurgeon.graph.capture import capture
-from convsurgeon.images.calibration import Calibration, read
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.search.scores import by_data
 
 
 class Linear(nn.Module):

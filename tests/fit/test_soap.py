@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from convsurgeon.fit import soap
-from convsurgeon.fit.soap import Soap
+from convsurgeon.distill import soap
+from convsurgeon.distill.soap import Soap
 
 SHAPES = ((6, 6), (5, 5, 1, 1), (4, 6, 3, 1), (5, 4, 3, 3))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from convsurgeon.fit import spread
-from convsurgeon.fit.spread import Gathering, few, spread_of
+from convsurgeon.fit import regression as spread
+from convsurgeon.fit.regression import Gathering, few, spread_of
 from convsurgeon.forms.covariance import FewRows, Whole
 from convsurgeon.forms.leastsquares import DOUBLE_UNKNOWNS
 

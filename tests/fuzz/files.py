@@ -16,8 +16,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from safetensors.torch import save
 
 import convsurgeon as cs
-from convsurgeon.deploy.timing.standalone import FORMAT
 from convsurgeon.graph.load import load_weights
+from convsurgeon.onnx.standalone import FORMAT
 from tests import nets
 
 DEVICE: dict[str, Any] = {

@@ -23,12 +23,12 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.base.errors import ConvSurgeonError
-from convsurgeon.deploy.onnx.rewritten import limits
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.graph.opening import opened
+from convsurgeon.graph.model_files import opened
+from convsurgeon.onnx.rewritten_file import limits
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
-from convsurgeon.onnxnet.source import read
+from convsurgeon.onnxnet.source_file import read
 from convsurgeon.onnxnet.write import store
 from tests.fuzz.makers import Maker
 from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, session_of

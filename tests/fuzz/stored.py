@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import convsurgeon as cs
-from convsurgeon.images.files import load_images
+from convsurgeon.calibration.image_files import load_images
 from tests import nets
 from tests.fuzz.files import DEVICE, damaged
 from tests.fuzz.texts import captured, mutate

@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto, helper
 
 import convsurgeon as cs
-from convsurgeon.graph.opening import opened
-from convsurgeon.graph.pieces import stopping
+from convsurgeon.graph.model_files import opened
+from convsurgeon.graph.subgraphs import stopping
 from convsurgeon.onnxnet.leaf import Foreign
 from convsurgeon.onnxnet.network import OnnxNetwork
 from tests.onnxnet.files import (

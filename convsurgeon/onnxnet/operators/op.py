@@ -13,8 +13,8 @@ from typing import Any
 from onnx import NodeProto, helper
 from torch import Tensor, nn
 
+from convsurgeon.onnxnet.engine import Array, to_torch
 from convsurgeon.onnxnet.leaf import Leaf
-from convsurgeon.onnxnet.runtime import Array, to_torch
 from convsurgeon.onnxnet.values import Values
 
 Rule = Callable[["View"], nn.Module | None]

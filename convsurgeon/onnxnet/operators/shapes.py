@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convsurgeon.onnxnet.engine import to_torch
 from convsurgeon.onnxnet.operators.op import Ints, Op, Rule, View, ints
-from convsurgeon.onnxnet.runtime import to_torch
 
 
 def reshape(x: Tensor, shape: Ints, *, allowzero: int = 0) -> Tensor:

@@ -1,0 +1,163 @@
+"""The short README.md that goes with a bundle: what lies there, how to feed it, how to run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from convsurgeon.base.tables import in_markdown, printable
+from convsurgeon.bundle.deployment import Deployment
+from convsurgeon.bundle.recommendation import Recommended
+from convsurgeon.onnx.metadata import Signature, layout
+
+_WHAT = {
+    "model.onnx": "the converted network, float32",
+    "original.onnx": "the network as it was, float32: what everything here is compared with",
+    "model-int8.onnx": "the converted network, static int8",
+    "model-mixed.onnx": "the same with the layers in float that int8 hurts most: kept because it is the fastest so",
+    "original-int8.onnx": "the original in int8 without any surgery: the baseline to beat",
+    "model-fp16.onnx": "the converted network with half-precision weights: smaller, not faster on a CPU",
+    "original-fp16.onnx": "the original with half-precision weights",
+    "golden_inputs.npz": "one input ...",
+    "golden_outputs.npz": "... and what the converted network gives for it in torch",
+    "report.html": "before and after, layer by layer, with latency; one page, opens without a network",
+    "report.md": "the same as text",
+    "report.json": "the same for programs",
+    "plan.json": "which layer became what; `convsurgeon.rebuild` reads it",
+    "weights.safetensors": "the converted network's weights for torch",
+    "SHA256SUMS": "check with `sha256sum -c SHA256SUMS`",
+}
+
+_TEMPLATE = """\
+# {title}
+
+{sentence}
+
+## Run it
+
+```python
+import numpy as np
+import onnxruntime as ort
+
+session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+inputs, wanted = dict(np.load("golden_inputs.npz")), np.load("golden_outputs.npz")
+names = [output.name for output in session.get_outputs()]
+for name, found in zip(names, session.run(names, inputs)):
+    error, largest = np.abs(found - wanted[name]).max(initial=0), np.abs(wanted[name]).max(initial=0)
+    print(f"{{name}} {{found.shape}}: largest difference {{error:.1e}}, largest value {{largest:.3g}}")
+    assert error <= 1e-3 * largest
+```
+
+{inputs}
+
+{recommended}{back}
+
+## Files
+
+{files}
+
+Time them on your own device with `convsurgeon bench {bench}`.
+"""
+
+
+_IN_TORCH = """\
+## Back in torch
+
+```python
+import convsurgeon as cs
+from safetensors.torch import load_file
+
+model = cs.rebuild(build_model(), cs.Plan.load("plan.json"))  # build_model: makes the original architecture
+model.load_state_dict(load_file("weights.safetensors"))
+```"""
+
+_FROM_THE_FILE = """\
+## Made again
+
+`model.onnx` is `original.onnx` with other convs; every other node, weight, name and entry is byte for byte the same.
+
+```python
+import convsurgeon as cs
+
+network = cs.rebuild("original.onnx", cs.Plan.load("plan.json"), "weights.safetensors")
+cs.export_onnx(network, None, "again.onnx")
+```"""
+
+_OF_A_FILE = {
+    "original.onnx": "the file as it was, byte for byte: what everything here is compared with",
+    "model.onnx": "the file with lighter convs and nothing else touched",
+    "golden_outputs.npz": "... and what the converted network gives for it, computed conv by conv in torch",
+    "weights.safetensors": "the weights of the new convs",
+    "model.onnx.data": "the weights of `model.onnx`",
+}
+
+
+def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[str], of_file: bool = False) -> str:
+    """The text, for a bundle with these files; `of_file` says that the original was an ONNX file."""
+    return _TEMPLATE.format(
+        title=in_markdown(title),
+        back=_FROM_THE_FILE if of_file else _IN_TORCH,
+        sentence=in_markdown(sentence),
+        recommended=_recommended(deployment.recommended),
+        inputs=_inputs(deployment),
+        files=_table(files, _WHAT | _OF_A_FILE if of_file else _WHAT),
+        bench=" ".join(deployment.sizes),
+    )
+
+
+_WHICH = """\
+## Which file
+
+`{name}`, run like this: {speedup:.2f} times as fast as `original.onnx` on the machine that made this folder.
+
+```python
+import onnxruntime as ort
+
+options = ort.SessionOptions()
+options.intra_op_num_threads, options.inter_op_num_threads = {threads}, 1
+options.graph_optimization_level = ort.GraphOptimizationLevel.{level}
+options.add_session_config_entry("session.intra_op.allow_spinning", "{spinning}")
+session = ort.InferenceSession("{name}", options, providers=["CPUExecutionProvider"])
+```
+
+"""
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "off": "ORT_DISABLE_ALL",
+}
+
+
+def _recommended(one: Recommended | None) -> str:
+    """How to run the file to ship, or nothing where none was timed."""
+    if one is None:
+        return ""
+    how = {"level": _LEVELS[one.level], "spinning": int(one.spinning)}
+    return _WHICH.format(name=one.name, speedup=one.speedup, threads=one.threads, **how)
+
+
+def _inputs(deployment: Deployment) -> str:
+    """Inputs, outputs and how pixels become inputs."""
+    file, preparation = deployment.converted, deployment.preparation
+    lines = [*_lines("Input", file.inputs), *_lines("Output", file.outputs)]
+    if preparation.mean or preparation.std:
+        mean, std = list(preparation.mean or (0.0,)), list(preparation.std or (1.0,))
+        lines.append(f"Images: `(pixels / 255 - mean) / std`, channel by channel, with mean {mean} and std {std}.")
+    if preparation.classes:
+        lines.append(f"{len(preparation.classes)} classes; their names are in the file's metadata under `classes`.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _lines(word: str, values: Signature) -> list[str]:
+    found = []
+    for name, shape in values:
+        axes = layout(shape) if word == "Input" else ""
+        shown, sizes = printable(name).replace("`", "'"), " x ".join(map(str, shape)) or "a number"
+        found.append(f"{word} `{shown}`: {sizes}{f' ({axes})' if axes else ''}")
+    return found
+
+
+def _table(files: Iterable[str], what: Mapping[str, str]) -> str:
+    there = set(files)
+    rows = [f"| `{name}` | {words} |" for name, words in what.items() if name in there]
+    return "\n".join(["| file | what it is |", "|---|---|", *rows])

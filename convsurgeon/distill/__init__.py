@@ -1,0 +1,1 @@
+"""The converted network learns from the original, without labels."""

@@ -1,0 +1,169 @@
+"""Learning through rounding: a model in training computes as its int8 file will, and its weights learn to bear it.
+
+Weights of convs and linear layers are rounded output channel by output channel, what these layers read to 256 levels of
+the range that the exporter's calibrator finds. Gradients pass a rounding as if it were not there (Bengio et al. 2013,
+arXiv 1308.3432) and end where a value is cut off (Jacob et al. 2018, arXiv 1712.05877). A batch norm behind a conv
+scales whole output channels, so the levels are those of the weights that it is folded into.
+
+The exporter evens out the channels between two convs before it rounds (see `equalise`). What a conv reads is divided by
+the same factors here, and its weights multiplied by them, while both are rounded: without, the middle of a CP chain
+would be rounded far more coarsely than in the file, and the network would learn to bear what never happens. Nor are
+weights rounded here that the exporter fits to what their conv computes (see `fitting`): it leaves little of that error.
+DnCNN at 0.2 of the MACs, PSNR on Set12: in float 30.14 dB, its file 30.00; with all weights rounded to the nearest
+29.84 here, with activations alone 30.01.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from convsurgeon.distill.batches import Batch
+from convsurgeon.graph.hooks import reading
+from convsurgeon.graph.state import evaluating
+from convsurgeon.int8.histogram import Array, Range, counts, extremes, percentile
+from convsurgeon.int8.target import Target
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LEVELS = 255
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the exporter will do with the layers of a model, by their names.
+
+    `left` stay in float; `fitted` have their weights rounded to what they compute; `scales` (C,) are what the channels
+    of a layer's input are divided by where it is rounded.
+    """
+
+    left: frozenset[str] = frozenset()
+    fitted: frozenset[str] = frozenset()
+    scales: Mapping[str, Array] = field(default_factory=dict)
+
+
+def as_exported(model: nn.Module, sample: Sequence[Batch], target: Target) -> Exported:
+    """Asks the exporter itself; the nodes of an exported graph bear the names of the layers."""
+    from convsurgeon.int8.equalise import equalise  # loads onnx and the runtime
+    from convsurgeon.int8.module import exported
+    from convsurgeon.int8.pipeline import kept
+    from convsurgeon.int8.weight_rounding import fitted
+
+    try:
+        graph, feeds = exported(model, [batch.example for batch in sample])
+        return Exported(kept(graph, target), fitted(graph.graph), equalise(graph, feeds))
+    except Exception:  # of torch's exporter or of the runtime, who say so themselves when the file is written
+        return Exported()
+
+
+def learn_rounded(
+    model: nn.Module,
+    sample: Sequence[Batch],
+    target: Target,
+    exported: Exported = Exported(),
+) -> None:
+    """From now on the model rounds in every forward pass; its state dict stays as it is.
+
+    Args:
+        model: a working copy; hooks stay on it.
+        sample: batches that the ranges of activations are found on.
+        target: what the int8 file will be for.
+        exported: what the exporter will do with its layers.
+    """
+    layers: dict[nn.Module, Tensor] = {
+        module: _scale(module, exported.scales.get(name))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS) and name not in exported.left
+    }
+    fitted = {module for name, module in model.named_modules() if name in exported.fitted}
+    for layer, span in zip(layers, _spans(model, layers, sample), strict=True):
+        if span is not None:
+            rounding = _Rounding(span, target.largest_weight, layers[layer], weights=layer not in fitted)
+            layer.register_forward_pre_hook(rounding.enter)
+            layer.register_forward_hook(rounding.leave, always_call=True)
+
+
+def _scale(layer: nn.Module, scale: Array | None) -> Tensor:
+    """The factors of the channels that a layer reads, 1 where there are none."""
+    if scale is None or isinstance(layer, nn.Linear) or len(scale) != getattr(layer, "in_channels", 0):
+        return torch.ones(1)
+    assert isinstance(layer.weight, Tensor)
+    return torch.from_numpy(scale).to(layer.weight).reshape(-1, *[1] * (layer.weight.dim() - 2))
+
+
+class _Rounding:
+    """Hooks around one layer: its input is rounded while it computes, and its weight where it is to be."""
+
+    def __init__(self, span: Range, largest: int, scale: Tensor, weights: bool) -> None:
+        self.low, self.high, self.largest, self.scale, self.weights = *_with_zero(span), largest, scale, weights
+
+    def enter(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Puts a rounded weight before the parameter, where attributes are looked up first."""
+        if self.weights:
+            layer.__dict__["weight"] = self._weight(layer)
+        return (self._input(args[0]), *args[1:])
+
+    def leave(self, layer: nn.Module, args: object, output: object) -> None:
+        """The parameter is the weight again."""
+        layer.__dict__.pop("weight", None)
+
+    def _input(self, values: Tensor) -> Tensor:
+        step = (self.high - self.low) / _LEVELS
+        scale = self.scale.to(values)
+        cut = (values / scale).clamp(self.low, self.high)
+        return (cut + ((cut / step).round() * step - cut).detach()) * scale
+
+    def _weight(self, layer: nn.Module) -> Tensor:
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        if len(self.scale) == 1:
+            return _rounded(weight, self.largest)
+        groups = weight.new_ones(len(weight)).reshape(getattr(layer, "groups", 1), -1)
+        scale = torch.einsum("go,gi->goi", groups, self.scale.to(weight).reshape(len(groups), -1)).flatten(0, 1)
+        scale = scale.reshape(*scale.shape, *[1] * (weight.dim() - 2))
+        return _rounded(weight * scale, self.largest) / scale
+
+
+def _rounded(weight: Tensor, largest: int) -> Tensor:
+    step = weight.detach().abs().flatten(1).amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / largest
+    step = step.reshape(-1, *[1] * (weight.dim() - 1))
+    return weight + ((weight / step).round() * step - weight).detach()
+
+
+def _with_zero(span: Range) -> Range:
+    """Widened to hold 0, which has to be a level: padding is made of it."""
+    low, high = min(span[0], 0.0), max(span[1], 0.0)
+    step = (high - low) / _LEVELS
+    return (low, high) if low == 0.0 else (round(low / step) * step, round(low / step) * step + high - low)
+
+
+def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequence[Batch]) -> list[Range | None]:
+    """The range of what each layer reads, over its factors; None of one that is never called or reads but one value."""
+    spans: dict[nn.Module, Range] = {}
+    bins: dict[nn.Module, Array] = {}
+
+    def widen(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        spans[layer] = extremes(_array(args[0] / layers[layer].to(args[0])), None, spans.get(layer))
+
+    def count(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        bins[layer] = counts(_array(args[0] / layers[layer].to(args[0])), spans[layer], bins.get(layer))
+
+    def run() -> None:
+        for batch in sample:
+            batch.example.run(model)
+
+    with evaluating(model):
+        with reading(layers, widen):
+            run()
+        with reading([layer for layer, (low, high) in spans.items() if high > low], count):
+            run()
+    return [percentile(bins[layer], *spans[layer]) if layer in bins else None for layer in layers]
+
+
+def _array(values: Tensor) -> npt.NDArray[Any]:
+    found: npt.NDArray[Any] = values.detach().float().cpu().numpy()
+    return found

@@ -1,0 +1,282 @@
+"""A model as one ONNX file that devices accept, behind a parity gate.
+
+    exporter -> names from the module path -> tidy graph -> metadata out -> checker -> temporary file
+      -> parity against torch -> renamed into place
+
+Law: parity holds or nothing is written. The file appears under its name complete and checked, or not at all; the model
+is left as it was. Opset and IR version are read back from what was written, because the exporter silently keeps another
+opset than the one asked for if it cannot convert.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import ModelProto
+from torch import nn
+
+from convsurgeon.base.errors import ExportError, ParityError, first_line
+from convsurgeon.base.files import check_file, new_file
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.model_files import Model, opened
+from convsurgeon.onnx import graph
+from convsurgeon.onnx import node_names as names
+from convsurgeon.onnx.graph import picks
+from convsurgeon.onnx.inputs import ordered
+from convsurgeon.onnx.metadata import input_metadata
+from convsurgeon.onnx.parity import Parity, check_parity
+from convsurgeon.onnx.quiet import on_cpu
+from convsurgeon.onnx.rewritten_file import check_unasked, keep_original, timing_graph, write_checked
+from convsurgeon.onnx.torch_export import Dynamic, instead, run_exporter
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.source_file import tensors
+
+_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
+_OPSETS = range(18, onnx.defs.onnx_opset_version() + 1)
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A written ONNX file; every figure is read back from it."""
+
+    path: Path
+    size_bytes: int
+    opset: int
+    ir_version: int
+    inputs: tuple[tuple[str, tuple[int | str, ...]], ...]
+    """Name and shape of every input; a symbolic dimension is a string."""
+    outputs: tuple[tuple[str, tuple[int | str, ...]], ...]
+    parity: Parity
+
+    def moved_to(self, path: Path) -> OnnxFile:
+        """The same file after somebody moved it."""
+        return dataclasses.replace(self, path=path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "path": str(self.path),
+            "size_bytes": self.size_bytes,
+            "opset": self.opset,
+            "ir_version": self.ir_version,
+            "inputs": [{"name": name, "shape": list(shape)} for name, shape in self.inputs],
+            "outputs": [{"name": name, "shape": list(shape)} for name, shape in self.outputs],
+            "parity": self.parity.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path}: {self.size_bytes / 1e6:.2f} MB, opset {self.opset}, IR {self.ir_version}, "
+            f"parity {self.parity.relative:.1e} relative, {self.parity.sqnr_db:.1f} dB"
+        )
+
+
+def export_onnx(
+    model: Model,
+    example: Any,
+    path: str | Path,
+    *,
+    opset: int = 18,
+    overwrite: bool = False,
+    dynamic: Dynamic = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    images: Sequence[Any] = (),
+) -> OnnxFile:
+    """Writes a float32 model in eval mode as one self-contained ONNX file.
+
+    Args:
+        model: Exported as it is in eval mode; its modes, buffers and hooks stay as they are. A network that came of an
+            ONNX file is written back into that file: nothing but its convs is touched.
+        example: A tensor, a tuple of arguments or a dict of keyword arguments. Its shapes become the file's. None for
+            a network that came of a file whose sizes are fixed.
+        path: Where to write. The folder must exist.
+        opset: Operator set; 18 with IR 8 loads widely. Checked against what was really written.
+        overwrite: Whether a file of that name may be replaced.
+        dynamic: `"batch"` leaves the first dimension of every input open, `"size"` the spatial ones of images. Mobile
+            providers want neither.
+        input_names: One per tensor of the example; the argument names of `forward` by default.
+        output_names: `output`, or `output_0`, `output_1`, ... by default.
+        metadata: Goes into the file's `metadata_props`, beside `tool`, `torch` and `inputs`, sorted by key.
+        images: Further examples, best real ones, on which parity must hold.
+
+    Raises:
+        CaptureError: The example holds no tensor.
+        OutputError: The file exists, or its folder is missing or cannot be written to. Nothing has been done then.
+        ExportError: The model has no ONNX form, writes to its own weights, is not float32, is too large, or came out in
+            another opset.
+        ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
+    """
+    target = check_file(path, overwrite)
+    model, example = opened(model, example)
+    inputs = ordered(model, example)
+    if isinstance(model, OnnxNetwork):
+        check_unasked(target, opset, {"dynamic": dynamic, "input_names": input_names, "output_names": output_names})
+        parity = write_checked(model, inputs, target, overwrite, images)
+        if not parity.passed:
+            raise ParityError(_parity_message(target, parity, model))
+        return _describe(target, target.read_bytes(), parity)
+    _check_request(model, inputs, opset, dynamic)
+    subject = on_cpu(model)
+    exported = run_exporter(subject, inputs, opset, dynamic)
+    _finish(exported, opset, input_names, output_names, dict(metadata or {}))
+    data = _serialised(graph.infer_shapes(exported), opset)
+    with new_file(target, overwrite) as draft:
+        draft.write_bytes(data)
+        picking = picks(exported.graph)
+        advice = picking and f"it picks among values ({picking}), where rounding counts: {instead(subject)}"
+        parity = _checked(subject, inputs, draft, target, images, advice)
+        if not parity.passed:
+            raise ParityError(_parity_message(target, parity, subject, advice))
+    return _describe(target, data, parity)
+
+
+def described(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
+    """The user's own file, copied to a path byte for byte.
+
+    Raises:
+        ParityError: torch computes something else than the file.
+    """
+    parity = keep_original(network, ordered(network, example), path, images)
+    if not parity.passed:
+        raise ParityError(_parity_message(path, parity, network))
+    return _describe(path, network.source.data, parity)
+
+
+def exported_graph(model: nn.Module, example: Any) -> ModelProto:
+    """The graph that `export_onnx` would write, not checked and not written: for looking at and for timing.
+
+    Raises:
+        CaptureError: The example holds no tensor.
+        ExportError: The model has no ONNX form, or is not float32.
+    """
+    if isinstance(model, OnnxNetwork):
+        return timing_graph(model)
+    inputs = ordered(model, example)
+    _check_request(model, inputs, 18, None)
+    exported = run_exporter(on_cpu(model), inputs, 18, None)
+    _finish(exported, 18, None, None, {})
+    return exported
+
+
+def check_opset(opset: int) -> None:
+    """Refuses an operator set that the exporter does not write.
+
+    Raises:
+        ExportError: It is none of those.
+    """
+    if opset not in _OPSETS:
+        raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
+
+
+def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> None:
+    check_opset(opset)
+    if dynamic not in (None, "batch", "size"):
+        raise ExportError(f"dynamic={dynamic!r}: pass None, 'batch' or 'size'")
+    weights = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in (*weights, *(("example", tensor) for tensor in example.tensors())):
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ExportError(f"{name}: {tensor.dtype} cannot be checked against the runtime; pass model.float()")
+    size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
+    if size_bytes > _PROTOBUF_LIMIT_BYTES:
+        raise ExportError(f"model: {size_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2 GB, export parts of it")
+
+
+def _finish(
+    model: ModelProto,
+    opset: int,
+    inputs: Sequence[str] | None,
+    outputs: Sequence[str] | None,
+    metadata: Mapping[str, str],
+) -> None:
+    """Tidies the graph, names everything, and replaces the exporter's metadata by ours."""
+    graph.tidy(model.graph)
+    names.name_nodes(model.graph)
+    names.name_constants(model.graph)
+    count = len(model.graph.output)
+    names.name_inputs_outputs(
+        model.graph,
+        _names("input_names", inputs, [info.name for info in model.graph.input]),
+        _names("output_names", outputs, ["output"] if count == 1 else [f"output_{index}" for index in range(count)]),
+    )
+    names.strip(model)
+    model.graph.name = "model"
+    model.producer_name, model.producer_version = "convsurgeon", version()
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    entries = {**input_metadata(version(), proto.signature(model.graph.input)), **metadata}
+    for key in sorted(entries):
+        model.metadata_props.add(key=key, value=entries[key])
+
+
+def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list[str]:
+    if given is None:
+        return default
+    if len(given) != len(default) or len(set(given)) != len(given):
+        raise ExportError(f"{option}: {list(given)} for {len(default)} tensors; pass that many different names")
+    return list(given)
+
+
+def _serialised(model: ModelProto, opset: int) -> bytes:
+    """The bytes of the file, after the checks that need no runtime."""
+    if proto.opset_of(model) != opset:
+        raise ExportError(f"opset {opset}: torch wrote opset {proto.opset_of(model)} instead; ask for that one or 18")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+        data: bytes = model.SerializeToString(deterministic=True)
+    except Exception as error:  # the checker's and protobuf's errors share no base class
+        raise ExportError(f"model: the exported graph is not valid ONNX: {first_line(error)}") from error
+    return data
+
+
+def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
+    model = onnx.load_model_from_string(data)
+    places = {item.value for tensor in tensors(model.graph) for item in tensor.external_data if item.key == "location"}
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return OnnxFile(
+        path=target,
+        size_bytes=target.stat().st_size + sum((target.parent / place).stat().st_size for place in places),
+        opset=proto.opset_of(model),
+        ir_version=model.ir_version,
+        inputs=proto.signature(info for info in model.graph.input if info.name not in stored),
+        outputs=proto.signature(model.graph.output),
+        parity=parity,
+    )
+
+
+def _checked(
+    model: nn.Module, inputs: Example, draft: Path, target: Path, images: Sequence[Any], advice: str
+) -> Parity:
+    """Parity of a draft, under its later name; a file that does not even run may be of a network that picks."""
+    try:
+        return check_parity(model, inputs, draft, images=images)
+    except ParityError as error:
+        text = str(error).replace(str(draft), f"{target}: not written", 1)
+        raise ParityError(f"{text}; {advice}" if advice else text) from error
+
+
+def _parity_message(target: Path, parity: Parity, model: nn.Module, advice: str = "") -> str:
+    broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        return f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before they diverged"
+    return (
+        f"{target}: not written, parity fails by the fault of {parity.fault}: relative error {parity.relative:.1e} "
+        f"(limit {parity.relative_limit:g}), SQNR {parity.sqnr_db:.1f} dB (limit {parity.sqnr_limit_db:g}); "
+        f"is the model deterministic in eval mode?{advice and f' And {advice}'}"
+    )
+
+
+def version() -> str:
+    """Of this package, for the producer field."""
+    try:
+        return importlib.metadata.version("convsurgeon")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"

@@ -1,0 +1,234 @@
+"""Parity: the same inputs through the torch model and through its ONNX file must give the same outputs.
+
+Every case is run with the runtime's graph optimisations off and on. A case that fails with them off is the exporter's
+fault; one that fails only with them on is the runtime's. The error of an output y against the reference r is
+
+    relative = max |y - r| / max |r|            sqnr = 10 log10( sum r^2 / sum (y - r)^2 )   in dB, summed in float64
+
+and a case is as bad as the worst of its outputs. NaN or infinity on either side is a failure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from tabulate import tabulate
+from torch import nn
+
+from convsurgeon.base.errors import ParityError, first_line
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
+from convsurgeon.onnx import inputs
+from convsurgeon.onnx.quiet import on_cpu
+from convsurgeon.onnxnet.network import OnnxNetwork
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ParityCase:
+    """One input through one session."""
+
+    inputs: str
+    """What was fed: `example`, `seed 0`, `seed 0, batch 3`."""
+    optimised: bool
+    relative: float
+    """Largest deviation over the largest reference value; infinite if anything is not finite."""
+    sqnr_db: float
+    """Signal over error; infinite if the outputs are identical."""
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an ONNX file is from the model it was exported from."""
+
+    cases: tuple[ParityCase, ...]
+    relative_limit: float
+    sqnr_limit_db: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every case is within both limits."""
+        return bool(self.cases) and all(case.passed for case in self.cases)
+
+    @property
+    def relative(self) -> float:
+        """The worst relative error of all cases."""
+        return max((case.relative for case in self.cases), default=math.inf)
+
+    @property
+    def sqnr_db(self) -> float:
+        """The worst SQNR of all cases."""
+        return min((case.sqnr_db for case in self.cases), default=-math.inf)
+
+    @property
+    def fault(self) -> str:
+        """Where a failure comes from, in words; `none` if there is none."""
+        failed = [case for case in self.cases if not case.passed]
+        if not failed:
+            return "none"
+        return "the runtime's optimisations" if all(case.optimised for case in failed) else "the export"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; an infinite figure is null."""
+        rows = [{name: _finite(value) for name, value in asdict(case).items()} for case in self.cases]
+        return {
+            "passed": self.passed,
+            "fault": self.fault,
+            "relative": _finite(self.relative),
+            "sqnr_db": _finite(self.sqnr_db),
+            "relative_limit": self.relative_limit,
+            "sqnr_limit_db": self.sqnr_limit_db,
+            "cases": rows,
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                case.inputs,
+                "on" if case.optimised else "off",
+                f"{case.relative:.1e}",
+                f"{case.sqnr_db:.1f}",
+                _word(case.passed),
+            )
+            for case in self.cases
+        ]
+        table = tabulate(rows, headers=("inputs", "optimisations", "max relative error", "SQNR dB", "parity"))
+        limits = f"limits: relative {self.relative_limit:g}, SQNR {self.sqnr_limit_db:g} dB"
+        return f"{table}\n{limits}"
+
+
+def check_parity(
+    model: nn.Module,
+    example: Any,
+    path: str | Path,
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    images: Sequence[Any] = (),
+    relative: float = 1e-4,
+    sqnr_db: float = 80.0,
+) -> Parity:
+    """Compares a model in eval mode with an ONNX file on the example and on random inputs like it.
+
+    Args:
+        model: The torch model; it is left as it was. One on another device is compared through a copy on the CPU.
+        example: A tensor, a tuple of arguments or a dict of keyword arguments.
+        path: The ONNX file.
+        seeds: One more case per seed: normal noise with the shape, mean and standard deviation of the example. Integer
+            inputs are reused. Where the file has a symbolic batch or size, other batches and sizes are tried too.
+        images: Further examples, best real ones, in the shape of the file's inputs.
+        relative: Largest relative error that passes.
+        sqnr_db: Smallest signal over error that passes, in dB.
+
+    Raises:
+        CaptureError: The example holds no tensor.
+        ParityError: The file cannot be run on the example at all. A deviation is reported, not raised.
+    """
+    sessions = {optimised: _session(Path(path), optimised) for optimised in (False, True)}
+    first, subject = inputs.ordered(model, example), on_cpu(model)
+    real = [(f"image {index}", inputs.ordered(model, image)) for index, image in enumerate(images)]
+    rows: list[ParityCase] = []
+    with undisturbed(subject):
+        for name, one in (*_cases(first, seeds, sessions[False]), *real):
+            try:
+                reference = [tensor.detach().numpy() for tensor in inputs.run(subject, one)]
+            except Exception:  # of whatever the network is made of
+                if isinstance(subject, OnnxNetwork) and name.startswith("seed 0, "):
+                    continue  # not every size that a file calls open is
+                raise
+            for optimised, session in sessions.items():
+                outputs = _run(session, one, Path(path))
+                rows.append(_judge(name, optimised, reference, outputs, relative, sqnr_db))
+    return Parity(tuple(rows), relative, sqnr_db)
+
+
+def deviation(reference: Array, output: Array) -> tuple[float, float]:
+    """Relative error and SQNR in dB of one output; (inf, -inf) where shapes differ or a value is not finite."""
+    if reference.shape != output.shape:
+        return math.inf, -math.inf
+    if reference.size == 0:
+        return 0.0, math.inf
+    wanted, got = reference.astype(np.float64), output.astype(np.float64)
+    if not (np.isfinite(wanted).all() and np.isfinite(got).all()):
+        return math.inf, -math.inf
+    error, signal = got - wanted, float(np.sum(wanted**2))
+    noise, peak = float(np.sum(error**2)), float(np.max(np.abs(wanted)))
+    if noise == 0:
+        return 0.0, math.inf
+    if signal == 0:
+        return math.inf, -math.inf
+    return float(np.max(np.abs(error))) / peak, 10 * math.log10(signal / noise)
+
+
+def _judge(
+    name: str, optimised: bool, reference: Sequence[Array], outputs: Sequence[Array], relative: float, sqnr_db: float
+) -> ParityCase:
+    """The case of one run: as bad as its worst output."""
+    if len(reference) != len(outputs):
+        raise ParityError(f"{len(outputs)} outputs in the ONNX file, {len(reference)} in torch; return tensors only")
+    pairs = [deviation(wanted, got) for wanted, got in zip(reference, outputs, strict=True)]
+    worst = max((pair[0] for pair in pairs), default=math.inf)
+    quietest = min((pair[1] for pair in pairs), default=-math.inf)
+    return ParityCase(name, optimised, worst, quietest, worst <= relative and quietest >= sqnr_db)
+
+
+def _cases(first: Example, seeds: Sequence[int], session: ort.InferenceSession) -> Iterator[tuple[str, Example]]:
+    yield "example", first
+    for seed in seeds:
+        yield f"seed {seed}", inputs.randomised(first, seed)
+    fixed = [{axis for axis, size in enumerate(value.shape) if isinstance(size, int)} for value in session.get_inputs()]
+    shapes = [value.shape for value in session.get_inputs()]
+    if any(shape and isinstance(shape[0], str) for shape in shapes):
+        for batch in (1, 3):
+            wider = inputs.resized(first, {0: lambda _, batch=batch: batch}, fixed=fixed)  # type: ignore[misc]
+            yield f"seed 0, batch {batch}", inputs.randomised(wider, 0)
+    if any(len(shape) > 2 and isinstance(shape[2], str) for shape in shapes):
+        sizes = {2: lambda size: 2 * size, 3: lambda size: size + size // 2 * 2}
+        yield "seed 0, larger", inputs.randomised(inputs.resized(first, sizes, rank=4, fixed=fixed), 0)
+
+
+def _session(path: Path, optimised: bool) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions have no common base but Exception
+        raise ParityError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
+
+
+def _run(session: ort.InferenceSession, example: Example, path: Path) -> list[Array]:
+    """Feeds by name where the example names its inputs as the file does, else in order."""
+    names = [value.name for value in session.get_inputs()]
+    given = example.tensors()
+    if not example.args and set(names) <= set(example.kwargs):
+        given = [example.kwargs[name] for name in names]
+    if len(given) != len(names):
+        raise ParityError(
+            f"{path}: {len(names)} inputs in the ONNX file, {len(given)} tensors in the example; pass those"
+        )
+    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+    arrays = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
+    feed = {name: array.astype(np.float16) if name in halves else array for name, array in arrays.items()}
+    try:
+        return list(session.run(None, feed))
+    except Exception as error:
+        raise ParityError(f"{path}: onnxruntime cannot run it on the example: {first_line(error)}") from error
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _word(passed: bool) -> str:
+    return "holds" if passed else "FAILS"

@@ -1,0 +1,164 @@
+"""Opening ONNX files of any origin: checked before the runtime sees them, one line where they cannot be run."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto
+
+from convsurgeon.base.errors import LatencyError, first_line, reason
+from convsurgeon.onnx.standalone import session_options
+from convsurgeon.onnxnet import proto
+
+Level = Literal["all", "extended", "basic", "off"]
+Feed = dict[str, npt.NDArray[Any]]
+
+_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_DEFAULT_SIZE = 64
+_MOST_THREADS = 64
+_MOST_VALUES = 2**31  # of one input
+
+
+def checked(path: Path) -> ModelProto:
+    """The graph of a file that onnx's checker accepts; weights in external files are looked for but not read.
+
+    Raises:
+        LatencyError: The file is missing, unreadable, not ONNX, or not valid.
+    """
+    if not path.is_file():
+        what = "is a folder, a device or a pipe" if path.exists() else "no such file"
+        raise LatencyError(f"{path}: {what}; pass the path of an ONNX file")
+    try:
+        if not path.stat().st_size:
+            raise LatencyError(f"{path}: is empty; export it again")
+        model = onnx.load(path, load_external_data=False)
+        if not model.graph.node:
+            raise LatencyError(f"{path}: is not an ONNX model, or one without nodes; export it again")
+        onnx.checker.check_model(str(path))
+    except LatencyError:
+        raise
+    except OSError as error:
+        raise LatencyError(f"{path}: cannot be read: {reason(error)}; check its permissions") from error
+    except Exception as error:  # protobuf's and the checker's errors share no base class
+        raise LatencyError(f"{path}: is not a valid ONNX file: {first_line(error)}; export it again") from error
+    return model
+
+
+def file_bytes(path: Path, model: ModelProto) -> int:
+    """Size of the file and of every external file its weights lie in."""
+    places = {
+        item.value
+        for graph in proto.graphs(model.graph)
+        for tensor in graph.initializer
+        for item in tensor.external_data
+        if item.key == "location"
+    }
+    if any("\0" in place for place in places):
+        raise LatencyError(f"{path.parent}: an external file has a NUL in its name; export the model again")
+    outside: int = sum((path.parent / place).stat().st_size for place in places)
+    return path.stat().st_size + outside
+
+
+def options(threads: int, level: Level) -> ort.SessionOptions:
+    """Session options for honest timing: threads as in use, but quiet between runs; no chatter."""
+    if level not in _LEVELS:
+        raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
+    check_threads(threads)
+    made: ort.SessionOptions = session_options(threads)
+    made.graph_optimization_level = _LEVELS[level]
+    return made
+
+
+def check_threads(threads: int) -> None:
+    """Refuses what no runtime can start, or only to stand still.
+
+    Raises:
+        LatencyError: Less than one thread, or far more than there are cores.
+    """
+    cores = os.cpu_count() or 1
+    most = max(_MOST_THREADS, 4 * cores)
+    if not 1 <= threads <= most:
+        raise LatencyError(f"threads={threads}: this machine has {cores} cores; pass 1 to {most}")
+
+
+def opened(path: Path, how: ort.SessionOptions) -> ort.InferenceSession:
+    """A CPU session on a file.
+
+    Raises:
+        LatencyError: The runtime has no kernel for it, or its graph is broken in a way the checker does not see.
+    """
+    try:
+        return ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's exceptions have no common base but Exception
+        raise LatencyError(
+            f"{path}: onnxruntime cannot load it: {first_line(error)}; simplify or re-export it"
+        ) from error
+
+
+def run(session: ort.InferenceSession, feed: Feed, path: Path) -> None:
+    """One run, for its errors.
+
+    Raises:
+        LatencyError: The runtime fails on this input.
+    """
+    try:
+        session.run(None, feed)
+    except Exception as error:
+        raise LatencyError(f"{path}: cannot be run: {first_line(error)}; pass other sizes=") from error
+
+
+def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> Feed:
+    """Inputs from the graph's own shapes: normal noise for floats, zeros for integers, true for booleans.
+
+    A symbolic first dimension becomes `batch`, another one what `sizes` says of its name, or 64.
+
+    Raises:
+        LatencyError: A size is none, or an input would be larger than anything that is timed.
+    """
+    if batch < 1:
+        raise LatencyError(f"batch={batch}: pass 1 or more")
+    random = np.random.default_rng(seed)
+    return {
+        value.name: _values(random, value.type, bound_shape(value.shape, batch, sizes), path)
+        for value in session.get_inputs()
+    }
+
+
+def bound_shape(shape: Sequence[object], batch: int, sizes: Mapping[str, int]) -> list[int]:
+    """A shape with its open dimensions set; `sizes` may also name the first one."""
+    return [
+        size if isinstance(size, int) and size > 0 else sizes.get(str(size), batch if axis == 0 else _DEFAULT_SIZE)
+        for axis, size in enumerate(shape)
+    ]
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """What to call files in a table: their names, or their whole paths where two have the same name."""
+    names = [path.name for path in paths]
+    return [str(path) if names.count(path.name) > 1 and len(set(paths)) > 1 else path.name for path in paths]
+
+
+def _values(random: np.random.Generator, kind: str, shape: list[int], path: Path) -> npt.NDArray[Any]:
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    name = {"float": "float32", "double": "float64", "bool": "bool_"}.get(name, name)
+    dtype = getattr(np, name, None)
+    if dtype is None or not kind.startswith("tensor("):
+        raise LatencyError(f"{path}: has an input of type {kind}, which cannot be made up; time it without that input")
+    if any(size < 0 for size in shape) or math.prod(shape) > _MOST_VALUES:
+        raise LatencyError(f"{path}: has an input of {'x'.join(map(str, shape))} values; pass another batch or sizes")
+    if np.issubdtype(dtype, np.floating):
+        return random.standard_normal(shape).astype(dtype)
+    return np.full(shape, name == "bool_", dtype=dtype)

@@ -1,0 +1,79 @@
+"""A drawn network in int8, by the exporter's own steps: sums joined, Q/DQ pairs where the quantiser puts them.
+
+What an int8 network takes depends on its graph, not on its values, so ranges are made up and no image is needed. Nodes
+keep their numbers, and what the quantiser adds is called after the value that it rounds (`node-12_QuantizeLinear`), so
+`Drawn.nodes` still says whose they are. The quantiser wants weights: it gets zeros with one value per output, whose
+results are then given their shapes, so that a network of any size takes little memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+from convsurgeon.int8.merge_sums import join
+from convsurgeon.int8.pipeline import kept
+from convsurgeon.int8.qdq import QUANTISED_WEIGHT, rounded
+from convsurgeon.int8.ranges import nominal
+from convsurgeon.int8.target import Target
+from convsurgeon.onnx import graph as shapes
+from convsurgeon.onnxnet import proto
+from convsurgeon.runtime.candidate_graph import LARGE, Drawn, Shape
+
+
+def in_int8(network: Drawn) -> Drawn:
+    """The same network rounded.
+
+    Raises:
+        ExportError: the quantiser fails on it.
+    """
+    model = ModelProto.FromString(network.model.SerializeToString())
+    readers = proto.readers(model.graph)
+    for name, shape in network.weights.items():
+        whole = readers[name][-1].op_type == "Conv"  # sums of convs are joined, which needs all of them
+        tensor = _zeros(name, shape) if whole else TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+        model.graph.initializer.append(tensor)
+    join(model.graph)
+    target = Target.onnxruntime()
+    left = kept(model, target)
+    model = shapes.infer_shapes(model)
+    weights = _shrunk(model.graph)
+    made = rounded(model, nominal(model), target, left)
+    return _without(made, weights, network)
+
+
+def _shrunk(graph: GraphProto) -> dict[str, Shape]:
+    """Leaves of every large weight one value per output, and says what shape it had."""
+    found: dict[str, Shape] = {}
+    readers = proto.readers(graph)
+    for tensor in graph.initializer:
+        shape = tuple(tensor.dims)
+        if tensor.data_type == TensorProto.FLOAT and len(shape) > 1 and int(np.prod(shape)) >= LARGE:
+            found[tensor.name] = shape
+            axis = _output_axis(readers[tensor.name][-1])
+            sizes = tuple(size if place == axis else 1 for place, size in enumerate(shape))
+            tensor.CopyFrom(_zeros(tensor.name, sizes))
+    return found
+
+
+def _output_axis(node: NodeProto) -> int:
+    """The axis along which a weight has a scale for each entry."""
+    transposed = node.op_type == "Gemm" and proto.attribute(node, "transB", 0)
+    return 0 if node.op_type == "Conv" or transposed else 1
+
+
+def _zeros(name: str, shape: Shape) -> TensorProto:
+    return numpy_helper.from_array(np.zeros(shape, dtype=np.float32), name)
+
+
+def _without(made: ModelProto, weights: dict[str, Shape], network: Drawn) -> Drawn:
+    """The rounded graph without its large weights, whose shapes are those that they had."""
+    whole = weights | {name + QUANTISED_WEIGHT: shape for name, shape in weights.items()}
+    kept = [TensorProto.FromString(one.SerializeToString()) for one in made.graph.initializer if one.name not in whole]
+    there = {tensor.name: whole[tensor.name] for tensor in made.graph.initializer if tensor.name in whole}
+    del made.graph.initializer[:], made.graph.value_info[:]
+    made.graph.initializer.extend(kept)
+    rounded_ones = frozenset(name for name in there if name not in weights)
+    return dataclasses.replace(network, model=made, weights=there, bytes=rounded_ones)

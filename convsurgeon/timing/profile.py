@@ -1,0 +1,180 @@
+"""Where the time goes: the runtime's profile of every node, named after the modules they came from.
+
+Files written by `export_onnx` name nodes and values after modules. What the runtime fuses keeps one of those names,
+with suffixes of its own (`_nchwc`, `_quant`), which are taken off again. A layout change that it inserted
+(`ReorderInput`, `ReorderOutput`) belongs to no module: it is a cost of the graph's form and is shown as such.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, NodeProto
+from tabulate import tabulate
+
+from convsurgeon.base.errors import LatencyError, first_line
+from convsurgeon.base.stale_files import scratch
+from convsurgeon.onnx.session import Level, checked, opened, options, random_feed, run
+from convsurgeon.onnxnet import proto
+
+LAYOUT = "(layout)"
+"""Stands for nodes that the runtime inserted."""
+
+_KERNEL = "_kernel_time"
+_NUMBER = re.compile(r"_\d+$")
+_SUFFIX = re.compile(r"(_nchwc|_quant|_fused|_token_\d+|/[A-Za-z]*Fusion[A-Za-z]*|_fusion)+_?$")
+
+
+@dataclass(frozen=True)
+class NodeShare:
+    """One executed node."""
+
+    name: str
+    """Dotted name of the node in the file, or what the runtime calls a node of its own."""
+    operator: str
+    ms: float
+    """Median over the runs."""
+    share: float
+    """Of the time spent in nodes."""
+    inserted: bool
+    """Whether the runtime made it: a change of layout that no module asked for."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of one file goes, in the order of execution."""
+
+    nodes: tuple[NodeShare, ...]
+    threads: int
+    level: Level
+
+    @property
+    def total_ms(self) -> float:
+        """Time spent in nodes; what the runtime does between them, and the profiler itself, are not in it."""
+        return sum(node.ms for node in self.nodes)
+
+    def by_module(self, depth: int) -> dict[str, float]:
+        """Share of the time per module, names cut after `depth` parts; inserted nodes under `LAYOUT`."""
+        shares: dict[str, float] = {}
+        for node in self.nodes:
+            key = LAYOUT if node.inserted else ".".join(node.name.split(".")[:depth])
+            shares[key] = shares.get(key, 0.0) + node.share
+        return shares
+
+    def by_owner(self, names: Iterable[str]) -> dict[str, float]:
+        """Milliseconds per module: a node belongs to the longest of `names` that its own name begins with.
+
+        `layer1.conv.branches.0.depthwise` belongs to `layer1.conv`, and so does `layer1.conv_1`, its second call.
+        """
+        known, times = set(names), dict[str, float]()
+        for node in self.nodes:
+            key = LAYOUT if node.inserted else _owner(node.name, known)
+            times[key] = times.get(key, 0.0) + node.ms
+        return times
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        nodes = [asdict(node) for node in self.nodes]
+        return {"total_ms": self.total_ms, "threads": self.threads, "level": self.level, "nodes": nodes}
+
+    def __str__(self) -> str:
+        rows = [(node.name, node.operator, f"{1e3 * node.ms:.1f}", f"{node.share:.1%}") for node in self.nodes]
+        table = tabulate(rows, headers=("node", "operator", "us", "share"), disable_numparse=True)
+        return f"{table}\n{self.total_ms:.3f} ms in nodes, threads {self.threads}, level {self.level}"
+
+
+def profile_nodes(
+    path: str | Path,
+    *,
+    runs: int = 30,
+    threads: int = 1,
+    level: Level = "all",
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
+) -> Profile:
+    """Profiles a file on random inputs.
+
+    Args:
+        path: Any ONNX file.
+        runs: Measured runs, after three that are not.
+        threads: Of the runtime.
+        level: The runtime's graph optimisations.
+        batch: For a symbolic first dimension.
+        sizes: For other symbolic dimensions, by name.
+
+    Raises:
+        LatencyError: The file cannot be run.
+    """
+    file = Path(path)
+    model = checked(file)
+    how = options(threads, level)
+    how.enable_profiling = True
+    with scratch() as folder:
+        how.profile_file_prefix = str(folder / "profile")
+        session = opened(file, how)
+        feed = random_feed(session, file, 0, batch, dict(sizes or {}))
+        for _ in range(3 + max(runs, 1)):
+            run(session, feed, file)
+        events = _events(Path(session.end_profiling()), file)
+    return Profile(_shares(events, model.graph), threads, level)
+
+
+def _owner(name: str, known: set[str]) -> str:
+    """The longest known beginning of a dotted name, numbers of repeated calls left out; the name itself if none is."""
+    for one in (name, _NUMBER.sub("", name)):
+        while one:
+            if one in known:
+                return one
+            one = one.rpartition(".")[0]
+    return name
+
+
+def _events(log: Path, file: Path) -> list[dict[str, Any]]:
+    try:
+        events: list[dict[str, Any]] = json.loads(log.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LatencyError(f"{file}: the runtime's profile cannot be read: {first_line(error)}") from error
+    return [event for event in events if event.get("cat") == "Node" and str(event.get("name", "")).endswith(_KERNEL)]
+
+
+def _shares(events: list[dict[str, Any]], graph: GraphProto) -> tuple[NodeShare, ...]:
+    """Median time per node; the first three runs are left out."""
+    made = proto.producers(graph)
+    known = {node.name: node for node in graph.node} | made
+    times: dict[tuple[str, str, str], list[float]] = {}
+    for event in events:
+        facts = event["args"]
+        key = (str(facts.get("node_index", "")), event["name"].removesuffix(_KERNEL), str(facts["op_name"]))
+        times.setdefault(key, []).append(event["dur"] / 1e3)
+    medians = {key: float(np.median(values[3:] or values)) for key, values in times.items()}
+    total = sum(medians.values()) or 1.0
+    shares = []
+    for (_, called, operator), ms in medians.items():
+        name = _module(called, known)
+        shares.append(NodeShare(_heart(name, operator, known, made), operator, ms, ms / total, name not in known))
+    return tuple(shares)
+
+
+def _heart(name: str, operator: str, known: Mapping[str, NodeProto], made: Mapping[str, NodeProto]) -> str:
+    """The conv of a fused conv: the runtime calls a conv with a ReLU in it after the ReLU."""
+    node = known.get(name)
+    while node is not None and operator.endswith("Conv") and node.op_type != "Conv":
+        node = made.get(node.input[0]) if node.input else None
+    return str(node.name or node.output[0]) if node is not None else name
+
+
+def _module(name: str, known: Mapping[str, NodeProto]) -> str:
+    """The file's name for a node: the longest known name that what the runtime calls it begins with."""
+    if name in known:
+        return name
+    bare = _SUFFIX.sub("", name)
+    if bare in known:
+        return bare
+    begun = [one for one in known if one and name.startswith(one + "_")]
+    return max(begun, key=len, default=name)

@@ -1,0 +1,382 @@
+"""The bundle: what is in it, that it says the truth, and that it is whole or not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.base.errors import CalibrationError, ExportError, LoadError, OutputError, ParityError
+from convsurgeon.base.files import BUNDLE
+from convsurgeon.bundle import networks as models
+from convsurgeon.bundle import variants
+from convsurgeon.bundle.bundle import Bundle
+from convsurgeon.cli import bundles
+from convsurgeon.onnx.metadata import Preparation, layout, state_sha256
+from tests.bundle.bundles import converted, export, images
+from tests.onnx.small import net
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = [f"{name}{kind}.onnx" for kind in ("", "-fp16", "-int8") for name in ("model", "original")]
+PAPERS = ["README.md", "SHA256SUMS", "golden_inputs.npz", "golden_outputs.npz", "plan.json"]
+PAPERS += ["report.html", "report.json", "report.md", "weights.safetensors"]
+CLASSES = [f"class {index}, <b>größer</b>" for index in range(10)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """With everything there is."""
+    out = tmp_path_factory.mktemp("bundle") / "out"
+    settings: dict[str, Any] = {"pairs": 50, "threads": [1], "levels": ["all"], "progress": False}
+    settings |= {"mean": [0.5], "std": [0.25, 0.25, 0.5], "classes": CLASSES}
+    return cs.export(converted(), out, int8=True, fp16=True, calibration=images(), **settings, command="typed <here>")
+
+
+def read(bundle: Bundle, name: str) -> Any:
+    return json.loads((bundle.folder / name).read_text())
+
+
+def test_everything_is_there_and_nothing_else(whole: Bundle) -> None:
+    assert sorted(path.name for path in whole.folder.iterdir()) == sorted([*MODELS, *PAPERS])
+    assert {
+        *MODELS,
+        *PAPERS,
+        variants.MIXED,
+        "model.onnx.data",
+    } == BUNDLE  # the last of files with their weights outside
+    assert [path.name for path in whole.folder.parent.iterdir()] == ["out"]
+    assert (whole.original.path, whole.converted.path) == (whole.folder / "original.onnx", whole.folder / "model.onnx")
+    assert all(one.path.is_file() for one in whole.quantized)
+
+
+def test_checksums(whole: Bundle) -> None:
+    lines = dict(reversed(line.split("  ")) for line in (whole.folder / "SHA256SUMS").read_text().splitlines())
+    assert set(lines) == set(MODELS) | set(PAPERS) - {"SHA256SUMS"}
+    for name, digest in lines.items():
+        assert hashlib.sha256((whole.folder / name).read_bytes()).hexdigest() == digest
+    assert {name: lines[name] for name in MODELS} == whole.deployment.sha256
+
+
+def test_the_snippet_in_the_readme_runs(whole: Bundle) -> None:
+    """All of them: onnxruntime on the golden pair, the file to ship, and back in torch."""
+    text = (whole.folder / "README.md").read_text()
+    first, which, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", first], cwd=whole.folder, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"output \(1, 10\): largest difference \S+e-0\d, largest value \S+\n", done.stdout)
+    names: dict[str, Any] = {"build_model": net}
+    before = Path.cwd()
+    os.chdir(whole.folder)
+    try:
+        exec(which, names)
+        exec(second, names)
+    finally:
+        os.chdir(before)
+    shipped = whole.recommended
+    assert shipped is not None
+    assert names["session"]._model_path == shipped.name
+    options = names["session"].get_session_options()
+    assert options.intra_op_num_threads == shipped.threads == 1
+    with np.load(whole.folder / "golden_inputs.npz") as given, np.load(whole.folder / "golden_outputs.npz") as wanted:
+        found = names["model"].eval()(torch.from_numpy(given["x"]))
+        assert np.abs(found.detach().numpy() - wanted["output"]).max() < 1e-5
+        assert np.array_equal(given["x"][0], images()[32].numpy())  # a real image, one that nothing was fitted to
+    assert "Input `x`: 1 x 3 x 12 x 12 (NCHW)" in text
+    assert "mean [0.5] and std [0.25, 0.25, 0.5]" in text
+
+
+def test_a_wrong_file_does_not_pass_the_snippet(whole: Bundle, tmp_path: Path) -> None:
+    text = (whole.folder / "README.md").read_text()
+    snippet = text.split("```python\n")[1].split("```")[0]
+    for name in ("golden_inputs.npz", "golden_outputs.npz"):
+        (tmp_path / name).write_bytes((whole.folder / name).read_bytes())
+    (tmp_path / "model.onnx").write_bytes((whole.folder / "original.onnx").read_bytes())
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "AssertionError" in done.stderr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_file_says_what_it_is(whole: Bundle, name: str) -> None:
+    path = whole.folder / name
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True, data_prop=True)
+    facts = {item.key: item.value for item in model.metadata_props}
+    assert facts["tool"] == f"convsurgeon {cs.__version__}"
+    assert facts["torch"] == torch.__version__
+    assert facts["source_sha256"] == state_sha256(net())
+    assert json.loads(facts["inputs"]) == [{"name": "x", "shape": [1, 3, 12, 12], "layout": "NCHW"}]
+    assert (json.loads(facts["mean"]), json.loads(facts["std"])) == ([0.5], [0.25, 0.25, 0.5])
+    assert json.loads(facts["classes"]) == CLASSES
+    forms = {"layer1.0.conv2": {"form": "depthwise_separable", "rank": 1}} if name.startswith("model") else {}
+    assert json.loads(facts["plan"]).keys() == forms.keys()
+    data = path.read_bytes()
+    for place in [Path.cwd(), Path.home(), Path(torch.__file__).parent, ROOT, whole.folder.parent, Path(sys.prefix)]:
+        assert str(place).encode() not in data
+    assert ort.InferenceSession(path, providers=["CPUExecutionProvider"]).get_inputs()[0].name == "x"
+
+
+def test_the_source_hash_is_that_of_the_weights() -> None:
+    other = net()
+    assert state_sha256(other) == state_sha256(net())
+    with torch.no_grad():
+        other.stem.bias[0] += 1e-6
+    assert state_sha256(other) != state_sha256(net())
+    assert [layout(shape) for shape in ((1, 3, 8, 8), (1, 3), (2,), (1, 2, 3))] == ["NCHW", "NC", "N", ""]
+
+
+def test_the_report_says_the_same_in_all_formats(whole: Bundle) -> None:
+    values = read(whole, "report.json")
+    deployed = values["deployment"]
+    assert [file["path"] for file in deployed["files"]] == list(whole.deployment.sizes)
+    assert deployed["files"][0]["sha256"] == whole.deployment.sha256["original.onnx"]
+    assert deployed["agreement"]["on"] == "8 held-back images"
+    assert values["sentence"] == whole.sentence
+    assert str(whole.folder.parent) not in (whole.folder / "report.json").read_text()
+    rows = deployed["latency"][0]["timings"][0]["rows"]
+    assert [row["path"] for row in rows] == [row["name"] for row in rows] == list(whole.deployment.sizes)
+    markdown, page = ((whole.folder / name).read_text() for name in ("report.md", "report.html"))
+    for name in ("original-int8.onnx", "NNAPI", "layer1.0.conv2"):
+        assert name in markdown
+        assert name in page
+    assert whole.sentence in markdown
+    assert "typed &lt;here&gt;" in page
+    assert "original-int8.onnx" in str(whole.deployment)  # quantised dense, beside the converted file
+
+
+def test_real_images_are_among_the_parity_cases(whole: Bundle) -> None:
+    tried = {case.inputs for case in whole.converted.parity.cases}
+    assert {"example", "seed 2", "image 0", "image 3"} <= tried
+    assert whole.converted.parity.passed
+
+
+def test_int8_ranges_come_from_other_images_than_the_verdict(whole: Bundle) -> None:
+    by_name = {one.name: one for one in whole.deployment.agreement}
+    assert by_name["model.onnx"].rows == 8
+    assert by_name["original-fp16.onnx"].sqnr_db > by_name["original-int8.onnx"].sqnr_db > 10
+    assert by_name["original-fp16.onnx"].top1 == 1
+
+
+def test_the_same_bundle_in_another_process(whole: Bundle, tmp_path: Path) -> None:
+    """Identical bytes of the models under another hash seed."""
+    code = (
+        "import sys; from tests.bundle.bundles import converted, export, images; "
+        "export(converted(), sys.argv[1], mean=[0.5], std=[0.25, 0.25, 0.5], int8=True, calibration=images(),"
+        " classes=[f'class {i}, <b>größer</b>' for i in range(10)])"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, env=environment, check=True)
+    for name in ("model.onnx", "original.onnx", "model-int8.onnx", "golden_inputs.npz", "weights.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (whole.folder / name).read_bytes(), name
+
+
+def test_open_dimensions_and_another_opset(tmp_path: Path) -> None:
+    made = export(converted(), tmp_path / "out", dynamic="batch", opset=20, calibration=images(), int8=True)
+    assert made.converted.inputs == (("x", ("batch", 3, 12, 12)),)
+    assert (made.converted.opset, made.original.opset) == (20, 20)
+    assert made.deployment.mobile["model.onnx"].dynamic == ("x",)
+    assert read(made, "report.json")["deployment"]["files"][0]["inputs"][0]["shape"] == ["batch", 3, 12, 12]
+    assert (tmp_path / "out" / "model-int8.onnx").is_file()
+
+
+class TwoInputs(nn.Module):
+    """Keywords in another order than the forward's, and outputs in a dict; one name that numpy.savez cannot take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, file: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        out = self.conv(file * scale)
+        return {"map": out, "mean": out.mean()}
+
+
+def test_several_inputs_and_outputs(tmp_path: Path) -> None:
+    example = {"scale": torch.ones(1), "file": torch.randn(1, 3, 6, 6)}
+    result = cs.convert(
+        TwoInputs(), example, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
+    )
+    made = export(result, tmp_path / "out")
+    with np.load(tmp_path / "out" / "golden_inputs.npz") as given:
+        assert {name: array.shape for name, array in given.items()} == {"file": (1, 3, 6, 6), "scale": (1,)}
+    with np.load(tmp_path / "out" / "golden_outputs.npz") as wanted:
+        assert [array.shape for array in wanted.values()] == [(1, 8, 4, 4), ()]
+    assert made.deployment.agreement[0].top1 is None
+    assert "dB SQNR from the original's on 8 random inputs" in made.sentence
+
+
+def test_nothing_to_rewrite_is_a_bundle_too(tmp_path: Path) -> None:
+    result = cs.convert(tiny().original, images(1), policy=~cs.everything(), calibration=False)
+    made = export(result, tmp_path / "out")
+    assert made.sentence == "None of 1 convs was rewritten: the network is as it was."
+    assert made.deployment.agreement[0].sqnr_db == float("inf")
+
+
+# What cannot be done leaves nothing, and says so before the work where it can
+
+
+def failing(*_: object, **__: object) -> None:
+    raise ParityError("model.onnx: not written")
+
+
+def tiny() -> cs.Result:
+    """Two layers: enough where only the folder matters."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(800, 10))
+    return cs.convert(
+        model.eval(), images(1), policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
+    )
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, result = tmp_path / "out", tiny()
+    with pytest.raises(CalibrationError, match="int8: needs images"):
+        export(result, out, int8=True, calibration=False)
+    with pytest.raises(ExportError, match="classes: 2 names for 10 outputs"):
+        export(result, out, classes=["cat", "dog"])
+    with pytest.raises(ExportError, match="mean: 2 values for 3 channels"):
+        export(result, out, mean=[1, 2])
+    with pytest.raises(ExportError, match="std: every value must be above 0"):
+        Preparation(std=(0.0,)).check([("x", (1, 3, 2, 2))], [("y", (1, 2))])
+    with pytest.raises(ExportError, match="opset 17"):
+        export(result, out, opset=17)
+    monkeypatch.setattr(variants, "convert_fp16", failing)
+    with pytest.raises(ParityError, match="not written"):
+        export(result, out, fp16=True)
+    assert not list(tmp_path.iterdir())
+    export(result, out)
+    with pytest.raises(OutputError, match="exists already"):
+        export(result, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(ParityError, match="not written"):
+        export(result, out, overwrite=True, fp16=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", images().numpy())
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(CLASSES), encoding="utf-8")
+    command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--rank", "2"]
+    command += ["--out", str(tmp_path / "out"), "--pairs", "0", "--classes", str(names)]
+    assert cli.main([*command, "--int8", "--calibrate", "none"]) == 1
+    assert "int8: needs images to find its ranges on; pass calibration, or leave it out" in capsys.readouterr().err
+    images_of = ["--calibrate", str(tmp_path / "images.npy"), "--images", "40"]
+    with pytest.warns(UserWarning, match="40 images are few"):
+        assert cli.main([*command, *images_of, "--int8", "--calibrator", "minmax", "--exclude-worst", "1"]) == 0
+    printed = capsys.readouterr().out
+    for words in ("Files, and how near", "original-int8.onnx", "parity", "NNAPI", "convs rewritten:", "report.html"):
+        assert words in printed
+    assert sum(line.startswith("note: ") for line in printed.splitlines()) <= 3
+    layers = json.loads((tmp_path / "out" / "report.json").read_text())["deployment"]["files"][3]["layers"]
+    assert sum(layer["excluded"] for layer in layers) == 1
+    assert cli.main([*command, "--force", "--classes", str(tmp_path / "none.txt")]) == 1
+    assert "none.txt: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--pairs", "20"], "pairs=20: too few for an interval; pass 50 or more, or 0 for no timing"),
+        (["--threads", "2", "0"], "threads=0: this machine has"),
+        (["--threads", "99999"], "threads=99999: this machine has"),
+        (["--opset", "17"], "opset 17: the exporter writes 18 to"),
+        (["--classes", "none.txt"], "none.txt: cannot be read"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_conversion(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("convsurgeon.cli.converting.convert", failing)
+    command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
+    command += ["--calibrate", "none"]
+    assert cli.main([*command, *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_real_inputs_in_batches_of_the_example() -> None:
+    held = [cs.Example((images(8), torch.ones(1))), cs.Example((images(2), torch.ones(1)))]
+    like = cs.Example((images(3), torch.ones(1)))
+    found = variants.single_batches(held, like)
+    assert [example.tensors()[0].shape[0] for example in found] == [3, 3]
+    assert torch.equal(found[1].tensors()[0], images(8)[3:6])
+    assert found[1].tensors()[1].shape == (1,)
+    assert variants.single_batches(held, cs.Example((torch.ones(3, 3, 9, 9), torch.ones(1)))) == []
+
+
+def test_the_command_as_it_was_typed_shows_no_folders() -> None:
+    typed = ["convert", "/home/me/net.py:make", "--select", "kernel_size(3) & ~stem()", "--out", "out"]
+    assert bundles._typed(typed) == "convsurgeon convert net.py:make --select 'kernel_size(3) & ~stem()' --out out"
+    assert bundles._class_names(None) == []
+    with pytest.raises(LoadError, match="cannot be read"):
+        bundles._class_names("/nowhere/names.txt")
+
+
+def test_the_images_that_a_conversion_held_back_speak_for_it(tmp_path: Path) -> None:
+    """Nobody has to hand them in again; noise says nothing of a network."""
+    subject = net().eval()
+    result = cs.convert(
+        subject, images(1), forms=[cs.DepthwiseSeparable(rank=1)], calibration=images(80), progress=False
+    )
+    bundle = export(result, tmp_path / "out", fp16=True)
+    count = sum(int(one.tensors()[0].shape[0]) for one in result.held_back)
+    assert f"{count} held-back images" in bundle.sentence
+    assert "random inputs" not in bundle.sentence
+    quantised = export(result, tmp_path / "int8", int8=True)  # most of them find its ranges, a fifth judges
+    assert f"{round(count * 0.2)} held-back images" in quantised.sentence
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_layers_stay_in_float_only_where_the_clock_agrees(
+    agrees: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With int8 too far off, a file with some layers in float is tried, and kept if it is the fastest near enough."""
+    tried: list[float] = []
+    honest, measured = models.recommend, variants.compare
+
+    def compare(files: Any, *others: Any) -> Any:
+        """Where two layers or more are in float the outputs are as good as the original's."""
+        found, where = measured(files, *others)
+        left = {one.path.name: sum(layer.excluded for layer in getattr(one, "layers", ())) for one in files}
+        return tuple(dataclasses.replace(one, error=one.error * (left[one.name] < 2)) for one in found), where
+
+    def allowed(errors: dict[str, float], *_: object) -> float:
+        tried.append(errors["model-int8.onnx"])
+        return 0.9 * errors["model-int8.onnx"]
+
+    def recommend(timings: Any, errors: dict[str, float], most: float) -> Any:
+        assert errors[variants.MIXED] <= most < errors["model-int8.onnx"]
+        found = honest(timings, errors, most)
+        return dataclasses.replace(found, name=variants.MIXED if agrees else "original.onnx")
+
+    monkeypatch.setattr(models, "allowed_error", allowed)
+    monkeypatch.setattr(models, "recommend", recommend)
+    settings: dict[str, Any] = {"pairs": 50, "threads": [1], "levels": ["all"], "progress": False}
+    monkeypatch.setattr(variants, "compare", compare)
+    bundle = cs.export(converted(), tmp_path / "out", int8=True, calibration=images(), **settings)
+    assert len(tried) == 1
+    assert (bundle.folder / variants.MIXED).is_file() == agrees
+    names = [one["path"] for one in bundle.deployment.to_dict()["files"]]
+    assert (variants.MIXED in names) == agrees
+    assert [row.name for row in bundle.deployment.benches[0].main.rows] == names
+    if agrees:
+        (mixed,) = (one for one in bundle.quantized if one.path.name == variants.MIXED)
+        assert sum(layer.excluded for layer in mixed.layers) == 2  # one did not do
+        assert bundle.sentence.startswith("Ship model-mixed.onnx: ")

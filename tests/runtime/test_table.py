@@ -1,0 +1,278 @@
+"""The table of latencies: it adds up, is measured once, reads back, and plans keep what it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.onnx import standalone
+from convsurgeon.runtime import table as tables
+from convsurgeon.runtime.attribution import Row
+from convsurgeon.runtime.candidate_folder import Candidate
+from convsurgeon.runtime.candidates import fitting
+from convsurgeon.runtime.prune import cheapest, hopeless, without
+from tests import nets
+from tests.distill.test_checkpoint import full_disk
+
+FORMS: list[cs.Form] = [cs.DepthwiseSeparable(rank=1), cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=1)]
+EXAMPLE = torch.zeros(1, 32, 24, 24)
+NET = [f"{nets.__file__}:Plain", "--input", "1x3x12x12"]
+
+
+def _net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(64, 10, 1),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("latencies")
+
+
+@pytest.fixture(scope="module")
+def table(cache: Path) -> cs.LatencyTable:
+    return cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, prune=False, progress=False)
+
+
+def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
+    dense = sum(table.ms(site, None) for site in ("0", "3"))
+    assert 0 < dense <= table.total_ms * 1.001
+    assert table.rest_ms + dense == pytest.approx(table.total_ms)
+    for form in FORMS:
+        assert table.has("3", form)
+        assert table.ms("3", form) > 0
+    assert not table.has("3", cs.Blueprint(rank=5))
+    with pytest.raises(cs.LatencyError, match=r"3: blueprint rank 5 is not in the table"):
+        table.ms("3", cs.Blueprint(rank=5))
+    assert "separable rank 2" in str(table)
+
+
+def test_what_was_measured_is_not_measured_again(
+    table: cs.LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(tables, "measured", measured)
+    again = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, progress=False)
+    assert again.rows == table.rows
+
+
+def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(standalone, "SECONDS", 0.02)
+    monkeypatch.setattr(standalone, "GROUP", 1)  # results are written network by network
+    timed: list[tuple[int, str]] = []
+    honest = standalone._group
+
+    def group(*args: Any) -> Any:
+        if len(timed) == 2:
+            raise KeyboardInterrupt
+        timed.extend((args[3], name) for name in args[2][1:])
+        return honest(*args)
+
+    monkeypatch.setattr(standalone, "_group", group)
+    with pytest.raises(KeyboardInterrupt):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
+    (stored,) = tmp_path.glob("latency-*.json")
+    before = json.loads(stored.read_text())["samples"]
+    assert {(one["pass"], one["network"]) for one in before} - {(0, "dense")} == set(timed)
+
+    def rest(*args: Any) -> Any:
+        timed.extend((args[3], name) for name in args[2][1:])
+        return honest(*args)
+
+    monkeypatch.setattr(standalone, "_group", rest)
+    table = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
+    assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
+    assert json.loads(stored.read_text())["samples"][: len(before)] == before
+    assert all(table.has("3", form) for form in (FORMS[0], FORMS[2]))
+
+
+def test_forms_that_share_no_site_share_a_network() -> None:
+    seen = cs.capture(_net(), EXAMPLE)
+    cp, pointwise = [cs.CP(rank=rank) for rank in (16, 32)], [cs.LowRank(rank=rank) for rank in (2, 4, 6)]
+    found = fitting(seen, [*cp, *pointwise], cs.everything())
+    assert [one.label for one in found] == [
+        "cp rank 16, lowrank rank 2",
+        "cp rank 32, lowrank rank 4",
+        "lowrank rank 6",
+    ]
+    assert [set(one.chosen) for one in found] == [{"0", "3", "5"}, {"0", "3", "5"}, {"5"}]
+    timed = {(name, form.label) for one in found for name, form in one.chosen.items()}
+    assert timed == {(n, f.label) for n in "03" for f in cp} | {("5", f.label) for f in pointwise}
+
+
+def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
+    net = nn.Sequential(nn.Conv2d(32, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1))
+    sites = {site.name: site for site in cs.capture(net, EXAMPLE).sites}
+    ranks = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
+    candidates = [Candidate(form.label, dict.fromkeys(sites, form)) for form in (*ranks[::-1], cs.Blueprint(rank=3))]
+    assert [one.label for one in cheapest(candidates, sites)] == ["separable rank 1", "blueprint rank 3"]
+    rows = [Row("0", None, 1.0, 0.0, ()), Row("1", None, 1.0, 0.0, ())]
+    rows += [Row("0", ranks[0], 0.5, 0.0, ()), Row("1", ranks[0], 0.2, 0.0, ())]
+    out = hopeless(candidates, rows, sites)
+    assert out == [("0", "separable rank 4")]  # 0.7 of four times a half is more than 1; twice is not
+    left = {one.label: set(one.chosen) for one in without(candidates, out)}
+    assert left == {one.label: {"0", "1"} for one in candidates} | {"separable rank 4": {"1"}}
+    slow = [*rows, Row("0", ranks[2], 3.0, 0.0, ())]
+    assert hopeless(candidates, slow, sites) == []  # what was timed is known
+
+
+def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) -> None:
+    result = cs.convert(
+        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency="faster"), latencies=table,
+        allow_growth=True, progress=False, calibration=False)  # fmt: skip
+    (taken,) = (timing for timing in result.timings if timing.taken)
+    assert taken.measured_ms > 0
+    assert taken.dense_ms == table.total_ms
+    elsewhere = dataclasses.replace(table, machine={**table.machine, "cpu": "another"})
+    assert elsewhere.stopwatch(cs.capture(_net(), EXAMPLE), progress=False) is None
+    assert table.stopwatch(cs.capture(_net(), EXAMPLE[..., :12]), progress=False) is None
+
+
+def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
+    table.save(tmp_path / "table.json")
+    assert cs.LatencyTable.load(tmp_path / "table.json") == table
+    with pytest.raises(cs.OutputError, match="exists already"):
+        table.save(tmp_path / "table.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"convsurgeon_latencies": 1}', '{"convsurgeon_device": 1}', '{"rows": 3}', "null"]
+)
+def test_what_is_no_table_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "table.json"
+    path.write_text(content)
+    with pytest.raises(cs.LatencyError, match=r"table\.json: ") as caught:
+        cs.LatencyTable.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path: Path) -> None:
+    del table
+    (stored,) = cache.glob("*.json")
+    (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
+    with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+
+
+def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
+    with (
+        full_disk(0),
+        pytest.raises(cs.OutputError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
+    ):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
+    for limit in ("faster", 0.8):
+        result = cs.convert(
+            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency=limit), latencies=table,
+            allow_growth=True, calibration=False)  # fmt: skip
+        assert result.changes
+        for name, change in result.changes.items():
+            assert table.ms(name, change.form) < table.ms(name, None)
+        (taken,) = (timing for timing in result.timings if timing.taken)
+        assert taken.predicted_ms <= (0.8 if limit == 0.8 else 1.0) * table.total_ms * 1.001
+
+
+def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "device"
+    command = ["device", *NET, "--rank", "1", "--out", str(out)]
+    assert cli.main(command) == 0
+    assert "measure.py" in capsys.readouterr().out
+    assert cli.main(command) == 1
+    assert "exists already" in capsys.readouterr().err
+    done = subprocess.run(
+        [sys.executable, "-I", str(out / "measure.py")], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = [*out.glob("device.json"), *tmp_path.glob("device.json")]
+    loaded = cs.LatencyTable.load(found)
+    assert loaded.total_ms > 0
+    in_int8 = cs.LatencyTable.load(found, precision="int8")  # one journey for both
+    assert (in_int8.precision, {row.site for row in in_int8.rows}) == ("int8", {row.site for row in loaded.rows})
+    assert in_int8.has("body", cs.DepthwiseSeparable(rank=1))
+    assert in_int8.total_ms != loaded.total_ms
+    assert loaded.has("body", cs.DepthwiseSeparable(rank=1))
+    planned = ["plan", *NET, "--rank", "1", "--budget", "latency=faster", "--device", str(found), "--json"]
+    assert cli.main(planned) == 0
+    layers = json.loads(capsys.readouterr().out)["layers"]
+    assert {layer["name"] for layer in layers} == {"stem", "body", "down"}
+
+
+@pytest.fixture(scope="module")
+def in_int8(cache: Path) -> cs.LatencyTable:
+    return cs.LatencyTable.measure(
+        _net(), EXAMPLE, FORMS, cs.everything(), precision="int8", passes=1, cache=cache, prune=False, progress=False
+    )
+
+
+def test_a_table_in_int8_is_of_other_networks(
+    in_int8: cs.LatencyTable, table: cs.LatencyTable, cache: Path, tmp_path: Path
+) -> None:
+    dense = sum(in_int8.ms(site, None) for site in ("0", "3", "5"))
+    assert 0 < dense <= in_int8.total_ms * 1.001
+    assert in_int8.rest_ms + dense == pytest.approx(in_int8.total_ms)
+    assert all(in_int8.ms("3", form) > 0 for form in FORMS)
+    assert (in_int8.precision, table.precision) == ("int8", "fp32")
+    assert len(list(cache.glob("latency-*.json"))) == 2
+    in_int8.save(tmp_path / "table.json")
+    assert cs.LatencyTable.load(tmp_path / "table.json") == in_int8
+    with pytest.raises(cs.LatencyError, match=r"table\.json: is a table of int8, fp32 is wanted; measure one"):
+        cs.LatencyTable.load(tmp_path / "table.json", precision="fp32")
+    with pytest.raises(cs.LatencyError, match=r"precision='int4': pass one of fp32, int8"):
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, precision="int4", cache=cache)  # type: ignore[arg-type]
+
+
+def test_networks_in_int8_run_in_int8_kernels(in_int8: cs.LatencyTable, cache: Path) -> None:
+    """And every node of a form is its site's: joined branches, the Concat between them, what is rounded on the way."""
+    raws = [json.loads(path.read_text()) for path in cache.glob("latency-*.json")]
+    (raw,) = (one for one in raws if standalone.DENSE_OF["int8"] in one["networks"])
+    for sample in raw["samples"]:
+        kinds = [operator for _, operator, _ in sample["nodes"]]
+        assert "QLinearConv" in kinds
+        assert not {"Conv", "FusedConv", "QLinearAdd"} & set(kinds)
+    label = FORMS[1].label
+    (key,) = (key for key, one in raw["networks"].items() if one["label"] == label)
+    (sample,) = (one for one in raw["samples"] if one["network"] == key)
+    assert [operator for _, operator, _ in sample["nodes"]].count("QLinearConcat") == 2
+    rest = in_int8.networks[label] - sum(in_int8.ms(site, FORMS[1]) for site in ("0", "3")) - in_int8.ms("5", None)
+    assert abs(rest - (in_int8.rest_ms)) < 0.35 * in_int8.networks[label]
+
+
+def test_a_plan_of_one_precision_takes_no_table_of_another(table: cs.LatencyTable, in_int8: cs.LatencyTable) -> None:
+    how: dict[str, Any] = {"forms": FORMS, "calibration": False, "progress": False}
+    for own, precision, other in ((table, "int8", "fp32"), (in_int8, "fp32", "int8")):
+        budget = cs.Budget(latency=0.5, precision=precision)  # type: ignore[arg-type]
+        with pytest.raises(cs.BudgetError, match=f"the plan is for {precision}, the table of latencies of {other}; "):
+            cs.convert(_net(), EXAMPLE, budget=budget, latencies=own, **how)
+
+
+def test_a_plan_in_int8_is_timed_in_int8(in_int8: cs.LatencyTable) -> None:
+    result = cs.convert(
+        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), latencies=in_int8, calibration=False, progress=False,
+        budget=cs.Budget(latency="faster", precision="int8"))  # fmt: skip
+    assert result.precision == "int8"
+    for timing in result.timings:
+        assert timing.dense_ms == in_int8.total_ms
+        assert timing.measured_ms > 0
+    for name, change in result.changes.items():
+        assert in_int8.ms(name, change.form) < in_int8.ms(name, None)  # law 9, first half
+    if result.changes:
+        assert " times as fast in int8 as the original in int8" in result.report.speed
