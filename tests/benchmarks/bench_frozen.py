@@ -24,13 +24,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
 from convsurgeon.graph.capture import Capture
 from examples import digits
 from tests import networks
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
