@@ -33,9 +33,9 @@ from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.export import OnnxFile, check_opset
 from convsurgeon.onnx.metadata import Preparation
-from convsurgeon.onnx.session import Level, check_threads
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.session import Level, check_threads
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence

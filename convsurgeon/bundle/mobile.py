@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import onnx
-import onnxruntime as ort
 from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.tools.mobile_helpers import usability_checker
 
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
 from convsurgeon.base.stale_files import scratch
 from convsurgeon.base.tables import Table
-from convsurgeon.onnx.session import checked, options
+from convsurgeon.onnx.session import checked
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import open_session, session_options
 
 Suitability = Literal["yes", "maybe", "no"]
 _PROVIDERS = ("NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram")
@@ -96,9 +96,9 @@ def _as_seen(path: Path) -> ModelProto:
     try:
         checked(path)
         with scratch() as folder:
-            how = options(1, "basic")
+            how = session_options(1, "basic")
             how.optimized_model_filepath = str(folder / "basic.onnx")
-            ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
+            open_session(path, how)
             seen = onnx.load(how.optimized_model_filepath, load_external_data=False)  # it lies beside the original
             return onnx.shape_inference.infer_shapes(seen, data_prop=True)
     except LatencyError as error:

@@ -31,9 +31,9 @@ from convsurgeon.onnx import inputs
 from convsurgeon.onnx.export import OnnxFile, described, export_onnx
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
-from convsurgeon.onnx.session import Level
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.session import Level
 from convsurgeon.search.limit import ALLOWED, ALLOWED_ADDED
 from convsurgeon.timing.bench import Bench, bench
 

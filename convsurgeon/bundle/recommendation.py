@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from convsurgeon.onnx.session import Level
+from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.latency import Timing, TimingRow
 
 ORIGINAL, CONVERTED, DENSE_INT8, INT8 = "original.onnx", "model.onnx", "original-int8.onnx", "model-int8.onnx"

@@ -16,7 +16,7 @@ from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.export import OnnxFile
-from convsurgeon.onnx.session import Feed
+from convsurgeon.onnxnet.session import Feed
 
 Kind = Literal["int8", "fp16"]
 Enough = Callable[[Quantized], bool]

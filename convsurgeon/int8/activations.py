@@ -20,13 +20,12 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from convsurgeon.int8.feeds import opened_sizes
 from convsurgeon.onnx import graph
-from convsurgeon.onnx.session import Feed, options
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import DEQUANTISED, Feed, open_session, session_options
 
 Array = npt.NDArray[Any]
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _COMPARED = 16  # batches: enough for a figure per value, and every value of the graph is computed for each
-QUANTISED = "_DequantizeLinear_Output"
 """What the quantiser calls a value after its rounding, behind the value's own name."""
 
 
@@ -85,7 +84,7 @@ def sqnr_by_value(reference: Path, changed: Path, feeds: Sequence[Feed], names: 
     """
     first, second = onnx.load(reference), onnx.load(changed)
     found = _values(second)
-    pairs = {name: name + QUANTISED if name + QUANTISED in found else name for name in names}
+    pairs = {name: name + DEQUANTISED if name + DEQUANTISED in found else name for name in names}
     pairs = {name: other for name, other in pairs.items() if other in found}
     energies = {name: [0.0, 0.0] for name in pairs}
     wanted, got = exposed(first, pairs), exposed(second, pairs.values())
@@ -125,4 +124,4 @@ def exposed(model: ModelProto, names: Iterable[str]) -> ort.InferenceSession:
     outputs = {info.name for info in model.graph.output}
     for name in sorted(set(names) - outputs):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
-    return ort.InferenceSession(model.SerializeToString(), options(1, "off"), providers=["CPUExecutionProvider"])
+    return open_session(model, session_options(1, "off"))

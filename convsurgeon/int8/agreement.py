@@ -13,8 +13,8 @@ import onnxruntime as ort
 
 from convsurgeon.int8.activations import add_energies, ratio_db
 from convsurgeon.int8.feeds import opened_sizes
-from convsurgeon.onnx.session import Feed, opened, options
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed, open_session, session_options
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,8 @@ def _session(path: Path, feeds: Sequence[Feed]) -> ort.InferenceSession:
     shapes = dict(proto.signature(model.graph.input))
     fits = all(_takes(shapes[name], value.shape) for feed in feeds for name, value in feed.items() if name in shapes)
     if fits:
-        return opened(path, options(1, "all"))
-    data = opened_sizes(model).SerializeToString()
-    return ort.InferenceSession(data, options(1, "all"), providers=["CPUExecutionProvider"])
+        return open_session(path, session_options(1, "all"))
+    return open_session(opened_sizes(model), session_options(1, "all"))
 
 
 def _takes(wanted: Sequence[int | str], given: Sequence[int]) -> bool:

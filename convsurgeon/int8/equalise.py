@@ -27,8 +27,8 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.int8.activations import exposed
-from convsurgeon.onnx.session import Feed
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed
 
 _RANGE = 256.0  # scales beyond this would trade one rounding problem for another
 

@@ -11,8 +11,8 @@ from onnx import ModelProto
 from torch import Tensor
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.onnx.session import Feed
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed
 
 _SPACE = 2
 """Axis of a value from which on it is an image's size."""

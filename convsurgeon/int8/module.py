@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from onnx import ModelProto
 from torch import Tensor, nn
@@ -23,8 +22,8 @@ from convsurgeon.int8.pipeline import kept, lower, prepare
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.export import exported_graph
-from convsurgeon.onnx.session import Feed, options
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed, open_session, session_options
 
 IMAGES = 128
 """Calibration images that ranges and weights are taken from: enough to tell plans apart."""
@@ -47,8 +46,7 @@ class Int8Module(nn.Module):
         self.exact = exact
         self.batch = _batch(graph)
         self.names = [name for name, _ in proto.signature(graph.graph.input)]
-        made = opened_sizes(graph).SerializeToString()
-        self.session = ort.InferenceSession(made, options(1, "all"), providers=["CPUExecutionProvider"])
+        self.session = open_session(opened_sizes(graph), session_options(1, "all"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         """What the graph gives; a part of a batch is filled up with its last image."""

@@ -13,7 +13,7 @@ from convsurgeon.int8.qdq import rounded
 from convsurgeon.int8.ranges import Calibrator, Ranges, found
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.weight_rounding import fit
-from convsurgeon.onnx.session import Feed
+from convsurgeon.onnxnet.session import Feed
 
 
 def prepare(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator, equalised: bool = True) -> Ranges:

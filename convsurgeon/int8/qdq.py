@@ -22,9 +22,6 @@ from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph
 from convsurgeon.onnxnet import proto
 
-QUANTISED_WEIGHT = "_quantized"
-"""What the quantiser calls a weight after its rounding, behind the weight's own name."""
-
 _OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
 
 

@@ -37,8 +37,9 @@ from convsurgeon.int8.ranges import CALIBRATORS, Calibrator, Ranges
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import node_names as names
 from convsurgeon.onnx.export import version
-from convsurgeon.onnx.session import Feed, checked
+from convsurgeon.onnx.session import checked
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed
 
 
 @dataclass(frozen=True)

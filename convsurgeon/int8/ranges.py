@@ -16,8 +16,8 @@ from onnx import ModelProto, TensorProto
 from convsurgeon.int8.activations import exposed
 from convsurgeon.int8.histogram import Range, counts, extremes, percentile
 from convsurgeon.onnx import graph
-from convsurgeon.onnx.session import Feed
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed
 
 Ranges = Mapping[str, Range]
 """Name of a value -> its smallest and its largest."""

@@ -29,11 +29,11 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from convsurgeon.int8.activations import QUANTISED, exposed
+from convsurgeon.int8.activations import exposed
 from convsurgeon.int8.qdq import Scales
 from convsurgeon.int8.target import Target
-from convsurgeon.onnx.session import Feed
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import DEQUANTISED, Feed
 
 Array = npt.NDArray[np.float64]
 
@@ -161,7 +161,7 @@ def _layers(model: ModelProto, rough: ModelProto) -> list[_Layer]:
     there = {name for node in rough.graph.node for name in node.output}
     found = []
     for node in model.graph.node:
-        if _inputs(node, known, counts) and (seen := node.input[0] + QUANTISED) in there:
+        if _inputs(node, known, counts) and (seen := node.input[0] + DEQUANTISED) in there:
             kernel = proto.array(known[node.input[1]])
             found.append(_Layer(node, kernel, int(proto.attribute(node, "group", 1)), seen))
     return found

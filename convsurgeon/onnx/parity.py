@@ -22,12 +22,13 @@ import onnxruntime as ort
 from tabulate import tabulate
 from torch import nn
 
-from convsurgeon.base.errors import ParityError, first_line
+from convsurgeon.base.errors import LatencyError, ParityError, first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.quiet import on_cpu
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.session import open_session, session_options
 
 Array = npt.NDArray[Any]
 
@@ -196,15 +197,10 @@ def _cases(first: Example, seeds: Sequence[int], session: ort.InferenceSession) 
 
 
 def _session(path: Path, optimised: bool) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's exceptions have no common base but Exception
-        raise ParityError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
+        return open_session(path, session_options(level="all" if optimised else "off", spinning=False))
+    except LatencyError as error:
+        raise ParityError(str(error)) from error
 
 
 def _run(session: ort.InferenceSession, example: Example, path: Path) -> list[Array]:

@@ -1,12 +1,11 @@
-"""Opening ONNX files of any origin: checked before the runtime sees them, one line where they cannot be run."""
+"""Check ONNX files of any origin before the runtime sees them, and make inputs for them."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +14,10 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.base.errors import LatencyError, first_line, reason
-from convsurgeon.onnx.standalone import session_options
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import Feed
 
-Level = Literal["all", "extended", "basic", "off"]
-Feed = dict[str, npt.NDArray[Any]]
-
-_LEVELS = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 _DEFAULT_SIZE = 64
-_MOST_THREADS = 64
 _MOST_VALUES = 2**31  # of one input
 
 
@@ -70,54 +59,6 @@ def file_bytes(path: Path, model: ModelProto) -> int:
         raise LatencyError(f"{path.parent}: an external file has a NUL in its name; export the model again")
     outside: int = sum((path.parent / place).stat().st_size for place in places)
     return path.stat().st_size + outside
-
-
-def options(threads: int, level: Level) -> ort.SessionOptions:
-    """Session options for honest timing: threads as in use, but quiet between runs; no chatter."""
-    if level not in _LEVELS:
-        raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
-    check_threads(threads)
-    made: ort.SessionOptions = session_options(threads)
-    made.graph_optimization_level = _LEVELS[level]
-    return made
-
-
-def check_threads(threads: int) -> None:
-    """Refuses what no runtime can start, or only to stand still.
-
-    Raises:
-        LatencyError: Less than one thread, or far more than there are cores.
-    """
-    cores = os.cpu_count() or 1
-    most = max(_MOST_THREADS, 4 * cores)
-    if not 1 <= threads <= most:
-        raise LatencyError(f"threads={threads}: this machine has {cores} cores; pass 1 to {most}")
-
-
-def opened(path: Path, how: ort.SessionOptions) -> ort.InferenceSession:
-    """A CPU session on a file.
-
-    Raises:
-        LatencyError: The runtime has no kernel for it, or its graph is broken in a way the checker does not see.
-    """
-    try:
-        return ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's exceptions have no common base but Exception
-        raise LatencyError(
-            f"{path}: onnxruntime cannot load it: {first_line(error)}; simplify or re-export it"
-        ) from error
-
-
-def run(session: ort.InferenceSession, feed: Feed, path: Path) -> None:
-    """One run, for its errors.
-
-    Raises:
-        LatencyError: The runtime fails on this input.
-    """
-    try:
-        session.run(None, feed)
-    except Exception as error:
-        raise LatencyError(f"{path}: cannot be run: {first_line(error)}; pass other sizes=") from error
 
 
 def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> Feed:

@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 import torch
 from onnx import ModelProto, TensorProto, TypeProto, helper
 from torch import Tensor
 
-Array = npt.NDArray[Any]
+from convsurgeon.onnxnet.session import Level, open_session, session_options
 
-_LARGEST_BYTES = 2**31 - 2**20
-"""Of one protobuf message; beyond it weights lie in a file of their own."""
+Array = npt.NDArray[Any]
 
 _ELEMENTS = {
     "float": TensorProto.FLOAT,
@@ -68,32 +64,8 @@ def _runner(data: bytes, outputs: Sequence[str], optimised: bool) -> Runner:
 
 
 def _session(model: ModelProto, optimised: bool) -> Any:
-    import onnxruntime as ort  # what this module is for, loaded when a graph runs
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    providers = ["CPUExecutionProvider"]
-    if size_of(model) < _LARGEST_BYTES:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=providers)
-    with TemporaryDirectory(prefix="convsurgeon-") as folder:
-        place = Path(folder) / "model.onnx"
-        own = ModelProto()
-        own.CopyFrom(model)
-        onnx.save(own, place, save_as_external_data=True, location="weights")
-        return ort.InferenceSession(str(place), options, providers=providers)
-
-
-def size_of(model: ModelProto) -> int:
-    """Bytes that a graph takes with its weights, more or less."""
-    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) or _counted(model)
-
-
-def _counted(model: ModelProto) -> int:
-    return int(model.ByteSize())
+    level: Level = "all" if optimised else "off"
+    return open_session(model, session_options(torch.get_num_threads(), level, spinning=False))
 
 
 def type_of(words: str) -> TypeProto:

@@ -12,12 +12,12 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from convsurgeon.base.errors import LoadError, first_line, reason
 from convsurgeon.base.files import bytes_of
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import BLOCKED_DOMAIN, OPTIMISED
 
 OLDEST = 7
 """Operator set: onnxruntime runs some nodes of older ones, and cannot add two values."""
 
 _INTEGER = ("QLinearConv", "ConvInteger", "QLinearConvTranspose")
-_OPTIMISED = ("FusedConv", "NhwcFusedConv", "NhwcConv", "QGemm", "QLinearAdd", "NhwcMaxPool")
 
 
 class Source:
@@ -130,7 +130,7 @@ def _refuse(path: Path, model: ModelProto) -> None:
                     f"{path}: {name} is a quantised conv; bring the float file that it was made from, "
                     "and quantise the result (export(..., int8=True), --int8)"
                 )
-            if node.domain == "com.microsoft.nchwc" or (node.domain == "com.microsoft" and node.op_type in _OPTIMISED):
+            if node.domain == BLOCKED_DOMAIN or (node.domain == "com.microsoft" and node.op_type in OPTIMISED):
                 raise LoadError(
                     f"{path}: {name} is a {node.domain}.{node.op_type}: onnxruntime has optimised this file for one "
                     "kind of processor; bring the file that it was made from"

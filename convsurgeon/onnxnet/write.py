@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.engine import size_of
 from convsurgeon.onnxnet.form_nodes import Stage, stages
 from convsurgeon.onnxnet.network import OnnxNetwork, Owner, fingerprint
+from convsurgeon.onnxnet.session import LARGEST_BYTES, weight_bytes_of
 from convsurgeon.onnxnet.values import reads
 
-LARGEST_BYTES = 2**31 - 2**20
 _OUTSIDE_BYTES = 1024
 
 
@@ -58,7 +57,7 @@ def store(network: OnnxNetwork, path: Path) -> None:
         path.write_bytes(network.source.data)
         return
     model = written(network)
-    outside = bool(network.source.places) or size_of(model) > LARGEST_BYTES
+    outside = bool(network.source.places) or weight_bytes_of(model) > LARGEST_BYTES
     try:
         if outside:
             onnx.save(

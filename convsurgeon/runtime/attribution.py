@@ -22,12 +22,12 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, is_known
 from convsurgeon.forms.form import Form
 from convsurgeon.onnx.standalone import DENSE, DENSE_OF, Raw
+from convsurgeon.onnxnet.session import BLOCKED, LAYOUT_CHANGES
 from convsurgeon.runtime.schema import check
 
 _NUMBER = re.compile(r"node-(\d+)")
 _LEAST = 0.05
 """Of a profiled time that is left to a node when the profiler's share is taken off."""
-_LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _executed(raw: Raw, sample: Raw) -> list[_Executed]:
     for name, operator, ms in sample["nodes"]:
         index = _index(str(name), str(operator), nodes)
         _, site, near, _ = nodes[index] if index >= 0 else ("", "", "", -1)
-        blocked = operator == "Conv" and "_nchwc" in name
+        blocked = operator == "Conv" and BLOCKED in name
         found.append(_Executed(index, str(operator), float(ms), blocked, site, near, ""))
     return [_beside(found, place) if one.index < 0 else one for place, one in enumerate(found)]
 
@@ -185,7 +185,7 @@ def _index(name: str, operator: str, nodes: Sequence[Any]) -> int:
     """The number of the node in the file; a conv with what follows it in it is the conv."""
     match = _NUMBER.match(name)
     index = int(match[1]) if match is not None else len(nodes)
-    if index >= len(nodes) or (operator in _LAYOUT and nodes[index][0] != operator):
+    if index >= len(nodes) or (operator in LAYOUT_CHANGES and nodes[index][0] != operator):
         return -1
     fused = operator.endswith("Conv") and nodes[index][0] != "Conv" and nodes[index][3] >= 0
     return int(nodes[index][3]) if fused else index

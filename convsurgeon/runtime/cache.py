@@ -17,7 +17,7 @@ from convsurgeon.base.errors import OutputError, reason
 from convsurgeon.base.precision import Precision
 from convsurgeon.graph.capture import Capture
 from convsurgeon.onnx import standalone as measuring
-from convsurgeon.onnx.session import check_threads
+from convsurgeon.onnxnet.session import check_threads
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _ROUNDED = "ends of restorers in float"

@@ -15,11 +15,12 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from convsurgeon.int8.merge_sums import join
 from convsurgeon.int8.pipeline import kept
-from convsurgeon.int8.qdq import QUANTISED_WEIGHT, rounded
+from convsurgeon.int8.qdq import rounded
 from convsurgeon.int8.ranges import nominal
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph as shapes
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import QUANTISED_WEIGHT
 from convsurgeon.runtime.candidate_graph import LARGE, Drawn, Shape
 
 

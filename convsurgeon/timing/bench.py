@@ -18,7 +18,7 @@ from typing import Any
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.tables import Table
-from convsurgeon.onnx.session import Level
+from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.latency import Timing, TimingRow, compare_latency
 from convsurgeon.timing.memory import PeakMemory, peak_memory, readable
 from convsurgeon.timing.node_macs import Work, work_of

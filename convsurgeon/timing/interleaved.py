@@ -22,7 +22,8 @@ import onnxruntime as ort
 from tqdm import tqdm
 
 from convsurgeon.base import processes as world
-from convsurgeon.onnx.session import Feed, Level, opened, options, random_feed, run
+from convsurgeon.onnx.session import random_feed
+from convsurgeon.onnxnet.session import Feed, Level, open_session, run_session, session_options
 from convsurgeon.timing.verdict import Samples
 
 _SAMPLE_S = 3e-3
@@ -116,11 +117,11 @@ def _joined(blocks: Sequence[Clocked]) -> Clocked:
 
 def _open(path: Path, setup: Setup) -> _Slot:
     started = time.perf_counter()
-    session = opened(path, options(setup.threads, setup.level))
+    session = open_session(path, session_options(setup.threads, setup.level))
     create_s = time.perf_counter() - started
     feed = random_feed(session, path, setup.seed, setup.batch, setup.sizes)
     started = time.perf_counter()
-    run(session, feed, path)
+    run_session(session, feed, path)
     first_s = time.perf_counter() - started
     warm = [_time(session, feed) for _ in range(max(1, setup.warmup))]
     return _Slot(session, feed, create_s, first_s, min(warm))

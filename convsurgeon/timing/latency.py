@@ -17,7 +17,8 @@ import numpy as np
 from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.onnx.session import Level, checked, file_bytes, labels
+from convsurgeon.onnx.session import checked, file_bytes, labels
+from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.interleaved import Clocked, Setup, clock
 from convsurgeon.timing.machine import Machine, machine
 from convsurgeon.timing.verdict import Word, check_pairs, judge

@@ -16,7 +16,8 @@ import numpy as np
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.stale_files import scratch
-from convsurgeon.onnx.session import Level, checked, opened, options, random_feed
+from convsurgeon.onnx.session import checked, random_feed
+from convsurgeon.onnxnet.session import Level, open_session, session_options
 
 _TIMEOUT_S = 600
 _STATUS = Path("/proc/self/status")
@@ -55,8 +56,8 @@ def peak_memory(
     if not readable():
         raise LatencyError("peak memory: is read from /proc, which this system lacks; measure on Linux")
     checked(file)
-    how = options(threads, level)
-    feed = random_feed(opened(file, how), file, 0, batch, dict(sizes or {}))
+    how = session_options(threads, level)
+    feed = random_feed(open_session(file, how), file, 0, batch, dict(sizes or {}))
     with scratch() as folder:
         np.savez(folder / "feed.npz", **feed)  # type: ignore[arg-type]
         arguments = [str(file), str(folder / "feed.npz"), str(threads), str(int(how.graph_optimization_level))]

@@ -20,15 +20,21 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.stale_files import scratch
-from convsurgeon.onnx.session import Level, checked, opened, options, random_feed, run
+from convsurgeon.onnx.session import checked, random_feed
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import (
+    KERNEL_EVENT,
+    Level,
+    open_session,
+    run_session,
+    session_options,
+    strip_suffixes,
+)
 
 LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""
 
-_KERNEL = "_kernel_time"
 _NUMBER = re.compile(r"_\d+$")
-_SUFFIX = re.compile(r"(_nchwc|_quant|_fused|_token_\d+|/[A-Za-z]*Fusion[A-Za-z]*|_fusion)+_?$")
 
 
 @dataclass(frozen=True)
@@ -113,14 +119,14 @@ def profile_nodes(
     """
     file = Path(path)
     model = checked(file)
-    how = options(threads, level)
+    how = session_options(threads, level)
     how.enable_profiling = True
     with scratch() as folder:
         how.profile_file_prefix = str(folder / "profile")
-        session = opened(file, how)
+        session = open_session(file, how)
         feed = random_feed(session, file, 0, batch, dict(sizes or {}))
         for _ in range(3 + max(runs, 1)):
-            run(session, feed, file)
+            run_session(session, feed, file)
         events = _events(Path(session.end_profiling()), file)
     return Profile(_shares(events, model.graph), threads, level)
 
@@ -140,7 +146,9 @@ def _events(log: Path, file: Path) -> list[dict[str, Any]]:
         events: list[dict[str, Any]] = json.loads(log.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LatencyError(f"{file}: the runtime's profile cannot be read: {first_line(error)}") from error
-    return [event for event in events if event.get("cat") == "Node" and str(event.get("name", "")).endswith(_KERNEL)]
+    return [
+        event for event in events if event.get("cat") == "Node" and str(event.get("name", "")).endswith(KERNEL_EVENT)
+    ]
 
 
 def _shares(events: list[dict[str, Any]], graph: GraphProto) -> tuple[NodeShare, ...]:
@@ -150,7 +158,7 @@ def _shares(events: list[dict[str, Any]], graph: GraphProto) -> tuple[NodeShare,
     times: dict[tuple[str, str, str], list[float]] = {}
     for event in events:
         facts = event["args"]
-        key = (str(facts.get("node_index", "")), event["name"].removesuffix(_KERNEL), str(facts["op_name"]))
+        key = (str(facts.get("node_index", "")), event["name"].removesuffix(KERNEL_EVENT), str(facts["op_name"]))
         times.setdefault(key, []).append(event["dur"] / 1e3)
     medians = {key: float(np.median(values[3:] or values)) for key, values in times.items()}
     total = sum(medians.values()) or 1.0
@@ -173,7 +181,7 @@ def _module(name: str, known: Mapping[str, NodeProto]) -> str:
     """The file's name for a node: the longest known name that what the runtime calls it begins with."""
     if name in known:
         return name
-    bare = _SUFFIX.sub("", name)
+    bare = strip_suffixes(name)
     if bare in known:
         return bare
     begun = [one for one in known if one and name.startswith(one + "_")]

@@ -51,7 +51,7 @@ from convsurgeon.int8.pipeline import lower
 from convsurgeon.int8.qdq import rounded
 from convsurgeon.int8.ranges import found, nominal
 from convsurgeon.onnx.export import exported_graph
-from convsurgeon.onnx.session import options as session_options
+from convsurgeon.onnxnet.session import session_options
 from convsurgeon.search.choice import predicted, problem
 from convsurgeon.search.trial import appraise, best_plan, opened, rate
 from tests import networks

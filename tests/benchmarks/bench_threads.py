@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import convsurgeon as cs
 from convsurgeon.onnx import standalone as measuring
-from convsurgeon.onnx.session import opened
+from convsurgeon.onnxnet.session import open_session
 from tests.benchmarks.bench_latency_table import NETWORKS
 
 FORMS: dict[str, cs.Form] = {
@@ -89,7 +89,7 @@ def _session(file: Path, threads: int, how: str) -> ort.InferenceSession:
     settings.intra_op_num_threads, settings.log_severity_level = threads, 4
     if how == "asleep":
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return opened(file, settings)
+    return open_session(file, settings)
 
 
 def _times(sessions: dict[str, ort.InferenceSession]) -> dict[str, float]:

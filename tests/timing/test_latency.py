@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.onnx.session import checked, file_bytes, options, random_feed
+from convsurgeon.onnx.session import checked, file_bytes, random_feed
+from convsurgeon.onnxnet.session import session_options
 from convsurgeon.timing import interleaved as sampling
 from convsurgeon.timing.interleaved import BLOCKS, _order
 from convsurgeon.timing.latency import Timing, compare_latency
@@ -89,7 +90,7 @@ def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch
 
 
 def test_sessions_are_honest() -> None:
-    made = options(2, "extended")
+    made = session_options(2, "extended")
     assert (made.intra_op_num_threads, made.inter_op_num_threads) == (2, 1)
     assert made.get_session_config_entry("session.intra_op.allow_spinning") == "1"  # as in use, within a run
     assert made.get_session_config_entry("session.force_spinning_stop") == "1"  # but idle sessions leave the cores

@@ -1,0 +1,106 @@
+"""Sessions: refused options, other providers, and a canary for the names that a new onnxruntime may change."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime import quantization
+from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+from convsurgeon.base.errors import LatencyError
+from convsurgeon.onnx import standalone
+from convsurgeon.onnxnet import session
+from convsurgeon.onnxnet.session import Level, open_session, session_options
+from tests.onnxnet.files import Graph, saved
+
+FEED = {"x": np.zeros((1, 16, 9, 9), "float32")}
+
+
+def _net() -> onnx.ModelProto:
+    """Make what the runtime fuses and reorders: convs, each with a ReLU or a gate behind it."""
+    graph = Graph(17)
+    graph.conv("x", "a", "one", 16, 16, pads=[1] * 4)
+    graph.node("Relu", ["a"], "b", "relu")
+    graph.conv("b", "c", "two", 16, 16, pads=[1] * 4)
+    graph.node("Sigmoid", ["c"], "d", "gate")
+    graph.node("Mul", ["c", "d"], "y", "product")
+    return graph.model(inputs=[("x", [1, 16, 9, 9])])
+
+
+def _executed(level: Level, folder: Path) -> tuple[dict[str, str], list[onnx.NodeProto]]:
+    """Return the operators of the profiler's events by their names, and the nodes of the optimised graph."""
+    options = session_options(1, level)
+    options.enable_profiling = True
+    options.profile_file_prefix, options.optimized_model_filepath = str(folder / "p"), str(folder / "optimised.onnx")
+    made = open_session(_net(), options)
+    made.run(None, FEED)
+    events = json.loads(Path(made.end_profiling()).read_text(encoding="utf-8"))
+    names = {event["name"]: event["args"]["op_name"] for event in events if event["cat"] == "Node"}
+    return names, list(onnx.load(folder / "optimised.onnx").graph.node)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the blocked layout of x86")
+def test_canary_for_what_the_runtime_calls_its_own_nodes(tmp_path: Path) -> None:
+    names, nodes = _executed("all", tmp_path)
+    assert all(name.endswith(session.KERNEL_EVENT) for name in names)
+    bare = {name.removesuffix(session.KERNEL_EVENT): operator for name, operator in names.items()}
+    assert [name for name, operator in bare.items() if operator == "Conv"] == [
+        f"b{session.BLOCKED}",
+        f"c{session.BLOCKED}",
+    ]
+    assert {operator for operator in bare.values() if operator.startswith("Reorder")} == set(session.LAYOUT_CHANGES[:2])
+    assert {node.op_type for node in nodes if node.domain == session.BLOCKED_DOMAIN} >= {"Conv", "ReorderInput"}
+    assert {session.strip_suffixes(name) for name in bare} == {"ReorderInput", "b", "c", "product", "ReorderOutput"}
+
+
+def test_canary_for_fused_convs(tmp_path: Path) -> None:
+    names, nodes = _executed("extended", tmp_path)
+    assert names[f"one{session.KERNEL_EVENT}"] == session.FUSED_CONVS[0]
+    assert ("com.microsoft", session.FUSED_CONVS[0]) in {(node.domain, node.op_type) for node in nodes}
+
+
+def test_canary_for_what_the_quantiser_calls_its_nodes(tmp_path: Path) -> None:
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = [FEED]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[type-arg]
+            return self.left.pop() if self.left else None
+
+    source = saved(_net(), tmp_path)
+    quantization.quantize_static(source, tmp_path / "int8.onnx", Reader(), per_channel=True)
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    assert f"one.weight{session.QUANTISED_WEIGHT}" in {tensor.name for tensor in graph.initializer}
+    assert f"b{session.DEQUANTISED}" in {name for node in graph.node for name in node.output}
+
+
+def test_the_script_for_devices_measures_with_the_same_options() -> None:
+    one, two = session_options(2), standalone.session_options(2)
+    for name in ("intra_op_num_threads", "inter_op_num_threads", "log_severity_level", "graph_optimization_level"):
+        assert getattr(one, name) == getattr(two, name), name
+    for key in ("session.intra_op.allow_spinning", "session.force_spinning_stop"):
+        assert one.get_session_config_entry(key) == two.get_session_config_entry(key) == "1"
+    assert standalone._KERNEL == session.KERNEL_EVENT
+
+
+def test_options_and_providers_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LatencyError, match="fastest"):
+        session_options(1, "fastest")  # type: ignore[arg-type]
+    with pytest.raises(LatencyError, match="threads=0"):
+        session_options(0)
+    with pytest.raises(LatencyError, match=r"NoSuchProvider.*CPUExecutionProvider"):
+        open_session(_net(), provider="NoSuchProvider")
+    with pytest.raises(LatencyError, match=r"nothing\.onnx"):
+        open_session(tmp_path / "nothing.onnx")
+
+
+def test_sessions_are_opened_in_one_place() -> None:
+    """But for the two scripts that import nothing of the package."""
+    root = Path(session.__file__).parents[1]
+    found = {path.name for path in root.rglob("*.py") if "ort.InferenceSession(" in path.read_text(encoding="utf-8")}
+    assert found == {"session.py", "standalone.py", "memory_child.py", "readme.py"}
