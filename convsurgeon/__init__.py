@@ -23,11 +23,11 @@ if TYPE_CHECKING:
         FormError,
         LatencyError,
         LoadError,
-        OutputError,
         ParityError,
         PlanError,
         PolicyError,
         RecoveryError,
+        WriteError,
     )
     from convsurgeon.base.tables import Table
     from convsurgeon.bundle.bundle import export
@@ -99,7 +99,7 @@ _HOMES = {
         "FormError",
         "LatencyError",
         "LoadError",
-        "OutputError",
+        "WriteError",
         "ParityError",
         "PlanError",
         "PolicyError",
@@ -234,7 +234,6 @@ __all__ = [
     "LatencyTable",
     "LoadError",
     "LowRank",
-    "OutputError",
     "ParityError",
     "Plan",
     "PlanError",
@@ -253,6 +252,7 @@ __all__ = [
     "Table",
     "Target",
     "Tucker",
+    "WriteError",
     "bench",
     "capture",
     "carry_out",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, OutputError
+from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, WriteError
 from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.collect import gather
 from convsurgeon.calibration.dataset import Calibration
@@ -215,7 +215,7 @@ def _by_default(before: Capture, how: _How) -> Result:
     assert how.data is not None
     try:
         return _fastest(before, BUDGET_FORMS, limit_of(before.model, how.data.held_back, None, None, "lower"), how)
-    except (ExportError, LatencyError, OutputError) as error:
+    except (ExportError, LatencyError, WriteError) as error:
         found = appraise(before, CALIBRATED_FORMS, how.policy, how.allow_growth, how.data, how.seed, how.progress)
         result = _carry_out(before, best_forms(found), how.data, how.seed, how.progress)
         words = f"Milliseconds are not known, forms were chosen by MACs: {error}."

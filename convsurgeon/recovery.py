@@ -120,7 +120,7 @@ def recover(
     Raises:
         RecoveryError: a setting is out of range, nothing was rewritten or is trainable, or the run is another's.
         CalibrationError: the images are too few, of another shape, or not finite.
-        OutputError: the folder holds a run already, or cannot be written.
+        WriteError: the folder holds a run already, or cannot be written.
         KeyboardInterrupt: after saving, where there is a folder.
 
     Returns:

@@ -1,21 +1,4 @@
-"""Every error a user can cause, as one tree.
-
-    ConvSurgeonError
-    |-- CaptureError      the model cannot be run on the example, or is of a kind that cannot be rewritten
-    |-- PolicyError       a policy names a layer that does not exist, or its text does not parse
-    |-- FormError         a form's own parameters are out of range, or a demanded layer cannot take it
-    |-- PlanError         a plan file is damaged, or was made for another model
-    |-- BudgetError       a budget cannot be read, or cannot be reached
-    |-- CalibrationError  the calibration data are empty, of another shape, or not finite
-    |-- RecoveryError     a recipe for recovery is out of range, or a checkpoint belongs to another run
-    |-- LoadError         a model factory or a weight file cannot be read
-    |-- OutputError       the place to write to exists already or cannot be written
-    |-- ExportError       the model has no ONNX form, or the file is not what was asked for
-    |   `-- ParityError   the ONNX file computes something else than the model
-    `-- LatencyError      an ONNX file cannot be timed
-
-Messages are one line: what went wrong, where, and what to do next.
-"""
+"""Every error that a user can cause. A message is one line: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -59,7 +42,7 @@ class LoadError(ConvSurgeonError):
     """A model factory or a weight file cannot be read."""
 
 
-class OutputError(ConvSurgeonError):
+class WriteError(ConvSurgeonError):
     """The place to write to exists already or cannot be written."""
 
 
@@ -76,24 +59,24 @@ class LatencyError(ConvSurgeonError):
 
 
 def first_line(error: BaseException) -> str:
-    """One short line that says what an exception of another library said."""
+    """Return the first line of an exception's message, cut to 300 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def described(error: BaseException) -> str:
-    """The class of an exception and its first line: what there is to say of one that others raise."""
+def describe(error: BaseException) -> str:
+    """Return the class of an exception and the first line of its message."""
     kind, line = type(error).__name__, first_line(error)
     return kind if line == kind else f"{kind}: {line}"
 
 
 def reason(error: OSError | ValueError) -> str:
-    """Why the system did not do something, without the path; Python's own words where it was not asked."""
+    """Return what the operating system says went wrong, without the path."""
     return str(getattr(error, "strerror", None) or error)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names most like a misspelt one, as the end of a message; empty if none is close."""
+    """Return "; did you mean ...?" with the known names closest to a misspelt one, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(close)}?" if close else ""

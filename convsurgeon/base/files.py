@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convsurgeon.base.errors import OutputError, reason
+from convsurgeon.base.errors import WriteError, reason
 from convsurgeon.base.stale_files import abandoned, clear_beside, locked
 
 BUNDLE = frozenset(
@@ -68,17 +68,17 @@ def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:
     """The path, if `new_file` could write there; made to be asked before long work, too.
 
     Raises:
-        OutputError: as `new_file`.
+        WriteError: as `new_file`.
     """
     target = _named(path)
     if target.is_dir():
-        raise OutputError(f"{target}: is a folder; name a file in it")
+        raise WriteError(f"{target}: is a folder; name a file in it")
     if target.exists() and not target.is_file():
-        raise OutputError(f"{target}: is a device or a pipe, which would be replaced by a file; choose another name")
+        raise WriteError(f"{target}: is a device or a pipe, which would be replaced by a file; choose another name")
     if target.exists() and not overwrite:
-        raise OutputError(f"{target}: exists already; pass overwrite=True (--force) or another name")
+        raise WriteError(f"{target}: exists already; pass overwrite=True (--force) or another name")
     if not target.parent.is_dir():
-        raise OutputError(f"{target.parent}: no such folder; create it first")
+        raise WriteError(f"{target.parent}: no such folder; create it first")
     _beside(target).unlink(missing_ok=True)
     return target
 
@@ -88,7 +88,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
     """Gives a temporary path beside `path` and moves it into place when the block ends well.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false, or its folder is missing, read-only or full.
+        WriteError: `path` exists and `overwrite` is false, or its folder is missing, read-only or full.
     """
     target = check_file(path, overwrite)
     clear_beside(target)
@@ -108,18 +108,18 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[
     """The absolute path, if `new_folder` could write there; made to be asked before long work, too.
 
     Raises:
-        OutputError: as `new_folder`.
+        WriteError: as `new_folder`.
     """
     target = _named(path).absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise OutputError(f"{target}: is not a folder; choose another name")
+        raise WriteError(f"{target}: is not a folder; choose another name")
     if target.exists() and any(target.iterdir()) and not overwrite:
-        raise OutputError(f"{target}: exists already; pass overwrite=True (--force) or another name")
+        raise WriteError(f"{target}: exists already; pass overwrite=True (--force) or another name")
     foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours) if target.exists() else []
     if foreign:
-        raise OutputError(f"{target}: holds {foreign[0]}, which is not ours to delete; choose another folder")
+        raise WriteError(f"{target}: holds {foreign[0]}, which is not ours to delete; choose another folder")
     if not os.access(target.parent, os.W_OK):
-        raise OutputError(f"{target}: cannot be written (its folder is missing or read-only); choose another")
+        raise WriteError(f"{target}: cannot be written (its folder is missing or read-only); choose another")
     return target
 
 
@@ -133,7 +133,7 @@ def new_folder(
     the module for what a kill leaves.
 
     Raises:
-        OutputError: `path` exists and `overwrite` is false, holds other files, or its parent is missing or read-only.
+        WriteError: `path` exists and `overwrite` is false, holds other files, or its parent is missing or read-only.
     """
     place = _named(path).absolute()
     _recover(place)
@@ -198,7 +198,7 @@ def _recover(target: Path) -> None:
 def _named(path: str | os.PathLike[str]) -> Path:
     """A path that the system can be asked about."""
     if "\0" in os.fspath(path):
-        raise OutputError(f"{os.fspath(path)!r}: no file has a NUL in its name; choose another name")
+        raise WriteError(f"{os.fspath(path)!r}: no file has a NUL in its name; choose another name")
     return Path(path)
 
 
@@ -212,8 +212,8 @@ def _beside(target: Path) -> Path:
     return Path(name)
 
 
-def _unwritable(target: Path, error: OSError) -> OutputError:
-    return OutputError(f"{target}: cannot be written ({reason(error)}); choose another place")
+def _unwritable(target: Path, error: OSError) -> WriteError:
+    return WriteError(f"{target}: cannot be written ({reason(error)}); choose another place")
 
 
 def _umask() -> int:

@@ -131,7 +131,7 @@ def export(
         before: Is told each stage before it begins.
 
     Raises:
-        OutputError: The folder exists or cannot be written.
+        WriteError: The folder exists or cannot be written.
         CalibrationError: int8 with `calibration=False`, or with one that does not fit.
         ExportError: One of the models has no ONNX form; ParityError if a file computes something else.
         LatencyError: A timing setting is out of range.

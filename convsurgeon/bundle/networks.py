@@ -28,7 +28,7 @@ from convsurgeon.int8.quantize import Quantized
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.export import OnnxFile, described, export_onnx
+from convsurgeon.onnx.export import OnnxFile, describe, export_onnx
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
@@ -158,7 +158,7 @@ def _float(result: Result, name: str, images: Sequence[Example], order: Order, f
     model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
     of_file = isinstance(model, OnnxNetwork)
     if isinstance(model, OnnxNetwork) and name == ORIGINAL:
-        made = described(model, result.example, folder / name, images)
+        made = describe(model, result.example, folder / name, images)
     else:
         made = export_onnx(
             model,

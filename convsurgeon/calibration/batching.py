@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from convsurgeon.base.errors import CalibrationError, described
+from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration.dataset import Calibration, first, images_in, rest
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import outputs
@@ -39,7 +39,7 @@ def fed(model: nn.Module, data: Calibration, own: int = 1) -> Calibration:
         if own > 1 and _leading(model, first(wide, own)) is not None:
             return dataclasses.replace(data, fitted=_cut(data.fitted, own), held_back=_cut(data.held_back, own))
         raise CalibrationError(
-            f"calibration: {type(model).__name__} does not run on an image of shape {one}: {described(error)}; "
+            f"calibration: {type(model).__name__} does not run on an image of shape {one}: {describe(error)}; "
             "pass images that model(...) accepts"
         ) from error
     found = _leading(model, wide)

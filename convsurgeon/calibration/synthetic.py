@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.base import processes as world
-from convsurgeon.base.errors import CalibrationError, described
+from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration.channels_last import as_taken, upright
 from convsurgeon.calibration.dataset import BATCH, Calibration, images_in, shared_out
 from convsurgeon.calibration.dead_leaves import drawn
@@ -271,7 +271,7 @@ class _Maker:
                 self.model, self.norms, images, units, bounds, self.like, self.passes, size, self.seed, self.progress
             )
         except RuntimeError as error:
-            warnings.warn(f"calibration: no gradients ({described(error)}); images stay as drawn", stacklevel=2)
+            warnings.warn(f"calibration: no gradients ({describe(error)}); images stay as drawn", stacklevel=2)
             return images, "not fitted to its batch norms, for the network lets no gradients through"
         words = f"fitted to {len(self.norms)} batch norms (from {done.before:.3f} to {done.after:.3f} apart)"
         return list(done.images), words
@@ -291,7 +291,7 @@ class _Maker:
             except Exception as error:  # whatever a forward raises for a batch that it does not take
                 if size == own:
                     raise CalibrationError(
-                        f"calibration: the model does not run on made-up images ({described(error)}); pass calibration="
+                        f"calibration: the model does not run on made-up images ({describe(error)}); pass calibration="
                     ) from error
             else:
                 return BATCH if size != own else own

@@ -58,7 +58,7 @@ def check_export(options: argparse.Namespace) -> None:
     """Refuses what cannot work before any work is done.
 
     Raises:
-        OutputError: the folder exists or cannot be written.
+        WriteError: the folder exists or cannot be written.
         CalibrationError: `--int8` with `--calibrate none`.
         ExportError: an opset that is not written, or options of another target.
         LatencyError: too few rounds, or no threads.

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from convsurgeon.base import interrupt as ctrl_c
-from convsurgeon.base.errors import ConvSurgeonError, described, reason
+from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.cli import converting, planning, recovering, timing
 
@@ -51,7 +51,7 @@ def _told(error: Exception) -> str:
         return f"{place}cannot be written ({reason(error)}); make room, or write elsewhere"
     if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
         return f"{str(error.filename)[:200]}: {reason(error)}; choose another path"
-    return f"internal error, {described(error)}; --debug shows where, please report it"
+    return f"internal error, {describe(error)}; --debug shows where, please report it"
 
 
 def _mute() -> None:

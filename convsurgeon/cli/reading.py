@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convsurgeon.base.errors import CalibrationError, LoadError, described
+from convsurgeon.base.errors import CalibrationError, LoadError, describe
 from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.image_files import load_images, load_inputs
 from convsurgeon.calibration.synthetic import made_up
@@ -169,7 +169,7 @@ def metric_of(options: argparse.Namespace) -> tuple[str, Metric] | None:
         try:
             return float(function(model))
         except (Exception, SystemExit) as error:  # the user's own code
-            text = f"{options.metric}: the metric fails ({described(error)}); it takes a model, gives a number"
+            text = f"{options.metric}: the metric fails ({describe(error)}); it takes a model, gives a number"
             raise LoadError(text) from error
 
     return options.metric.rpartition(":")[2], measured

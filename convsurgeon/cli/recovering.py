@@ -127,7 +127,7 @@ def _check(options: argparse.Namespace) -> None:
 
     Raises:
         LoadError: the bundle has no plan or no weights.
-        OutputError: the folder of the run holds one already.
+        WriteError: the folder of the run holds one already.
         RecoveryError: `--resume` without a folder.
     """
     check_run(options.folder, options.resume)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, OutputError
+from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, WriteError
 from convsurgeon.base.precision import Precision
 from convsurgeon.cli.options import add_choices, add_command, add_model, group
 from convsurgeon.cli.reading import choices, model_and_example
@@ -75,7 +75,7 @@ def latencies(
     if (
         budget is None and "forms" not in chosen and getattr(options, "calibrate", None)
     ):  # the default, which can do without
-        with suppress(ExportError, LatencyError, OutputError) if not options.device else nullcontext():
+        with suppress(ExportError, LatencyError, WriteError) if not options.device else nullcontext():
             return _table(options, model, example, chosen)
     if options.device:
         raise BudgetError("--device: no latency is asked for; add --budget latency=0.5, or latency=faster")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.base import processes as world
-from convsurgeon.base.errors import OutputError, RecoveryError, described, reason
+from convsurgeon.base.errors import RecoveryError, WriteError, describe, reason
 from convsurgeon.base.files import new_file
 from convsurgeon.base.stale_files import locked
 
@@ -35,14 +35,14 @@ def check_run(path: str | os.PathLike[str] | None, resume: bool) -> None:
     """Whether a run could begin or go on there; made to be asked before long work, too.
 
     Raises:
-        OutputError: it holds a run already and `resume` is false.
+        WriteError: it holds a run already and `resume` is false.
         RecoveryError: `resume` without a folder.
     """
     if path is None:
         if resume:
             raise RecoveryError("recover: resume needs the folder of the run; pass run= (--run)")
     elif (Path(path) / LAST).exists() and not resume:
-        raise OutputError(f"{path}: holds a run already; pass resume=True (--resume) or another folder")
+        raise WriteError(f"{path}: holds a run already; pass resume=True (--resume) or another folder")
 
 
 class RunFolder:
@@ -52,7 +52,7 @@ class RunFolder:
         path: made if it is not there.
 
     Raises:
-        OutputError: it cannot be made.
+        WriteError: it cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -60,7 +60,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (OSError, ValueError) as error:  # a NUL in it
-            raise OutputError(f"{self.path}: cannot be made ({reason(error)}); choose another place") from error
+            raise WriteError(f"{self.path}: cannot be made ({reason(error)}); choose another place") from error
 
     @property
     def _last(self) -> Path:
@@ -71,14 +71,14 @@ class RunFolder:
         """Keeps other processes out, for as long as this one is at work.
 
         Raises:
-            OutputError: another one is at work in it.
+            WriteError: another one is at work in it.
         """
         if world.rank():  # the first process speaks for all of a run
             yield
             return
         with locked(self.path) as mine:
             if not mine:
-                raise OutputError(f"{self.path}: another recovery is at work in it; wait, or choose another folder")
+                raise WriteError(f"{self.path}: another recovery is at work in it; wait, or choose another folder")
             yield
 
     def load(self, run: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -107,14 +107,14 @@ class RunFolder:
     def refused(self, error: Exception) -> RecoveryError:
         """What to say of a checkpoint that cannot be taken up."""
         return RecoveryError(
-            f"{self._last}: is no checkpoint of a recovery ({described(error)}); remove it and start anew"
+            f"{self._last}: is no checkpoint of a recovery ({describe(error)}); remove it and start anew"
         )
 
     def save(self, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes the checkpoint, and the log beside it.
 
         Raises:
-            OutputError: the folder cannot be written, or is full.
+            WriteError: the folder cannot be written, or is full.
         """
         with new_file(self._last, overwrite=True) as file:
             held = io.BytesIO()  # torch.save into a file says nothing of a full disk that could be understood

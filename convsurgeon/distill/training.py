@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from convsurgeon.base import processes as world
-from convsurgeon.base.errors import RecoveryError, described
+from convsurgeon.base.errors import RecoveryError, describe
 from convsurgeon.distill.batches import Batch, own_chance
 from convsurgeon.distill.loss import Objective
 from convsurgeon.distill.recipe import OPTIMIZERS, Recipe
@@ -183,7 +183,7 @@ def _transformed(transform: Transform, example: Example) -> Example:
     except RecoveryError:
         raise
     except Exception as error:  # the user's own code
-        raise RecoveryError(f"recover: the transform fails ({described(error)})") from error
+        raise RecoveryError(f"recover: the transform fails ({describe(error)})") from error
 
 
 def _kinds(state: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
-from convsurgeon.base.errors import CaptureError, described
+from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
 from convsurgeon.graph.example import Example
@@ -123,7 +123,7 @@ def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, 
     except Exception as error:
         raise CaptureError(
             f"example: {type(model).__name__} does not run on an input of shape {example}: "
-            f"{described(error)}; pass an example that model(...) accepts"
+            f"{describe(error)}; pass an example that model(...) accepts"
         ) from error
 
 

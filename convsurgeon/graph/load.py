@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import LoadError, described, nearest, reason
+from convsurgeon.base.errors import LoadError, describe, nearest, reason
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -191,7 +191,7 @@ def _module(name: str, asked: str) -> ModuleType:
         with _importing_from_here():
             return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever an import raises
-        raise LoadError(f"{asked}: {name} cannot be imported ({described(error)})") from error
+        raise LoadError(f"{asked}: {name} cannot be imported ({describe(error)})") from error
 
 
 def _file(path: Path) -> ModuleType:
@@ -206,7 +206,7 @@ def _file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the file raises; a script may end the process
-        raise LoadError(f"{path}: fails when it is imported ({described(error)})") from error
+        raise LoadError(f"{path}: fails when it is imported ({describe(error)})") from error
     return module
 
 
@@ -223,7 +223,7 @@ def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) ->
     try:
         return factory(**arguments)
     except (Exception, SystemExit) as error:  # whatever the factory raises
-        raise LoadError(f"{asked}: the factory fails ({described(error)})") from error
+        raise LoadError(f"{asked}: the factory fails ({describe(error)})") from error
 
 
 @contextlib.contextmanager

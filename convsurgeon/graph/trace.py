@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from convsurgeon.base.errors import CaptureError, described
+from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnxnet.leaf import Leaf
@@ -54,7 +54,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
             if not type(failure.module).__module__.startswith("torch.nn"):
                 kinds |= {type(failure.module)}
         except Exception as error:  # whatever user code raises while it is traced
-            return untraced(model, example, described(error))
+            return untraced(model, example, describe(error))
         else:
             siblings = {type(model.get_submodule(path)): reason for path, reason in opaque.items()}
             kept = {path: opaque.get(path) or siblings[type(model.get_submodule(path))] for path in tracer.leaves}
@@ -115,7 +115,7 @@ class _Tracer(fx.Tracer):
         except _UntraceableError:
             raise
         except Exception as error:
-            raise _UntraceableError(path, m, described(error)) from error
+            raise _UntraceableError(path, m, describe(error)) from error
 
     @property
     def _known(self) -> Container[nn.Module]:
@@ -156,5 +156,5 @@ def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
     try:
         graph.output(graph.call_module(WHOLE, args, kwargs))
     except Exception as error:
-        raise CaptureError(f"example: an argument torch.fx cannot hold ({described(error)}); pass tensors") from error
+        raise CaptureError(f"example: an argument torch.fx cannot hold ({describe(error)}); pass tensors") from error
     return Traced(fx.GraphModule(Whole(model), graph), {"": reason})

@@ -124,7 +124,7 @@ def quantize_int8(
         overwrite: Whether a file of that name may be replaced.
 
     Raises:
-        OutputError: The file exists or cannot be written.
+        WriteError: The file exists or cannot be written.
         ExportError: The source is not valid, a name in `exclude` is not in it, the calibration does not fit, or the
             target wants fixed shapes.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
@@ -167,7 +167,7 @@ def convert_fp16(
         overwrite: Whether a file of that name may be replaced.
 
     Raises:
-        OutputError: The file exists or cannot be written.
+        WriteError: The file exists or cannot be written.
         ExportError: The source is not valid or cannot be converted.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """

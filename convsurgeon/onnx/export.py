@@ -111,7 +111,7 @@ def export_onnx(
 
     Raises:
         CaptureError: The example holds no tensor.
-        OutputError: The file exists, or its folder is missing or cannot be written to. Nothing has been done then.
+        WriteError: The file exists, or its folder is missing or cannot be written to. Nothing has been done then.
         ExportError: The model has no ONNX form, writes to its own weights, is not float32, is too large, or came out in
             another opset.
         ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
@@ -140,7 +140,7 @@ def export_onnx(
     return _describe(target, data, parity)
 
 
-def described(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
+def describe(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
     """The user's own file, copied to a path byte for byte.
 
     Raises:

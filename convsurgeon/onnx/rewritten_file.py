@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from convsurgeon.base.errors import ExportError, OutputError
+from convsurgeon.base.errors import ExportError, WriteError
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.base.stale_files import scratch
 from convsurgeon.graph.example import Example
@@ -45,7 +45,7 @@ def write_checked(
 
     Raises:
         ExportError: a form has no counterpart in the file's operator set.
-        OutputError: the file exists, or cannot be written.
+        WriteError: the file exists, or cannot be written.
     """
     relative, sqnr_db = limits(network)
     with scratch() as folder:
@@ -69,16 +69,14 @@ def keep_original(network: OnnxNetwork, example: Example, target: Path, images: 
 
     Raises:
         ParityError: torch computes something else than the file.
-        OutputError: a file of weights would lie outside of the folder.
+        WriteError: a file of weights would lie outside of the folder.
     """
     source = network.source
     target.write_bytes(source.data)
     for place in source.places:
         copy = target.parent / place
         if not copy.resolve().is_relative_to(target.parent.resolve()):
-            raise OutputError(
-                f"{source.path}: its weights lie in {place}, outside of its folder; save it in one folder"
-            )
+            raise WriteError(f"{source.path}: its weights lie in {place}, outside of its folder; save it in one folder")
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.path.parent / place, copy)
     relative, sqnr_db = limits(network)

@@ -17,7 +17,7 @@ import torch
 from onnx import ModelProto, NodeProto
 from torch import nn
 
-from convsurgeon.base.errors import ExportError, described, first_line
+from convsurgeon.base.errors import ExportError, describe, first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import part_before
 from convsurgeon.graph.state import undisturbed, written
@@ -66,7 +66,7 @@ def _check_writes(model: nn.Module, example: Example) -> None:
     try:
         names = written(model, lambda: example.run(model))
     except Exception as error:  # the user's own forward
-        raise ExportError(f"{type(model).__name__}: does not run on the example: {described(error)}") from error
+        raise ExportError(f"{type(model).__name__}: does not run on the example: {describe(error)}") from error
     if names:
         raise ExportError(
             f"{names[0]}: the forward writes to this parameter, which no ONNX file does; "

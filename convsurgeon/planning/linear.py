@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import CaptureError, PolicyError, described, nearest
+from convsurgeon.base.errors import CaptureError, PolicyError, describe, nearest
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.linear import LinearAsConv
 from convsurgeon.graph.model_files import Model
@@ -104,7 +104,7 @@ def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tu
         except Exception as error:
             kind = type(model).__name__
             raise CaptureError(
-                f"linear_as_conv: {kind} does not run on an input of shape {inputs}: {described(error)}; pass an "
+                f"linear_as_conv: {kind} does not run on an input of shape {inputs}: {describe(error)}; pass an "
                 "example that model(...) accepts"
             ) from error
         finally:
@@ -134,7 +134,7 @@ def _check_same(made: nn.Module, inputs: Example, outputs: list[Tensor]) -> None
             found = floating(_placed(inputs, made).run(made))
     except Exception as error:  # whatever code around a layer reads of it
         raise CaptureError(
-            f"linear_as_conv: the model does not run with these layers as convs: {described(error)}; pass the names of "
+            f"linear_as_conv: the model does not run with these layers as convs: {describe(error)}; pass the names of "
             "the others"
         ) from error
     for one, two in zip(outputs, found, strict=True):

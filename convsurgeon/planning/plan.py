@@ -151,7 +151,7 @@ class Plan:
         """Writes the plan as JSON, whole or not at all.
 
         Raises:
-            OutputError: the file exists and `overwrite` is false, or cannot be written.
+            WriteError: the file exists and `overwrite` is false, or cannot be written.
         """
         with new_file(path, overwrite) as temporary:
             temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")

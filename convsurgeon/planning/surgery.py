@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from convsurgeon.base.errors import CaptureError, PlanError, described
+from convsurgeon.base.errors import CaptureError, PlanError, describe
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.graph.capture import capture
@@ -108,7 +108,7 @@ def swapped(model: nn.Module, new: dict[int, Any]) -> nn.Module:
         placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
     except Exception as error:
         raise CaptureError(
-            f"model: {type(model).__name__} cannot be copied ({described(error)}); "
+            f"model: {type(model).__name__} cannot be copied ({describe(error)}); "
             "copy.deepcopy(model) must work, and the model you pass is never changed in place"
         ) from error
     if any(id(module) not in placed for module in new.values()):

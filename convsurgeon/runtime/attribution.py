@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convsurgeon.base.errors import FormError, LatencyError, described
+from convsurgeon.base.errors import FormError, LatencyError, describe
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, is_known
 from convsurgeon.forms.form import Form
@@ -72,7 +72,7 @@ def reduce(raw: Raw, forms: Kinds = ()) -> Figures:
     try:
         return _reduced(raw, forms)
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:  # a form's own fields
-        raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
+        raise LatencyError(f"measurements: damaged ({describe(error)}); measure again") from error
 
 
 def of_precision(raw: Raw, precision: Precision) -> Raw:
@@ -91,7 +91,7 @@ def of_precision(raw: Raw, precision: Precision) -> Raw:
             if one["network"] in own or one["network"] not in raw["networks"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
-        raise LatencyError(f"measurements: damaged ({described(error)}); measure again") from error
+        raise LatencyError(f"measurements: damaged ({describe(error)}); measure again") from error
     return {**raw, "networks": networks, "samples": samples, "pruned": raw.get("pruned", [])}
 
 

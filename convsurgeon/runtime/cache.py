@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from convsurgeon.base.errors import OutputError, reason
+from convsurgeon.base.errors import WriteError, reason
 from convsurgeon.base.precision import Precision
 from convsurgeon.graph.capture import Capture
 from convsurgeon.onnx import standalone as measuring
@@ -42,14 +42,14 @@ def cache_file(folder: str | Path | None, network: str, threads: int, precision:
 
     Raises:
         LatencyError: no threads, or too many.
-        OutputError: the folder cannot be made.
+        WriteError: the folder cannot be made.
     """
     check_threads(threads)
     place = cache_folder() if folder is None else Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # a NUL in it
-        raise OutputError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
+        raise WriteError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
     here = {name: value for name, value in measuring.machine().items() if name != "load"}
     bits = [] if precision == "fp32" else [precision, _ROUNDED]  # files of older versions hold fp32
     key = json.dumps([measuring.FORMAT, network, here, threads, *bits], sort_keys=True)

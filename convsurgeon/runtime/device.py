@@ -59,7 +59,7 @@ def write_device_folder(
         ExportError: the model has no ONNX form.
         FormError: no conv takes any of the forms, or there are too many of them.
         LatencyError: a form that cannot be timed.
-        OutputError: the folder exists or cannot be written.
+        WriteError: the folder exists or cannot be written.
     """
     with new_folder(folder, overwrite, DEVICE_FOLDER) as draft:
         seen = capture(model, example)

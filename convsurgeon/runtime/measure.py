@@ -10,7 +10,7 @@ from typing import NoReturn
 from tqdm import tqdm
 
 from convsurgeon.base import processes as world
-from convsurgeon.base.errors import LatencyError, OutputError, reason
+from convsurgeon.base.errors import LatencyError, WriteError, reason
 from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.base.stale_files import clear_beside, scratch
 from convsurgeon.forms.catalogue import Kinds, kinds_of
@@ -179,7 +179,7 @@ def _timed(
         except measuring.MeasureError as error:
             raise LatencyError(str(error)) from error
         except OSError as error:
-            raise OutputError(
+            raise WriteError(
                 f"{target}: measurements cannot be kept ({reason(error)}); make room, or pass another cache"
             ) from error
 

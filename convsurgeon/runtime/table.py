@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from convsurgeon.base.errors import FormError, LatencyError, described, reason
+from convsurgeon.base.errors import FormError, LatencyError, describe, reason
 from convsurgeon.base.files import new_file, text_of
 from convsurgeon.base.precision import Precision
 from convsurgeon.base.tables import Table
@@ -173,7 +173,7 @@ class LatencyTable:
         """Writes the table as JSON.
 
         Raises:
-            OutputError: the file exists, or its folder is missing.
+            WriteError: the file exists, or its folder is missing.
         """
         with new_file(path, overwrite) as draft:
             draft.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -339,4 +339,4 @@ def _parsed(values: Any, forms: Kinds) -> LatencyTable:
             precision_in(values.get("precision", "fp32")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, FormError) as error:
-        raise LatencyError(f"is damaged ({described(error)}); measure again") from error
+        raise LatencyError(f"is damaged ({describe(error)}); measure again") from error

@@ -58,7 +58,7 @@ def measured_here(
     Raises:
         ExportError: the model has no ONNX form.
         LatencyError: a form, or the network, cannot be timed.
-        OutputError: there is no place for the cache.
+        WriteError: there is no place for the cache.
     """
     from convsurgeon.runtime.table import LatencyTable
 

@@ -18,7 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from convsurgeon.base import processes as world
-from convsurgeon.base.errors import BudgetError, CalibrationError, OutputError
+from convsurgeon.base.errors import BudgetError, CalibrationError, WriteError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.precision import Precision
 from convsurgeon.base.tables import Table, printable
@@ -109,7 +109,7 @@ class Sweep:
         Beside the MACs a second plot shows the milliseconds, where they are known.
 
         Raises:
-            OutputError: the file exists and `overwrite` is false, it cannot be written, or matplotlib is missing.
+            WriteError: the file exists and `overwrite` is false, it cannot be written, or matplotlib is missing.
         """
         check_drawable(path)
         from matplotlib.figure import Figure
@@ -143,12 +143,12 @@ def check_drawable(path: str | os.PathLike[str]) -> None:
     """Makes sure before long work that `Sweep.draw` can draw to a path.
 
     Raises:
-        OutputError: matplotlib is missing, or the file's ending is none it can write.
+        WriteError: matplotlib is missing, or the file's ending is none it can write.
     """
     if find_spec("matplotlib") is None:
-        raise OutputError(f"{path}: drawing needs matplotlib; pip install 'convsurgeon[plot]'")
+        raise WriteError(f"{path}: drawing needs matplotlib; pip install 'convsurgeon[plot]'")
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise OutputError(f"{path}: a plot is written as .png, .svg or .pdf; change the ending")
+        raise WriteError(f"{path}: a plot is written as .png, .svg or .pdf; change the ending")
 
 
 def sweep(

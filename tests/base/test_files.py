@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from convsurgeon.base import files
-from convsurgeon.base.errors import OutputError
+from convsurgeon.base.errors import WriteError
 from convsurgeon.base.files import new_file, new_folder, text_of
 from convsurgeon.base.stale_files import scratch
 
@@ -115,7 +115,7 @@ def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatc
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", second_fails)
-    with pytest.raises(OutputError, match=r"out: cannot be written \(No space left on device\)"):
+    with pytest.raises(WriteError, match=r"out: cannot be written \(No space left on device\)"):
         written(target, "new")
     assert read(target) == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -139,7 +139,7 @@ def test_a_folder_left_aside_comes_back(tmp_path: Path) -> None:
     target = tmp_path / "out"
     written(target, "old")
     target.rename(tmp_path / ".out.x.old")
-    with pytest.raises(OutputError, match="exists already"), new_folder(target, False, NAMES):
+    with pytest.raises(WriteError, match="exists already"), new_folder(target, False, NAMES):
         pass
     assert read(target) == "old"
     (tmp_path / ".out.x.old").mkdir()
@@ -150,7 +150,7 @@ def test_a_folder_left_aside_comes_back(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     message = r"out: cannot be written \(No space left on device\); choose another place$"
     for new in (new_file, new_folder):
-        with pytest.raises(OutputError, match=message), new(tmp_path / "out"):
+        with pytest.raises(WriteError, match=message), new(tmp_path / "out"):
             raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
 
@@ -200,15 +200,15 @@ def _write_and_open(target: Path, system: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
 def test_a_device_is_not_replaced_by_a_file() -> None:
-    with pytest.raises(OutputError, match="/dev/full: is a device or a pipe"), new_file("/dev/full", True):
+    with pytest.raises(WriteError, match="/dev/full: is a device or a pipe"), new_file("/dev/full", True):
         pass
-    with pytest.raises(OutputError, match="/dev/full: is not a folder"), new_folder("/dev/full", True):
+    with pytest.raises(WriteError, match="/dev/full: is not a folder"), new_folder("/dev/full", True):
         pass
 
 
 @pytest.mark.parametrize("write", [new_file, new_folder])
 def test_a_name_with_a_nul_is_a_line(write: Callable[[str], AbstractContextManager[Path]]) -> None:
-    with pytest.raises(OutputError, match=r"'a\\x00b': no file has a NUL in its name"), write("a\0b"):
+    with pytest.raises(WriteError, match=r"'a\\x00b': no file has a NUL in its name"), write("a\0b"):
         pass
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon import cli
-from convsurgeon.base.errors import CalibrationError, ExportError, LoadError, OutputError, ParityError
+from convsurgeon.base.errors import CalibrationError, ExportError, LoadError, ParityError, WriteError
 from convsurgeon.base.files import BUNDLE
 from convsurgeon.bundle import networks as models
 from convsurgeon.bundle import variants
@@ -260,7 +260,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         export(result, out, fp16=True)
     assert not list(tmp_path.iterdir())
     export(result, out)
-    with pytest.raises(OutputError, match="exists already"):
+    with pytest.raises(WriteError, match="exists already"):
         export(result, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(ParityError, match="not written"):

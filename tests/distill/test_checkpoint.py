@@ -142,12 +142,12 @@ def test_a_full_disk_is_a_line_and_the_old_checkpoint_stays(
     folder = RunFolder(tmp_path / "run")
     with (
         full_disk(4096),
-        pytest.raises(cs.OutputError, match=r"last\.pt: cannot be written \(File too large\); choose another place"),
+        pytest.raises(cs.WriteError, match=r"last\.pt: cannot be written \(File too large\); choose another place"),
     ):
         folder.save({"weights": torch.zeros(10_000)}, [])
     assert (tmp_path / "run" / "last.pt").read_bytes() == checkpoint
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["last.pt"]
-    with full_disk(4096), pytest.raises(cs.OutputError, match=r"last\.pt: cannot be written"):
+    with full_disk(4096), pytest.raises(cs.WriteError, match=r"last\.pt: cannot be written"):
         _recover(converted, run=tmp_path / "other", epochs=1)
 
 
@@ -166,12 +166,12 @@ def test_the_second_process_in_a_folder_is_told(converted: cs.Result, tmp_path: 
     with subprocess.Popen([sys.executable, "-c", AT_WORK, str(tmp_path / "run")], **pipes) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "at work\n"
-        with pytest.raises(cs.OutputError, match="run: another recovery is at work in it; wait, or choose another"):
+        with pytest.raises(cs.WriteError, match="run: another recovery is at work in it; wait, or choose another"):
             _recover(converted, run=tmp_path / "run", resume=True)
         other.communicate("\n")
     assert _recover(converted, run=tmp_path / "run", resume=True, epochs=1).changes  # it is gone: nothing is in the way
 
 
 def test_a_folder_with_a_nul_in_its_name_is_a_line() -> None:
-    with pytest.raises(cs.OutputError, match=r"cannot be made \(embedded null byte\); choose another place"):
+    with pytest.raises(cs.WriteError, match=r"cannot be made \(embedded null byte\); choose another place"):
         RunFolder("a\0b")

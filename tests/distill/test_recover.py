@@ -408,7 +408,7 @@ def test_ten_interruptions_change_no_bit(options: dict[str, Any], tmp_path: Path
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path, converted: cs.Result) -> None:
     first = _recover(converted, run=tmp_path / "run")
-    with pytest.raises(cs.OutputError, match="holds a run already"):
+    with pytest.raises(cs.WriteError, match="holds a run already"):
         _recover(converted, run=tmp_path / "run")
     again = _recover(converted, run=tmp_path / "run", resume=True)
     assert _same(first.model, again.model)

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import ExportError, OutputError, ParityError
+from convsurgeon.base.errors import ExportError, ParityError, WriteError
 from convsurgeon.int8.equalise import equalise
 from convsurgeon.int8.quantize import convert_fp16, quantize_int8
 from convsurgeon.onnx.export import export_onnx
@@ -174,7 +174,7 @@ def test_refusals(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"plain\.onnx: cannot be run on the calibration: "):
         quantize_int8(plain, target, torch.zeros(1, 5, 12, 12))
     target.write_bytes(b"old")
-    with pytest.raises(OutputError, match="exists already; pass overwrite=True"):
+    with pytest.raises(WriteError, match="exists already; pass overwrite=True"):
         quantize_int8(plain, target, images())
     assert target.read_bytes() == b"old"
 

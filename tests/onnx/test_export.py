@@ -16,7 +16,7 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import CaptureError, ExportError, OutputError, ParityError
+from convsurgeon.base.errors import CaptureError, ExportError, ParityError, WriteError
 from convsurgeon.onnx import export as export_module
 from convsurgeon.onnx.export import OnnxFile, export_onnx
 from convsurgeon.onnx.metadata import state_sha256
@@ -341,7 +341,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_work")
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"net.onnx: exists already; pass overwrite=True"):
+    with pytest.raises(WriteError, match=r"net.onnx: exists already; pass overwrite=True"):
         export_onnx(net(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").read_bytes() == b"old"
 
@@ -349,11 +349,11 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_work")
 def test_a_missing_folder_a_file_as_folder_and_a_folder_as_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OutputError, match="nowhere: no such folder"):
+    with pytest.raises(WriteError, match="nowhere: no such folder"):
         export_onnx(net(), torch.zeros(IMAGE), tmp_path / "nowhere" / "net.onnx")
-    with pytest.raises(OutputError, match="file: no such folder"):
+    with pytest.raises(WriteError, match="file: no such folder"):
         export_onnx(net(), torch.zeros(IMAGE), tmp_path / "file" / "net.onnx")
-    with pytest.raises(OutputError, match="is a folder; name a file"):
+    with pytest.raises(WriteError, match="is a folder; name a file"):
         export_onnx(net(), torch.zeros(IMAGE), tmp_path)
 
 
@@ -363,7 +363,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)  # the superuser may write anywhere, so chmod proves nothing
-    with pytest.raises(OutputError, match=r"net.onnx: cannot be written \(Permission denied\); choose another place$"):
+    with pytest.raises(WriteError, match=r"net.onnx: cannot be written \(Permission denied\); choose another place$"):
         export_onnx(net(), torch.zeros(IMAGE), tmp_path / "net.onnx")
 
 

@@ -231,7 +231,7 @@ def test_weights_outside_stay_outside(tmp_path: Path) -> None:
     feed = feed_of(path)
     assert np.isfinite(run(bundle.folder / "model.onnx", feed)[0]).all()
     (tmp_path / "again.onnx.data").write_bytes(b"mine")
-    with pytest.raises(cs.OutputError, match="exists already"):
+    with pytest.raises(cs.WriteError, match="exists already"):
         cs.export_onnx(result.model, None, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx.data").read_bytes() == b"mine"
     assert not (tmp_path / "again.onnx").exists()

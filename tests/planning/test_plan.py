@@ -28,7 +28,7 @@ PLAN = cs.plan(nets.Shared().eval(), X, forms=[cs.DepthwiseSeparable(rank=2), cs
 def test_a_plan_survives_json(tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     assert cs.Plan.load(tmp_path / "plan.json") == PLAN
-    with pytest.raises(cs.OutputError, match=r"plan.json: exists already; pass overwrite=True"):
+    with pytest.raises(cs.WriteError, match=r"plan.json: exists already; pass overwrite=True"):
         PLAN.save(tmp_path / "plan.json")
     PLAN.save(tmp_path / "plan.json", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]

@@ -147,7 +147,7 @@ def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) ->
 def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
     table.save(tmp_path / "table.json")
     assert cs.LatencyTable.load(tmp_path / "table.json") == table
-    with pytest.raises(cs.OutputError, match="exists already"):
+    with pytest.raises(cs.WriteError, match="exists already"):
         table.save(tmp_path / "table.json")
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path:
 def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
     with (
         full_disk(0),
-        pytest.raises(cs.OutputError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
+        pytest.raises(cs.WriteError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
     ):
         cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

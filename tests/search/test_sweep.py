@@ -47,9 +47,9 @@ def test_the_curve_is_drawn_whole_or_not_at_all(kind: str, tmp_path: Path) -> No
     found = _swept()
     found.draw(path)
     assert path.stat().st_size > 1000
-    with pytest.raises(cs.OutputError, match="exists already"):
+    with pytest.raises(cs.WriteError, match="exists already"):
         found.draw(path)
-    with pytest.raises(cs.OutputError, match="change the ending"):
+    with pytest.raises(cs.WriteError, match="change the ending"):
         found.draw(tmp_path / "curve.txt")
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 

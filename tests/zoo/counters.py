@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
-from convsurgeon.base.errors import described
+from convsurgeon.base.errors import describe
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import Row
 
@@ -103,7 +103,7 @@ def check_counter(case: Case, counter: str) -> Row:
         with torch.no_grad():
             row |= COUNTERS[counter](model, example, seen)
     except Exception as error:  # whatever it raises
-        return row | {"status": f"crash: {described(error)[:140]}"}
+        return row | {"status": f"crash: {describe(error)[:140]}"}
     return row | {"status": row["why"] or "ok"}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convsurgeon.base.errors import described
+from convsurgeon.base.errors import describe
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import HEARD, ROUNDING, Row, difference
 from tests.zoo.choose import dense
@@ -52,7 +52,7 @@ def check_peer(case: Case, peer: str) -> Row:
             converted, row["converted"] = PEERS[peer](model)
         row["error"] = difference(model, converted.eval(), example)
     except Exception as error:  # whatever it raises
-        return row | {"status": f"crash: {described(error)[:140]}"}
+        return row | {"status": f"crash: {describe(error)[:140]}"}
     right = row["error"] <= ROUNDING
     row["status"] = "ok" if right and row["converted"] else ("nothing converted" if right else "another output")
     return row | {"seconds": round(time.perf_counter() - start, 1), "heard": row["error"] > HEARD}
