@@ -1,13 +1,10 @@
-"""What a budget wants to know of milliseconds, without loading the runtime that measures them.
-
-A `LatencyTable` is a `Latencies` and a `Timer`; so is any object that answers the same questions.
-"""
+"""What a search asks about milliseconds, without loading the runtime that measures them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.form import Form
@@ -18,61 +15,61 @@ GAIN = 1.1
 """A layer changes for speed only where the table says that it gets this much faster."""
 
 
+@dataclass(frozen=True)
+class NetworkTime:
+    """What a whole converted network took, scaled so that the dense network takes the table's `total_ms`."""
+
+    total_ms: float
+    sites: Mapping[str, float]
+    """Milliseconds of the changed sites in this network."""
+    spread: float = 0.0
+    """Half the range of `total_ms` over the passes, as a share of it."""
+
+
 class Latencies(Protocol):
-    """Measured milliseconds: of a site as it is (`form` None) or in a form, and of the whole network."""
+    """Milliseconds of every site as it is (`form` None) and in other forms, and of the whole network.
+
+    A `LatencyTable` is one. So is any object that answers the same questions, for instance one of made-up times.
+    """
 
     @property
     def total_ms(self) -> float:
-        """The network as it is."""
+        """Return the milliseconds of the dense network."""
         ...
 
     def has(self, site: str, form: Form | None) -> bool:
-        """Whether this was measured."""
+        """Return whether this was measured."""
         ...
 
     def ms(self, site: str, form: Form | None) -> float:
-        """Milliseconds of a site."""
+        """Return the milliseconds of a site."""
+        ...
+
+    def time(
+        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool
+    ) -> tuple[NetworkTime, ...] | None:
+        """Time the whole network of every plan; None where that is not possible here.
+
+        Args:
+            seen: the dense network, captured.
+            plans: what to make of it.
+            all_cores: with all cores of the machine, in place of the table's threads.
+            progress: whether a bar appears.
+        """
         ...
 
 
 def precision_of(table: Latencies) -> Precision:
-    """Of the networks that a table was measured in; one that does not say is of fp32."""
+    """Return the precision that a table was measured in; a table that does not say is of fp32."""
     found: Precision = getattr(table, "precision", "fp32")
     return found
 
 
 def beside(precision: Precision) -> str:
-    """What a speed-up is held against, in words, where that is not the original itself."""
+    """Return what a speed-up compares with, in words, where that is not the original itself."""
     return "" if precision == "fp32" else f" in {precision} as the original in {precision}"
 
 
 def pays(table: Latencies, site: str, form: Form) -> bool:
-    """Whether a form is clearly faster than the site as it is."""
+    """Return whether a form is clearly faster than the site as it is."""
     return table.has(site, form) and table.ms(site, None) >= GAIN * table.ms(site, form)
-
-
-@dataclass(frozen=True)
-class Whole:
-    """What a whole converted network took, as milliseconds of a machine on which the original takes the table's."""
-
-    total_ms: float
-    sites: Mapping[str, float]
-    """Of these the changed sites, each in the company of the others."""
-    spread: float = 0.0
-    """Half the range of `total_ms` over the passes, as a share of it."""
-
-
-Stopwatch = Callable[[Sequence[Plan]], tuple[Whole, ...]]
-"""What each plan's network takes, here and now."""
-
-
-@runtime_checkable
-class Timer(Protocol):
-    """A table that can also time whole networks."""
-
-    def stopwatch(self, seen: Capture, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
-        """Times the networks of plans of a model, with as many threads as the table or with all cores.
-
-        None where it was not this machine that the table is of, or where the table has all cores already.
-        """
-        ...

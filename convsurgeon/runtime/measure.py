@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
+from weakref import WeakKeyDictionary
 
+from torch import nn
 from tqdm import tqdm
 
 from convsurgeon.base import processes as world
@@ -25,10 +27,12 @@ from convsurgeon.runtime.cache import fingerprint
 from convsurgeon.runtime.candidate_folder import Candidate, write_folder
 from convsurgeon.runtime.candidate_graph import Skeleton, obstacle, skeleton
 from convsurgeon.runtime.candidates import distinct, timeable, uncovered
-from convsurgeon.runtime.latencies import Whole
+from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.runtime.prune import cheapest, hopeless, without
 
 _QUIET_S = 2.0
+_EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
+"""Captured graph -> its skeleton: a search times several networks of one model, and an export takes seconds."""
 
 
 def measure_whole(
@@ -67,8 +71,11 @@ def exported(seen: Capture, progress: bool) -> Skeleton:
     Raises:
         ExportError: the model has no ONNX form.
     """
-    with _bar(1, "exporting", progress):
-        return skeleton(exported_graph(seen.model, seen.example), seen.sites)
+    found = _EXPORTED.get(seen.graph)
+    if found is None:
+        with _bar(1, "exporting", progress):
+            found = _EXPORTED[seen.graph] = skeleton(exported_graph(seen.model, seen.example), seen.sites)
+    return found
 
 
 def measured_wholes(
@@ -79,7 +86,7 @@ def measured_wholes(
     passes: int,
     precision: Precision,
     progress: bool,
-) -> tuple[float, tuple[Whole, ...]]:
+) -> tuple[float, tuple[NetworkTime, ...]]:
     """`measure_whole` for a model that is exported already, with what each changed site takes in each network."""
     made = [
         Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}), precision)
@@ -92,18 +99,20 @@ def measured_wholes(
         raw = measured(seen, bare, changing, place, threads, passes, progress, precision, kinds=kinds)
     for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
-    found = {DENSE: Whole(reduce(raw, kinds).total_ms, {})} | {one.key: _whole(raw, one, kinds) for one in changing}
+    found = {DENSE: NetworkTime(reduce(raw, kinds).total_ms, {})} | {
+        one.key: _whole(raw, one, kinds) for one in changing
+    }
     return found[DENSE].total_ms, tuple(found[one.key if one.chosen else DENSE] for one in made)
 
 
-def _whole(raw: measuring.Raw, one: Candidate, kinds: Kinds) -> Whole:
+def _whole(raw: measuring.Raw, one: Candidate, kinds: Kinds) -> NetworkTime:
     """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
     alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
     figures = reduce({**raw, "samples": alone}, kinds)
     total_ms = figures.networks[one.label]
     shares = [sample["total_ms"] / sample["dense_ms"] for sample in alone if sample["network"] == one.key]
     spread = (max(shares) - min(shares)) / 2 * figures.total_ms / total_ms
-    return Whole(total_ms, {row.site: row.ms for row in figures.rows if row.form is not None}, spread)
+    return NetworkTime(total_ms, {row.site: row.ms for row in figures.rows if row.form is not None}, spread)
 
 
 def measured(

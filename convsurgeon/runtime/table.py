@@ -35,7 +35,7 @@ from convsurgeon.planning.policy import Predicate
 from convsurgeon.runtime.attribution import Row, familiar, of_precision, reduce
 from convsurgeon.runtime.cache import cache_file, fingerprint
 from convsurgeon.runtime.candidates import fitting, uncovered
-from convsurgeon.runtime.latencies import Stopwatch, Whole
+from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.runtime.measure import exported, measured, measured_wholes
 from convsurgeon.runtime.values import check_precision, count, number, precision_in
 
@@ -221,38 +221,40 @@ class LatencyTable:
         gains = (self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
         return self.total_ms - sum(gains)
 
-    def stopwatch(self, seen: Capture, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
-        """What times the whole network of every plan, for confirming what the table predicts.
+    def time(
+        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool
+    ) -> tuple[NetworkTime, ...] | None:
+        """Time the whole network of every plan, to confirm what the table predicts.
 
         Args:
             seen: the dense network, captured.
-            progress: whether a bar appears when it takes longer than two seconds.
+            plans: what to make of it.
             all_cores: with as many threads as this machine has cores, in place of the table's.
+            progress: whether a bar appears when it takes longer than two seconds.
 
         Returns:
-            Plans -> milliseconds, scaled to a machine on which the dense network takes `total_ms`: other work may have
-            slowed one of the two measurements; a plan that changes a conv that cannot be timed is a LatencyError. None
-            if the table was measured on another machine or with another input, or with all cores already.
+            Times scaled to a machine on which the dense network takes `total_ms`, because other work may have slowed
+            one of the two measurements. None if the table was measured on another machine or with another input, or
+            has all cores already.
 
         Raises:
             ExportError: the model has no ONNX form.
+            LatencyError: a plan changes a conv that cannot be timed.
         """
         if not measuring.same_machine(dict(self.machine), measuring.machine()) or str(seen.example) != self.example:
             return None
         threads = int(self.machine["cores"]) if all_cores else self.threads
         if all_cores and threads == self.threads:
             return None
-        bare = exported(seen, progress)
-
-        def timed(plans: Sequence[Plan]) -> tuple[Whole, ...]:
-            dense_ms, found = measured_wholes(seen, bare, plans, threads, max(1, self.passes), self.precision, progress)
-            scale = self.total_ms / dense_ms
-            return tuple(
-                Whole(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
-                for one in found
-            )
-
-        return timed
+        passes = max(1, self.passes)
+        dense_ms, found = measured_wholes(
+            seen, exported(seen, progress), plans, threads, passes, self.precision, progress
+        )
+        scale = self.total_ms / dense_ms
+        return tuple(
+            NetworkTime(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
+            for one in found
+        )
 
     @property
     def table(self) -> Table:

@@ -16,7 +16,7 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
-from convsurgeon.runtime.latencies import Latencies, Stopwatch, Timer, Whole
+from convsurgeon.runtime.latencies import Latencies, NetworkTime
 from convsurgeon.search.choice import Errors, Problem, predicted
 
 TOLERANCE = 0.03
@@ -74,7 +74,7 @@ class Corrected:
     factor: float
 
     @staticmethod
-    def by(table: Latencies, plan: Plan, whole: Whole) -> Corrected:
+    def by(table: Latencies, plan: Plan, whole: NetworkTime) -> Corrected:
         """The table that predicts what was measured."""
         changes = plan.changes.values()
         others = table.total_ms - sum(table.ms(change.name, None) for change in changes)
@@ -104,6 +104,12 @@ class Corrected:
             return self.table.ms(site, None)
         return self.found.get((site, form.label), self.ratios.get(site, self.factor) * self.table.ms(site, form))
 
+    def time(
+        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool
+    ) -> tuple[NetworkTime, ...] | None:
+        """Times whole networks as the table does."""
+        return self.table.time(seen, plans, all_cores=all_cores, progress=progress)
+
 
 @dataclass(frozen=True)
 class _Tried:
@@ -127,13 +133,13 @@ def confirmed(task: Problem, name: str, errors: Errors, plan: Plan, progress: bo
         The last plan that is what was asked for, or the fastest where none is; and every network that was timed. None
         was where the table cannot time whole networks, or is another machine's.
     """
-    timed = stopwatch(task.seen, task.table, progress)
+    clock = task.table
     tried: list[_Tried] = []
     limit_ms = task.limits.get("latency", float("inf"))
-    for number in range(1, ROUNDS + 1 if timed else 1):
-        assert timed is not None
-        assert task.table is not None
-        (whole,) = timed([plan])
+    for number in range(1, ROUNDS + 1):
+        whole = time_plan(clock, task.seen, plan, progress)
+        if whole is None or task.table is None:
+            break
         tried.append(_Tried(plan, timing(name, number, limit_ms, task.table, plan, whole)))
         if tried[-1].timing.agrees:
             break
@@ -145,26 +151,17 @@ def confirmed(task: Problem, name: str, errors: Errors, plan: Plan, progress: bo
     return _best(tried) if tried else (plan, ())
 
 
-def stopwatch(seen: Capture, table: Latencies | None, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
-    """What times whole networks, if the table can do that here; of several processes the first does it for all."""
-    if not isinstance(table, Timer):
+def time_plan(
+    table: Latencies | None, seen: Capture, plan: Plan, progress: bool, *, all_cores: bool = False
+) -> NetworkTime | None:
+    """Time the whole network of a plan, if the table can do that here; of several processes the first does it."""
+    if table is None:
         return None
-    own: list[Stopwatch] = []  # in the first process alone
-
-    def find() -> bool:
-        own.extend(filter(None, [table.stopwatch(seen, progress, all_cores=all_cores)]))
-        return bool(own)
-
-    if not world.shared(find):
-        return None
-
-    def shared(plans: Sequence[Plan]) -> tuple[Whole, ...]:
-        return world.shared(lambda: own[0](plans))
-
-    return shared
+    found = world.shared(lambda: table.time(seen, [plan], all_cores=all_cores, progress=progress))
+    return found[0] if found else None
 
 
-def timing(name: str, number: int, limit_ms: float, table: Latencies, plan: Plan, whole: Whole) -> Timing:
+def timing(name: str, number: int, limit_ms: float, table: Latencies, plan: Plan, whole: NetworkTime) -> Timing:
     """What a table promised of a plan, beside what its whole network took."""
     slower = [site for site, ms in whole.sites.items() if ms > table.ms(site, None)]
     return Timing(

@@ -23,7 +23,7 @@ from convsurgeon.runtime.latencies import Latencies, beside, pays
 from convsurgeon.search.bracket import Bracket
 from convsurgeon.search.budget import Budget
 from convsurgeon.search.choice import distinct, predicted, problem
-from convsurgeon.search.confirm import ROUNDS, Timing, stopwatch, timing
+from convsurgeon.search.confirm import ROUNDS, Timing, time_plan, timing
 from convsurgeon.search.limit import Limit, measured
 from convsurgeon.search.trial import Appraised, contest, trial
 
@@ -165,10 +165,10 @@ def _told(one: Attempt, limit: Limit) -> str:
 def _clocked(rated: Appraised, table: Latencies, best: _Found, progress: bool) -> tuple[Plan, tuple[Timing, ...], str]:
     """The plan without layers that are slower in company, what was timed, and why it is not to be taken, if so."""
     plan, timings = best.plan, []
-    timed = stopwatch(rated.seen, table, progress)
-    for number in range(1, ROUNDS + 1 if timed else 1):
-        assert timed is not None
-        (whole,) = timed([plan])
+    for number in range(1, ROUNDS + 1):
+        whole = time_plan(table, rated.seen, plan, progress)
+        if whole is None:
+            break
         timings.append(timing(best.attempt.measure, number, math.inf, table, plan, whole))
         if not timings[-1].slower:
             break
@@ -185,10 +185,10 @@ def _clocked(rated: Appraised, table: Latencies, best: _Found, progress: bool) -
 
 def _with_all_cores(rated: Appraised, table: Latencies, plan: Plan, progress: bool) -> str:
     """Why a plan that is worth it with the table's threads is not to be taken: with all cores it is slower."""
-    timed = stopwatch(rated.seen, table, progress, all_cores=True)
-    if timed is None:
+    whole = time_plan(table, rated.seen, plan, progress, all_cores=True)
+    if whole is None:
         return ""
-    speed = table.total_ms / timed([plan])[0].total_ms
+    speed = table.total_ms / whole.total_ms
     return f"the best plan is {speed:.2f} times as fast with all cores, that is slower" if speed < 1 else ""
 
 

@@ -140,8 +140,8 @@ def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) ->
     assert taken.measured_ms > 0
     assert taken.dense_ms == table.total_ms
     elsewhere = dataclasses.replace(table, machine={**table.machine, "cpu": "another"})
-    assert elsewhere.stopwatch(cs.capture(_net(), EXAMPLE), progress=False) is None
-    assert table.stopwatch(cs.capture(_net(), EXAMPLE[..., :12]), progress=False) is None
+    assert elsewhere.time(cs.capture(_net(), EXAMPLE), [result.plan], progress=False) is None
+    assert table.time(cs.capture(_net(), EXAMPLE[..., :12]), [result.plan], progress=False) is None
 
 
 def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class Table:
         dense = {"0": 2.0, "2": 3.0, "5": 4.0}[site]
         return dense if form is None else dense * (1.2 if site == "2" else 0.2 * int(getattr(form, "rank", 1)))
 
+    def time(self, *_: object, **__: object) -> None:
+        return None
+
 
 @pytest.mark.parametrize(
     ("text", "budget"),

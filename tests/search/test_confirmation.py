@@ -10,7 +10,7 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon.graph.capture import Capture
-from convsurgeon.runtime.latencies import Stopwatch, Whole
+from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.search.choice import predicted
 from convsurgeon.search.confirm import ROUNDS, Corrected
 from tests.search.chain import DENSE, net
@@ -26,7 +26,6 @@ class Table:
     company: dict[str, float]
     total_ms: float = 10.0
     timed: int = 0
-    exported: int = 0
     spread: float = 0.0
     elsewhere: bool = False
 
@@ -36,17 +35,15 @@ class Table:
     def ms(self, site: str, form: cs.Form | None) -> float:
         return DENSE[site] * (1.0 if form is None else 0.1 * int(getattr(form, "rank", 1)))
 
-    def stopwatch(self, seen: Capture, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
-        self.exported += 1
-        return None if self.elsewhere else self._wholes
+    def time(
+        self, seen: Capture, plans: Sequence[cs.Plan], *, all_cores: bool = False, progress: bool
+    ) -> tuple[NetworkTime, ...] | None:
+        self.timed += not self.elsewhere
+        return None if self.elsewhere else tuple(self._whole(plan) for plan in plans)
 
-    def _wholes(self, plans: Sequence[cs.Plan]) -> tuple[Whole, ...]:
-        self.timed += 1
-        return tuple(self._whole(plan) for plan in plans)
-
-    def _whole(self, plan: cs.Plan) -> Whole:
+    def _whole(self, plan: cs.Plan) -> NetworkTime:
         sites = {name: self.company[name] * self.ms(name, change.form) for name, change in plan.changes.items()}
-        return Whole(self.total_ms - sum(DENSE[name] for name in sites) + sum(sites.values()), sites, self.spread)
+        return NetworkTime(self.total_ms - sum(DENSE[name] for name in sites) + sum(sites.values()), sites, self.spread)
 
 
 def _converted(table: Table, **budget: float | str) -> cs.Result:
@@ -102,7 +99,6 @@ def test_the_fastest_stands_where_the_whole_never_keeps_the_budget() -> None:
     table = Table(dict.fromkeys(DENSE, 4.0))
     result = _converted(table, latency=0.2)
     assert table.timed <= ROUNDS
-    assert table.exported == 1
     (taken,) = (timing for timing in result.timings if timing.taken)
     assert not taken.kept
     assert taken.measured_ms == min(timing.measured_ms for timing in result.timings)
@@ -119,7 +115,7 @@ def test_a_corrected_table_predicts_what_was_measured() -> None:
     plan = cs.plan(net(), EXAMPLE, forms=FORMS, policy=cs.everything())
     whole = table._whole(plan)
     for total_ms in (whole.total_ms, whole.total_ms + 0.2):  # what the neighbours add is theirs, too
-        once = Corrected.by(table, plan, Whole(total_ms, whole.sites))
+        once = Corrected.by(table, plan, NetworkTime(total_ms, whole.sites))
         assert predicted(once, plan) == pytest.approx(total_ms)
-        again = Corrected.by(once, plan, Whole(total_ms + 0.1, whole.sites))
+        again = Corrected.by(once, plan, NetworkTime(total_ms + 0.1, whole.sites))
         assert predicted(again, plan) == pytest.approx(total_ms + 0.1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.fit.residual import added_share
 from convsurgeon.graph.capture import Capture
-from convsurgeon.runtime.latencies import Stopwatch, Whole
+from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.search import scores as rating
 from convsurgeon.search.fastest import EVALUATIONS, WORTH
 from convsurgeon.search.limit import ALLOWED_ADDED, Limit, limit_of
@@ -47,13 +47,15 @@ class Table:
     def ms(self, site: str, form: cs.Form | None) -> float:
         return DENSE[site] * (1.0 if form is None else self.each * int(getattr(form, "rank", 1)))
 
-    def stopwatch(self, seen: Capture, progress: bool, *, all_cores: bool = False) -> Stopwatch | None:
-        return lambda plans: tuple(self._whole(plan, self.cores if all_cores else 1.0) for plan in plans)
+    def time(
+        self, seen: Capture, plans: Sequence[cs.Plan], *, all_cores: bool = False, progress: bool
+    ) -> tuple[NetworkTime, ...] | None:
+        return tuple(self._whole(plan, self.cores if all_cores else 1.0) for plan in plans)
 
-    def _whole(self, plan: cs.Plan, times: float) -> Whole:
+    def _whole(self, plan: cs.Plan, times: float) -> NetworkTime:
         slow = dict(zip(DENSE, self.company, strict=True))
         sites = {name: slow[name] * self.ms(name, change.form) for name, change in plan.changes.items()}
-        return Whole(times * (10.0 - sum(DENSE[name] for name in sites) + sum(sites.values())), sites)
+        return NetworkTime(times * (10.0 - sum(DENSE[name] for name in sites) + sum(sites.values())), sites)
 
 
 def _nearness(model: nn.Module) -> float:

@@ -66,6 +66,9 @@ class Milliseconds:
     def ms(self, site: str, form: cs.Form | None) -> float:
         return 1.0 if form is None else 0.5
 
+    def time(self, *_: object, **__: object) -> None:
+        return None
+
 
 def test_milliseconds_stand_beside_the_macs_where_they_are_known(tmp_path: Path) -> None:
     found = _swept(latencies=Milliseconds(), shares=(0.9,))

@@ -1,0 +1,112 @@
+"""Where a network will run: threads, precision and the milliseconds of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.precision import PRECISIONS, Precision
+from convsurgeon.forms.catalogue import Kinds
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture
+from convsurgeon.graph.example import Example
+from convsurgeon.planning.policy import Predicate
+from convsurgeon.runtime.latencies import Latencies, precision_of
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """onnxruntime on this machine, or on the device that a file of measurements comes from.
+
+    Args:
+        threads: of onnxruntime.
+        precision: of the file that ships: "fp32" or "int8".
+        provider: onnxruntime's execution provider.
+        cache: folder of earlier measurements; the user's cache folder if not given.
+        table: milliseconds measured before, a `LatencyTable` or anything that answers the same questions.
+
+    Raises:
+        LatencyError: the precision is not one of the two, or the table is of the other one.
+    """
+
+    threads: int = 1
+    precision: Precision = "fp32"
+    provider: str = "CPUExecutionProvider"
+    cache: str | Path | None = None
+    table: Latencies | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise LatencyError(f"precision={self.precision!r}: pass one of {', '.join(PRECISIONS)}")
+        if self.table is not None and (found := precision_of(self.table)) != self.precision:
+            raise LatencyError(
+                f"precision={self.precision!r}: the table was measured in {found}; pass precision={found!r}, or "
+                f"measure a table in {self.precision}"
+            )
+
+    @staticmethod
+    def load(path: str | Path, *, precision: Precision = "fp32", forms: Kinds = ()) -> Runtime:
+        """Read the `device.json` of a device, or a table that `LatencyTable.save` wrote.
+
+        Args:
+            path: of the file.
+            precision: that is wanted of it.
+            forms: kinds of form that may be in it beside those of the package.
+
+        Raises:
+            LatencyError: the file is neither, is damaged, or does not hold this precision.
+        """
+        from convsurgeon.runtime.table import LatencyTable  # loads onnx and onnxruntime
+
+        table = LatencyTable.load(path, forms, precision=precision)
+        return Runtime(threads=table.threads, precision=precision, table=table)
+
+    def measure(
+        self, seen: Capture, forms: Sequence[Form], policy: Predicate | None = None, *, progress: bool = True
+    ) -> Latencies:
+        """Return the milliseconds of every site in every form: measured here, read from the cache, or the given table.
+
+        Args:
+            seen: the dense network, captured.
+            forms: candidates for every site.
+            policy: which sites may be changed; by default all but the stem.
+            progress: whether a bar appears when it takes longer than two seconds.
+
+        Raises:
+            ExportError: the model has no ONNX form.
+            LatencyError: a form, or the network, cannot be timed.
+            OutputError: there is no place for the cache.
+        """
+        if self.table is not None:
+            return self.table
+        from convsurgeon.runtime.table import LatencyTable  # loads onnx and onnxruntime
+
+        return LatencyTable.of(
+            seen,
+            forms,
+            policy,
+            threads=self.threads,
+            precision=self.precision,
+            cache=self.cache,
+            progress=progress,
+        )
+
+    def deployed(self, model: nn.Module, batches: Sequence[Example]) -> nn.Module:
+        """Return a model that computes what the file that ships computes: itself in fp32, the int8 network in int8.
+
+        Args:
+            model: in float; it stays as it is.
+            batches: of the calibration set, for the ranges of int8.
+
+        Raises:
+            ExportError: the model has no ONNX form, or the quantiser fails on it.
+        """
+        if self.precision == "fp32":
+            return model
+        from convsurgeon.int8.module import as_int8  # loads onnx and onnxruntime
+
+        return as_int8(model, batches)
