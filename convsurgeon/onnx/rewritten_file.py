@@ -136,12 +136,12 @@ def _weight(network: OnnxNetwork, path: str, name: str, known: TensorProto | Non
 
 def _write_margin(node: Any, owner: Owner) -> None:
     """`auto_pad` as the numbers that it means on the example."""
-    if not owner.margins:
+    if owner.padding is None:
         return
     kept = [item for item in node.attribute if item.name not in ("auto_pad", "pads")]
     del node.attribute[:]
     node.attribute.extend(kept)
-    pads = owner.margins[owner.outputs.index(node.output[0])]
+    pads = owner.padding.amounts(owner.size(node.output[0]))
     node.attribute.add(name="pads", ints=pads, type=7)  # AttributeProto.INTS
 
 

@@ -14,7 +14,7 @@ from onnx import NodeProto, helper
 from torch import nn
 
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, margin_of, sharing, window_of
+from convsurgeon.onnxnet.convs import ConvParts, conv_key, conv_parts, sharing
 from convsurgeon.onnxnet.engine import Array, to_torch
 from convsurgeon.onnxnet.naming import Names, conv_name, path_of
 from convsurgeon.onnxnet.network import PLUS, Entry, OnnxNetwork, Owner, Port, Step, fingerprint
@@ -177,14 +177,13 @@ class _Builder:
         weight, shape = self.values.array(node.input[1]), self.values.shape(node.input[0])
         assert weight is not None
         assert shape is not None
-        known = self.owners.get(path) or Owner((), str(weight.dtype), (), fingerprint(parts.conv))
-        margins = known.margins
-        if parts.margin is not None:
-            margins = (*margins, margin_of(parts.margin, shape[2:]))
         open_sizes = any(axis for port in self.ports for axis, _ in port.open)
-        window = window_of(parts.margin) if open_sizes or len(set(margins)) > 1 else ()
-        outputs = (*known.outputs, node.output[0])
-        self.owners[path] = dataclasses.replace(known, outputs=outputs, margins=margins, window=window)
+        padding = None if parts.before is None else parts.before.padding
+        known = self.owners.get(path) or Owner(
+            (), str(weight.dtype), fingerprint(parts.conv), padding, open_sizes=open_sizes
+        )
+        outputs, sizes = (*known.outputs, node.output[0]), (*known.sizes, shape[2:])
+        self.owners[path] = dataclasses.replace(known, outputs=outputs, sizes=sizes)
 
     def _checked(
         self, node: NodeProto, row: Sequence[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]], path: str = ""
@@ -266,10 +265,10 @@ def _gate(maker: NodeProto) -> nn.Module:
 
 def _in_a_row(node: NodeProto, parts: ConvParts) -> list[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]:
     source, target = node.input[0], node.output[0]
-    if parts.margin is None:
+    if parts.before is None:
         return [(parts.conv, (source,), (target,))]
-    wide = f"{target} with a margin"
-    return [(parts.margin, (source,), (wide,)), (parts.conv, (wide,), (target,))]
+    padded = f"{target} padded"
+    return [(parts.before, (source,), (padded,)), (parts.conv, (padded,), (target,))]
 
 
 def _is_hard(node: NodeProto) -> bool:

@@ -15,8 +15,9 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.leaf import HiddenConv
 from convsurgeon.onnxnet.macs import macs_of
-from convsurgeon.onnxnet.operators.op import Op, View
-from convsurgeon.onnxnet.operators.windows import filled, margin, same, same_pads
+from convsurgeon.onnxnet.operators.op import View
+from convsurgeon.onnxnet.operators.windows import PaddingBefore, filled
+from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.values import Values
 
 KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -24,10 +25,10 @@ KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 @dataclass(frozen=True)
 class ConvParts:
-    """A conv, and the margin that stands before it where it is not the same on both sides; none otherwise."""
+    """A conv, and the padding before it where torch's conv cannot add that itself."""
 
     conv: nn.Module
-    margin: Op | None
+    before: PaddingBefore | None
 
 
 def conv_parts(view: View) -> ConvParts | str:
@@ -41,55 +42,19 @@ def conv_parts(view: View) -> ConvParts | str:
     if dims not in (1, 2, 3):
         return f"it has {dims} dimensions; only Conv2d is rewritten"
     kernel = tuple(weight.shape[2:])
-    stride, dilation = (tuple(view.get(name, [1] * dims)) for name in ("strides", "dilations"))
-    padding, margin = _padding(view, kernel, stride, dilation)
+    padding = Padding.of(proto.attributes(view.node), kernel)
     made = KINDS[dims - 1](
         weight.shape[1] * view.get("group", 1),
         weight.shape[0],
         kernel,
-        stride,
-        padding,
-        dilation,
+        padding.strides,
+        padding.symmetric or 0,
+        tuple(view.get("dilations", [1] * dims)),
         view.get("group", 1),
         bias is not None,
         device="meta",
     )
-    return ConvParts(filled(made, weight, bias), margin)
-
-
-def _padding(view: View, kernel: Any, stride: Any, dilation: Any) -> tuple[tuple[int, ...], Op | None]:
-    """A padding that is the same on both sides, or none and a margin of its own."""
-    dims, none = len(kernel), (0,) * len(kernel)
-    word = view.get("auto_pad", "NOTSET")
-    if word.startswith("SAME"):
-        spans = [(k - 1) * apart for k, apart in zip(kernel, dilation, strict=True)]
-        if set(stride) == {1} and not any(span % 2 for span in spans):
-            return tuple(span // 2 for span in spans), None
-        how = {"kernel": kernel, "stride": stride, "dilation": dilation, "lower": word == "SAME_LOWER"}
-        return none, Op(same, how)
-    pads = [0] * 2 * dims if word == "VALID" else view.get("pads", [0] * 2 * dims)
-    if pads[:dims] == pads[dims:] and min(pads) >= 0:
-        return tuple(pads[:dims]), None
-    return none, Op(margin, {"pads": tuple(pads)})
-
-
-def margin_of(before: Op, size: Sequence[int]) -> tuple[int, ...]:
-    """What the margin before a conv adds to an input of this size: all beginnings, then all ends."""
-    how = before.settings
-    if "pads" in how:
-        return tuple(how["pads"])
-    totals = same_pads(size, how["kernel"], how["stride"], how["dilation"])
-    small, large = [total // 2 for total in totals], [total - total // 2 for total in totals]
-    return (*large, *small) if how["lower"] else (*small, *large)
-
-
-def window_of(before: Op | None) -> tuple[tuple[int, int], ...]:
-    """Kernel with its dilation, and stride, along every axis, if the margin before a conv goes with the size."""
-    if before is None or before.function is not same:
-        return ()
-    how = before.settings
-    windows = zip(how["kernel"], how["stride"], how["dilation"], strict=True)
-    return tuple(((k - 1) * apart + 1, step) for k, step, apart in windows)
+    return ConvParts(filled(made, weight, bias), None if padding.symmetric is not None else PaddingBefore(padding))
 
 
 def sharing(graph: GraphProto) -> Counter[str]:

@@ -1,268 +1,262 @@
-"""What stands in the place of a conv, as nodes to write: read off its module, whatever form built it.
+"""Write a module that stands in the place of a conv as ONNX nodes, whatever form built it.
 
-The margin of a conv that pads unequally (`auto_pad`, asymmetric `pads`) is no part of its module. Each stage that has
-the window along an axis takes the margin of that axis, as long as nothing before it would have seen the zeros: bare
-convs without bias make zeros of zeros. Otherwise the margin becomes a Pad of its own, and where it is that of
-`auto_pad` in a file of open sizes, a few nodes before it compute it from the size of what is padded.
+Padding that the conv of a file has and its module has not (`auto_pad`, other amounts at either end) is given to those
+convs of the module that have a window along its axis, where nothing before them would have seen the zeros: convs
+without bias make zeros of zeros. Otherwise a Pad node goes before everything; where its amounts follow from a size that
+is not known, a few nodes compute them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from onnx import NodeProto, helper
+from onnx import GraphProto, NodeProto, helper
 from torch import Tensor, fx, nn
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.onnxnet.network import Owner
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.padding import Padding
+
+Put = Callable[[str, Tensor], str]
+"""Stores a tensor in the graph under a name; gives the name that it has there. Tensors may be on the meta device."""
+
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, int]] = {
+    nn.ReLU: ("Relu", 7),
+    nn.Hardswish: ("HardSwish", 14),
+    nn.GELU: ("Gelu", 20),
+}
+"""The operator of a module, and the first operator set that has it."""
+
+_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One node: its name within the conv's, what it reads by key ("" is the conv's own input), weights by part."""
+class TakenNames:
+    """Names of nodes and of values that a graph has; new ones are added as they are made."""
 
-    key: str
-    name: str
-    operator: str
-    inputs: tuple[str, ...]
-    weights: tuple[tuple[str, Tensor], ...] = ()
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-def stages(module: nn.Module, node: NodeProto, owner: Owner, opset: int) -> list[Stage]:
-    """The nodes of a module that replaces a conv node, in order.
-
-    Args:
-        module: chains of convs, sums, norms and activations.
-        node: the conv.
-        owner: what is known of it.
-        opset: of the file.
-
-    Raises:
-        ExportError: the module computes something else, or the operator set has no such node.
-    """
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return [Stage("conv", "", "Conv", ("",), _weights(module), _kept(node))]
-    graph = _traced(module, owner)
-    margin = _Margin.of(node, owner)
-    absorbed = _absorbed(graph, module, margin)
-    return _Reader(graph, module, margin, absorbed, opset, owner).read()
-
-
-def _traced(module: nn.Module, owner: Owner) -> fx.Graph:
-    try:
-        return fx.Tracer().trace(module)
-    except Exception as error:  # whatever a form's forward raises
-        raise ExportError(f"{owner.outputs[0]}: its form cannot be written as ONNX nodes ({error})") from error
-
-
-def _kept(node: NodeProto) -> dict[str, Any]:
-    return {item.name: helper.get_attribute_value(item) for item in node.attribute}
-
-
-def _weights(module: nn.Module) -> tuple[tuple[str, Tensor], ...]:
-    return tuple((name, tensor) for name, tensor in module.named_parameters(recurse=False))
-
-
-@dataclass(frozen=True)
-class _Margin:
-    """A conv's own margin where its module has none: `auto_pad`, or all beginnings and then all ends.
-
-    Args:
-        word: `auto_pad`.
-        pads: on the example.
-        window: as an `Owner` has it: of a margin that is not always the same.
-    """
-
-    word: str
-    pads: tuple[int, ...]
-    window: tuple[tuple[int, int], ...]
+    nodes: set[str]
+    values: set[str]
 
     @staticmethod
-    def of(node: NodeProto, owner: Owner) -> _Margin:
-        pads = owner.margins[owner.outputs.index(node.output[0])] if owner.margins else ()
-        return _Margin(str(_kept(node).get("auto_pad", b"").decode()), pads, owner.window)
-
-    @property
-    def axes(self) -> frozenset[int]:
-        """Along which it is, or may be."""
-        half = len(self.pads) // 2
-        if self.window:
-            return frozenset(axis for axis, (window, _) in enumerate(self.window) if window > 1)
-        return frozenset(axis for axis in range(half) if self.pads[axis] or self.pads[axis + half])
-
-    def along(self, axes: frozenset[int]) -> dict[str, Any]:
-        """Attributes of a conv that takes the margin of some axes."""
-        if self.word.startswith("SAME"):
-            return {"auto_pad": self.word}
-        half = len(self.pads) // 2
-        return {"pads": [pad if place % half in axes else 0 for place, pad in enumerate(self.pads)]}
+    def of(graph: GraphProto) -> TakenNames:
+        """Return the names of a graph and of the graphs inside its nodes."""
+        inner = list(proto.graphs(graph))
+        values = {name for one in inner for node in one.node for name in (*node.input, *node.output)}
+        values |= {info.name for one in inner for info in (*one.input, *one.output)}
+        values |= {tensor.name for one in inner for tensor in one.initializer}
+        return TakenNames({node.name for one in inner for node in one.node}, values)
 
 
-def _absorbed(graph: fx.Graph, root: nn.Module, margin: _Margin) -> dict[fx.Node, frozenset[int]] | None:
-    """Which conv takes the margin of which axes; None where they cannot."""
-    waiting: dict[fx.Node, frozenset[int]] = {}
-    bare: dict[fx.Node, bool] = {}
-    taken: dict[fx.Node, frozenset[int]] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            waiting[node], bare[node] = margin.axes, True
-            continue
-        sources = node.all_input_nodes
-        conv = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(conv, nn.Conv2d):
-            (source,) = sources
-            takes = frozenset(axis for axis in waiting[source] if conv.kernel_size[axis] > 1)
-            left = waiting[source] - takes
-            if (takes and not bare[source]) or any(conv.stride[axis] > 1 for axis in left):
-                return None
-            taken[node], waiting[node], bare[node] = takes, left, bare[source] and conv.bias is None
-        elif any(waiting[source] for source in sources):
-            return None
-        else:
-            waiting[node], bare[node] = frozenset(), False
-    return taken
+def form_nodes(
+    module: nn.Module,
+    conv: NodeProto,
+    *,
+    prefix: str,
+    names: TakenNames,
+    put: Put,
+    opset: int,
+    source: str | None = None,
+    padding: Padding | None = None,
+    size: Sequence[int] | None = None,
+) -> list[NodeProto]:
+    """Return the nodes that compute a module in the place of a conv node.
+
+    Args:
+        module: convs, sums, norms and activations, in any order that `torch.fx` can trace.
+        conv: the node; the last new one gives its output.
+        prefix: of the names of weights, and of the new nodes where the conv has no name.
+        names: that are taken.
+        put: stores a weight.
+        opset: of the graph.
+        source: what the module reads, where that is not what the conv reads.
+        padding: that the conv has and the module has not.
+        size: spatial size of the conv's input, where it is always the same.
+
+    Raises:
+        ExportError: The module computes something else, or the operator set has no node for it.
+    """
+    writer = _Writer(module, conv, prefix, names, put, opset)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        writer.write_conv_alone(module)
+    else:
+        writer.write_module(source or conv.input[0], padding, size)
+    writer.nodes[-1].output[0] = conv.output[0]
+    return writer.nodes
 
 
-class _Reader:
-    """Reads the nodes off a traced module."""
+class _Writer:
+    """Writes the nodes of one module."""
 
-    def __init__(
-        self,
-        graph: fx.Graph,
-        root: nn.Module,
-        margin: _Margin,
-        absorbed: dict[fx.Node, frozenset[int]] | None,
-        opset: int,
-        owner: Owner,
-    ) -> None:
-        self.graph, self.root, self.margin, self.absorbed = graph, root, margin, absorbed
-        self.opset, self.owner = opset, owner
-        self.keys: dict[fx.Node, str] = {}
-        self.found: list[Stage] = []
+    def __init__(self, root: nn.Module, conv: NodeProto, prefix: str, names: TakenNames, put: Put, opset: int) -> None:
+        self.root, self.conv, self.prefix, self.names, self.put, self.opset = root, conv, prefix, names, put, opset
+        self.nodes: list[NodeProto] = []
+        self.padded: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def read(self) -> list[Stage]:
-        """All nodes."""
-        for node in self.graph.nodes:
+    def write_conv_alone(self, conv: nn.Module) -> None:
+        """Write a conv of the same kind with other weights."""
+        kept = {item.name: helper.get_attribute_value(item) for item in self.conv.attribute}
+        self._node("", "Conv", (self.conv.input[0], *self._weights("", conv)), **kept)
+
+    def write_module(self, source: str, padding: Padding | None, size: Sequence[int] | None) -> None:
+        """Write a module that is traced."""
+        try:
+            graph = fx.Tracer().trace(self.root)
+        except Exception as error:  # whatever a form's forward raises
+            raise ExportError(
+                f"{self.conv.output[0]}: its form cannot be written as ONNX nodes ({error}); choose another form"
+            ) from error
+        taken = _convs_that_pad(graph, self.root, padding) if padding else {}
+        if padding is not None and taken is None:
+            source = self._pad_first(source, padding, size)
+        values: dict[fx.Node, str] = {}
+        for node in graph.nodes:
+            inputs = [values[one] for one in node.all_input_nodes]
             if node.op == "placeholder":
-                self.keys[node] = "" if self.absorbed is not None else self._pad()
+                values[node] = source
             elif node.op == "call_module":
-                self._module(node, self.root.get_submodule(str(node.target)))
-            elif node.op == "call_function" and _adds(node):
-                self._put(node, "Add", tuple(self.keys[one] for one in node.args if isinstance(one, fx.Node)))
+                own = padding.attributes(taken[node]) if padding and taken and taken.get(node) else {}
+                values[node] = self._module(str(node.target), inputs[0], own)
+            elif node.op == "call_function" and _is_addition(node):
+                ends = [values[one] for one in node.args if isinstance(one, fx.Node)]
+                values[node] = self._node(str(node.name), "Add", ends)
             elif node.op != "output":
                 raise self._unknown(str(node.target))
-        return self.found
 
-    def _unknown(self, what: str) -> ExportError:
-        return ExportError(
-            f"{self.owner.outputs[0]}: opset {self.opset} has no node for the {what} of its form; "
-            "choose a form of plain convs"
-        )
-
-    def _put(self, node: fx.Node, operator: str, inputs: tuple[str, ...], **more: Any) -> None:
-        name = str(node.target) if node.op == "call_module" else str(node.name)
-        self.keys[node] = str(node.name)
-        self.found.append(Stage(str(node.name), name, operator, inputs, **more))
-
-    def _pad(self) -> str:
-        """A Pad in front of everything."""
-        pads = self.margin.pads
-        half = len(pads) // 2
-        whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
-        if self.margin.window:
-            self._growing()
-        elif self.opset < 11:
-            self.found.append(Stage("margin", "margin", "Pad", ("",), (), {"pads": whole}))
-        else:
-            self.found.append(Stage("margin", "margin", "Pad", ("",), (("pads", torch.tensor(whole)),)))
-        return "margin"
-
-    def _growing(self) -> None:
-        """A Pad by `max(0, kernel - stride + (-size mod stride))`, half of it at either end, the rest where it goes.
-
-        Batch and channels go along with kernel and stride 1, so that they get no margin.
-        """
-        if self.opset < 12:
-            raise self._unknown("margin of a size that is not known before")
-        steps = torch.tensor([1, 1, *(step for _, step in self.margin.window)])
-        wider = torch.tensor([0, 0, *(kernel - step for kernel, step in self.margin.window)])
-        for key, operator, inputs, *weights in (
-            ("size", "Shape", ("",)),
-            ("less", "Neg", ("size",)),
-            ("rest", "Mod", ("less",), ("steps", steps)),
-            ("lacking", "Add", ("rest",), ("wider", wider)),
-            ("all", "Max", ("lacking",), ("none", torch.tensor([0]))),
-            ("small", "Div", ("all",), ("two", torch.tensor([2]))),
-            ("large", "Sub", ("all", "small")),
-        ):
-            ends = tuple(f"margin {one}" if one else "" for one in inputs)
-            self.found.append(Stage(f"margin {key}", f"margin.{key}", operator, ends, tuple(weights)))
-        order = ("large", "small") if self.margin.word == "SAME_LOWER" else ("small", "large")
-        ends = tuple(f"margin {one}" for one in order)
-        self.found.append(Stage("margin both", "margin.both", "Concat", ends, (), {"axis": 0}))
-        self.found.append(Stage("margin", "margin", "Pad", ("", "margin both")))
-
-    def _module(self, node: fx.Node, module: nn.Module) -> None:
-        source = tuple(self.keys[one] for one in node.all_input_nodes)
+    def _module(self, path: str, source: str, padding: dict[str, Any]) -> str:
+        """Write one module; return the name of its output."""
+        module = self.root.get_submodule(path)
         if isinstance(module, nn.Conv2d):
-            self._put(node, "Conv", source, weights=_weights(module), attributes=self._attributes(node, module))
-        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-            assert module.running_var is not None
-            stored = (("running_mean", module.running_mean), ("running_var", module.running_var))
-            more = {"weights": (*_weights(module), *stored), "attributes": {"epsilon": module.eps}}
-            self._put(node, "BatchNormalization", source, **more)
-        elif type(module) in _ACTIVATIONS:
-            self._activation(node, module, source)
-        else:
+            return self._conv(path, module, source, padding)
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            stored = [(f"{path}.running_{name}", getattr(module, f"running_{name}")) for name in ("mean", "var")]
+            weights = [*self._weights(path, module), *(self._put(name, tensor) for name, tensor in stored)]
+            return self._node(path, "BatchNormalization", (source, *weights), epsilon=module.eps)
+        if isinstance(module, nn.ReLU6) and self.opset >= 11:
+            limits = [self._put(f"{path}.{name}", torch.tensor(value)) for name, value in (("low", 0.0), ("high", 6.0))]
+            return self._node(path, "Clip", (source, *limits))
+        if isinstance(module, nn.SiLU):
+            gate = self._node(f"{path}.gate", "Sigmoid", (source,))
+            return self._node(path, "Mul", (source, gate))
+        operator, since = _ACTIVATIONS.get(type(module), ("", 0))
+        if not operator or self.opset < since:
             raise self._unknown(type(module).__name__)
+        return self._node(path, operator, (source,))
 
-    def _attributes(self, node: fx.Node, conv: nn.Conv2d) -> dict[str, Any]:
-        made: dict[str, Any] = {
+    def _conv(self, path: str, conv: nn.Conv2d, source: str, padding: dict[str, Any]) -> str:
+        pads = _pads_of(conv)
+        if conv.padding_mode != "zeros" and any(pads):
+            source, pads = self._pad_once(source, pads, _MODES[conv.padding_mode]), (0,) * len(pads)
+        attributes = {
             "dilations": list(conv.dilation),
             "group": conv.groups,
             "kernel_shape": list(conv.kernel_size),
             "strides": list(conv.stride),
         }
-        takes = frozenset() if self.absorbed is None else self.absorbed[node]
-        padding = conv.padding
-        assert not isinstance(padding, str)
-        return made | (self.margin.along(takes) if takes else {"pads": [*padding, *padding]})
+        return self._node(
+            path, "Conv", (source, *self._weights(path, conv)), **attributes, **(padding or {"pads": list(pads)})
+        )
 
-    def _activation(self, node: fx.Node, module: nn.Module, source: tuple[str, ...]) -> None:
-        least, write = _ACTIVATIONS[type(module)]
-        if self.opset < least:
-            raise self._unknown(type(module).__name__)
-        write(self, node, source)
+    def _pad_once(self, source: str, pads: tuple[int, ...], mode: str) -> str:
+        """Write a Pad node, once for all convs that read the same value with the same padding."""
+        if (source, pads) not in self.padded:
+            self.padded[source, pads] = self._pad(source, pads, mode)
+        return self.padded[source, pads]
 
-    def relu6(self, node: fx.Node, source: tuple[str, ...]) -> None:
-        """As two nodes that every operator set has."""
-        self._put(node, "Clip", source, weights=(("low", torch.tensor(0.0)), ("high", torch.tensor(6.0))))
+    def _pad(self, source: str, pads: Sequence[int], mode: str = "constant") -> str:
+        half = len(pads) // 2
+        whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
+        how = {} if mode == "constant" else {"mode": mode}
+        if self.opset < 11:
+            return self._node("margin", "Pad", (source,), pads=whole, **how)
+        return self._node("margin", "Pad", (source, self._put("margin.pads", torch.tensor(whole))), **how)
 
-    def silu(self, node: fx.Node, source: tuple[str, ...]) -> None:
-        """A product with a gate."""
-        self.found.append(Stage(f"{node.name} gate", f"{node.target}.gate", "Sigmoid", source))
-        self._put(node, "Mul", (*source, f"{node.name} gate"))
+    def _pad_first(self, source: str, padding: Padding, size: Sequence[int] | None) -> str:
+        """Write the padding before everything."""
+        if not padding.rule or size is not None:
+            return self._pad(source, padding.amounts(size or ()))
+        return self._pad_by_size(source, padding)
+
+    def _pad_by_size(self, source: str, padding: Padding) -> str:
+        """Write a Pad by `max(0, span - stride + (-size mod stride))`, half of it at either end.
+
+        Batch and channels go along with span and stride 1, so that nothing is added to them.
+        """
+        if self.opset < 12:
+            raise self._unknown("padding that follows from a size")
+        steps = torch.tensor([1, 1, *padding.strides])
+        wider = torch.tensor([0, 0, *(span - step for span, step in zip(padding.spans, padding.strides, strict=True))])
+
+        def step(name: str, operator: str, *inputs: str | Tensor) -> str:
+            ends = [self._put(f"margin.{name}.by", one) if isinstance(one, Tensor) else one for one in inputs]
+            return self._node(f"margin.{name}", operator, ends)
+
+        rest = step("rest", "Mod", step("less", "Neg", step("size", "Shape", source)), steps)
+        both = step("all", "Max", step("lacking", "Add", rest, wider), torch.tensor([0]))
+        small = step("small", "Div", both, torch.tensor([2]))
+        large = step("large", "Sub", both, small)
+        ends = (large, small) if padding.rule == "SAME_LOWER" else (small, large)
+        return self._node("margin", "Pad", (source, self._node("margin.both", "Concat", ends, axis=0)))
+
+    def _weights(self, path: str, module: nn.Module) -> list[str]:
+        named = module.named_parameters(path, recurse=False)
+        return [self._put(name, tensor) for name, tensor in named]
+
+    def _put(self, name: str, tensor: Tensor) -> str:
+        return self.put(f"{self.prefix}.{name}", tensor)
+
+    def _node(self, part: str, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """Append a node; return the name of its output."""
+        wanted = (".".join(filter(None, (name, part))) for name in (self.conv.name or self.prefix, self.conv.output[0]))
+        name, output = next(wanted), next(wanted)
+        node = NodeProto(op_type=operator, name=proto.unique(name, self.names.nodes), domain=self.conv.domain)
+        node.input.extend(inputs)
+        node.output.append(proto.unique(output, self.names.values))
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self.nodes.append(node)
+        return str(node.output[0])
+
+    def _unknown(self, what: str) -> ExportError:
+        return ExportError(
+            f"{self.conv.output[0]}: opset {self.opset} has no node for the {what} of its form; "
+            "choose a form of plain convs"
+        )
 
 
-_Write = Callable[[_Reader, fx.Node, tuple[str, ...]], None]
+def _convs_that_pad(graph: fx.Graph, root: nn.Module, padding: Padding) -> dict[fx.Node, frozenset[int]] | None:
+    """Return which conv adds the padding of which axes; None where convs cannot add all of it."""
+    left: dict[fx.Node, frozenset[int]] = {}  # axes whose padding a value still lacks
+    unbiased: dict[fx.Node, bool] = {}  # whether a value is zero wherever the input is
+    found: dict[fx.Node, frozenset[int]] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            left[node], unbiased[node] = padding.axes, True
+            continue
+        sources = node.all_input_nodes
+        conv = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(conv, nn.Conv2d):
+            (source,) = sources
+            own = frozenset(axis for axis in left[source] if conv.kernel_size[axis] > 1)
+            left[node], unbiased[node] = left[source] - own, unbiased[source] and conv.bias is None
+            if (own and not unbiased[source]) or any(conv.stride[axis] > 1 for axis in left[node]):
+                return None
+            found[node] = own
+        elif any(left[source] for source in sources):
+            return None
+        else:
+            left[node], unbiased[node] = frozenset(), False
+    return found
 
 
-def _plain(operator: str) -> _Write:
-    return lambda reader, node, source: reader._put(node, operator, source)
+def _pads_of(conv: nn.Conv2d) -> tuple[int, ...]:
+    """Return the padding of a conv of torch: all beginnings, then all ends."""
+    if conv.padding == "same":
+        totals = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+        return (*(total // 2 for total in totals), *(total - total // 2 for total in totals))
+    return (0,) * 4 if isinstance(conv.padding, str) else (*conv.padding, *conv.padding)
 
 
-_ACTIVATIONS: dict[type[nn.Module], tuple[int, _Write]] = {
-    nn.ReLU: (7, _plain("Relu")),
-    nn.ReLU6: (11, _Reader.relu6),
-    nn.SiLU: (7, _Reader.silu),
-    nn.Hardswish: (14, _plain("HardSwish")),
-    nn.GELU: (20, _plain("Gelu")),
-}
-
-
-def _adds(node: fx.Node) -> bool:
+def _is_addition(node: fx.Node) -> bool:
     return getattr(node.target, "__name__", "") in ("add", "iadd") and len(node.args) == 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.onnxnet.leaf import Leaf
+from convsurgeon.onnxnet.padding import Padding
 
 if TYPE_CHECKING:  # which loads onnx
     from convsurgeon.onnxnet.source_file import Source
@@ -56,16 +57,22 @@ class Owner:
     Args:
         outputs: first outputs of its nodes, one per call.
         dtype: of its weight there, in numpy's words.
-        margins: of a conv that pads unequally, on the example, one per call: all beginnings, then all ends; else empty.
         fingerprint: of its weights as they were read.
-        window: where its margin is not always the same: of every axis the kernel with its dilation, and the stride.
+        padding: that the module has not: other amounts at either end, or amounts that follow from the size.
+        sizes: spatial sizes of its inputs on the example, one per call.
+        open_sizes: whether they may be others.
     """
 
     outputs: tuple[str, ...]
     dtype: str
-    margins: tuple[tuple[int, ...], ...]
     fingerprint: str
-    window: tuple[tuple[int, int], ...] = ()
+    padding: Padding | None = None
+    sizes: tuple[tuple[int, ...], ...] = ()
+    open_sizes: bool = False
+
+    def size(self, output: str) -> tuple[int, ...]:
+        """Return the spatial size of what the node of this output reads on the example."""
+        return self.sizes[self.outputs.index(output)]
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,12 @@ def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
             value: int | float = onnx.helper.get_attribute_value(item)
             return value
     return default
+
+
+def attributes(node: NodeProto) -> dict[str, Any]:
+    """Return a node's attributes by name; bytes as text."""
+    found = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:

@@ -7,16 +7,19 @@ the initializer goes, with the nodes that did nothing but compute it. New weight
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.form_nodes import Stage, stages
+from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.network import OnnxNetwork, Owner, fingerprint
 from convsurgeon.onnxnet.session import LARGEST_BYTES, weight_bytes_of
 from convsurgeon.onnxnet.values import reads
@@ -80,12 +83,8 @@ class _Writer:
 
     def __init__(self, network: OnnxNetwork, model: ModelProto) -> None:
         self.network, self.model, self.graph = network, model, model.graph
-        inner = list(proto.graphs(model.graph))
-        self.nodes = {node.name for graph in inner for node in graph.node}
-        self.values = {name for graph in inner for node in graph.node for name in (*node.input, *node.output)}
-        self.values |= {info.name for graph in inner for info in (*graph.input, *graph.output)}
-        self.values |= {tensor.name for graph in inner for tensor in graph.initializer}
-        self.stored: dict[tuple[str, str], str] = {}
+        self.names = TakenNames.of(model.graph)
+        self.stored: dict[str, list[tuple[Tensor, str]]] = {}
 
     def write(self, found: Mapping[str, Owner]) -> None:
         """Replaces the nodes of some convs."""
@@ -104,38 +103,34 @@ class _Writer:
         self._drop(idle)
 
     def _replaced(self, node: NodeProto, path: str) -> list[NodeProto]:
-        """The nodes of what stands at a path, the last of which has the name that the conv's output had."""
-        owner, module = self.network.owners[path], self.network.get_submodule(path)
-        chain = stages(module, node, owner, self.network.source.opset)
-        names: dict[str, str] = {"": node.input[0]}
-        made = []
-        for place, stage in enumerate(chain):
-            last = place == len(chain) - 1
-            output = node.output[0] if last else proto.unique(f"{node.output[0]}.{stage.name}", self.values)
-            names[stage.key] = output
-            weights = [self._weight(path, stage, part, tensor, owner) for part, tensor in stage.weights]
-            inputs = [*(names[key] for key in stage.inputs), *weights]
-            name = proto.unique(".".join(filter(None, (node.name or path, stage.name))), self.nodes)
-            own = NodeProto(op_type=stage.operator, name=name, domain=node.domain)
-            own.input.extend(inputs)
-            own.output.append(output)
-            own.attribute.extend(helper.make_attribute(key, value) for key, value in stage.attributes.items())
-            made.append(own)
-        return made
+        """Return the nodes of what stands at a path."""
+        owner = self.network.owners[path]
+        return form_nodes(
+            self.network.get_submodule(path),
+            node,
+            prefix=path,
+            names=self.names,
+            put=partial(self._store, np.dtype(owner.dtype)),
+            opset=self.network.source.opset,
+            padding=owner.padding,
+            size=None if owner.open_sizes else owner.size(node.output[0]),
+        )
 
-    def _weight(self, path: str, stage: Stage, part: str, tensor: Tensor, owner: Owner) -> str:
-        """The name of a stored weight, which two calls of one conv share."""
-        key = (path, f"{stage.name}.{part}")
-        if key not in self.stored:
-            name = proto.unique(".".join(filter(None, (path, stage.name, part))), self.values)
-            array = tensor.detach().cpu().numpy()
-            kind = array.dtype if array.dtype.kind in "iu" else np.dtype(owner.dtype)
-            made = numpy_helper.from_array(np.ascontiguousarray(array.astype(kind)), name)
-            self.graph.initializer.append(made)
-            if self.model.ir_version < 4:  # in which weights are inputs, too
-                self.graph.input.append(helper.make_tensor_value_info(name, made.data_type, list(made.dims)))
-            self.stored[key] = name
-        return self.stored[key]
+    def _store(self, dtype: np.dtype[Any], wanted: str, tensor: Tensor) -> str:
+        """Store a weight, once where two calls of a conv have the same; return its name."""
+        for known, name in self.stored.get(wanted, ()):
+            if torch.equal(known, tensor):
+                return name
+        name = proto.unique(wanted, self.names.values)
+        array = tensor.detach().cpu().numpy()
+        made = numpy_helper.from_array(
+            np.ascontiguousarray(array if array.dtype.kind in "iu" else array.astype(dtype)), name
+        )
+        self.graph.initializer.append(made)
+        if self.model.ir_version < 4:  # in which weights are inputs, too
+            self.graph.input.append(helper.make_tensor_value_info(name, made.data_type, list(made.dims)))
+        self.stored.setdefault(wanted, []).append((tensor, name))
+        return name
 
     def _drop(self, names: Iterable[str]) -> None:
         """Takes out what nobody reads any more of some values, and what only they read."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
 from torch import Tensor, nn
 
+from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.engine import Array, to_torch
 from convsurgeon.onnxnet.leaf import Leaf
 from convsurgeon.onnxnet.values import Values
@@ -72,11 +73,7 @@ class View:
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute; bytes as text."""
-        for item in self.node.attribute:
-            if item.name == name:
-                value = helper.get_attribute_value(item)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        return proto.attributes(self.node).get(name, default)
 
     def array(self, place: int) -> Array | None:
         """A constant input, None where it is none or not there."""

@@ -3,62 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.leaf import Leaf
 from convsurgeon.onnxnet.operators.op import Op, Rule, View, ints
+from convsurgeon.onnxnet.padding import Padding
 
 
-def same_pads(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> list[int]:
-    """How much `auto_pad=SAME_*` adds along every axis, both ends together."""
-    windows = zip(size, kernel, stride, dilation, strict=True)
-    return [
-        max(0, (-(-length // step) - 1) * step + (k - 1) * apart + 1 - length) for length, k, step, apart in windows
-    ]
+class PaddingBefore(Leaf):
+    """Zeros around an input, which a conv of torch cannot add itself."""
+
+    def __init__(self, padding: Padding) -> None:
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any spatial size to a larger one."""
+        return self.padding.add(x)
 
 
-def same(x: Tensor, *, kernel: Sequence[int], stride: Any, dilation: Any, lower: bool, value: float = 0.0) -> Tensor:
-    """The margin of `auto_pad=SAME_UPPER` or `SAME_LOWER`, which goes with the size of what is padded."""
-    flat: list[int] = []
-    for total in reversed(same_pads(x.shape[2:], kernel, stride, dilation)):
-        small, large = total // 2, total - total // 2
-        flat += [large, small] if lower else [small, large]
-    return F.pad(x, flat, value=value) if any(flat) else x * 1
-
-
-def margin(x: Tensor, *, pads: Sequence[int], value: float = 0.0) -> Tensor:
-    """`pads` as ONNX has them: all beginnings, then all ends, of the spatial axes."""
-    half = len(pads) // 2
-    flat = [amount for axis in reversed(range(half)) for amount in (pads[axis], pads[axis + half])]
-    return F.pad(x, flat, value=value)
-
-
-def max_pool(x: Tensor, *, kernel: Any, stride: Any, pads: Any, dilation: Any, ceil: bool, auto: str) -> Tensor:
-    """Largest of every window; a margin is below everything."""
-    x = _padded(x, kernel, stride, dilation, pads, auto, -math.inf)
+def max_pool(x: Tensor, *, kernel: Any, padding: Padding, dilation: Any, ceil: bool) -> Tensor:
+    """Largest of every window; padding is below everything."""
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.dim() - 3]
-    return pool(x, kernel, stride, 0, dilation, ceil_mode=ceil)
+    return pool(padding.add(x, -math.inf), kernel, padding.strides, 0, dilation, ceil_mode=ceil)
 
 
-def average_pool(x: Tensor, *, kernel: Any, stride: Any, pads: Any, ceil: bool, auto: str, counted: bool) -> Tensor:
-    """With what the margin adds counted or not, as the file says."""
-    ones = (1,) * len(kernel)
+def average_pool(x: Tensor, *, kernel: Any, padding: Padding, ceil: bool, counted: bool) -> Tensor:
+    """With what the padding adds counted or not, as the file says."""
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.dim() - 3]
-    wide = _padded(x, kernel, stride, ones, pads, auto, 0.0)
-    summed = pool(wide, kernel, stride, 0, ceil_mode=ceil)
+    wide = padding.add(x)
+    summed = pool(wide, kernel, padding.strides, 0, ceil_mode=ceil)
     if counted or wide.shape == x.shape:
         return summed
-    inside = _padded(x[:1, :1] * 0 + 1, kernel, stride, ones, pads, auto, 0.0)
-    return summed / pool(inside, kernel, stride, 0, ceil_mode=ceil)
-
-
-def _padded(x: Tensor, kernel: Any, stride: Any, dilation: Any, pads: Any, auto: str, value: float) -> Tensor:
-    if auto:
-        return same(x, kernel=kernel, stride=stride, dilation=dilation, lower=auto == "SAME_LOWER", value=value)
-    return margin(x, pads=pads, value=value) if any(pads) else x
+    return summed / pool(padding.add(x[:1, :1] * 0 + 1), kernel, padding.strides, 0, ceil_mode=ceil)
 
 
 def global_pool(x: Tensor, *, largest: bool) -> Tensor:
@@ -103,14 +84,9 @@ def _average_pool(view: View) -> nn.Module:
 
 
 def _window(view: View) -> dict[str, Any]:
-    dims, word = view.dims, view.get("auto_pad", "NOTSET")
-    return {
-        "kernel": tuple(view.get("kernel_shape")),
-        "stride": tuple(view.get("strides", [1] * dims)),
-        "pads": tuple(view.get("pads", [0] * 2 * dims)) if word == "NOTSET" else (0,) * (2 * dims),
-        "ceil": bool(view.get("ceil_mode", 0)),
-        "auto": word if word.startswith("SAME") else "",
-    }
+    kernel = tuple(view.get("kernel_shape"))
+    padding = Padding.of(proto.attributes(view.node), kernel)
+    return {"kernel": kernel, "padding": padding, "ceil": bool(view.get("ceil_mode", 0))}
 
 
 def _conv_transpose(view: View) -> nn.Module | None:
