@@ -4,7 +4,7 @@
     print(result.report)
 
 Importing this package loads nothing but its list of names; each loads its module when it is first asked for, so onnx
-and onnxruntime come with `export`, `bench`, `quantize_int8` and their like alone. A room never bears the name of one of
+and onnxruntime come with `export` and the namespaces `onnx` and `timing` alone. A room never bears the name of one of
 them: `convsurgeon.plan` is the function, whatever was imported before.
 """
 
@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from convsurgeon import onnx as onnx
+    from convsurgeon import timing as timing
     from convsurgeon.base.errors import (
         BudgetError,
         CalibrationError,
@@ -53,10 +55,7 @@ if TYPE_CHECKING:
     from convsurgeon.graph.cost import Cost
     from convsurgeon.graph.example import Example
     from convsurgeon.graph.site import Call, Site
-    from convsurgeon.int8.quantize import convert_fp16, quantize_int8
     from convsurgeon.int8.target import Target
-    from convsurgeon.onnx.export import export_onnx
-    from convsurgeon.onnx.parity import check_parity
     from convsurgeon.planning.candidates import plan
     from convsurgeon.planning.inspection import inspect
     from convsurgeon.planning.linear import linear_as_conv
@@ -82,10 +81,6 @@ if TYPE_CHECKING:
     from convsurgeon.runtime.table import LatencyTable
     from convsurgeon.search.budget import Budget
     from convsurgeon.search.sweep import Sweep, sweep
-    from convsurgeon.timing.bench import bench
-    from convsurgeon.timing.latency import compare_latency
-    from convsurgeon.timing.memory import peak_memory
-    from convsurgeon.timing.profile import profile_nodes
 
 __version__ = "0.1.0"
 
@@ -177,27 +172,23 @@ _HOMES = {
     "recovery": ("recover",),
     "bundle.bundle": ("export",),
     "bundle.mobile": ("mobile_check",),
-    "int8.quantize": (
-        "convert_fp16",
-        "quantize_int8",
-    ),
     "int8.target": ("Target",),
-    "onnx.export": ("export_onnx",),
-    "onnx.parity": ("check_parity",),
     "runtime.device": ("write_device_folder",),
     "runtime.measure": ("measure_whole",),
     "runtime.table": ("LatencyTable",),
-    "timing.bench": ("bench",),
-    "timing.latency": ("compare_latency",),
-    "timing.memory": ("peak_memory",),
-    "timing.profile": ("profile_nodes",),
 }
 """Module -> the public names that live in it."""
 
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
+_NAMESPACES = ("onnx", "timing")
+"""Packages whose functions are public under their own name, as `cs.onnx.export`."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return import_module(f"convsurgeon.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'convsurgeon' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"convsurgeon.{_HOME[name]}"), name)
@@ -253,16 +244,11 @@ __all__ = [
     "Target",
     "Tucker",
     "WriteError",
-    "bench",
     "capture",
     "carry_out",
-    "check_parity",
-    "compare_latency",
     "convert",
-    "convert_fp16",
     "everything",
     "export",
-    "export_onnx",
     "from_keras_kernels",
     "inspect",
     "kernel_size",
@@ -276,10 +262,7 @@ __all__ = [
     "named",
     "operate",
     "parse_policy",
-    "peak_memory",
     "plan",
-    "profile_nodes",
-    "quantize_int8",
     "rebuild",
     "recover",
     "stem",

@@ -31,7 +31,7 @@ from convsurgeon.int8.quantize import Quantized
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.export import OnnxFile, check_opset
+from convsurgeon.onnx.exporter import OnnxFile, check_opset
 from convsurgeon.onnx.metadata import Preparation
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -39,7 +39,7 @@ from convsurgeon.onnxnet.session import Level, check_threads
 from convsurgeon.planning.energy import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
-from convsurgeon.timing.bench import LEVELS
+from convsurgeon.timing.benchmark import LEVELS
 from convsurgeon.timing.verdict import check_pairs
 
 

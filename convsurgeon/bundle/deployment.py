@@ -13,9 +13,9 @@ from convsurgeon.bundle.mobile import MobileVerdict
 from convsurgeon.bundle.recommendation import Recommended
 from convsurgeon.int8.agreement import Agreement
 from convsurgeon.int8.quantize import Quantized
-from convsurgeon.onnx.export import OnnxFile
+from convsurgeon.onnx.exporter import OnnxFile
 from convsurgeon.onnx.metadata import Preparation
-from convsurgeon.timing.bench import Bench
+from convsurgeon.timing.benchmark import Bench
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import nn
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.export import OnnxFile
+from convsurgeon.onnx.exporter import OnnxFile
 
 INPUTS, OUTPUTS = "golden_inputs.npz", "golden_outputs.npz"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -28,14 +28,14 @@ from convsurgeon.int8.quantize import Quantized
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.export import OnnxFile, describe, export_onnx
+from convsurgeon.onnx.exporter import OnnxFile, describe, export
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import Level
 from convsurgeon.search.limit import ALLOWED, ALLOWED_ADDED
-from convsurgeon.timing.bench import Bench, bench
+from convsurgeon.timing.benchmark import Bench, bench
 
 _PARITY_IMAGES = 4
 
@@ -160,7 +160,7 @@ def _float(result: Result, name: str, images: Sequence[Example], order: Order, f
     if isinstance(model, OnnxNetwork) and name == ORIGINAL:
         made = describe(model, result.example, folder / name, images)
     else:
-        made = export_onnx(
+        made = export(
             model,
             result.example,
             folder / name,

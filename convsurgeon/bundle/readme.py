@@ -79,7 +79,7 @@ _FROM_THE_FILE = """\
 import convsurgeon as cs
 
 network = cs.rebuild("original.onnx", cs.Plan.load("plan.json"), "weights.safetensors")
-cs.export_onnx(network, None, "again.onnx")
+cs.onnx.export(network, None, "again.onnx")
 ```"""
 
 _OF_A_FILE = {

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from convsurgeon.onnxnet.session import Level
-from convsurgeon.timing.latency import Timing, TimingRow
+from convsurgeon.timing.comparison import ComparedFile, Comparison
 
 ORIGINAL, CONVERTED, DENSE_INT8, INT8 = "original.onnx", "model.onnx", "original-int8.onnx", "model-int8.onnx"
 
@@ -64,7 +64,7 @@ def allowed_error(errors: Mapping[str, float], limit: float, accepted: str, sear
     return max(own, errors.get(DENSE_INT8, 0.0))
 
 
-def recommend(timings: Sequence[Timing], errors: Mapping[str, float], allowed: float) -> Recommended | None:
+def recommend(timings: Sequence[Comparison], errors: Mapping[str, float], allowed: float) -> Recommended | None:
     """The fastest file within an error in any of the settings that were timed; None where none were.
 
     Args:
@@ -83,7 +83,7 @@ def recommend(timings: Sequence[Timing], errors: Mapping[str, float], allowed: f
     return Recommended(row.name, row.speedup, row.interval, over, known[row.name], allowed, *how)
 
 
-def _fastest(timing: Timing, known: Mapping[str, float], allowed: float) -> TimingRow:
+def _fastest(timing: Comparison, known: Mapping[str, float], allowed: float) -> ComparedFile:
     """The row with the largest speed-up of those near enough: measurably faster files, the original, dense int8."""
     near = [row for row in timing.rows if known.get(row.name, math.inf) <= allowed]
     enough = [row for row in near if row.verdict == "faster" or row.name in (ORIGINAL, DENSE_INT8)]

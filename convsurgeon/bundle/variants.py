@@ -11,11 +11,11 @@ from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.graph.example import Example
 from convsurgeon.int8.agreement import Agreement, agreement
 from convsurgeon.int8.feeds import feeds_of
-from convsurgeon.int8.quantize import Quantized, convert_fp16, quantize_int8
+from convsurgeon.int8.quantize import Quantized, convert_fp16, quantize
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.export import OnnxFile
+from convsurgeon.onnx.exporter import OnnxFile
 from convsurgeon.onnxnet.session import Feed
 
 Kind = Literal["int8", "fp16"]
@@ -48,7 +48,7 @@ def write(
                 assert data is not None  # `export` refuses int8 without it
                 feeds = _feeds(file, data.fitted)
                 how: dict[str, Any] = {"calibrator": calibrator, "exclude_worst": exclude_worst, "target": target}
-                done = quantize_int8(file.path, place, feeds, **how)
+                done = quantize(file.path, place, feeds, **how)
             else:
                 shown = data.held_back if data is not None else _noise(like)
                 done = convert_fp16(file.path, place, _feeds(file, shown))
@@ -80,7 +80,7 @@ def mixed(
     place = file.path.with_name(MIXED)
     for count in (count for count in _LEFT if count < len(names)):
         how: dict[str, Any] = {"calibrator": calibrator, "target": target, "overwrite": True}
-        made = quantize_int8(file.path, place, feeds, exclude=names[:count], **how)
+        made = quantize(file.path, place, feeds, exclude=names[:count], **how)
         if enough(made):
             return (made,)
     place.unlink(missing_ok=True)

@@ -154,7 +154,7 @@ def _device(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from convsurgeon.timing.bench import bench
+    from convsurgeon.timing.benchmark import bench
 
     found = bench(
         *options.files,

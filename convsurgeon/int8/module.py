@@ -21,7 +21,7 @@ from convsurgeon.int8.feeds import feeds_of, opened_sizes
 from convsurgeon.int8.pipeline import kept, lower, prepare
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.export import exported_graph
+from convsurgeon.onnx.exporter import exported_graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed, open_session, session_options
 

@@ -1,4 +1,4 @@
-"""The steps from a float graph to an int8 one, in memory: what `quantize_int8` does to a file."""
+"""The steps from a float graph to an int8 one, in memory: what `quantize` does to a file."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ from convsurgeon.int8.pipeline import kept, lower, prepare
 from convsurgeon.int8.ranges import CALIBRATORS, Calibrator, Ranges
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import node_names as names
-from convsurgeon.onnx.export import version
+from convsurgeon.onnx.exporter import version
 from convsurgeon.onnx.session import checked
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed
@@ -93,7 +93,7 @@ class Quantized:
         return f"{line}\n{tabulate(rows, headers=('worst layers', 'SQNR dB', 'noise added'))}" if rows else line
 
 
-def quantize_int8(
+def quantize(
     source: str | Path,
     path: str | Path,
     calibration: Any,
@@ -110,7 +110,7 @@ def quantize_int8(
     """Writes a static int8 version of a float file.
 
     Args:
-        source: A float32 ONNX file, best one from `export_onnx`.
+        source: A float32 ONNX file, best one from `export`.
         path: Where to write.
         calibration: Inputs like those in use, unlabelled: a tensor or array with one image per row, or an iterable of
             such, or of dicts by input name. A remainder that does not fill the file's batch is dropped.
@@ -162,7 +162,7 @@ def convert_fp16(
     Args:
         source: A float32 ONNX file.
         path: Where to write.
-        inputs: Inputs to compare on, as for `quantize_int8`.
+        inputs: Inputs to compare on, as for `quantize`.
         sqnr_db: Smallest signal over error of the outputs that passes.
         overwrite: Whether a file of that name may be replaced.
 

@@ -1,1 +1,19 @@
-"""A model as one ONNX file that devices accept: exported, cleaned, named, and equal to torch or not written."""
+"""Networks as ONNX files, public as `cs.onnx`; each name loads its module when it is asked for."""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["check_parity", "convert_fp16", "export", "quantize"]
+
+_HOMES = {
+    "export": "onnx.exporter",
+    "check_parity": "onnx.parity",
+    "quantize": "int8.quantize",
+    "convert_fp16": "int8.quantize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"convsurgeon.{_HOMES[name]}"), name)

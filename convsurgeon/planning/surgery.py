@@ -59,7 +59,7 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
     """The converted structure of a model, ready for `load_state_dict`; the model itself is not changed.
 
     Args:
-        model: the original, or the path of the ONNX file that the plan was made for; `export_onnx(rebuilt, None, path)`
+        model: the original, or the path of the ONNX file that the plan was made for; `export(rebuilt, None, path)`
             writes what comes of that.
         plan: what becomes of its convs.
         weights: of the converted model, `weights.safetensors` of a bundle; not needed before `load_state_dict`.

@@ -19,7 +19,7 @@ from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.onnx import standalone as measuring
-from convsurgeon.onnx.export import exported_graph
+from convsurgeon.onnx.exporter import exported_graph
 from convsurgeon.onnx.standalone import DENSE
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.attribution import familiar, of_precision, reduce

@@ -178,8 +178,8 @@ def _speeds(result: cs.Result, example: Tensor, threads: list[int]) -> list[str]
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place) / "before.onnx", Path(place) / "after.onnx"]
         for file, model in zip(files, (result.original, result.model), strict=True):
-            cs.export_onnx(model, example, file)
-        found = [cs.compare_latency(*files, pairs=50, threads=count, progress=False) for count in threads]
+            cs.onnx.export(model, example, file)
+        found = [cs.timing.compare(*files, pairs=50, threads=count, progress=False) for count in threads]
     return [f"{one.speedup:.2f} ({one.verdict})" for one in found]
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import convsurgeon as cs
 from convsurgeon.onnxnet import proto
 from convsurgeon.timing.node_macs import work_of
-from convsurgeon.timing.profile import profile_nodes
+from convsurgeon.timing.node_profile import profile
 from tests.benchmarks.bench_latency_table import NETWORKS
 
 FORMS: dict[str, cs.Form | None] = {
@@ -66,9 +66,9 @@ def _network(name: str, size: int, threads: int) -> Iterator[tuple[object, ...]]
             changed, share = result.model, result.plan.macs_after / result.plan.cost.macs
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "net.onnx"
-            cs.export_onnx(changed, example, file)
+            cs.onnx.export(changed, example, file)
             kinds, largest = _work(file)
-            found = profile_nodes(file, runs=20, threads=threads)
+            found = profile(file, runs=20, threads=threads)
         if form is None:
             dense_ms = found.total_ms
             yield f"{name} {size}", "copy", f"{largest / 1e6:.1f} MB", "", "", "", _copied(largest), "", "", ""

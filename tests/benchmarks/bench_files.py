@@ -102,7 +102,7 @@ def _judged(path: Path, result: cs.Result, example: torch.Tensor, others: torch.
     """Convs, share of the MACs, relative error of the outputs, measured speed-up."""
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.onnx"
-        cs.export_onnx(result.model, example, made)
+        cs.onnx.export(result.model, example, made)
         name = result.original.input_names[0]  # type: ignore[union-attr]
         wrong = energy = 0.0
         for image in others.split(1):
@@ -110,7 +110,7 @@ def _judged(path: Path, result: cs.Result, example: torch.Tensor, others: torch.
                 wrong += float(np.square(one.astype(float) - two).sum())
                 energy += float(np.square(one.astype(float)).sum())
         sizes = dict(result.original.sizes)  # type: ignore[union-attr,arg-type]
-        speed = cs.compare_latency(path, made, pairs=pairs, sizes=sizes).speedup if pairs else None
+        speed = cs.timing.compare(path, made, pairs=pairs, sizes=sizes).speedup if pairs else None
     share = result.plan.macs_after / result.plan.cost.macs
     return len(result.changes), share, f"{(wrong / energy) ** 0.5:.1e}", speed
 
@@ -121,7 +121,7 @@ def _exported(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / "net.onnx"
-        cs.export_onnx(model, example, path)
+        cs.onnx.export(model, example, path)
         for seed in options.seeds:
             for road, given in (("torch", model), ("file", path)):
                 began = time.perf_counter()
@@ -171,7 +171,7 @@ def backend() -> tuple[int, int, int, list[str]]:
             try:
                 forms = [cs.SpatialSeparable(rank=cs.Energy(1.0)), cs.DepthwiseSeparable(rank=cs.Energy(1.0))]
                 result = cs.convert(path, forms=forms, policy=cs.everything(), allow_growth=True, calibration=False)
-                cs.export_onnx(result.model, None, made)
+                cs.onnx.export(result.model, None, made)
                 right += 1
             except cs.ParityError as error:
                 wrong.append(f"{name}: {error}")

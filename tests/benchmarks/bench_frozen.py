@@ -106,7 +106,7 @@ def _calls(case: Case, folder: Path) -> dict[str, Callable[[], cs.Result]]:
 
     def onnx_in() -> cs.Result:
         path = folder / "model.onnx"
-        cs.export_onnx(case.model(), example, path, overwrite=True)
+        cs.onnx.export(case.model(), example, path, overwrite=True)
         return cs.convert(str(path), calibration=images, budget=cs.Budget(macs=0.4), progress=False)
 
     return {

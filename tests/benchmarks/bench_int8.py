@@ -50,7 +50,7 @@ from convsurgeon.int8.module import IMAGES, Int8Module, as_int8
 from convsurgeon.int8.pipeline import lower
 from convsurgeon.int8.qdq import rounded
 from convsurgeon.int8.ranges import found, nominal
-from convsurgeon.onnx.export import exported_graph
+from convsurgeon.onnx.exporter import exported_graph
 from convsurgeon.onnxnet.session import session_options
 from convsurgeon.search.choice import predicted, problem
 from convsurgeon.search.trial import appraise, best_plan, opened, rate
@@ -298,7 +298,7 @@ def _files(options: argparse.Namespace) -> None:
             )
             one = bundle.recommended
             assert one is not None
-            again = cs.compare_latency(
+            again = cs.timing.compare(
                 bundle.folder / "original-int8.onnx", bundle.folder / one.name, threads=one.threads, level=one.level,
                 progress=False)  # fmt: skip
             size = onnx.load(bundle.folder / one.name).ByteSize() / 1e6

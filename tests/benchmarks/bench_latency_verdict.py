@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from convsurgeon.timing.latency import compare_latency
+from convsurgeon.timing.comparison import compare
 from tests.onnx.small import conv_stack
 
 
@@ -44,8 +44,8 @@ def main() -> int:
         more = conv_stack(Path(folder) / "more.onnx", 21, channels=32, size=16)
         started = time.perf_counter()
         for run in range(options.runs):
-            null = compare_latency(base, base, seed=run, progress=False)
-            work = compare_latency(base, more, seed=run, progress=False)
+            null = compare(base, base, seed=run, progress=False)
+            work = compare(base, more, seed=run, progress=False)
             same += null.verdict == "no measurable difference"
             slower += work.verdict == "slower"
             print(

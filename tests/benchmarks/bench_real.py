@@ -271,8 +271,8 @@ def _speed(result: cs.Result) -> str:
         files = [Path(folder) / name for name in ("before.onnx", "after.onnx")]
         try:
             for model, file in zip((result.original, result.model), files, strict=True):
-                cs.export_onnx(model, result.example, file)
-            timing = cs.compare_latency(*files)
+                cs.onnx.export(model, result.example, file)
+            timing = cs.timing.compare(*files)
         except cs.ConvSurgeonError as error:
             return str(error)[:80]
         return f"{timing.speedup:.2f}"

@@ -73,7 +73,7 @@ def _files(name: str, folder: Path) -> dict[str, Path]:
     }
     files = {label: folder / f"{number}.onnx" for number, label in enumerate(made)}
     for label, file in files.items():
-        cs.export_onnx(made[label], example, file)
+        cs.onnx.export(made[label], example, file)
     return files | {"dense again": files["dense"]}
 
 

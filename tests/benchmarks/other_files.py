@@ -92,7 +92,7 @@ def judged(path: Path) -> tuple[str, int, float]:
     try:
         result = cs.convert(path, forms=[cs.SpatialSeparable(rank=cs.Energy(1.0))], **HOW)
         made = path.with_name("made.onnx.tmp.onnx")
-        cs.export_onnx(result.model, None, made, overwrite=True)
+        cs.onnx.export(result.model, None, made, overwrite=True)
     except cs.ConvSurgeonError as error:
         return f"refused: {error}"[:100], 0, time.perf_counter() - began
     took, feed = time.perf_counter() - began, feed_of(path, 7)
@@ -151,7 +151,7 @@ def _converted(path: Path) -> Path:
 
 def _written(path: Path) -> Path:
     made = path.with_name("made.onnx")
-    cs.export_onnx(_MADE.pop().model, None, made)
+    cs.onnx.export(_MADE.pop().model, None, made)
     print(f"{_gigabytes(made):.2f} GB after")
     return made
 

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 import convsurgeon as cs
-
-from .small import Net, net
+from tests.onnx.small import Net, net
 
 SIZE = 12
 

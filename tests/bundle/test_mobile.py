@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.bundle.mobile import mobile_check
-from convsurgeon.onnx.export import export_onnx
+from convsurgeon.onnx.exporter import export
 from tests.onnx.small import net
 
 IMAGE = (1, 3, 12, 12)
 
 
 def test_a_converted_network_is_taken_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    found = mobile_check(export_onnx(net(), torch.randn(IMAGE), tmp_path / "net.onnx").path)
+    found = mobile_check(export(net(), torch.randn(IMAGE), tmp_path / "net.onnx").path)
     assert found.suitable
     by_name = {one.provider: one for one in found.providers}
     assert list(by_name) == ["NNAPI", "CoreML NeuralNetwork", "CoreML MLProgram", "XNNPACK"]
@@ -28,7 +28,7 @@ def test_a_converted_network_is_taken_whole(tmp_path: Path, capfd: pytest.Captur
 
 
 def test_a_dynamic_batch_is_not(tmp_path: Path) -> None:
-    found = mobile_check(export_onnx(net(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch").path)
+    found = mobile_check(export(net(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch").path)
     assert not found.suitable
     assert found.dynamic == ("x",)
     assert "note: input x has no static shape" in str(found)
@@ -44,7 +44,7 @@ def test_blocking_nodes_have_the_names_of_their_modules(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.act(self.stem(x)))
 
-    found = mobile_check(export_onnx(Swish(), torch.randn(IMAGE), tmp_path / "swish.onnx").path)
+    found = mobile_check(export(Swish(), torch.randn(IMAGE), tmp_path / "swish.onnx").path)
     nnapi = found.providers[0]
     assert nnapi.suitable == "no"
     assert nnapi.pieces == 2

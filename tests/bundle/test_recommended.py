@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convsurgeon.bundle.recommendation import DENSE_INT8, allowed_error, recommend
-from convsurgeon.timing.latency import Timing, TimingRow
+from convsurgeon.timing.comparison import ComparedFile, Comparison
 from convsurgeon.timing.machine import machine
 
 FILES = (
@@ -24,7 +24,7 @@ FILES = (
 )
 
 
-def timed(speeds: dict[str, float], threads: int = 1, level: Any = "all", base_ms: float = 10.0) -> Timing:
+def timed(speeds: dict[str, float], threads: int = 1, level: Any = "all", base_ms: float = 10.0) -> Comparison:
     """A clock that found these speed-ups."""
     rows = []
     for name, speed in speeds.items():
@@ -32,8 +32,8 @@ def timed(speeds: dict[str, float], threads: int = 1, level: Any = "all", base_m
         figures = (ms, ms, ms, 1.0, ms)
         told = "faster" if speed > 1.02 else "slower" if speed < 0.98 else "no measurable difference"
         verdict = "baseline" if name == FILES[0] else told
-        rows.append(TimingRow(name, name, 1000, *figures, speed, (0.99 * speed, 1.01 * speed), verdict))
-    return Timing(tuple(rows), 1.01, 1.0, 50, threads, level, 1, machine(), ())
+        rows.append(ComparedFile(name, name, 1000, *figures, speed, (0.99 * speed, 1.01 * speed), verdict))
+    return Comparison(tuple(rows), 1.01, 1.0, 50, threads, level, 1, machine(), ())
 
 
 SPEEDS = st.fixed_dictionaries({name: st.floats(0.2, 20) | st.floats(0.97, 1.03) for name in FILES[1:]})

@@ -57,7 +57,7 @@ def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> 
     x = _images()
     with torch.no_grad():
         assert torch.equal(fresh(x), result.model(x))
-    assert cs.check_parity(fresh, EXAMPLE, bundle.folder / "model.onnx").passed
+    assert cs.onnx.check_parity(fresh, EXAMPLE, bundle.folder / "model.onnx").passed
 
 
 def test_it_is_timed_and_its_times_are_kept(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def onnx(rng: random.Random) -> None:
         path = Path(folder) / "net.onnx"
         path.write_bytes(damaged(rng, _moved(rng)) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
         with contextlib.suppress(cs.ConvSurgeonError):
-            cs.bench(path, pairs=2, threads=[1], levels=["all"], progress=False)
+            cs.timing.bench(path, pairs=2, threads=[1], levels=["all"], progress=False)
 
 
 def prepare() -> None:

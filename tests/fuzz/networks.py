@@ -2,7 +2,7 @@
 
 A third of them is damaged afterwards: an attribute changed, a node taken out, an input put elsewhere, bytes changed.
 Every file is opened, run beside the runtime, and written back with every conv rewritten at full rank; one in twenty
-goes the whole road, through `convert` and `export_onnx`.
+goes the whole road, through `convert` and `export`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, se
 
 FORMS: tuple[Any, ...] = (cs.CP, cs.SpatialSeparable, cs.DepthwiseSeparable, cs.Blueprint)
 WHOLE = 0.05
-"""Share of the files that go through `convert` and `export_onnx`."""
+"""Share of the files that go through `convert` and `export`."""
 
 _MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
@@ -208,7 +208,7 @@ def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tup
     how: dict[str, Any] = {"policy": cs.everything(), "allow_growth": True, "calibration": False}
     example = None if truth is None else truth.example
     result = cs.convert(path, example, forms=[form], progress=False, **how)
-    cs.export_onnx(result.model, example, made)
+    cs.onnx.export(result.model, example, made)
     graph = onnx.load(path).graph
     used = proto.uses(graph)
     convs = sum(node.op_type == "Conv" and any(used[one] for one in node.output) for node in graph.node)

@@ -17,7 +17,7 @@ from convsurgeon.int8.float_ends import image_ends
 from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import Exported, learn_rounded
-from convsurgeon.onnx.export import exported_graph
+from convsurgeon.onnx.exporter import exported_graph
 
 SIZE = 16
 
@@ -159,8 +159,8 @@ def test_the_ends_in_float_lose_less(seed: int, monkeypatch: pytest.MonkeyPatch)
 def test_a_chip_rounds_everything(tmp_path: Path, target: Target, left: set[str]) -> None:
     torch.manual_seed(0)
     images = torch.rand(8, 3, SIZE, SIZE)
-    cs.export_onnx(Restorer().eval(), images[:1], tmp_path / "float.onnx")
-    made = cs.quantize_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, target=target)
+    cs.onnx.export(Restorer().eval(), images[:1], tmp_path / "float.onnx")
+    made = cs.onnx.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, target=target)
     assert {layer.name for layer in made.layers if layer.excluded} == left
     assert all(name in made.notes[0] for name in (*left, "add")) if left else made.notes[0].startswith("npu")
     weights = {tensor.name: tensor.data_type for tensor in onnx.load(tmp_path / "int8.onnx").graph.initializer}

@@ -27,8 +27,8 @@ def _images(count: int, size: int = 10) -> Tensor:
 def test_it_computes_what_the_file_does_on_any_number_of_images(tmp_path: Path) -> None:
     net, data = _net(), _images(16)
     rounded = as_int8(net, [Example((data,))])
-    cs.export_onnx(net, data, tmp_path / "float.onnx")
-    path = cs.quantize_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", data).path
+    cs.onnx.export(net, data, tmp_path / "float.onnx")
+    path = cs.onnx.quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", data).path
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     wanted = session.run(None, {"input": data.numpy()})[0]
     assert np.array_equal(rounded(data).numpy(), wanted)

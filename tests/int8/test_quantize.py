@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, ParityError, WriteError
 from convsurgeon.int8.equalise import equalise
-from convsurgeon.int8.quantize import convert_fp16, quantize_int8
-from convsurgeon.onnx.export import export_onnx
+from convsurgeon.int8.quantize import convert_fp16, quantize
+from convsurgeon.onnx.exporter import export
 from tests.networks import _cifar, cifar_calibration, needs_data, normalise, pretrained
 from tests.onnx.small import net
 
@@ -43,14 +43,14 @@ class Plain(nn.Module):
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("quantize")
-    return export_onnx(Plain(), torch.randn(IMAGE), folder / "plain.onnx", metadata={"plan": "abc"}).path
+    return export(Plain(), torch.randn(IMAGE), folder / "plain.onnx", metadata={"plan": "abc"}).path
 
 
 @pytest.fixture(scope="module")
 def loud(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("quantize")
-    return export_onnx(Plain(300), torch.randn(IMAGE), folder / "loud.onnx").path
+    return export(Plain(300), torch.randn(IMAGE), folder / "loud.onnx").path
 
 
 def images(count: int = 8) -> Tensor:
@@ -58,7 +58,7 @@ def images(count: int = 8) -> Tensor:
 
 
 def test_unsigned_activations_and_weights_per_channel(plain: Path, tmp_path: Path) -> None:
-    done = quantize_int8(plain, tmp_path / "int8.onnx", images())
+    done = quantize(plain, tmp_path / "int8.onnx", images())
     model = onnx.load(done.path)
     onnx.checker.check_model(model, full_check=True)
     assert (model.ir_version, model.opset_import[0].version, model.producer_name) == (8, 18, "convsurgeon")
@@ -76,7 +76,7 @@ def test_unsigned_activations_and_weights_per_channel(plain: Path, tmp_path: Pat
 
 
 def test_every_layer_has_a_figure(plain: Path, tmp_path: Path) -> None:
-    done = quantize_int8(plain, tmp_path / "int8.onnx", images())
+    done = quantize(plain, tmp_path / "int8.onnx", images())
     assert [layer.name for layer in done.layers] == [f"convs.{index}" for index in range(4)]
     assert all(20 < layer.sqnr_db < 60 for layer in done.layers)
     assert json.loads(json.dumps(done.to_dict(), allow_nan=False))["kind"] == "int8"
@@ -85,18 +85,18 @@ def test_every_layer_has_a_figure(plain: Path, tmp_path: Path) -> None:
 
 def test_a_bad_layer_is_named_and_can_be_left_out(loud: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"sqnr_db": -100, "equalised": False}
-    done = quantize_int8(loud, tmp_path / "a.onnx", images(), **options)
+    done = quantize(loud, tmp_path / "a.onnx", images(), **options)
     assert done.worst[0].name in ("convs.2", "convs.3")  # where the loud channel is made, and where it is silenced
-    better = quantize_int8(loud, tmp_path / "b.onnx", images(), exclude_worst=2, **options)
+    better = quantize(loud, tmp_path / "b.onnx", images(), exclude_worst=2, **options)
     assert {layer.name for layer in better.layers if layer.excluded} == {"convs.2", "convs.3"}
     assert better.sqnr_db > done.sqnr_db + 10
-    by_hand = quantize_int8(loud, tmp_path / "c.onnx", images(), exclude=["convs.2", "convs.3"], **options)
+    by_hand = quantize(loud, tmp_path / "c.onnx", images(), exclude=["convs.2", "convs.3"], **options)
     assert by_hand.path.read_bytes() == better.path.read_bytes()
 
 
 def test_equalised_channels_need_no_exclusion(loud: Path, tmp_path: Path) -> None:
-    rough = quantize_int8(loud, tmp_path / "a.onnx", images(), sqnr_db=-100, equalised=False)
-    even = quantize_int8(loud, tmp_path / "b.onnx", images())
+    rough = quantize(loud, tmp_path / "a.onnx", images(), sqnr_db=-100, equalised=False)
+    even = quantize(loud, tmp_path / "b.onnx", images())
     assert even.sqnr_db > max(25, rough.sqnr_db + 10)
 
 
@@ -104,7 +104,7 @@ def test_equalised_channels_need_no_exclusion(loud: Path, tmp_path: Path) -> Non
 def test_equalising_changes_no_function(source: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     if source == "net":
-        export_onnx(net(), torch.randn(IMAGE), path)
+        export(net(), torch.randn(IMAGE), path)
     else:
         path = request.getfixturevalue(source)
     model = onnx.load(path)
@@ -122,7 +122,7 @@ def test_equalising_changes_no_function(source: str, request: pytest.FixtureRequ
 
 def test_too_far_off_is_not_written(loud: Path, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=r"int8.onnx: not written, int8 outputs have SQNR .* worst layer convs\.[23]"):
-        quantize_int8(loud, tmp_path / "int8.onnx", images(), sqnr_db=30, equalised=False)
+        quantize(loud, tmp_path / "int8.onnx", images(), sqnr_db=30, equalised=False)
     with pytest.raises(ParityError, match=r"fp16 outputs have SQNR .* \(limit 200\)$"):
         convert_fp16(loud, tmp_path / "fp16.onnx", images(), sqnr_db=200)
     assert list(tmp_path.iterdir()) == []
@@ -135,7 +135,7 @@ def test_calibrators_and_kinds_of_inputs(
     data = images()
     kinds = (data, data.numpy(), [data[:4], data[4:]], [{"x": data.numpy()}])
     files = [
-        quantize_int8(plain, tmp_path / f"{index}.onnx", kind, calibrator=calibrator).path.read_bytes()
+        quantize(plain, tmp_path / f"{index}.onnx", kind, calibrator=calibrator).path.read_bytes()
         for index, kind in enumerate(kinds)
     ]
     assert len({*files}) == 1
@@ -153,8 +153,8 @@ def test_half_precision(plain: Path, tmp_path: Path) -> None:
 
 
 def test_a_residual_network_with_branches(tmp_path: Path) -> None:
-    source = export_onnx(net(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch").path
-    done = quantize_int8(source, tmp_path / "int8.onnx", images(40), sqnr_db=5)
+    source = export(net(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch").path
+    done = quantize(source, tmp_path / "int8.onnx", images(40), sqnr_db=5)
     assert "layer1.0.conv1.branches.1.depthwise" in {layer.name for layer in done.layers}
     assert done.agreement > 0.7
 
@@ -162,28 +162,28 @@ def test_a_residual_network_with_branches(tmp_path: Path) -> None:
 def test_refusals(plain: Path, tmp_path: Path) -> None:
     target = tmp_path / "int8.onnx"
     with pytest.raises(ExportError, match=r"calibration: does not fill one batch of x \[1, 3, 12, 12\]"):
-        quantize_int8(plain, target, [])
+        quantize(plain, target, [])
     with pytest.raises(ExportError, match=r"calibration: does not fill one batch"):
-        quantize_int8(plain, target, [{"y": images()}])
+        quantize(plain, target, [{"y": images()}])
     with pytest.raises(ExportError, match=r"no node is called 'conv9'"):
-        quantize_int8(plain, target, images(), exclude=["conv9"])
+        quantize(plain, target, images(), exclude=["conv9"])
     with pytest.raises(ExportError, match=r"calibrator 'best': choose one of minmax, percentile"):
-        quantize_int8(plain, target, images(), calibrator="best")  # type: ignore[arg-type]
+        quantize(plain, target, images(), calibrator="best")  # type: ignore[arg-type]
     with pytest.raises(ExportError, match=r"nowhere\.onnx: no such file"):
-        quantize_int8(tmp_path / "nowhere.onnx", target, images())
+        quantize(tmp_path / "nowhere.onnx", target, images())
     with pytest.raises(ExportError, match=r"plain\.onnx: cannot be run on the calibration: "):
-        quantize_int8(plain, target, torch.zeros(1, 5, 12, 12))
+        quantize(plain, target, torch.zeros(1, 5, 12, 12))
     target.write_bytes(b"old")
     with pytest.raises(WriteError, match="exists already; pass overwrite=True"):
-        quantize_int8(plain, target, images())
+        quantize(plain, target, images())
     assert target.read_bytes() == b"old"
 
 
 @needs_data
 def test_int8_of_a_real_network(tmp_path: Path) -> None:
     model = pretrained("resnet20")
-    source = export_onnx(model, cifar_calibration(1), tmp_path / "fp32.onnx", dynamic="batch").path
-    done = quantize_int8(source, tmp_path / "int8.onnx", cifar_calibration(128))
+    source = export(model, cifar_calibration(1), tmp_path / "fp32.onnx", dynamic="batch").path
+    done = quantize(source, tmp_path / "int8.onnx", cifar_calibration(128))
     pixels, labels = _cifar("test")
     hits = []
     for path in (source, done.path):
@@ -198,8 +198,8 @@ def test_crops_of_another_size_calibrate_a_file(tmp_path: Path) -> None:
     """A denoiser for large images is calibrated on small ones; both halves of the check run on these."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 1, 3, padding=1)).eval()
-    source = export_onnx(net, torch.randn(1, 1, 32, 32), tmp_path / "large.onnx").path
-    done = quantize_int8(source, tmp_path / "int8.onnx", torch.randn(12, 1, 8, 8))
+    source = export(net, torch.randn(1, 1, 32, 32), tmp_path / "large.onnx").path
+    done = quantize(source, tmp_path / "int8.onnx", torch.randn(12, 1, 8, 8))
     assert done.sqnr_db > 20
     session = ort.InferenceSession(done.path, providers=["CPUExecutionProvider"])
     assert session.get_inputs()[0].shape == [1, 1, 32, 32]

@@ -20,7 +20,7 @@ INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
 def _written(target: cs.Target | None, folder: Path, model: ModelProto | None = None) -> tuple[ModelProto, Any]:
     source, path = folder / "float.onnx", folder / "int8.onnx"
     onnx.save(CHAIN() if model is None else model, source)
-    done = cs.quantize_int8(source, path, feeds(), target=target, sqnr_db=-100, overwrite=True)
+    done = cs.onnx.quantize(source, path, feeds(), target=target, sqnr_db=-100, overwrite=True)
     return onnx.load(path), done
 
 
@@ -83,7 +83,7 @@ def test_open_shapes_are_refused_where_they_must_be_fixed(tmp_path: Path) -> Non
     with pytest.raises(
         cs.ExportError, match=r"x: has open dimensions, and npu wants fixed shapes; export with dynamic"
     ):
-        cs.quantize_int8(source, tmp_path / "int8.onnx", feeds(), target=cs.Target.npu())
+        cs.onnx.quantize(source, tmp_path / "int8.onnx", feeds(), target=cs.Target.npu())
     assert not (tmp_path / "int8.onnx").exists()
 
 

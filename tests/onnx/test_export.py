@@ -17,8 +17,8 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CaptureError, ExportError, ParityError, WriteError
-from convsurgeon.onnx import export as export_module
-from convsurgeon.onnx.export import OnnxFile, export_onnx
+from convsurgeon.onnx import exporter as export_module
+from convsurgeon.onnx.exporter import OnnxFile, export
 from convsurgeon.onnx.metadata import state_sha256
 from convsurgeon.onnx.parity import Parity, ParityCase
 from tests import hostile, nets
@@ -30,7 +30,7 @@ IMAGE = (1, 3, 12, 12)
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> OnnxFile:
     path = tmp_path_factory.mktemp("export") / "net.onnx"
-    return export_onnx(net(), torch.randn(IMAGE), path, metadata={"plan": "abc", "input": "x"})
+    return export(net(), torch.randn(IMAGE), path, metadata={"plan": "abc", "input": "x"})
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +122,15 @@ def test_nothing_local_is_in_the_file(written: OnnxFile) -> None:
 
 
 def test_the_same_model_gives_the_same_bytes(written: OnnxFile, tmp_path: Path) -> None:
-    again = export_onnx(net(), torch.randn(IMAGE), tmp_path / "b.onnx", metadata={"input": "x", "plan": "abc"})
+    again = export(net(), torch.randn(IMAGE), tmp_path / "b.onnx", metadata={"input": "x", "plan": "abc"})
     assert again.path.read_bytes() == written.path.read_bytes()
 
 
 def test_another_process_gives_the_same_bytes(written: OnnxFile, tmp_path: Path) -> None:
     code = (
         "import sys, torch; from tests.onnx.small import net; "
-        "from convsurgeon.onnx.export import export_onnx; "
-        "export_onnx(net(), torch.zeros(1, 3, 12, 12), sys.argv[1], metadata={'plan': 'abc', 'input': 'x'})"
+        "from convsurgeon.onnx.exporter import export; "
+        "export(net(), torch.zeros(1, 3, 12, 12), sys.argv[1], metadata={'plan': 'abc', 'input': 'x'})"
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -155,7 +155,7 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     state = copy.deepcopy(subject.state_dict())
     grads = [parameter.requires_grad for parameter in subject.parameters()]
     random = torch.random.get_rng_state()
-    export_onnx(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
+    export(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert [module.training for module in subject.modules()] == modes
     assert [dict(module._forward_hooks) for module in subject.modules()] == hooks
     assert all(torch.equal(value, state[name]) for name, value in subject.state_dict().items())
@@ -176,7 +176,7 @@ def test_modes_come_back_after_a_failure(tmp_path: Path) -> None:
     subject = Failing()
     subject.conv.eval()
     with pytest.raises(ExportError, match=r"^Failing: does not run on the example: RuntimeError: no such thing$"):
-        export_onnx(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert (subject.training, subject.conv.training) == (True, False)
     assert leftovers(tmp_path) == []
 
@@ -186,7 +186,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     with torch.no_grad():
         subject.stem.weight[0] = float("nan")
     with pytest.raises(ParityError, match=r"net.onnx: not written, stem.weight holds NaN or infinity; load weights"):
-        export_onnx(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(subject, torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []
 
 
@@ -214,7 +214,7 @@ class Detector(nn.Module):
 def test_what_torch_export_refuses_is_traced_and_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     subject = nets.Branching().eval()
     with pytest.warns(UserWarning, match=r"Branching: torch.export fails .*a run on the example was traced instead"):
-        done = export_onnx(subject, torch.randn(IMAGE), tmp_path / "net.onnx")
+        done = export(subject, torch.randn(IMAGE), tmp_path / "net.onnx")
     assert done.parity.passed
     model = onnx.load(done.path)
     assert {"stem", "body", "down"} <= {node.name for node in model.graph.node}
@@ -224,7 +224,7 @@ def test_what_torch_export_refuses_is_traced_and_said(tmp_path: Path, capfd: pyt
 
 def test_what_is_traced_may_have_an_open_batch(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="was traced instead"):
-        done = export_onnx(nets.Branching(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch")
+        done = export(nets.Branching(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic="batch")
     assert done.inputs[0][1] == ("batch", *IMAGE[1:])
 
 
@@ -237,7 +237,7 @@ def test_a_branch_that_other_inputs_leave_is_no_file(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="was traced instead"),
         pytest.raises(ParityError, match="not written, parity fails by the fault of the export"),
     ):
-        export_onnx(TwoWays(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(TwoWays(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []
 
 
@@ -248,7 +248,7 @@ def test_where_both_exporters_fail_it_says_what_to_export(tmp_path: Path) -> Non
 
     message = r"^Detector: torch.onnx.export failed: .*; traced, it failed too: .*; .* export model.backbone, do the"
     with pytest.raises(ExportError, match=message) as caught:
-        export_onnx(Detector(boxes), torch.randn(IMAGE), tmp_path / "net.onnx")
+        export(Detector(boxes), torch.randn(IMAGE), tmp_path / "net.onnx")
     assert len(str(caught.value)) < 600
     assert "\n" not in str(caught.value)
     assert leftovers(tmp_path) == []
@@ -257,7 +257,7 @@ def test_where_both_exporters_fail_it_says_what_to_export(tmp_path: Path) -> Non
 @pytest.mark.parametrize("kind", [hostile.WritesParameter, hostile.WritesData])
 def test_a_forward_that_writes_to_its_weights_has_no_file(kind: type[nn.Module], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"^(scale|down.weight|head.weight): the forward writes to this parameter"):
-        export_onnx(kind(), torch.randn(IMAGE), tmp_path / "net.onnx")
+        export(kind(), torch.randn(IMAGE), tmp_path / "net.onnx")
 
 
 def test_it_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +265,7 @@ def test_it_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
         def forward(self, x: Tensor) -> dict[str, Any]:
             return {"a": x + 1, "b": None}
 
-    export_onnx(Chatty(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+    export(Chatty(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
@@ -280,7 +280,7 @@ def _failed(*_: object, **__: object) -> Parity:
 def test_law_8_a_failing_parity_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "check_parity", _failed)
     with pytest.raises(ParityError, match=r"net.onnx: not written, parity fails by the fault of the runtime's optim"):
-        export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []
 
 
@@ -288,7 +288,7 @@ def test_law_8_a_failing_parity_leaves_the_old_file(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(export_module, "check_parity", _failed)
     (tmp_path / "net.onnx").write_bytes(b"old")
     with pytest.raises(ParityError, match="not written"):
-        export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", overwrite=True)
+        export(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", overwrite=True)
     assert (tmp_path / "net.onnx").read_bytes() == b"old"
     assert leftovers(tmp_path) == ["net.onnx"]
 
@@ -299,7 +299,7 @@ def test_law_8_with_a_model_that_is_not_a_function(tmp_path: Path) -> None:
             return x + torch.randn_like(x)
 
     with pytest.raises(ParityError, match="is the model deterministic in eval mode"):
-        export_onnx(Noisy(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(Noisy(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []
 
 
@@ -312,7 +312,7 @@ def test_law_8_a_wrong_rewrite_is_caught(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(export_module.graph, "tidy", break_a_weight)
     with pytest.raises(ParityError, match="fault of the export"):
-        export_onnx(net(), torch.randn(IMAGE), tmp_path / "net.onnx")
+        export(net(), torch.randn(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []
 
 
@@ -323,7 +323,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(export_module, "check_parity", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []
 
 
@@ -342,7 +342,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"old")
     with pytest.raises(WriteError, match=r"net.onnx: exists already; pass overwrite=True"):
-        export_onnx(net(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(net(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert (tmp_path / "net.onnx").read_bytes() == b"old"
 
 
@@ -350,11 +350,11 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
 def test_a_missing_folder_a_file_as_folder_and_a_folder_as_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WriteError, match="nowhere: no such folder"):
-        export_onnx(net(), torch.zeros(IMAGE), tmp_path / "nowhere" / "net.onnx")
+        export(net(), torch.zeros(IMAGE), tmp_path / "nowhere" / "net.onnx")
     with pytest.raises(WriteError, match="file: no such folder"):
-        export_onnx(net(), torch.zeros(IMAGE), tmp_path / "file" / "net.onnx")
+        export(net(), torch.zeros(IMAGE), tmp_path / "file" / "net.onnx")
     with pytest.raises(WriteError, match="is a folder; name a file"):
-        export_onnx(net(), torch.zeros(IMAGE), tmp_path)
+        export(net(), torch.zeros(IMAGE), tmp_path)
 
 
 @pytest.mark.usefixtures("no_work")
@@ -364,14 +364,14 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)  # the superuser may write anywhere, so chmod proves nothing
     with pytest.raises(WriteError, match=r"net.onnx: cannot be written \(Permission denied\); choose another place$"):
-        export_onnx(net(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(net(), torch.zeros(IMAGE), tmp_path / "net.onnx")
 
 
 @pytest.mark.usefixtures("no_work")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floats_are_one_clear_error(dtype: torch.dtype, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=rf"stem.weight: {dtype} cannot be checked .*; pass model.float\(\)$"):
-        export_onnx(net().to(dtype), torch.zeros(IMAGE, dtype=dtype), tmp_path / "net.onnx")
+        export(net().to(dtype), torch.zeros(IMAGE, dtype=dtype), tmp_path / "net.onnx")
 
 
 @pytest.mark.usefixtures("no_work")
@@ -379,36 +379,36 @@ def test_a_model_of_more_than_two_gigabytes(tmp_path: Path) -> None:
     huge = nn.Module()
     huge.register_buffer("table", torch.zeros(1).expand(600_000_000))
     with pytest.raises(ExportError, match=r"2\.40 GB of weights; one ONNX file holds 2 GB"):
-        export_onnx(huge, torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(huge, torch.zeros(IMAGE), tmp_path / "net.onnx")
 
 
 @pytest.mark.usefixtures("no_work")
 def test_a_strange_request(tmp_path: Path) -> None:
     for opset in (17, 99):
         with pytest.raises(ExportError, match=rf"opset {opset}: the exporter writes 18 to"):
-            export_onnx(net(), torch.zeros(IMAGE), tmp_path / "net.onnx", opset=opset)
+            export(net(), torch.zeros(IMAGE), tmp_path / "net.onnx", opset=opset)
     with pytest.raises(ExportError, match="dynamic='all': pass None, 'batch' or 'size'"):
-        export_onnx(net(), torch.zeros(IMAGE), tmp_path / "net.onnx", dynamic="all")  # type: ignore[arg-type]
+        export(net(), torch.zeros(IMAGE), tmp_path / "net.onnx", dynamic="all")  # type: ignore[arg-type]
     with pytest.raises(CaptureError, match="example: a int without any tensor"):
-        export_onnx(net(), 3, tmp_path / "net.onnx")
+        export(net(), 3, tmp_path / "net.onnx")
     with pytest.raises(CaptureError, match="example: a tuple without any tensor"):
-        export_onnx(net(), (1, 2), tmp_path / "net.onnx")
+        export(net(), (1, 2), tmp_path / "net.onnx")
 
 
 def test_an_opset_that_was_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module.proto, "opset_of", lambda _: 18)
     with pytest.raises(ExportError, match="opset 20: torch wrote opset 18 instead"):
-        export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", opset=20)
+        export(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", opset=20)
 
 
 def test_another_opset_is_really_written(tmp_path: Path) -> None:
-    done = export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", opset=20)
+    done = export(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", opset=20)
     assert (done.opset, done.ir_version) == (20, 9)
 
 
 def test_overwrite_replaces(tmp_path: Path) -> None:
     (tmp_path / "net.onnx").write_bytes(b"old")
-    export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", overwrite=True)
+    export(tiny(), torch.zeros(IMAGE), tmp_path / "net.onnx", overwrite=True)
     assert leftovers(tmp_path) == ["net.onnx"]
     assert (tmp_path / "net.onnx").stat().st_size > 3
 
@@ -429,7 +429,7 @@ def test_keywords_integers_and_nested_outputs(tmp_path: Path) -> None:
         "index": torch.tensor([2, 0]),
         "x": torch.randn(IMAGE),
     }
-    done = export_onnx(Many(), example, tmp_path / "many.onnx")
+    done = export(Many(), example, tmp_path / "many.onnx")
     assert [name for name, _ in done.inputs] == ["x", "scale", "index", "mask"]
     assert [shape for _, shape in done.outputs] == [(1, 2), (1, 2, 12, 12)]
     kinds = [node.op_type for node in onnx.load(done.path).graph.node]
@@ -438,10 +438,10 @@ def test_keywords_integers_and_nested_outputs(tmp_path: Path) -> None:
 
 
 def test_names_on_demand(tmp_path: Path) -> None:
-    done = export_onnx(net(), torch.zeros(IMAGE), tmp_path / "a.onnx", input_names=["image"], output_names=["stem"])
+    done = export(net(), torch.zeros(IMAGE), tmp_path / "a.onnx", input_names=["image"], output_names=["stem"])
     assert (done.inputs[0][0], done.outputs[0][0]) == ("image", "stem")  # a name that a value inside had
     with pytest.raises(ExportError, match=r"input_names: \['a', 'b'\] for 1 tensors"):
-        export_onnx(tiny(), torch.zeros(IMAGE), tmp_path / "b.onnx", input_names=["a", "b"])
+        export(tiny(), torch.zeros(IMAGE), tmp_path / "b.onnx", input_names=["a", "b"])
 
 
 def test_a_tuple_of_arguments(tmp_path: Path) -> None:
@@ -450,12 +450,12 @@ def test_a_tuple_of_arguments(tmp_path: Path) -> None:
             return pair[0] + 2 * pair[1] + 3 * third
 
     example = ((torch.randn(2, 3), torch.randn(2, 3)), torch.randn(2, 3))
-    assert export_onnx(Sum(), example, tmp_path / "sum.onnx").parity.passed
+    assert export(Sum(), example, tmp_path / "sum.onnx").parity.passed
 
 
 @pytest.mark.parametrize(("dynamic", "shape"), [("batch", ("batch", 3, 12, 12)), ("size", (1, 3, "height", "width"))])
 def test_open_dimensions(dynamic: Any, shape: tuple[int | str, ...], tmp_path: Path) -> None:
-    done = export_onnx(net(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic=dynamic)
+    done = export(net(), torch.randn(IMAGE), tmp_path / "net.onnx", dynamic=dynamic)
     assert done.inputs[0][1] == shape
     tried = {case.inputs for case in done.parity.cases}
     assert tried >= ({"seed 0, batch 1", "seed 0, batch 3"} if dynamic == "batch" else {"seed 0, larger"})
@@ -467,7 +467,7 @@ def test_open_dimensions(dynamic: Any, shape: tuple[int | str, ...], tmp_path: P
 def test_channels_last_and_frozen(tmp_path: Path) -> None:
     subject = net().to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
     image = torch.randn(IMAGE).to(memory_format=torch.channels_last)
-    assert export_onnx(subject, image, tmp_path / "net.onnx").parity.passed
+    assert export(subject, image, tmp_path / "net.onnx").parity.passed
     assert subject.stem.weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -481,7 +481,7 @@ def test_a_shared_conv_keeps_one_weight(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.second(self.conv(self.first(self.conv(x))))
 
-    done = export_onnx(Twice(), torch.randn(IMAGE), tmp_path / "twice.onnx")
+    done = export(Twice(), torch.randn(IMAGE), tmp_path / "twice.onnx")
     graph = onnx.load(done.path).graph
     assert [node.name for node in graph.node if node.op_type == "Conv"] == ["conv", "conv_1"]
     assert len({node.input[1] for node in graph.node if node.op_type == "Conv"}) == 1
@@ -496,7 +496,7 @@ def test_the_name_of_a_module_that_looks_like_an_operator(tmp_path: Path) -> Non
         def forward(self, x: Tensor) -> Tensor:
             return self.add(self.x(x)) + 1
 
-    graph = onnx.load(export_onnx(Odd(), torch.randn(IMAGE), tmp_path / "odd.onnx").path).graph
+    graph = onnx.load(export(Odd(), torch.randn(IMAGE), tmp_path / "odd.onnx").path).graph
     names = [node.name for node in graph.node]
     assert names == ["x", "add", "add_1"]
     assert len({*names}) == len(names)
@@ -516,5 +516,5 @@ def test_what_picks_among_values_and_does_not_hold_says_what_to_export(tmp_path:
 
     message = r"in eval mode\? And it picks among values \(TopK\), where rounding counts: export model.backbone, do the"
     with pytest.warns(UserWarning, match="was traced instead"), pytest.raises(ParityError, match=message):
-        export_onnx(Two().eval(), torch.zeros(IMAGE), tmp_path / "net.onnx")
+        export(Two().eval(), torch.zeros(IMAGE), tmp_path / "net.onnx")
     assert leftovers(tmp_path) == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.onnx.export import OnnxFile, export_onnx
+from convsurgeon.onnx.exporter import OnnxFile, export
 from convsurgeon.onnxnet import proto
 from tests.onnx.small import Branches, conv_stack
 
@@ -18,7 +18,7 @@ IMAGE = (1, 4, 8, 8)
 
 def written(model: nn.Module, folder: Path, image: Tensor | None = None) -> tuple[OnnxFile, list[str]]:
     """Exports behind the parity gate; the operators that are left."""
-    done = export_onnx(model, torch.randn(IMAGE) if image is None else image, folder / "model.onnx")
+    done = export(model, torch.randn(IMAGE) if image is None else image, folder / "model.onnx")
     assert done.parity.relative < 1e-5
     return done, [node.op_type for node in onnx.load(done.path).graph.node]
 

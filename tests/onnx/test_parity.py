@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ParityError
-from convsurgeon.onnx.export import export_onnx
+from convsurgeon.onnx.exporter import export
 from convsurgeon.onnx.inputs import ordered, randomised, resized
 from convsurgeon.onnx.parity import Parity, ParityCase, check_parity, deviation
 from tests.onnx.small import net
@@ -23,7 +23,7 @@ IMAGE = (1, 3, 12, 12)
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(net(), torch.randn(IMAGE), tmp_path_factory.mktemp("parity") / "net.onnx").path
+    return export(net(), torch.randn(IMAGE), tmp_path_factory.mktemp("parity") / "net.onnx").path
 
 
 def test_every_case_with_optimisations_off_and_on(path: Path) -> None:

@@ -30,8 +30,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     forms: list[cs.Form] = [cs.CP(rank=32), cs.DepthwiseSeparable(rank=2)]
     made = cs.convert(model, example, forms=forms, progress=False)
     assert made.changes
-    cs.export_onnx(model, example, folder / "original.onnx")
-    cs.export_onnx(made.model, example, folder / "model.onnx")
+    cs.onnx.export(model, example, folder / "original.onnx")
+    cs.onnx.export(made.model, example, folder / "model.onnx")
     return folder / "original.onnx", folder / "model.onnx"
 
 

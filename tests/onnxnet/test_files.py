@@ -70,7 +70,7 @@ def test_parity_is_looser_only_where_a_file_computes_in_half_precision(computes:
     graph.node("Cast", ["a"], "b", to=TensorProto.FLOAT16 if computes else TensorProto.DOUBLE)
     graph.node("Cast", ["b"], "y", to=TensorProto.FLOAT)
     result = cs.convert(saved(graph.model(), tmp_path), forms=[cs.CP(rank=2)], calibration=False, progress=False)
-    made = cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    made = cs.onnx.export(result.model, None, tmp_path / "made.onnx")
     assert made.parity.relative_limit == (3e-2 if computes else 1e-4)
 
 
@@ -159,7 +159,7 @@ def test_open_sizes_want_an_example_and_stay_open(tmp_path: Path) -> None:
     how: dict[str, Any] = {"forms": [cs.SpatialSeparable(rank=cs.Energy(1.0))], "policy": cs.everything()}
     result = cs.convert(path, (x, scale), allow_growth=True, calibration=False, **how)
     assert len(result.changes) == 2
-    cs.export_onnx(result.model, (x, scale), tmp_path / "made.onnx")
+    cs.onnx.export(result.model, (x, scale), tmp_path / "made.onnx")
     feed = {"x": np.random.default_rng(0).standard_normal((2, 4, 7, 9)).astype(np.float32), "scale": np.ones(1, "f")}
     np.testing.assert_allclose(run(path, feed)[0], run(tmp_path / "made.onnx", feed)[0], rtol=1e-4, atol=1e-5)
 
@@ -211,7 +211,7 @@ def test_recovery_trains_what_was_rewritten_and_nothing_else(tmp_path: Path) -> 
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all(name.startswith(tuple(f"{site}." for site in result.changes)) for name in moved)
-    cs.export_onnx(better.model, None, tmp_path / "better.onnx")
+    cs.onnx.export(better.model, None, tmp_path / "better.onnx")
     with pytest.raises(cs.RecoveryError, match="keeps its batch-norm statistics"):
         cs.recover(result, images, norms="updated")
 
@@ -232,7 +232,7 @@ def test_weights_outside_stay_outside(tmp_path: Path) -> None:
     assert np.isfinite(run(bundle.folder / "model.onnx", feed)[0]).all()
     (tmp_path / "again.onnx.data").write_bytes(b"mine")
     with pytest.raises(cs.WriteError, match="exists already"):
-        cs.export_onnx(result.model, None, tmp_path / "again.onnx")
+        cs.onnx.export(result.model, None, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx.data").read_bytes() == b"mine"
     assert not (tmp_path / "again.onnx").exists()
 
@@ -242,7 +242,7 @@ def test_half_precision_is_fitted_in_float32_and_stored_as_it_was(tmp_path: Path
     images = torch.randn(70, 4, 9, 9)
     result = cs.convert(path, forms=[cs.SpatialSeparable(rank=2)], calibration=images, progress=False)
     assert result.report.reconstruction[0].error_after < result.report.reconstruction[0].error_before
-    cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    cs.onnx.export(result.model, None, tmp_path / "made.onnx")
     made = onnx.load(tmp_path / "made.onnx")
     assert {tensor.data_type for tensor in made.graph.initializer} == {TensorProto.FLOAT16}
 
@@ -261,7 +261,7 @@ def test_what_touches_more_than_convs_is_refused(tmp_path: Path) -> None:
     path = saved(plain(), tmp_path)
     for how in ({"opset": 20}, {"dynamic": "batch"}, {"input_names": ["z"]}):
         with pytest.raises(cs.ExportError, match="an ONNX file keeps its opset, its sizes and its names"):
-            cs.export_onnx(path, None, tmp_path / "made.onnx", **how)  # type: ignore[arg-type]
+            cs.onnx.export(path, None, tmp_path / "made.onnx", **how)  # type: ignore[arg-type]
     assert not (tmp_path / "made.onnx").exists()
 
 
@@ -289,7 +289,7 @@ def test_a_margin_goes_with_the_size(word: str, biased: bool, k: int, tmp_path: 
     network, _ = opened(path, example)
     assert isinstance(network, OnnxNetwork)
     network.conv = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=biased), torch.nn.Conv2d(4, 4, k, 2))
-    cs.export_onnx(network, example, tmp_path / "made.onnx")
+    cs.onnx.export(network, example, tmp_path / "made.onnx")
     operators = {node.op_type for node in onnx.load(tmp_path / "made.onnx").graph.node}
     assert ("Pad" in operators) == biased
     for size in ((10, 8), (7, 9), (5, 6), (13, 4)):

@@ -28,7 +28,7 @@ def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Resu
         path, forms=[form], policy=cs.everything(), allow_growth=True, calibration=False, progress=False, **more
     )
     made = folder / "made.onnx"
-    cs.export_onnx(result.model, None, made, overwrite=True)
+    cs.onnx.export(result.model, None, made, overwrite=True)
     return result, made
 
 
@@ -68,7 +68,7 @@ def test_every_conv_is_changed_or_skipped_with_a_reason(name: str, tmp_path: Pat
 def test_a_file_that_stays_as_it_is_stays_so_to_the_byte(tmp_path: Path) -> None:
     path = saved(plain(), tmp_path)
     result = cs.convert(path, forms=[cs.CP(rank=1)], policy=~cs.everything(), calibration=False)
-    cs.export_onnx(result.model, None, tmp_path / "made.onnx")
+    cs.onnx.export(result.model, None, tmp_path / "made.onnx")
     assert (tmp_path / "made.onnx").read_bytes() == path.read_bytes()
 
 
@@ -103,7 +103,7 @@ def test_plan_and_weights_rebuild_the_file_to_the_bit(tmp_path: Path) -> None:
     bundle = cs.export(result, tmp_path / "out", pairs=0, progress=False)
     plan = cs.Plan.load(bundle.folder / "plan.json")
     again = cs.rebuild(bundle.folder / "original.onnx", plan, bundle.folder / "weights.safetensors")
-    cs.export_onnx(again, None, tmp_path / "again.onnx")
+    cs.onnx.export(again, None, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx").read_bytes() == (bundle.folder / "model.onnx").read_bytes()
     assert (bundle.folder / "original.onnx").read_bytes() == path.read_bytes()
 
@@ -138,8 +138,8 @@ def test_the_same_answer_whatever_the_road(dynamo: bool, tmp_path: Path) -> None
     state = {name: tensor for name, tensor in by_torch.model.state_dict().items() if name in by_file.model.state_dict()}
     by_file.model.load_state_dict(state, strict=False)
     torch.testing.assert_close(by_file.model(images), wanted, rtol=1e-5, atol=1e-5)
-    cs.export_onnx(by_file.model, x, tmp_path / "one.onnx")
-    cs.export_onnx(by_torch.model, x, tmp_path / "two.onnx")
+    cs.onnx.export(by_file.model, x, tmp_path / "one.onnx")
+    cs.onnx.export(by_torch.model, x, tmp_path / "two.onnx")
     for seed in range(3):
         given = np.random.default_rng(seed).standard_normal((1, 3, 12, 12)).astype(np.float32)
         one, two = (

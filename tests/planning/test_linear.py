@@ -122,8 +122,8 @@ def test_it_is_calibrated_planned_rebuilt_and_exported(tmp_path: Path) -> None:
     again = cs.rebuild(cs.linear_as_conv(_mixed(), X, "head.*", min_weights=1), cs.Plan.load(tmp_path / "plan.json"))
     again.load_state_dict(result.model.state_dict())
     assert torch.equal(_run(again), _run(result.model))
-    cs.export_onnx(result.model, X, tmp_path / "model.onnx")
-    assert cs.check_parity(result.model, X, tmp_path / "model.onnx").relative < 1e-5
+    cs.onnx.export(result.model, X, tmp_path / "model.onnx")
+    assert cs.onnx.check_parity(result.model, X, tmp_path / "model.onnx").relative < 1e-5
     with pytest.raises(cs.PlanError, match=r"head\.0 is a linear layer; pass linear_as_conv"):
         cs.rebuild(model, result.plan)
 

@@ -9,9 +9,9 @@ import torch
 
 from convsurgeon import cli
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.onnx.export import export_onnx
-from convsurgeon.timing.bench import Bench, all_threads, bench
-from convsurgeon.timing.profile import NodeShare, Profile
+from convsurgeon.onnx.exporter import export
+from convsurgeon.timing.benchmark import Bench, all_threads, bench
+from convsurgeon.timing.node_profile import NodeShare, Profile
 from tests.onnx.small import conv_stack, net
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Bench:
     files = [conv_stack(folder / f"{layers}.onnx", layers) for layers in (6, 3, 6)]
-    own = export_onnx(net(), torch.randn(1, 3, 12, 12), folder / "net.onnx").path
+    own = export(net(), torch.randn(1, 3, 12, 12), folder / "net.onnx").path
     return bench(*files[:2], own, pairs=50, threads=(1, 1), levels=("all", "extended"), progress=False)
 
 

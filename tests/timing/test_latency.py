@@ -14,8 +14,8 @@ from convsurgeon.base.errors import LatencyError
 from convsurgeon.onnx.session import checked, file_bytes, random_feed
 from convsurgeon.onnxnet.session import session_options
 from convsurgeon.timing import interleaved as sampling
+from convsurgeon.timing.comparison import Comparison, compare
 from convsurgeon.timing.interleaved import BLOCKS, _order
-from convsurgeon.timing.latency import Timing, compare_latency
 from convsurgeon.timing.machine import machine
 from tests.onnx.small import conv_stack
 
@@ -27,11 +27,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def timing(files: list[Path]) -> Timing:
-    return compare_latency(*files, pairs=50, progress=False)
+def timing(files: list[Path]) -> Comparison:
+    return compare(*files, pairs=50, progress=False)
 
 
-def test_one_row_per_file_and_the_baseline_first(timing: Timing, files: list[Path]) -> None:
+def test_one_row_per_file_and_the_baseline_first(timing: Comparison, files: list[Path]) -> None:
     assert [row.name for row in timing.rows] == ["1.onnx", "8.onnx", "3.onnx"]
     assert timing.rows[0].verdict == "baseline"
     assert (timing.speedup, timing.interval, timing.verdict) == (
@@ -45,7 +45,7 @@ def test_one_row_per_file_and_the_baseline_first(timing: Timing, files: list[Pat
     assert timing.drift > 0
 
 
-def test_the_figures_hang_together(timing: Timing) -> None:
+def test_the_figures_hang_together(timing: Comparison) -> None:
     for row in timing.rows:
         assert 0 < row.best_ms <= row.p50_ms <= row.p90_ms
         assert row.create_ms > 0
@@ -53,7 +53,7 @@ def test_the_figures_hang_together(timing: Timing) -> None:
         assert row.interval[0] <= row.speedup <= row.interval[1]
 
 
-def test_it_prints_and_saves(timing: Timing) -> None:
+def test_it_prints_and_saves(timing: Comparison) -> None:
     text = str(timing)
     for word in (
         "8.onnx",
@@ -132,7 +132,7 @@ def test_inputs_are_made_from_the_graph(tmp_path: Path) -> None:
 
 def test_different_inputs_are_noted(tmp_path: Path) -> None:
     small, large = conv_stack(tmp_path / "a.onnx", 1), conv_stack(tmp_path / "b.onnx", 1, size=20)
-    assert any("different inputs" in note for note in compare_latency(small, large, pairs=50, progress=False).notes)
+    assert any("different inputs" in note for note in compare(small, large, pairs=50, progress=False).notes)
 
 
 # Files that cannot be timed
@@ -156,7 +156,7 @@ def test_what_is_no_model(content: bytes | None, message: str, files: list[Path]
     if content is not None:
         bad.write_bytes(content)
     with pytest.raises(LatencyError, match=rf"bad\.onnx: {message}") as error:
-        compare_latency(files[0], bad, progress=False)
+        compare(files[0], bad, progress=False)
     one_line(error)
 
 
@@ -164,7 +164,7 @@ def test_a_truncated_model(files: list[Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     bad.write_bytes(files[0].read_bytes()[:-50])
     with pytest.raises(LatencyError, match=r"bad\.onnx: is not a") as error:
-        compare_latency(files[0], bad, progress=False)
+        compare(files[0], bad, progress=False)
     one_line(error)
 
 
@@ -173,7 +173,7 @@ def test_weights_that_are_not_there(files: list[Path], tmp_path: Path) -> None:
     onnx.save(onnx.load(files[0]), bad, save_as_external_data=True, location="bad.data", size_threshold=0)
     (tmp_path / "bad.data").unlink()
     with pytest.raises(LatencyError, match=r"bad\.onnx: is not a valid ONNX file: .*bad\.data") as error:
-        compare_latency(files[0], bad, progress=False)
+        compare(files[0], bad, progress=False)
     one_line(error)
 
 
@@ -197,31 +197,31 @@ def _single(path: Path, operator: str, kind: int, **attributes: Any) -> Path:
 def test_an_unknown_operator(files: list[Path], tmp_path: Path) -> None:
     bad = _single(tmp_path / "bad.onnx", "Nonsense", TensorProto.FLOAT, domain="made.up")
     with pytest.raises(LatencyError, match=r"bad\.onnx: onnxruntime cannot load it: .*Nonsense") as error:
-        compare_latency(files[0], bad, progress=False)
+        compare(files[0], bad, progress=False)
     one_line(error)
 
 
 def test_an_input_that_cannot_be_made_up(files: list[Path], tmp_path: Path) -> None:
     bad = _single(tmp_path / "bad.onnx", "Identity", TensorProto.STRING)
     with pytest.raises(LatencyError, match=r"bad\.onnx: has an input of type tensor\(string\)"):
-        compare_latency(files[0], bad, progress=False)
+        compare(files[0], bad, progress=False)
 
 
 def test_strange_requests(files: list[Path]) -> None:
     with pytest.raises(LatencyError, match="needs two files or more"):
-        compare_latency(files[0])
+        compare(files[0])
     with pytest.raises(LatencyError, match=r"pairs=10: too few for an interval"):
-        compare_latency(*files, pairs=10)
+        compare(*files, pairs=10)
     with pytest.raises(LatencyError, match="batch=0: pass 1 or more"):
-        compare_latency(*files, batch=0)
+        compare(*files, batch=0)
     with pytest.raises(LatencyError, match="is a folder, a device or a pipe; pass the path"):
-        compare_latency(files[0], files[0].parent)
+        compare(files[0], files[0].parent)
     with pytest.raises(LatencyError, match="would take days; pass 100,000 or fewer"):
-        compare_latency(*files, pairs=10**30)
+        compare(*files, pairs=10**30)
     with pytest.raises(LatencyError, match=r"level 'best': choose one of all, extended"):
-        compare_latency(*files, level="best")  # type: ignore[arg-type]
+        compare(*files, level="best")  # type: ignore[arg-type]
     with pytest.raises(LatencyError, match="threads=0: this machine has"):
-        compare_latency(*files, threads=0)
+        compare(*files, threads=0)
 
 
 def test_an_interrupt_passes_through(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,4 +230,4 @@ def test_an_interrupt_passes_through(files: list[Path], monkeypatch: pytest.Monk
 
     monkeypatch.setattr(sampling, "_rounds", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
-        compare_latency(*files, progress=True)
+        compare(*files, progress=True)

@@ -9,20 +9,20 @@ import pytest
 import torch
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.onnx.export import export_onnx
+from convsurgeon.onnx.exporter import export
 from convsurgeon.timing.memory import peak_memory
-from convsurgeon.timing.profile import profile_nodes
+from convsurgeon.timing.node_profile import profile
 from tests.onnx.small import conv_stack, net
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_onnx(net(), torch.randn(1, 3, 12, 12), tmp_path_factory.mktemp("profile") / "net.onnx").path
+    return export(net(), torch.randn(1, 3, 12, 12), tmp_path_factory.mktemp("profile") / "net.onnx").path
 
 
 @pytest.mark.parametrize("level", ["all", "extended", "off"])
 def test_every_conv_appears_under_its_module(path: Path, level: str) -> None:
-    found = profile_nodes(path, runs=5, level=level)  # type: ignore[arg-type]
+    found = profile(path, runs=5, level=level)  # type: ignore[arg-type]
     convs = [node.name for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     assert sorted(node.name for node in found.nodes if node.operator.endswith("Conv")) == sorted(convs)
     assert math.isclose(sum(node.share for node in found.nodes), 1)
@@ -30,7 +30,7 @@ def test_every_conv_appears_under_its_module(path: Path, level: str) -> None:
 
 
 def test_shares_per_module_and_layout(path: Path) -> None:
-    found = profile_nodes(path, runs=5)
+    found = profile(path, runs=5)
     shares = found.by_module(1)
     assert {"stem", "layer1", "fc"} <= set(shares)
     assert math.isclose(sum(shares.values()), 1)
@@ -41,7 +41,7 @@ def test_shares_per_module_and_layout(path: Path) -> None:
 
 def test_nothing_is_left_lying_about(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    profile_nodes(path, runs=1)
+    profile(path, runs=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,7 +55,7 @@ def test_more_weights_more_memory(tmp_path: Path) -> None:
 
 def test_what_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"garbage")
-    for function in (profile_nodes, peak_memory):
+    for function in (profile, peak_memory):
         with pytest.raises(LatencyError, match=r"bad\.onnx: is not a"):
             function(tmp_path / "bad.onnx")
     path = conv_stack(tmp_path / "a.onnx", 1)

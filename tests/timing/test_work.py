@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.int8.quantize import quantize_int8
-from convsurgeon.onnx.export import export_onnx
+from convsurgeon.int8.quantize import quantize
+from convsurgeon.onnx.exporter import export
 from convsurgeon.timing.node_macs import count, work_of
 from tests.bundle.bundles import images
 from tests.onnx.small import conv_stack, net
@@ -38,7 +38,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("model", [Odd(), net()], ids=["odd", "net"])
 def test_as_many_as_torch_counts(model: nn.Module, tmp_path: Path) -> None:
     image = torch.randn(2, 4 if isinstance(model, Odd) else 3, 16, 17)
-    file = export_onnx(model, image, tmp_path / "net.onnx")
+    file = export(model, image, tmp_path / "net.onnx")
     found = work_of(file.path)
     assert found.macs == cs.capture(model, image).cost.macs > 0
     assert found.uncounted == ()
@@ -46,8 +46,8 @@ def test_as_many_as_torch_counts(model: nn.Module, tmp_path: Path) -> None:
 
 
 def test_quantised_and_dynamic_files(tmp_path: Path) -> None:
-    file = export_onnx(net(), images(2), tmp_path / "net.onnx", dynamic="batch")
-    small = quantize_int8(file.path, tmp_path / "int8.onnx", images(), sqnr_db=5)
+    file = export(net(), images(2), tmp_path / "net.onnx", dynamic="batch")
+    small = quantize(file.path, tmp_path / "int8.onnx", images(), sqnr_db=5)
     one = cs.capture(net(), images(1)).cost.macs
     assert work_of(file.path).macs == work_of(small.path).macs == one
     assert work_of(file.path, batch=5).macs == work_of(file.path, sizes={"batch": 5}).macs == 5 * one

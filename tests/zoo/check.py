@@ -189,7 +189,7 @@ def _export(model: nn.Module, seen: cs.Capture, example: Inputs) -> str:
     converted, _ = cs.operate(model, plan, example)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            cs.export_onnx(converted, example, Path(folder) / "model.onnx")
+            cs.onnx.export(converted, example, Path(folder) / "model.onnx")
         except cs.ConvSurgeonError as error:
             return f"{type(error).__name__}: {error}"
     return "ok"

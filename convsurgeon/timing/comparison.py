@@ -1,6 +1,6 @@
 """Which of several ONNX files is faster on this machine, said no more firmly than the machine allows.
 
-    timing = compare_latency("before.onnx", "after.onnx")
+    timing = compare("before.onnx", "after.onnx")
     timing.speedup, timing.interval, timing.verdict      # 2.31, (2.27, 2.36), "faster"
 
 How the samples are taken stands in `sampling.py`, how they become a word in `verdict.py`.
@@ -25,7 +25,7 @@ from convsurgeon.timing.verdict import Word, check_pairs, judge
 
 
 @dataclass(frozen=True)
-class TimingRow:
+class ComparedFile:
     """One file against the baseline, whose own row has the speed-up 1."""
 
     name: str
@@ -45,13 +45,13 @@ class TimingRow:
 
 
 @dataclass(frozen=True)
-class Timing:
+class Comparison:
     """Latencies of several ONNX files, measured against the first one.
 
     `speedup`, `interval` and `verdict` are those of the second file, the usual question.
     """
 
-    rows: tuple[TimingRow, ...]
+    rows: tuple[ComparedFile, ...]
     noise: float
     """The ratio that the baseline showed against itself, 1.01 at least; 1.02 means 2 %."""
     drift: float
@@ -78,7 +78,7 @@ class Timing:
         """`faster`, `slower` or `no measurable difference`."""
         return self.rows[1].verdict
 
-    def moved_to(self, folder: Path) -> Timing:
+    def moved_to(self, folder: Path) -> Comparison:
         """The same after somebody moved the files."""
         return replace(self, rows=tuple(replace(row, path=str(folder / row.name)) for row in self.rows))
 
@@ -104,7 +104,7 @@ class Timing:
         return "\n".join((table, *self.conditions()))
 
 
-def compare_latency(
+def compare(
     *paths: str | Path,
     pairs: int = 100,
     threads: int = 1,
@@ -114,7 +114,7 @@ def compare_latency(
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
     progress: bool = True,
-) -> Timing:
+) -> Comparison:
     """Times ONNX files against the first of them, in interleaved rounds on the CPU.
 
     Args:
@@ -133,9 +133,7 @@ def compare_latency(
     """
     files = [Path(path) for path in paths]
     if len(files) < 2:
-        raise LatencyError(
-            "compare_latency: needs two files or more, the first is the baseline; pass it twice to see noise"
-        )
+        raise LatencyError("compare: needs two files or more, the first is the baseline; pass it twice to see noise")
     check_pairs(pairs)
     models = [checked(path) for path in files]
     found = machine()  # before the measurement raises the load itself
@@ -148,7 +146,7 @@ def compare_latency(
     rows = [_row(*named[0], base, 1.0, (1.0, 1.0), "baseline")]
     for file, times, verdict in zip(named[1:], others, verdicts, strict=True):
         rows.append(_row(*file, times, verdict.speedup, verdict.interval, verdict.word))
-    return Timing(
+    return Comparison(
         rows=tuple(rows),
         noise=verdicts[0].noise,
         drift=float(np.median(base.samples[-1]) / np.median(base.samples[0])),
@@ -169,9 +167,9 @@ def _row(
     speedup: float,
     interval: tuple[float, float],
     word: str,
-) -> TimingRow:
+) -> ComparedFile:
     p50, p90 = np.quantile(times.runs, [0.5, 0.9])
-    return TimingRow(
+    return ComparedFile(
         name=name,
         path=str(path),
         size_bytes=size_bytes,
@@ -201,7 +199,7 @@ def _notes(models: list[Any], found: Machine, threads: int) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _cells(row: TimingRow) -> tuple[str, ...]:
+def _cells(row: ComparedFile) -> tuple[str, ...]:
     times = (row.p50_ms, row.p90_ms, row.best_ms, row.create_ms, row.first_ms)
     spread = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.verdict != "baseline" else ""
     return (

@@ -79,7 +79,7 @@ class OnnxFile:
         )
 
 
-def export_onnx(
+def export(
     model: Model,
     example: Any,
     path: str | Path,
@@ -153,7 +153,7 @@ def describe(network: OnnxNetwork, example: Any, path: Path, images: Sequence[An
 
 
 def exported_graph(model: nn.Module, example: Any) -> ModelProto:
-    """The graph that `export_onnx` would write, not checked and not written: for looking at and for timing.
+    """The graph that `export` would write, not checked and not written: for looking at and for timing.
 
     Raises:
         CaptureError: The example holds no tensor.

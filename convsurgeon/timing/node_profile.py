@@ -1,6 +1,6 @@
 """Where the time goes: the runtime's profile of every node, named after the modules they came from.
 
-Files written by `export_onnx` name nodes and values after modules. What the runtime fuses keeps one of those names,
+Files written by `export` name nodes and values after modules. What the runtime fuses keeps one of those names,
 with suffixes of its own (`_nchwc`, `_quant`), which are taken off again. A layout change that it inserted
 (`ReorderInput`, `ReorderOutput`) belongs to no module: it is a cost of the graph's form and is shown as such.
 """
@@ -95,7 +95,7 @@ class Profile:
         return f"{table}\n{self.total_ms:.3f} ms in nodes, threads {self.threads}, level {self.level}"
 
 
-def profile_nodes(
+def profile(
     path: str | Path,
     *,
     runs: int = 30,

@@ -19,10 +19,10 @@ from typing import Any
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.tables import Table
 from convsurgeon.onnxnet.session import Level
-from convsurgeon.timing.latency import Timing, TimingRow, compare_latency
+from convsurgeon.timing.comparison import ComparedFile, Comparison, compare
 from convsurgeon.timing.memory import PeakMemory, peak_memory, readable
 from convsurgeon.timing.node_macs import Work, work_of
-from convsurgeon.timing.profile import Profile, profile_nodes
+from convsurgeon.timing.node_profile import Profile, profile
 from convsurgeon.timing.verdict import MIN_PAIRS
 
 LEVELS: tuple[Level, ...] = ("all", "extended")
@@ -33,7 +33,7 @@ _SHOWN = 12
 class Bench:
     """Several files against the first, in several settings; everything is in the order of the files."""
 
-    timings: tuple[Timing, ...]
+    timings: tuple[Comparison, ...]
     """One per setting; the first is the one that all other figures were taken in."""
     work: tuple[Work, ...]
     profiles: tuple[Profile, ...]
@@ -41,7 +41,7 @@ class Bench:
     """Empty where the system does not tell."""
 
     @property
-    def main(self) -> Timing:
+    def main(self) -> Comparison:
         """The timing in the first setting."""
         return self.timings[0]
 
@@ -178,7 +178,7 @@ def bench(
     if not settings:
         raise LatencyError("levels: the list is empty; pass at least one, for example 'all'")
     timings = [
-        compare_latency(
+        compare(
             *paths,
             pairs=pairs if index == 0 else MIN_PAIRS,
             threads=count,
@@ -194,7 +194,7 @@ def bench(
     return Bench(
         tuple(timings),
         tuple(work_of(path, batch=batch, sizes=sizes) for path in paths),
-        tuple(profile_nodes(path, **how) for path in paths),
+        tuple(profile(path, **how) for path in paths),
         tuple(peak_memory(path, **how) for path in paths) if readable() else (),
     )
 
@@ -205,19 +205,19 @@ def all_threads() -> tuple[int, ...]:
     return tuple(dict.fromkeys((1, cores)))
 
 
-def _setting(timing: Timing) -> str:
+def _setting(timing: Comparison) -> str:
     return f"{timing.threads} thread{'s' if timing.threads > 1 else ''}, optimisation level {timing.level}"
 
 
-def _times(row: TimingRow) -> tuple[Any, ...]:
+def _times(row: ComparedFile) -> tuple[Any, ...]:
     return row.name, row.size_bytes, row.p50_ms, row.p90_ms, row.create_ms, row.first_ms
 
 
-def _judged(row: TimingRow) -> tuple[Any, ...]:
+def _judged(row: ComparedFile) -> tuple[Any, ...]:
     return row.speedup, row.interval if row.verdict != "baseline" else None, str(row.verdict)
 
 
-def _short(row: TimingRow) -> str:
+def _short(row: ComparedFile) -> str:
     return f"{row.speedup:.2f} {'no difference' if row.verdict.startswith('no') else row.verdict}"
 
 
