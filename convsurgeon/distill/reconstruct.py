@@ -8,21 +8,19 @@ batch-norm statistics.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from convsurgeon.base import processes as world
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.distill.joint import NEAR, fit_jointly
-from convsurgeon.fit.samples import relative
 from convsurgeon.fit.sequential import SiteFit, fit_in_order
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import floating, side_by_side
+from convsurgeon.graph.output_error import OutputError
+from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
 from convsurgeon.planning.plan import Plan
 
@@ -34,7 +32,7 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What calibration did. Errors are relative: squared error of the output over its energy, on held-back images.
+    """What calibration did. Errors are those of the output (see `graph.output_error`) on held-back images.
 
     `steps` holds (what was tried, the error with it, whether it was kept), beginning with the weights as they were.
     """
@@ -112,25 +110,21 @@ def _tried(
 
 
 class OutputJudge:
-    """Relative error of a model's floating-point outputs against the original's, on held-back batches."""
+    """Error of a model's floating-point outputs against the original's, on held-back batches."""
 
     def __init__(self, original: nn.Module, batches: Sequence[Example]) -> None:
-        self.batches = batches[world.rank() :: world.size()]
+        self.batches = batches
         self.images = sum(map(images_in, batches))
         with undisturbed(original):
             self.wanted = [floating(batch.run(original)) for batch in self.batches]
 
     def error(self, model: nn.Module) -> float:
-        """Over all processes; infinite where an output is not finite."""
-        wrong = energy = 0.0
+        """Return the error; infinite where an output is not finite."""
+        error = OutputError()
         with evaluating(model):
             for batch, wanted in zip(self.batches, self.wanted, strict=True):
-                for one, two in side_by_side(wanted, floating(batch.run(model))):
-                    wrong += float((one.double() - two.double()).square().sum())
-                    energy += float((one.double() - one.double().mean()).square().sum())
-        sums = world.added(torch.tensor([wrong, energy], dtype=torch.float64))[0]
-        error = relative(float(sums[0]), float(sums[1]))
-        return error if math.isfinite(error) else math.inf
+                error.add(wanted, floating(batch.run(model)))
+        return error.value
 
 
 def _leading(batches: Sequence[Example], images: int) -> list[Example]:

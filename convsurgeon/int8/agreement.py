@@ -6,11 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+import torch
+from torch import Tensor
 
+from convsurgeon.graph.output_error import OutputError
 from convsurgeon.int8.activations import add_energies, ratio_db
 from convsurgeon.int8.feeds import opened_sizes
 from convsurgeon.onnxnet import proto
@@ -29,7 +34,7 @@ class Agreement:
     rows: int
     """Images that were looked at."""
     error: float
-    """Squared error of all outputs over the variance of the reference's: what a conversion calls its error."""
+    """Of the outputs, as a conversion defines it (see `graph.output_error`)."""
 
 
 def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
@@ -39,26 +44,28 @@ def agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
         LatencyError: One of them cannot be loaded.
     """
     energy, same, ranked, rows = [0.0, 0.0], 0, 0, 0
-    means: dict[int, list[float]] = {}
+    error = OutputError()
     sessions: list[ort.InferenceSession] = [_session(path, feeds) for path in (reference, other)]
     for feed in feeds:
         wanted, got = (session.run(None, feed) for session in sessions)
-        for number, (one, two) in enumerate(zip(wanted, got, strict=True)):
-            if one.shape != two.shape:
-                return Agreement(
-                    other.name, -math.inf, None, sum(len(next(iter(feed.values()))) for feed in feeds), math.inf
-                )
+        if any(one.shape != two.shape for one, two in zip(wanted, got, strict=True)):
+            return Agreement(
+                other.name, -math.inf, None, sum(len(next(iter(feed.values()))) for feed in feeds), math.inf
+            )
+        for one, two in zip(wanted, got, strict=True):
             add_energies(energy, one, two)
-            sums = means.setdefault(number, [0.0, 0.0])
-            sums[0], sums[1] = sums[0] + float(np.sum(one, dtype=np.float64)), sums[1] + one.size
+        error.add(_numbers(wanted), _numbers(got))
         rows += len(wanted[0]) if wanted[0].ndim else 1
         if len(wanted) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
             same += int(np.sum(wanted[0].argmax(1) == got[0].argmax(1)))
             ranked += len(wanted[0])
-    variance = energy[0] - sum(total**2 / count for total, count in means.values() if count)
-    error = energy[1] / variance if variance > 0 else (math.inf if energy[1] else 0.0)
     top1 = same / ranked if ranked else None
-    return Agreement(other.name, ratio_db(*energy), top1, rows, error if math.isfinite(error) else math.inf)
+    return Agreement(other.name, ratio_db(*energy), top1, rows, error.value)
+
+
+def _numbers(values: Sequence[npt.NDArray[Any]]) -> list[Tensor]:
+    """Return outputs as floating-point tensors, class numbers and masks too."""
+    return [torch.from_numpy(value.astype(np.float64)) for value in values]
 
 
 def _session(path: Path, feeds: Sequence[Feed]) -> ort.InferenceSession:
