@@ -83,7 +83,10 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.total, self.squares, self.wrong = torch.zeros(3, 1, dtype=torch.float64)
+        zero = torch.zeros(1, dtype=torch.float64)
+        self.total: Tensor = zero
+        self.squares: Tensor = zero
+        self.wrong: Tensor = zero
 
     def add(self, rows: Tensor) -> None:
         self.count += rows.shape[1]
