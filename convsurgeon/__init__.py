@@ -48,9 +48,7 @@ if TYPE_CHECKING:
     from convsurgeon.forms.lowrank import LowRank
     from convsurgeon.forms.ranks import Energy, Share
     from convsurgeon.forms.separable import DepthwiseSeparable
-    from convsurgeon.forms.spatial import SpatialSeparable
     from convsurgeon.forms.subspace import BlueprintSubspace
-    from convsurgeon.forms.tucker import Tucker
     from convsurgeon.graph.capture import Capture, capture
     from convsurgeon.graph.cost import Cost
     from convsurgeon.graph.example import Example
@@ -115,9 +113,7 @@ _HOMES = {
         "Share",
     ),
     "forms.separable": ("DepthwiseSeparable",),
-    "forms.spatial": ("SpatialSeparable",),
     "forms.subspace": ("BlueprintSubspace",),
-    "forms.tucker": ("Tucker",),
     "graph.capture": (
         "Capture",
         "capture",
@@ -238,11 +234,9 @@ __all__ = [
     "Share",
     "Site",
     "Skip",
-    "SpatialSeparable",
     "Sweep",
     "Table",
     "Target",
-    "Tucker",
     "WriteError",
     "capture",
     "carry_out",

@@ -66,7 +66,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "fitted to images from here": {"forms": [cs.Blueprint(rank=1)], "calibration": X},
     "made up": {"forms": [cs.CP(rank=6)], "calibration": None, "images": 24},
     "a budget": {"budget": cs.Budget(macs=0.7)},
-    "low rank": {"forms": [cs.SpatialSeparable(rank=4), cs.Tucker(rank=8)]},
+    "low rank": {"forms": [cs.CP(rank=8), cs.LowRank(rank=8)]},
     "weights alone": {"forms": [cs.DepthwiseSeparable(rank=1)], "calibration": False},
 }
 

@@ -20,7 +20,7 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.image_files import load_images, load_inputs
 from convsurgeon.calibration.synthetic import made_up
 from convsurgeon.cli.options import NONE, WORDS
-from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
@@ -202,7 +202,7 @@ def stages(options: argparse.Namespace) -> Iterator[Any]:
         yield bar.set_description_str
 
 
-def _form(word: str, rank: int | Rule, width: float) -> Branched:
+def _form(word: str, rank: int | Rule, width: float) -> Form:
     """A form by its word; those that have a width take it."""
     kind = WORDS[word]
     more: dict[str, Any] = {"width": width} if "width" in {item.name for item in dataclasses.fields(kind)} else {}

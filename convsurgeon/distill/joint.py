@@ -32,7 +32,6 @@ from convsurgeon.calibration.dataset import chosen, first, images_in
 from convsurgeon.distill.soap import Soap
 from convsurgeon.fit.lockstep import named, root_like
 from convsurgeon.fit.sensitivity import images_at_once
-from convsurgeon.forms.branched import fittable
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
@@ -177,7 +176,7 @@ class _Points:
     """The nodes behind the fitted sites, and what may move there."""
 
     def __init__(self, seen: Capture, plan: Plan) -> None:
-        self.names = [change.name for change in plan.changes.values() if fittable(change.form)]
+        self.names = [change.name for change in plan.changes.values() if change.form.fittable]
         sites = {name: plan.changes[first] for first in self.names for name in plan.changes[first].site.names}
         calls = callers(seen.graph.graph, seen.graph)
         opaque = {path for path in seen.opaque if path}

@@ -23,7 +23,7 @@ from convsurgeon.fit import sensitivity
 from convsurgeon.fit.lockstep import Runner, root_like, walk
 from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image, relative
 from convsurgeon.fit.site import Behind, Fitted, fit_site, site_error
-from convsurgeon.forms.branched import Branched, fittable
+from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
@@ -142,7 +142,7 @@ class Job:
         self.graph = seen.graph.graph
         self.original, self.converted = seen.model, converted
         self.root = seen.graph
-        fits = [change for change in plan.changes.values() if fittable(change.form)]
+        fits = [change for change in plan.changes.values() if change.form.fittable]
         self.changes = {name: change for change in fits for name in change.site.names}
         spill = _too_large(seen, share)
         self.runners = (
@@ -226,8 +226,7 @@ class Job:
         if len(change.site.calls) > 1:
             rows = rows.after(self.earlier.get(change.name))
             self.earlier[change.name] = rows
-        module, form = self.converted.get_submodule(change.name), fittable(change.form)
-        assert form is not None
+        module, form = self.converted.get_submodule(change.name), change.form
         fitted_to, judged = (_problem(part, conv, around) for part in (rows.fitted, rows.judged))
         total = len(rows.fitted[0]) + len(rows.judged[0])
         metric = self.metrics[change.name]
@@ -243,7 +242,7 @@ class Job:
             self._assign(form, conv, module, around, fitted)
         return SiteFit(change.name, before, min(after, before), total, kept)
 
-    def _assign(self, form: Branched, conv: nn.Conv2d, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
+    def _assign(self, form: Form, conv: nn.Conv2d, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
         """Puts the fit into the converted model; a bias the conv cannot hold goes into the batch norm behind it."""
         flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
         bias = None if conv.bias is None else fitted.bias.to(conv.bias.dtype)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from convsurgeon.fit.regression import spread_of
 from convsurgeon.fit.samples import Samples, mean
-from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate
 from convsurgeon.forms.systems import CG_STEPS
@@ -66,7 +66,7 @@ class Fitted:
 
 
 def fit_site(
-    form: Branched, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor, effort: float = 1.0
+    form: Form, conv: nn.Conv2d, samples: Samples, behind: Behind, metric: Tensor, effort: float = 1.0
 ) -> Fitted:
     """Fits a site's kernels to samples of all processes, group by group.
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import leastsquares, svd
-from convsurgeon.forms.branched import Stages
 from convsurgeon.forms.factorised import Factorised, balanced, leading
+from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, RowSolver, Scheme, orthonormal_windows
 from convsurgeon.forms.systems import cholesky, conjugate_gradients, roots, solve
@@ -62,7 +62,7 @@ class Blueprint(Factorised):
 
     def scheme(self, geometry: Geometry) -> Scheme:
         """Alternating least squares."""
-        return BlueprintFit(self._rank)
+        return BlueprintFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Per branch: pointwise (O, C/groups, 1, 1) and depthwise (O, 1, kh, kw)."""

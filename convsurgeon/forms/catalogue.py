@@ -7,21 +7,15 @@ from typing import Any
 
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms.blueprint import Blueprint
-from convsurgeon.forms.branched import Branched, branched
 from convsurgeon.forms.cp import CP
 from convsurgeon.forms.factorised import Factorised
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.lowrank import LowRank
 from convsurgeon.forms.ranks import Energy, Share
 from convsurgeon.forms.separable import DepthwiseSeparable
-from convsurgeon.forms.spatial import SpatialSeparable
 from convsurgeon.forms.subspace import BlueprintSubspace
-from convsurgeon.forms.tucker import Tucker
 
-FORMS: tuple[type[Branched], ...] = (
-    *(CP, DepthwiseSeparable, Blueprint, BlueprintSubspace, SpatialSeparable, Tucker),
-    LowRank,
-)
+FORMS: tuple[type[Form], ...] = (CP, DepthwiseSeparable, Blueprint, BlueprintSubspace, LowRank)
 
 DEFAULT_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=Energy(0.95)),)
 """What `convert` does when it is not told: separable, keeping 95 % of every kernel's energy.
@@ -44,7 +38,7 @@ BUDGET_FORMS: tuple[Form, ...] = (
 )
 """Candidates under a budget, where none are named."""
 
-Kinds = Sequence[type[Branched]]
+Kinds = Sequence[type[Form]]
 """Classes of forms, beside those that ship."""
 
 INSPECTED: tuple[Factorised, ...] = (DepthwiseSeparable(), Blueprint())
@@ -71,8 +65,7 @@ def form_from_dict(values: Mapping[str, Any], forms: Kinds = ()) -> Form:
 
 def kinds_of(forms: Iterable[Form]) -> Kinds:
     """The classes of forms, as what reads them again wants them."""
-    own = (branched(form) for form in forms)
-    return list(dict.fromkeys(type(form) for form in own if form is not None))
+    return list(dict.fromkeys(map(type, forms)))
 
 
 def is_known(values: Mapping[str, Any], forms: Kinds = ()) -> bool:

@@ -20,15 +20,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convsurgeon.forms.branched import Known, Stages
 from convsurgeon.forms.cpfit import CPFit, largest, principal_terms, sizes
-from convsurgeon.forms.factorised import Factorised
+from convsurgeon.forms.form import Form, Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Parts
 
 
 @dataclass(frozen=True)
-class CP(Factorised):
+class CP(Form):
     """Pointwise to `rank` channels per group, a depthwise window on them, pointwise to the outputs.
 
     Lebedev et al. 2015; Phan et al. 2020. Widths that rules choose are multiples of 16, and of 8 below that.
@@ -50,7 +49,7 @@ class CP(Factorised):
 
     def stages(self, geometry: Geometry) -> Stages:
         """Reduce, the window, expand."""
-        inner = self._rank * geometry.groups
+        inner = self.settled_rank * geometry.groups
         reduce = geometry.pointwise(geometry.in_channels, inner, bias=False)
         expand = geometry.pointwise(inner, geometry.out_channels, bias=geometry.bias)
         return ("reduce", reduce), ("depthwise", geometry.over(inner, bias=False)), ("expand", expand)
@@ -58,16 +57,17 @@ class CP(Factorised):
     def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
         """Energy of every term, largest first, summed over the groups: (full rank,) float64."""
         kernels = weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1))
-        return torch.stack([_energies(principal_terms(kernel)) for kernel in kernels]).sum(0)
+        terms = [sizes(principal_terms(kernel)).square().sort(descending=True).values for kernel in kernels]
+        return torch.stack(terms).sum(0)
 
-    def factored(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> list[Parts]:
+    def factored(self, geometry: Geometry, weight: Tensor) -> list[Parts]:
         """The largest terms."""
         kernels = weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1))
-        return [largest(principal_terms(kernel), self._rank) for kernel in kernels]
+        return [largest(principal_terms(kernel), self.settled_rank) for kernel in kernels]
 
     def scheme(self, geometry: Geometry) -> CPFit:
         """Variable projection."""
-        return CPFit(self._rank)
+        return CPFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Reduce (R, C/groups, 1, 1), depthwise (R, 1, kh, kw), expand (O, R/groups, 1, 1), evened out."""
@@ -75,12 +75,6 @@ class CP(Factorised):
         reduce, window, expand = (torch.cat(part) for part in zip(*even, strict=True))
         depthwise = window.unflatten(1, (1, *geometry.kernel_size))
         return [(reduce[..., None, None], depthwise, expand[..., None, None])]
-
-
-def _energies(terms: Parts) -> Tensor:
-    """Squared norms (T,), largest first."""
-    ordered: Tensor = sizes(terms).square().sort(descending=True).values
-    return ordered
 
 
 def evened(reduce: Tensor, window: Tensor, expand: Tensor) -> Parts:

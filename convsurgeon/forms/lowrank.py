@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import svd
-from convsurgeon.forms.branched import Stages
 from convsurgeon.forms.factorised import Factorised
+from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts
 from convsurgeon.forms.systems import cholesky, eigen
@@ -53,7 +53,7 @@ class LowRank(Factorised):
 
     def stages(self, geometry: Geometry) -> Stages:
         """Reduce, with the stride; expand."""
-        inner = self._rank * geometry.groups
+        inner = self.settled_rank * geometry.groups
         reduce = dataclasses.replace(geometry, out_channels=inner, bias=False)
         return ("reduce", reduce), ("expand", geometry.pointwise(inner, geometry.out_channels, bias=geometry.bias))
 
@@ -68,7 +68,7 @@ class LowRank(Factorised):
 
     def scheme(self, geometry: Geometry) -> LowRankFit:
         """Regression of reduced rank."""
-        return LowRankFit(self._rank)
+        return LowRankFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Reduce (R*groups, C/groups, 1, 1) and expand (O, R, 1, 1)."""

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import leastsquares, svd
-from convsurgeon.forms.branched import Stages
 from convsurgeon.forms.factorised import Factorised, balanced, leading
+from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, RowSolver, orthonormal_windows
 from convsurgeon.forms.systems import cholesky, conjugate_gradients, roots, solve
@@ -56,7 +56,7 @@ class DepthwiseSeparable(Factorised):
 
     def scheme(self, geometry: Geometry) -> SeparableFit:
         """Alternating least squares."""
-        return SeparableFit(self._rank)
+        return SeparableFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Per branch: depthwise (C, 1, kh, kw) and pointwise (O, C/groups, 1, 1)."""

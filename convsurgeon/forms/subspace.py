@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms import svd
 from convsurgeon.forms.blueprint import Blueprint, BlueprintFit
-from convsurgeon.forms.branched import Known, Stages
+from convsurgeon.forms.form import Known, Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme
 from convsurgeon.forms.systems import roots
@@ -63,17 +63,18 @@ class BlueprintSubspace(Blueprint):
 
     def scheme(self, geometry: Geometry) -> Scheme:
         """Alternating least squares, every mixing cut to the inner width."""
-        return SubspaceFit(self._rank, self.inner(geometry))
+        return SubspaceFit(self.settled_rank, self.inner(geometry))
 
     def lost(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> float | None:
         """Share of the kernel's energy dropped by the rank and by the width together."""
         if self.init == "random" or weight.is_meta:
             return None
         energies = self.spectrum(geometry, weight, known)
+        assert energies is not None
         total = float(energies.sum())
         mixings = self._mixings(geometry, self.factored(geometry, weight))[0].flatten(0, 1)
         narrowed = float(svd.spectrum(mixings)[self.inner(geometry) :].sum())
-        return svd.lost(energies, self._rank) + (max(0.0, narrowed) / total if total > 0 else 0.0)
+        return svd.lost(energies, self.settled_rank) + (max(0.0, narrowed) / total if total > 0 else 0.0)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Per branch: subspace (inner, C/groups, 1, 1), pointwise (O, inner/groups, 1, 1), depthwise (O, 1, kh, kw)."""

@@ -8,9 +8,8 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import FormError
-from convsurgeon.forms.branched import Known, branched
 from convsurgeon.forms.catalogue import DEFAULT_FORMS
-from convsurgeon.forms.form import Form
+from convsurgeon.forms.form import Form, Known
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
@@ -100,13 +99,11 @@ class Kernel:
 
     def settle(self, form: Form, geometry: Geometry) -> Form:
         """The form with its rank settled."""
-        own = branched(form)
-        return form.settle(geometry, self.weight) if own is None else own.settle(geometry, self.weight, self._known)
+        return form.settle(geometry, self.weight, self._known)
 
     def lost(self, form: Form, geometry: Geometry) -> float | None:
         """Share of the energy that a settled form drops."""
-        own = branched(form)
-        return form.lost(geometry, self.weight) if own is None else own.lost(geometry, self.weight, self._known)
+        return form.lost(geometry, self.weight, self._known)
 
 
 def kernels_of(seen: Capture) -> dict[str, Kernel]:

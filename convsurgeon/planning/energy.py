@@ -25,7 +25,7 @@ def energy_curves(model: nn.Module, steps: Iterable[Change | Skip]) -> Curves:
             continue
         for form in INSPECTED:
             if form.check(step.site.geometry) is None and bool(conv.weight.isfinite().all()):
-                energies = form.spectrum(step.site.geometry, conv.weight)
+                energies = form.energies(step.site.geometry, conv.weight)
                 total = float(energies.sum()) or 1.0
                 kept = tuple(min(1.0, value / total) for value in energies.cumsum(0)[:_RANKS].tolist())
                 curves.setdefault(step.name, {})[form.word] = kept

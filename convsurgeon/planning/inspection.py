@@ -46,7 +46,7 @@ def _kept(site: Site, conv: nn.Module | None) -> list[float | None]:
         if not isinstance(conv, nn.Conv2d) or conv.weight.is_meta or form.check(site.geometry):
             shares.extend([None] * len(RANKS))
             continue
-        energies = form.spectrum(site.geometry, conv.weight)
+        energies = form.energies(site.geometry, conv.weight)
         total = float(energies.sum())
         shares.extend(float(energies[:rank].sum()) / total if total > 0 else 1.0 for rank in RANKS)
     return shares

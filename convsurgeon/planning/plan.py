@@ -12,7 +12,6 @@ from typing import Any
 from convsurgeon.base.errors import FormError, PlanError, reason
 from convsurgeon.base.files import new_file, text_of
 from convsurgeon.base.tables import Table
-from convsurgeon.forms.branched import exceeds
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
@@ -241,7 +240,7 @@ def _step_from_dict(values: object, where: str, forms: Kinds) -> Change | Skip:
         if "skip" in layer:
             return Skip(site, _text(layer["skip"]))
         form = form_from_dict(_mapping(layer["form"], where), forms)
-        if reason := form.check(site.geometry) or exceeds(form, site.geometry):
+        if reason := form.check(site.geometry) or form.exceeds(site.geometry):
             raise PlanError(f"{where}: {site.name}: {reason}")
         lost = None if layer["lost"] is None else _share(layer["lost"], "lost")
         after = _ints([layer["params_after"], layer["macs_after"]])

@@ -23,7 +23,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from convsurgeon.base.precision import Precision
-from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.form import Form
 from convsurgeon.onnx import standalone as measuring
 from convsurgeon.onnxnet import proto
 from convsurgeon.runtime.candidate_graph import Drawn, Shape, Skeleton, drawn
@@ -46,7 +46,7 @@ class Candidate:
     """One network to be timed: a label, the settled form of every site that it changes, and its precision."""
 
     label: str
-    chosen: Mapping[str, Branched]
+    chosen: Mapping[str, Form]
     precision: Precision = "fp32"
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from convsurgeon.forms.branched import Branched
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.site import Site
 from convsurgeon.onnxnet import proto
@@ -23,7 +23,7 @@ LARGE = 1024
 """Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""
 
 Shape = tuple[int, ...]
-Chosen = Mapping[str, Branched]
+Chosen = Mapping[str, Form]
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class _Writer:
         self._count = 0
         self._margins: dict[tuple[str, Shape], str] = {}
 
-    def branches(self, site: str, form: Branched) -> list[NodeProto]:
+    def branches(self, site: str, form: Form) -> list[NodeProto]:
         """Chains of convs and their sum, which has the name that the conv's output had."""
         nodes: list[NodeProto] = []
         total = ""

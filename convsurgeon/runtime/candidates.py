@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.precision import Precision
-from convsurgeon.forms.branched import Branched, branched
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
@@ -63,19 +62,16 @@ def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list({one.key: one for one in candidates}.values())
 
 
-def timeable(forms: Mapping[str, Form]) -> dict[str, Branched]:
+def timeable(forms: Mapping[str, Form]) -> dict[str, Form]:
     """The forms, if all of them are of a kind whose graph is known.
 
     Raises:
         LatencyError: one is not.
     """
-    found = {}
     for name, form in forms.items():
-        own = branched(form)
-        if own is None or not own.plain:
+        if not form.plain:
             raise LatencyError(f"{name}: {form.label} cannot be timed; only forms of plain convs can")
-        found[name] = own
-    return found
+    return dict(forms)
 
 
 def uncovered(

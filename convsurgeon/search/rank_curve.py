@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.form import Form
 from convsurgeon.planning.plan import Change
 
@@ -56,7 +55,7 @@ def _families(changes: Sequence[Change]) -> list[dict[int, Change]]:
 
 
 def _family(form: Form) -> tuple[str, int] | None:
-    if not isinstance(form, Branched) or not isinstance(form.rank, int):
+    if not isinstance(form.rank, int):
         return None
     values = {name: value for name, value in form.to_dict().items() if name != "rank"}
     return str(values), form.rank

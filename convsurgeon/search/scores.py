@@ -26,7 +26,6 @@ from convsurgeon.calibration.dataset import images_in
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.regression import Gathering
 from convsurgeon.fit.samples import patches, positions, positions_per_image
-from convsurgeon.forms.branched import Branched, fittable
 from convsurgeon.forms.covariance import Covariance
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
@@ -123,9 +122,9 @@ class _Site:
 
     def errors(self, change: Change, sweeps: int = _SWEEPS) -> Errors:
         """Relative error of the conv's output, and squared error of the network's, after so many sweeps of a fit."""
-        form, lost = fittable(change.form), _lost(change)
+        lost = _lost(change)
         try:
-            found = self._blind(lost) if form is None else self._fitted(form, change, sweeps)
+            found = self._fitted(change, sweeps) if change.form.fittable else self._blind(lost)
         except FloatingPointError:  # activations too large to be squared
             return lost, lost
         return found if all(map(math.isfinite, found)) else (lost, lost)
@@ -134,9 +133,9 @@ class _Site:
         """Of a form that cannot be fitted: as if every part of the kernel lost the same share."""
         return lost, lost * sum(effect for _, effect in self.whole)
 
-    def _fitted(self, form: Branched, change: Change, sweeps: int) -> tuple[float, float]:
+    def _fitted(self, change: Change, sweeps: int) -> tuple[float, float]:
         wrong = network = 0.0
-        scheme = form.scheme(change.site.geometry)
+        scheme = change.form.scheme(change.site.geometry)
         for group, normal in enumerate(self.normals):
             factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), sweeps)
             error = self._kernel(group) - scheme.kernel(factors).double()

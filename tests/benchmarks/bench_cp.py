@@ -24,11 +24,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from convsurgeon.forms.branched import Branched
+
 import convsurgeon as cs
 from convsurgeon.calibration.dataset import read
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.site import SWEEPS
-from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.leastsquares import Normal, alternate
 from convsurgeon.search import scores as rating
 from tests.benchmarks.bench_calibrated import CASES

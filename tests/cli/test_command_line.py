@@ -44,7 +44,7 @@ def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("command", [["plan"], ["convert", "--calibrate", "none"]])
 def test_a_budget_is_kept_or_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    budget = ["--budget", "macs=0.5", "--form", "separable", "tucker", "--rank", "1", "2", "--share", "0.4"]
+    budget = ["--budget", "macs=0.5", "--form", "separable", "cp", "--rank", "1", "2", "--share", "0.4"]
     assert cli.main([*command, *MODEL, *budget, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
     assert "cannot be reached; the least is" in _error([*command, *MODEL, "--budget", "macs=0.001"], capsys)

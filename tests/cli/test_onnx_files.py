@@ -55,7 +55,16 @@ def test_inputs_by_name_and_what_is_wrong_with_them(tmp_path: Path, capsys: pyte
     assert main(["inspect", "tests/nets.py:Plain"]) == 1
     assert "--input: a model of Python needs the shape of its inputs" in capsys.readouterr().err
     np.savez(tmp_path / "in.npz", scale=np.ones((1, 1), "f")[:, 0], x=np.ones((1, 4, 8, 8), "f"))
-    line = ["convert", str(path), "--input", "x=1x4x8x8", "--calibrate", str(tmp_path / "in.npz"), "--form", "spatial"]
+    line = [
+        "convert",
+        str(path),
+        "--input",
+        "x=1x4x8x8",
+        "--calibrate",
+        str(tmp_path / "in.npz"),
+        "--form",
+        "separable",
+    ]
     with pytest.warns(UserWarning, match="1 images are few"):
         assert main([*line, "--select", "everything()"]) == 0
 
@@ -68,5 +77,5 @@ def test_images_with_their_channels_last(tmp_path: Path) -> None:
     path = saved(graph.model(inputs=[("x", [1, 12, 10, 3])]), tmp_path)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 255, (64, 20, 20, 3), dtype=np.uint8))
     line = ["convert", str(path), "--calibrate", str(tmp_path / "images.npy"), "--layout", "nhwc"]
-    assert main([*line, "--form", "spatial", "--mean", "0.5", "--out", str(tmp_path / "out"), "--pairs", "0"]) == 0
+    assert main([*line, "--form", "separable", "--mean", "0.5", "--out", str(tmp_path / "out"), "--pairs", "0"]) == 0
     assert [one.name for one in onnx.load(tmp_path / "out" / "model.onnx").graph.input] == ["x"]

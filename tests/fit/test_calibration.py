@@ -26,8 +26,6 @@ FORMS: dict[str, cs.Form] = {
     "separable": cs.DepthwiseSeparable(rank=2),
     "blueprint": cs.Blueprint(rank=2),
     "subspace": cs.BlueprintSubspace(rank=2, width=0.5),
-    "spatial": cs.SpatialSeparable(rank=cs.Share(0.5)),
-    "tucker": cs.Tucker(rank=cs.Share(0.5)),
 }
 
 

@@ -27,8 +27,6 @@ FORMS = {
     "separable": cs.DepthwiseSeparable(rank=2),
     "blueprint": cs.Blueprint(rank=2),
     "subspace": cs.BlueprintSubspace(rank=1),
-    "spatial": cs.SpatialSeparable(rank=16),
-    "tucker": cs.Tucker(rank=16),
     "lowrank": cs.LowRank(rank=8),
 }
 

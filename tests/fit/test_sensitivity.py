@@ -90,7 +90,7 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
     images = torch.randn(200, 6, 9, 9)
     seen = capture(model, images[:1])
     forms: list[cs.Form] = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
-    forms += [cs.SpatialSeparable(rank=4), cs.Tucker(rank=4), cs.Blueprint(rank=2)]
+    forms += [cs.CP(rank=4), cs.Blueprint(rank=2)]
     base = plan_captured(seen, forms, cs.everything(), allow_growth=True)
     options = candidates(base, kernels_of(seen), forms, allow_growth=True)
     batches = read(images, seen.example).fitted

@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convsurgeon.forms.branched import Branched, Known, Stages
+from convsurgeon.forms.form import Form, Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts
 from convsurgeon.forms.systems import conjugate_gradients, solve
 
 
 @dataclass(frozen=True)
-class Reduced(Branched):
+class Reduced(Form):
     """1x1 to `rank` channels per group, then the window."""
 
     name: ClassVar[str] = "reduced"
@@ -28,16 +28,16 @@ class Reduced(Branched):
         return geometry.in_per_group
 
     def stages(self, geometry: Geometry) -> Stages:
-        inner = self._rank * geometry.groups
+        inner = self.settled_rank * geometry.groups
         window = dataclasses.replace(geometry, in_channels=inner)
         return ("reduce", geometry.pointwise(geometry.in_channels, inner, bias=False)), ("window", window)
 
-    def factored(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> list[Parts]:
+    def factored(self, geometry: Geometry, weight: Tensor) -> list[Parts]:
         kernels = weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1))
-        return [ReducedFit(self._rank).split(kernel, torch.eye(kernel.shape[1]).double()) for kernel in kernels]
+        return [ReducedFit(self.settled_rank).split(kernel, torch.eye(kernel.shape[1]).double()) for kernel in kernels]
 
     def scheme(self, geometry: Geometry) -> ReducedFit:
-        return ReducedFit(self._rank)
+        return ReducedFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         reduce, window = (torch.cat(part) for part in zip(*groups, strict=True))

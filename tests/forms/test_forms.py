@@ -20,14 +20,13 @@ from convsurgeon import (
     Geometry,
     LowRank,
     Share,
-    SpatialSeparable,
 )
-from convsurgeon.forms.branched import Branched, exceeds
 from convsurgeon.forms.catalogue import form_from_dict
 from convsurgeon.forms.cp import evened
+from convsurgeon.forms.form import Form
 
 
-def _built(form: Branched, conv: nn.Conv2d) -> nn.Module:
+def _built(form: Form, conv: nn.Conv2d) -> nn.Module:
     geometry = Geometry.of(conv)
     module = form.build(geometry, conv.weight.device, conv.weight.dtype)
     form.fill(module, geometry, conv.weight, conv.bias)
@@ -102,10 +101,9 @@ def test_energy_picks_the_smallest_rank_that_keeps_its_share() -> None:
         (nn.Conv2d(8, 8, 1), DepthwiseSeparable(), "1x1 kernel"),
         (nn.Conv2d(8, 16, 3, groups=8), DepthwiseSeparable(), "already depthwise"),
         (nn.Conv2d(8, 8, 3), LowRank(), "3x3 kernel: only a 1x1 conv"),
-        (nn.Conv2d(8, 8, (1, 3)), SpatialSeparable(), "separated already"),
     ],
 )
-def test_check_gives_a_reason(geometry: nn.Conv2d, form: Branched, reason: str) -> None:
+def test_check_gives_a_reason(geometry: nn.Conv2d, form: Form, reason: str) -> None:
     found = form.check(Geometry.of(geometry))
     assert found is not None
     assert re.search(reason, found)
@@ -175,12 +173,12 @@ def test_damaged_forms_are_refused(values: dict[str, Any], message: str) -> None
         (nn.Conv2d(16, 24, 1), LowRank(rank=17), 16, "rank 17 exceeds 16"),
     ],
 )
-def test_a_rank_above_the_full_one_is_capped(conv: nn.Conv2d, form: Branched, full: int, reason: str) -> None:
+def test_a_rank_above_the_full_one_is_capped(conv: nn.Conv2d, form: Form, full: int, reason: str) -> None:
     geometry = Geometry.of(conv)
     settled = form.settle(geometry, conv.weight)
     assert settled.rank == full
-    assert exceeds(settled, geometry) is None
-    assert re.match(reason, exceeds(form, geometry) or "")
+    assert settled.exceeds(geometry) is None
+    assert re.match(reason, form.exceeds(geometry) or "")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from convsurgeon import Blueprint, DepthwiseSeparable, Geometry
 from convsurgeon.forms import leastsquares
-from convsurgeon.forms.branched import Branched
 from convsurgeon.forms.covariance import Whole
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.systems import solve
 from tests.forms.problems import problem
 
@@ -36,7 +36,7 @@ def test_singular_systems_are_solved(singular: Tensor) -> None:
 
 
 @pytest.mark.parametrize("form", [DepthwiseSeparable(rank=2), Blueprint(rank=2)])
-def test_iterations_reach_what_factoring_does(form: Branched, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterations_reach_what_factoring_does(form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     normal, _, _ = problem()
     scheme = form.scheme(Geometry.of(nn.Conv2d(5, 6, 3)))
     start = scheme.start(normal, normal.regress())

@@ -35,6 +35,16 @@ def test_it_was_written_in_under_eighty_lines() -> None:
     assert len((Path(__file__).parent / "own.py").read_text().splitlines()) < 80
 
 
+def test_without_factors_from_the_weights_the_fit_to_white_noise_gives_them() -> None:
+    conv = nn.Conv2d(8, 12, 3)
+    geometry = cs.Geometry.of(conv)
+    for rank in (3, 8):
+        form = Reduced(rank=rank)
+        closed, fitted = (method(form, geometry, conv.weight) for method in (Reduced.factored, cs.Form.factored))
+        wanted, found = (form.scheme(geometry).kernel(factors[0]) for factors in (closed, fitted))
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+
+
 def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> None:
     budget = cs.Budget(macs=0.4)
     result = cs.convert(_net(), EXAMPLE, forms=FORMS, budget=budget, calibration=_images(), progress=False)

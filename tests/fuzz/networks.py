@@ -33,7 +33,7 @@ from convsurgeon.onnxnet.write import store
 from tests.fuzz.makers import Maker
 from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, session_of
 
-FORMS: tuple[Any, ...] = (cs.CP, cs.SpatialSeparable, cs.DepthwiseSeparable, cs.Blueprint)
+FORMS: tuple[Any, ...] = (cs.CP, cs.DepthwiseSeparable, cs.Blueprint)
 WHOLE = 0.05
 """Share of the files that go through `convert` and `export`."""
 

@@ -156,7 +156,7 @@ def test_open_sizes_want_an_example_and_stay_open(tmp_path: Path) -> None:
         cs.plan(path, {"x": x, "z": scale})
     with pytest.raises(cs.CaptureError, match="input x is nx4xheightxwidth, the example has 1x3x10x12"):
         cs.plan(path, (x[:, :3], scale))
-    how: dict[str, Any] = {"forms": [cs.SpatialSeparable(rank=cs.Energy(1.0))], "policy": cs.everything()}
+    how: dict[str, Any] = {"forms": [cs.DepthwiseSeparable(rank=cs.Energy(1.0))], "policy": cs.everything()}
     result = cs.convert(path, (x, scale), allow_growth=True, calibration=False, **how)
     assert len(result.changes) == 2
     cs.onnx.export(result.model, (x, scale), tmp_path / "made.onnx")
@@ -193,7 +193,7 @@ def test_a_batch_that_is_written_down_does_not_bind(zero: int, tmp_path: Path) -
 def test_sites_before_an_lstm_are_fitted_and_it_is_said_how(tmp_path: Path) -> None:
     path = saved(recurrent(), tmp_path)
     images = torch.randn(40, 4, 9, 9)
-    result = cs.convert(path, forms=[cs.SpatialSeparable(rank=1)], calibration=images, progress=False)
+    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=1)], calibration=images, progress=False)
     assert list(result.changes) == ["body"]
     (fit,) = result.report.reconstruction
     assert fit.error_after < fit.error_before
@@ -240,7 +240,7 @@ def test_weights_outside_stay_outside(tmp_path: Path) -> None:
 def test_half_precision_is_fitted_in_float32_and_stored_as_it_was(tmp_path: Path) -> None:
     path = saved(plain(dtype=np.float16), tmp_path)
     images = torch.randn(70, 4, 9, 9)
-    result = cs.convert(path, forms=[cs.SpatialSeparable(rank=2)], calibration=images, progress=False)
+    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=2)], calibration=images, progress=False)
     assert result.report.reconstruction[0].error_after < result.report.reconstruction[0].error_before
     cs.onnx.export(result.model, None, tmp_path / "made.onnx")
     made = onnx.load(tmp_path / "made.onnx")
@@ -253,7 +253,7 @@ def test_images_are_made_up_where_none_are_given(tmp_path: Path) -> None:
     graph.node("Relu", ["a"], "b", "relu")
     graph.conv("b", "y", "body", 8, 8, pads=[1] * 4)
     path = saved(graph.model(inputs=[("x", [1, 3, 16, 16])]), tmp_path)
-    result = cs.convert(path, forms=[cs.SpatialSeparable(rank=2)], images=32, progress=False)
+    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=2)], images=32, progress=False)
     assert "No images were given, so 32 were made up" in str(result.report)
 
 
@@ -268,7 +268,7 @@ def test_what_touches_more_than_convs_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("word", ["SAME_UPPER", "SAME_LOWER"])
 def test_a_table_of_latencies_knows_margins(word: str, tmp_path: Path) -> None:
     path = saved(padded(word, 2), tmp_path)
-    forms = [cs.CP(rank=4), cs.SpatialSeparable(rank=2)]
+    forms = [cs.CP(rank=4), cs.DepthwiseSeparable(rank=2)]
     table = cs.LatencyTable.measure(path, None, forms, cs.everything(), passes=1, progress=False)
     assert {row.site for row in table.rows} == {"conv", "second"}
     assert all(table.has("second", form) for form in forms)

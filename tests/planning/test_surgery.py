@@ -278,43 +278,6 @@ def test_random_init_builds_the_architecture_anew() -> None:
     assert all(parameter.isfinite().all() for parameter in result.model.parameters())
 
 
-def test_a_user_form_needs_no_registration() -> None:
-    class Zero:
-        """Replaces a conv by one that costs a tap per channel."""
-
-        label = "zero"
-
-        def check(self, geometry: cs.Geometry) -> str | None:
-            return None if geometry.in_channels == geometry.out_channels else "changes the channels"
-
-        def settle(self, geometry: cs.Geometry, weight: Tensor) -> Zero:
-            return self
-
-        def lost(self, geometry: cs.Geometry, weight: Tensor) -> float:
-            return 1.0
-
-        def params(self, geometry: cs.Geometry) -> int:
-            return geometry.in_channels
-
-        def macs(self, geometry: cs.Geometry, size: Any) -> int:
-            return geometry.in_channels * size[0] * size[1]
-
-        def build(self, geometry: cs.Geometry, device: Any, dtype: Any) -> nn.Module:
-            size = geometry.in_channels
-            return nn.Conv2d(size, size, 1, groups=size, bias=False, device=device, dtype=dtype)
-
-        def fill(self, module: nn.Module, geometry: cs.Geometry, weight: Tensor, bias: Tensor | None) -> None:
-            nn.init.zeros_(module.weight)
-
-        def to_dict(self) -> dict[str, Any]:
-            return {"form": "zero"}
-
-    result = cs.convert(nets.Plain(), X, forms=[Zero()], calibration=False)
-    assert set(result.changes) == {"body"}
-    assert result.report.after.macs == result.plan.macs_after
-    assert not result.model.body.weight.any()
-
-
 class CopiesItself(nets.Plain):
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiesItself:
         fresh = CopiesItself()
