@@ -7,6 +7,7 @@ function mode sees convs that are called as functions. Nothing of this stays on 
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -166,6 +167,7 @@ class _Watch(TorchFunctionMode):
         self.functional: dict[str, Site] = {}
         self.unregistered: dict[int, tuple[_CONVS, str]] = {}
         self.readers: dict[str, str] = {}
+        self._thread = threading.get_ident()
         self._running: list[nn.Module] = []
         self._starts: list[int] = []
         self._names = {id(tensor): name for name, tensor in model.named_parameters()}
@@ -191,10 +193,14 @@ class _Watch(TorchFunctionMode):
             after.remove()
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != self._thread:
+            return
         self._running.append(module)
         self._starts.append(self._counter.macs)
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         while self._running.pop() is not module:  # a module whose forward raised and was caught
             self._starts.pop()
         start = self._starts.pop()

@@ -205,7 +205,11 @@ def _file(path: Path) -> ModuleType:
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look a class's module up by name
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # whatever the file raises; a script may end the process
+    except BaseException as error:  # whatever the file raises; a script may end the process
+        if sys.modules.get(path.stem) is module:  # half of it has run
+            del sys.modules[path.stem]
+        if not isinstance(error, Exception | SystemExit):
+            raise
         raise LoadError(f"{path}: fails when it is imported ({describe(error)})") from error
     return module
 

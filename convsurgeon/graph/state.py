@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +19,15 @@ _CONTAINERS = (dict, list, set, deque)
 _SHELLS = (nn.Module, Tensor, type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 """What has attributes that are no cache of a forward's, or are looked at elsewhere."""
 
-_KEPT: dict[int, _Value] = {}
-"""Values of parameters, by `id`, while blocks of `undisturbed` are open: kept once however deep they are nested."""
+
+class _Kept(threading.local):
+    """Values of parameters, by `id`, while blocks of `undisturbed` are open: kept once however deep they are nested."""
+
+    def __init__(self) -> None:
+        self.values: dict[int, _Value] = {}
+
+
+_KEPT = _Kept()
 
 
 @contextmanager
@@ -145,20 +153,20 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
     own = [
         parameter for parameter in model.parameters() if not parameter.is_meta and not nn.parameter.is_lazy(parameter)
     ]
-    new = {id(parameter): _Value.of(parameter) for parameter in own if id(parameter) not in _KEPT}
-    _KEPT.update(new)
+    new = {id(parameter): _Value.of(parameter) for parameter in own if id(parameter) not in _KEPT.values}
+    _KEPT.values.update(new)
     try:
         yield
     finally:
         for parameter in own:
-            _KEPT[id(parameter)].restore()
+            _KEPT.values[id(parameter)].restore()
         for key in new:
-            del _KEPT[key]
+            del _KEPT.values[key]
 
 
 def _moved(parameter: nn.Parameter) -> bool:
     """Whether it is new, or in other memory, since the outermost block was entered."""
-    return id(parameter) not in _KEPT or _KEPT[id(parameter)].moved
+    return id(parameter) not in _KEPT.values or _KEPT.values[id(parameter)].moved
 
 
 def _pointer(tensor: Tensor) -> int:

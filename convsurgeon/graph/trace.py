@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from convsurgeon.base.errors import CaptureError, describe
+from convsurgeon.base.tracer import ThreadTracer
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnxnet.leaf import Leaf
@@ -69,7 +70,7 @@ class _UntraceableError(Exception):
         self.path, self.module, self.reason = path, module, reason
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(ThreadTracer):
     """Takes its placeholders from the example; keeps convs of every kind, and what failed before, as leaves."""
 
     def __init__(self, example: Example, paths: frozenset[str], kinds: frozenset[type[nn.Module]]) -> None:
@@ -101,7 +102,7 @@ class _Tracer(fx.Tracer):
             return False
         return not any(isinstance(inner, _CONVS) for inner in m.modules())  # nn.DataParallel is torch's, but holds some
 
-    def call_module(
+    def call_own_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Blames the innermost module that fails; one that is not registered is its caller's fault."""
@@ -109,9 +110,9 @@ class _Tracer(fx.Tracer):
             return self._call_unregistered(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
-            return super().call_module(m, forward, args, kwargs)
+            return super().call_own_module(m, forward, args, kwargs)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            return super().call_own_module(m, forward, args, kwargs)
         except _UntraceableError:
             raise
         except Exception as error:

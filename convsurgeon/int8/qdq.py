@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,17 @@ def _known(steps: npt.NDArray[np.float64]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """The quantiser logs advice on the root logger that does not apply to tidied graphs, and prints."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    """Drop what the quantiser prints, and its advice on the root logger, which does not apply to tidied graphs."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addFilter(_not_of_the_quantiser)
+    root.addHandler(handler)  # where there is none, `logging.warning` adds one for good
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(before)
+        root.removeHandler(handler)
+        root.removeFilter(_not_of_the_quantiser)
+
+
+def _not_of_the_quantiser(record: logging.LogRecord) -> bool:
+    return "quantization" not in Path(record.pathname).parts

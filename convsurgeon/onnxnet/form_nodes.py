@@ -17,6 +17,7 @@ from onnx import GraphProto, NodeProto, helper
 from torch import Tensor, fx, nn
 
 from convsurgeon.base.errors import ExportError
+from convsurgeon.base.tracer import ThreadTracer
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.padding import Padding
 
@@ -103,7 +104,7 @@ class _Writer:
     def write_module(self, source: str, padding: Padding | None, size: Sequence[int] | None) -> None:
         """Write a module that is traced."""
         try:
-            graph = fx.Tracer().trace(self.root)
+            graph = ThreadTracer().trace(self.root)
         except Exception as error:  # whatever a form's forward raises
             raise ExportError(
                 f"{self.conv.output[0]}: its form cannot be written as ONNX nodes ({error}); choose another form"
