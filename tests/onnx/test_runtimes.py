@@ -1,4 +1,4 @@
-"""The converted file in other runtimes, where they are installed; see `bench_runtimes` for how.
+"""The converted file in other runtimes, where they are installed; see `benchmarks/other_runtimes.py` for how.
 
 CONVSURGEON_RUNTIMES names a Python with openvino, ncnn and pnnx, CONVSURGEON_LITERT one with onnx2tf and
 ai-edge-litert, CONVSURGEON_NODE a folder into which npm installed onnxruntime-node and onnxruntime-web.
@@ -16,7 +16,7 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon.graph.load import load_model, load_weights
-from tests.benchmarks.bench_runtimes import commands, measure
+from tests.benchmarks.other_runtimes import commands, measure
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -42,6 +42,6 @@ def test_a_converted_file_computes_the_same_elsewhere(runtime: str, files: tuple
     if runtime not in known:
         pytest.skip(f"{runtime} is not installed, or the variables of this file do not say where")
     image = np.load(EXAMPLES / "digits_calibration.npy")[:1].astype(np.float32).reshape(1, 1, 32, 32)
-    found = measure(runtime, known[runtime], files, image, rounds=4)
+    found = measure(known[runtime], files, image, rounds=4)
     assert max(found.errors) < 1e-5
     assert min(found.ms) > 0

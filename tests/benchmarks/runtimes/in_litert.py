@@ -1,4 +1,4 @@
-"""LiteRT (TensorFlow Lite) with XNNPACK, through onnx2tf. Arguments as `bench_runtimes` gives them; prints a line."""
+"""LiteRT (TensorFlow Lite) with XNNPACK, through onnx2tf. Arguments as `other_runtimes` gives them; prints a line."""
 
 import contextlib
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""ncnn, through pnnx. Arguments as `bench_runtimes` gives them; prints one line of JSON."""
+"""ncnn, through pnnx. Arguments as `other_runtimes` gives them; prints one line of JSON."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""OpenVINO, one stream and one thread. Arguments as `bench_runtimes` gives them; prints one line of JSON."""
+"""OpenVINO, one stream and one thread. Arguments as `other_runtimes` gives them; prints one line of JSON."""
 
 import json
 import sys

@@ -1,30 +1,12 @@
-"""Twelve awkward shapes, converted by default: none may get slower, and what cannot gain comes back as it was.
-
-    python tests/benchmarks/bench_awkward.py [NAMES] [--threads 1 2] [--seed 0]
-
-Weights are random, so the error that is allowed is set to `--within` of the output (0.3): the question is speed. The
-table says what the interleaved timing of both ONNX files finds with one thread and with two, and what `convert` said:
-by how much the network is faster by the clock and by the table, or why it was left alone.
-"""
+"""Twelve awkward shapes: networks with random weights that a conversion may easily make slower."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
-import time
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-import convsurgeon as cs
 
 
 def _conv(
@@ -118,7 +100,7 @@ def _classifier(width: int, size: int) -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(2 * width * (size // 4) ** 2, 10))
 
 
-NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
+AWKWARD: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "unet 8-64": (UNet, (128, 128)),
     "unets in a row": (Twice, (96, 96)),
     "dilated pyramid 32": (lambda: Pyramid(32), (64, 64)),
@@ -132,56 +114,4 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int]]] = {
     "classifier 32x32": (lambda: _classifier(32, 32), (32, 32)),
     "wide image 1024x1024": (lambda: _plain((16, 16, 16)), (1024, 1024)),
 }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--within", type=float, default=0.3)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", message="calibration: .* are few")
-    rows = []
-    for name in options.networks:
-        rows.append(_row(name, options.within, options.threads, options.seed))
-        print(*rows[-1], sep=" | ", flush=True)
-    timed = [f"measured, {count} threads" for count in options.threads]
-    print(tabulate(rows, ("network", "convs changed", *timed, "seconds", "said"), tablefmt="pipe", floatfmt=".2f"))
-
-
-def _row(name: str, within: float, threads: list[int], seed: int) -> tuple[object, ...]:
-    build, size = NETWORKS[name]
-    torch.manual_seed(seed)
-    model = build().eval()
-    images = images_of(name)
-    example = torch.zeros(1, 3, *size)
-    started = time.perf_counter()
-    result = cs.convert(model, example, calibration=images, within=within, seed=seed, progress=False)
-    seconds = time.perf_counter() - started
-    changed = f"{len(result.changes)} of {len(result.plan.steps)}"
-    return name, changed, *_speeds(result, example, threads), seconds, result.report.speed
-
-
-def images_of(name: str) -> Tensor:
-    """32 smooth images with some noise, small where the network takes any size."""
-    size = NETWORKS[name][1]
-    small = [min(64, one) for one in size] if name != "classifier 32x32" else list(size)
-    return F.interpolate(torch.randn(32, 3, 8, 8), small, mode="bicubic") + 0.1 * torch.randn(32, 3, *small)
-
-
-def _speeds(result: cs.Result, example: Tensor, threads: list[int]) -> list[str]:
-    """Interleaved timings; 1.00 where nothing was changed."""
-    if not result.changes:
-        return ["1.00 (as it was)" for _ in threads]
-    with tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / "before.onnx", Path(place) / "after.onnx"]
-        for file, model in zip(files, (result.original, result.model), strict=True):
-            cs.onnx.export(model, example, file)
-        found = [cs.timing.compare(*files, pairs=50, threads=count, progress=False) for count in threads]
-    return [f"{one.speedup:.2f} ({one.verdict})" for one in found]
-
-
-if __name__ == "__main__":
-    main()
+"""How each is made, and the size of its images."""

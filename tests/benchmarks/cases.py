@@ -1,0 +1,107 @@
+"""The networks of the benchmarks: pretrained ones with images and a metric, and shapes with random weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from examples import digits
+from tests import networks
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pretrained network: calibration set by seed, metric, what of it may be lost, and the shape that is timed."""
+
+    model: Callable[[], nn.Module]
+    images: Callable[[int], Tensor]
+    metric: Callable[[nn.Module], float]
+    tolerance: float
+    shape: tuple[int, ...]
+
+    @property
+    def example(self) -> Tensor:
+        """The input that is timed."""
+        return torch.zeros(self.shape)
+
+
+def digit_net() -> nn.Module:
+    """The network that ships in `examples`, which needs no other data."""
+    model = digits.digit_net()
+    model.load_state_dict(load_file(EXAMPLES / "digits.safetensors"))
+    return model.eval()
+
+
+def digit_images(_seed: int = 0) -> Tensor:
+    """Its 128 calibration images."""
+    return torch.from_numpy(np.load(EXAMPLES / "digits_calibration.npy"))
+
+
+def _cifar(name: str) -> Case:
+    images = networks.cifar_calibration
+    return Case(
+        lambda: networks.pretrained(name), lambda seed: images(1000, seed), networks.cifar_top1, 1.0, (1, 3, 32, 32)
+    )
+
+
+CASES = {
+    "digits": Case(digit_net, digit_images, digits.accuracy, 0.5, (1, 1, 32, 32)),
+    "resnet20": _cifar("resnet20"),
+    "resnet56": _cifar("resnet56"),
+    "dncnn": Case(
+        lambda: networks.pretrained("dncnn"),
+        lambda seed: networks.noisy_crops(200, 64, seed),
+        networks.set12_psnr,
+        0.2,
+        (1, 1, 128, 128),
+    ),
+    "vdsr": Case(
+        lambda: networks.pretrained("vdsr"),
+        lambda seed: networks.blurred_crops(200, 64, seed),
+        networks.vdsr_psnr,
+        0.2,
+        (1, 1, 128, 128),
+    ),
+}
+"""Top-1 in percent for digits and CIFAR-10, PSNR in dB for DnCNN (Set12, sigma 25) and VDSR (Set5, x2)."""
+
+
+def _vision(name: str) -> Callable[[], nn.Module]:
+    return lambda: getattr(networks.import_torchvision().models, name)(weights=None)
+
+
+SHAPES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet20": (lambda: networks.cifar_resnet(20), (1, 3, 32, 32)),
+    "resnet18": (_vision("resnet18"), (1, 3, 224, 224)),
+    "resnet50": (_vision("resnet50"), (1, 3, 224, 224)),
+    "vgg16": (_vision("vgg16"), (1, 3, 224, 224)),
+    "dncnn": (networks.dncnn, (1, 1, 256, 256)),
+}
+"""Networks with random weights, where only time counts."""
+
+
+def random_network(name: str) -> tuple[nn.Module, Tensor]:
+    """Return a network of `SHAPES` in eval mode, and an example."""
+    build, shape = SHAPES[name]
+    torch.manual_seed(0)
+    return build().eval(), torch.randn(shape)
+
+
+def add_networks(parser: argparse.ArgumentParser, known: Sequence[str], default: Sequence[str]) -> None:
+    """Add the positional argument that names networks."""
+    parser.add_argument("networks", nargs="*", metavar="network", help=f"of {', '.join(known)} (default: %(default)s)")
+    parser.set_defaults(networks=list(default))
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add `--seeds`."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])

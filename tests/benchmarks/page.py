@@ -1,0 +1,31 @@
+"""RESULTS.md: what the JSON files in `results` say. No figure on it is written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.benchmarks import runner
+
+PAGE = Path(__file__).with_name("RESULTS.md")
+_HEAD = """# Results
+
+Made by `python -m tests.benchmarks page` from the files in `results/`; to change a figure, run its benchmark again.
+Times are to be read as ratios within one table: another machine has others.
+"""
+
+
+def text() -> str:
+    """Return the page."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runner.RESULTS.glob("*.json"))]
+    return "\n".join([_HEAD, *map(_section, records)])
+
+
+def _section(record: runner.Record) -> str:
+    lines = "\n".join(f"    {line}" for line in runner.described(record).splitlines())
+    return f"## {record['benchmark']}\n\n{record['question']}\n\n{lines}\n\n{runner.table(record['rows'])}\n"
+
+
+def write() -> None:
+    """Write the page beside this file."""
+    PAGE.write_text(text(), encoding="utf-8")

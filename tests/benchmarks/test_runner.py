@@ -1,0 +1,38 @@
+"""The runner of the benchmarks: it lists them, keeps rows with their circumstances, and makes the page from them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.benchmarks import __main__ as command
+from tests.benchmarks import page, runner
+
+
+def test_the_list_names_every_benchmark_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(command.NAMES)
+    assert all(line.endswith("?") for line in lines)
+
+
+def test_the_page_is_what_the_json_files_say() -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.text(), "run python -m tests.benchmarks page"
+
+
+def test_a_run_keeps_its_rows_and_circumstances(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = ModuleType("made")
+    made.run = lambda _options: iter([{"a": 1, "b": 0.51234567, "nested": {"x": 1}}, {"a": 2}])  # type: ignore[attr-defined]
+    options = argparse.Namespace(threads=1, out=tmp_path / "frozen.json")
+    runner.run("frozen", made, options, ["--networks", "digits", "--out", "elsewhere.json"])
+    held = json.loads(options.out.read_text(encoding="utf-8"))
+    assert [row["a"] for row in held["rows"]] == [1, 2]
+    assert held["command"] == "python -m tests.benchmarks frozen --networks digits"
+    assert {"date", "revision", "machine", "versions", "load", "minutes", "threads"} <= set(held)
+    shown = capsys.readouterr().out
+    assert "0.5123 " in shown
+    assert "nested" not in shown
