@@ -16,7 +16,7 @@ from typing import Any
 
 import convsurgeon as cs
 from tests.benchmarks.cases import CASES, Case, add_networks, add_seeds
-from tests.benchmarks.measure import compare_files, saving
+from tests.benchmarks.measure import compare_files, deployed, saving
 from tests.benchmarks.runner import Row
 
 
@@ -56,8 +56,7 @@ def _row(case: Case, goal: Any, seed: int, options: argparse.Namespace) -> Row:
     except cs.BudgetError as error:
         return {"refused": str(error)}
     seconds = time.perf_counter() - started
-    batches = [images[:64]]
-    dense, metric = (case.metric(runtime.deployed(one, batches)) for one in (model, result.model))
+    dense, metric = (case.metric(deployed(runtime, one, images)) for one in (model, result.model))
     kept = {"dense": dense, "metric": metric, "equal": metric >= dense - case.tolerance, "seconds": round(seconds)}
     return saving(result) | kept | _faster(result, images, options)
 

@@ -23,7 +23,7 @@ from convsurgeon.int8.module import IMAGES, Int8Module
 from convsurgeon.int8.pipeline import lower
 from convsurgeon.int8.qdq import rounded
 from convsurgeon.int8.ranges import found, nominal
-from convsurgeon.onnx.export import exported_graph
+from convsurgeon.onnx.exporter import exported_graph
 from tests.benchmarks.cases import CASES, SHAPES, add_seeds, random_network
 from tests.benchmarks.measure import compare_files
 from tests.benchmarks.runner import Row

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 import convsurgeon as cs
 
@@ -73,6 +73,11 @@ def memory_mb(field: str) -> float:
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 1024
+
+
+def deployed(runtime: cs.Runtime, model: nn.Module, images: Tensor) -> nn.Module:
+    """Return the model as the file that ships computes it; ranges of int8 come from a batch of the images."""
+    return runtime.deployed(model, [cs.Example.of(images[:64])])
 
 
 def saving(result: cs.Result) -> dict[str, Any]:

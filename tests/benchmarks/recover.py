@@ -25,7 +25,7 @@ import convsurgeon as cs
 from convsurgeon.base import processes
 from tests import networks
 from tests.benchmarks.cases import CASES, Case, add_networks, add_seeds
-from tests.benchmarks.measure import saving
+from tests.benchmarks.measure import deployed, saving
 from tests.benchmarks.runner import ROOT, Row
 
 UNLABELLED: dict[str, tuple[Callable[[int], Tensor], int]] = {
@@ -87,7 +87,7 @@ def _row(name: str, result: cs.Result, precision: str, seed: int, options: argpa
     recipe = {"epochs": options.epochs, "precision": precision, "seed": seed, "transform": cs.Augment(shift=shift)}
 
     def int8(model: nn.Module) -> float:
-        return case.metric(rounding.deployed(model, [case.images(seed)[:64]]))
+        return case.metric(deployed(rounding, model, case.images(seed)))
 
     started = time.perf_counter()
     if options.processes > 1:
