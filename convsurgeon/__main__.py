@@ -1,27 +1,31 @@
-"""`convsurgeon` and `python -m convsurgeon`."""
+"""`convsurgeon` and `python -m convsurgeon`: the command line, and Ctrl-C before it is loaded."""
 
 import logging
+import os
+import signal
 import sys
-
-from convsurgeon.base import interrupt as ctrl_c
+from typing import Any
 
 
 def main() -> int:
-    """The console script's entry point; importing torch takes seconds, in which Ctrl-C is heard, too."""
-    ctrl_c.leave_at_once()
+    """Run the command line and return its exit code."""
+    signal.signal(signal.SIGINT, _leave)  # importing torch takes seconds, and nothing is open yet
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says what it does without triton
+    from convsurgeon.cli.main import INTERRUPTED
     from convsurgeon.cli.main import main as run
 
-    try:
-        try:
-            ctrl_c.listen()
-            code = run()
-        finally:
-            ctrl_c.ignore()
-    except KeyboardInterrupt:
-        ctrl_c.ignore()
-        code = ctrl_c.tell()
-    return code if code != ctrl_c.EXIT else ctrl_c.leave()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = run()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == INTERRUPTED:  # Python would end itself by the signal where it hit code made from text (dataclasses)
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def _leave(*_: Any) -> None:
+    os.write(2, b"convsurgeon: interrupted; nothing was written\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":

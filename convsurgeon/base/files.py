@@ -1,30 +1,24 @@
-"""Writing without ever leaving half a file, or losing one that was there.
+"""Reads what users name, and writes files and folders that appear whole or not at all.
 
-A folder is made complete under a temporary name beside its place and moved there in one step, so a process that is
-killed at any moment leaves the old folder intact or the new one complete. Where a folder stands there already the step
-is an *exchange* of two names, which Linux does atomically (`renameat2` with `RENAME_EXCHANGE`; ext4, xfs, btrfs, tmpfs
-and overlayfs know it, NFS does not). Elsewhere it takes two renames: a kill between them leaves the old folder whole
-under `.NAME.*.old`, and the next write puts it back first. Nothing is flushed to the disk on purpose: this is about
-killed processes, not about power cuts.
-
-What a killed process leaves lying about, `.NAME.*.part` of a folder and `.NAME.*` of a file, is removed by the next
-write to the same place (see `leftovers`).
+What is written lies in a temporary folder beside its place and is renamed into it at the end. An error or Ctrl-C leaves
+what was there before. A killed process leaves a temporary folder, `.NAME.*`, which may be deleted.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from convsurgeon.base.errors import WriteError, reason
-from convsurgeon.base.stale_files import abandoned, clear_beside, locked
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 BUNDLE = frozenset(
     {
@@ -36,90 +30,102 @@ BUNDLE = frozenset(
 )
 """What an exported folder may hold; one with anything else in it is never replaced."""
 
-_EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h
-_AT_FDCWD = -100
 
-
-def text_of(path: str | os.PathLike[str]) -> str:
-    """What a file of text holds that somebody names.
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Return the text of a file that a user names.
 
     Raises:
-        OSError: it cannot be read, or is a folder, a device or a pipe, whose end may never come.
+        OSError: it cannot be read, or is a folder, a device or a pipe, which may never end.
         ValueError: it is not UTF-8.
     """
-    return bytes_of(path).decode("utf-8")
+    return read_bytes(path).decode("utf-8")
 
 
-def bytes_of(path: str | os.PathLike[str]) -> bytes:
-    """What a file holds that somebody names.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a file that a user names.
 
     Raises:
-        OSError: it cannot be read, or is a folder, a device or a pipe, whose end may never come.
+        OSError: it cannot be read, or is a folder, a device or a pipe, which may never end.
     """
     place = Path(path)
     if "\0" in str(place):
-        raise OSError(errno.EINVAL, "no file has a NUL in its name", str(place))
+        raise OSError(errno.EINVAL, "a file's name cannot hold a NUL", str(place))
     if place.exists() and not place.is_file():
         raise OSError(errno.EINVAL, "is a folder, a device or a pipe", str(place))
     return place.read_bytes()
 
 
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a temporary folder, and delete it at the end."""
+    with tempfile.TemporaryDirectory(prefix="convsurgeon-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder for as long as this process works in it; give False if another process holds the lock."""
+    if fcntl is None:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except OSError as error:  # other errors: a file system without locks
+            free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        yield free
+    finally:
+        os.close(handle)
+
+
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The path, if `new_file` could write there; made to be asked before long work, too.
+    """Return the path if `new_file` can write there; also asked before long work.
 
     Raises:
         WriteError: as `new_file`.
     """
-    target = _named(path)
+    target = _path(path)
     if target.is_dir():
         raise WriteError(f"{target}: is a folder; name a file in it")
     if target.exists() and not target.is_file():
-        raise WriteError(f"{target}: is a device or a pipe, which would be replaced by a file; choose another name")
+        raise WriteError(f"{target}: is a device or a pipe; choose another name")
     if target.exists() and not overwrite:
         raise WriteError(f"{target}: exists already; pass overwrite=True (--force) or another name")
-    if not target.parent.is_dir():
-        raise WriteError(f"{target.parent}: no such folder; create it first")
-    _beside(target).unlink(missing_ok=True)
+    _check_parent(target)
     return target
 
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
-    """Gives a temporary path beside `path` and moves it into place when the block ends well.
+    """Give a temporary path, and move the file there into its place if the block ends well.
 
     Raises:
         WriteError: `path` exists and `overwrite` is false, or its folder is missing, read-only or full.
     """
     target = check_file(path, overwrite)
-    clear_beside(target)
-    temporary = _beside(target)
-    try:
-        with locked(temporary):
-            yield temporary
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private  # noqa: PTH101
-            temporary.replace(target)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _beside(target) as folder:
+        draft = folder / target.name
+        yield draft
+        draft.replace(target)
 
 
-def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[str]) -> Path:
-    """The absolute path, if `new_folder` could write there; made to be asked before long work, too.
+def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[str] = frozenset()) -> Path:
+    """Return the absolute path if `new_folder` can write there; also asked before long work.
 
     Raises:
         WriteError: as `new_folder`.
     """
-    target = _named(path).absolute()
+    target = _path(path).absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise WriteError(f"{target}: is not a folder; choose another name")
-    if target.exists() and any(target.iterdir()) and not overwrite:
+    there = sorted(entry.name for entry in target.iterdir()) if target.exists() else []
+    if there and not overwrite:
         raise WriteError(f"{target}: exists already; pass overwrite=True (--force) or another name")
-    foreign = sorted(entry.name for entry in target.iterdir() if entry.name not in ours) if target.exists() else []
-    if foreign:
+    if foreign := [name for name in there if name not in ours]:
         raise WriteError(f"{target}: holds {foreign[0]}, which is not ours to delete; choose another folder")
-    if not os.access(target.parent, os.W_OK):
-        raise WriteError(f"{target}: cannot be written (its folder is missing or read-only); choose another")
+    _check_parent(target)
     return target
 
 
@@ -127,96 +133,48 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[
 def new_folder(
     path: str | os.PathLike[str], overwrite: bool = False, ours: frozenset[str] = frozenset()
 ) -> Iterator[Path]:
-    """Gives a temporary folder beside `path` and moves it into place, whole, when the block ends well.
+    """Give a temporary folder, and move it, whole, into its place if the block ends well.
 
-    An existing folder is replaced only if every entry in it is one of `ours`: nobody's home is deleted by mistake. See
-    the module for what a kill leaves.
+    A folder that is there is replaced only if every entry in it is one of `ours`: nobody's home is deleted by mistake.
 
     Raises:
         WriteError: `path` exists and `overwrite` is false, holds other files, or its parent is missing or read-only.
     """
-    place = _named(path).absolute()
-    _recover(place)
-    target = check_folder(place, overwrite, ours)
-    try:
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        temporary.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    with locked(temporary):
+    target = check_folder(path, overwrite, ours)
+    with _beside(target) as folder:
+        new, old = folder / "new", folder / "old"
+        new.mkdir()
+        yield new
         try:
-            yield temporary
-            _move(temporary, target)
-        except OSError as error:
-            raise _unwritable(target, error) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _move(new: Path, target: Path) -> None:
-    """Puts `new` where `target` is; afterwards the old folder, if there was one, has the name of the new one."""
-    if not target.exists():
-        new.rename(target)
-    elif not _exchanged(new, target):
-        old = new.with_suffix(".old")
-        target.rename(old)
-        try:
+            if target.exists():
+                target.rename(old)
             new.rename(target)
         except BaseException:
-            old.rename(target)
+            if old.exists() and not target.exists():
+                old.rename(target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def _exchanged(one: Path, two: Path) -> bool:
-    """Swaps two names in one step; False where the system or its file system cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Give a temporary folder on the target's own disk; what the system refuses is an WriteError."""
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:  # a libc older than 2018
-        return False
-    return int(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _EXCHANGE)) == 0
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name[:100]}.", dir=target.parent, ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise WriteError(f"{target}: cannot be written ({reason(error)}); choose another place") from error
 
 
-def _recover(target: Path) -> None:
-    """Puts back a folder that a kill between two renames left aside, and removes what killed writers left."""
-    if not target.parent.is_dir():
-        return
-    # Names are compared, not globbed: a folder's name may hold brackets.
-    beside = [entry for entry in target.parent.iterdir() if entry.name.startswith(f".{target.name}.")]
-    for old in sorted(entry for entry in beside if entry.suffix == ".old"):
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(target)
-    for part in (entry for entry in beside if entry.suffix == ".part" and entry.is_dir()):
-        if abandoned(part):
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _named(path: str | os.PathLike[str]) -> Path:
-    """A path that the system can be asked about."""
+def _path(path: str | os.PathLike[str]) -> Path:
     if "\0" in os.fspath(path):
-        raise WriteError(f"{os.fspath(path)!r}: no file has a NUL in its name; choose another name")
+        raise WriteError(f"{os.fspath(path)!r}: a file's name cannot hold a NUL; choose another name")
     return Path(path)
 
 
-def _beside(target: Path) -> Path:
-    """An empty temporary file beside a path."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise _unwritable(target, error) from error
-    os.close(handle)
-    return Path(name)
-
-
-def _unwritable(target: Path, error: OSError) -> WriteError:
-    return WriteError(f"{target}: cannot be written ({reason(error)}); choose another place")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _check_parent(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise WriteError(f"{target.parent}: no such folder; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise WriteError(f"{target}: cannot be written, its folder is read-only; choose another place")

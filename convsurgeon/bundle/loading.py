@@ -9,7 +9,7 @@ import onnx
 from torch import nn
 
 from convsurgeon.base.errors import LoadError
-from convsurgeon.base.files import text_of
+from convsurgeon.base.files import read_text
 from convsurgeon.onnx.metadata import state_sha256
 from convsurgeon.onnxnet.network import OnnxNetwork
 
@@ -58,7 +58,7 @@ def check_bundle(folder: Path, original: nn.Module) -> None:
 def _sums(folder: Path) -> dict[str, str]:
     """Name -> SHA-256, of the lines that are such."""
     try:
-        lines = text_of(folder / SUMS).splitlines()
+        lines = read_text(folder / SUMS).splitlines()
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from onnxruntime.tools.mobile_helpers import usability_checker
 
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
-from convsurgeon.base.stale_files import scratch
+from convsurgeon.base.files import scratch
 from convsurgeon.base.tables import Table
 from convsurgeon.onnx.session import checked
 from convsurgeon.onnxnet import proto

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convsurgeon.base.errors import ExportError, LoadError, reason
-from convsurgeon.base.files import BUNDLE, check_folder, text_of
+from convsurgeon.base.files import BUNDLE, check_folder, read_text
 from convsurgeon.base.tables import printable
 from convsurgeon.cli.options import NONE, group
 from convsurgeon.cli.timing import add_timing
@@ -136,7 +136,7 @@ def _class_names(path: str | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = text_of(path).splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, ValueError) as error:
         raise LoadError(f"{path}: cannot be read ({reason(error)}); pass a text file with one name a line") from error
     return [line.strip() for line in lines if line.strip()]

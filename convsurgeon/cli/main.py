@@ -9,11 +9,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from convsurgeon.base import interrupt as ctrl_c
 from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.cli import converting, planning, recovering, timing
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells have it."""
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
@@ -29,16 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
-        return ctrl_c.tell(str(stop))
+        return _interrupted(stop)
     except BrokenPipeError:  # `| head` went away
         _mute()
         return 1
     except Exception as error:
-        if ctrl_c.asked():  # compiled code made another exception of it
-            return ctrl_c.tell()
+        if isinstance(error.__context__ or error.__cause__, KeyboardInterrupt):  # compiled code made another of it
+            return _interrupted()
         if options.debug and not isinstance(error, ConvSurgeonError):
             raise
         return _fail(_told(error))
+
+
+def _interrupted(saved: object = "") -> int:
+    with contextlib.suppress(OSError):  # nobody listens
+        print(f"convsurgeon: interrupted; {str(saved) or 'nothing was written'}", file=sys.stderr, flush=True)
+    return INTERRUPTED
 
 
 def _told(error: Exception) -> str:

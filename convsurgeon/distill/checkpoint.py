@@ -23,8 +23,7 @@ from torch import Tensor
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import RecoveryError, WriteError, describe, reason
-from convsurgeon.base.files import new_file
-from convsurgeon.base.stale_files import locked
+from convsurgeon.base.files import locked, new_file
 
 LAST = "last.pt"
 COLUMNS = ("step", "epoch", "loss", "distance", "agreement", "lr", "seconds")

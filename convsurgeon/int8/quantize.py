@@ -26,8 +26,7 @@ from onnxruntime.transformers import float16
 from tabulate import tabulate
 
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
-from convsurgeon.base.files import check_file, new_file
-from convsurgeon.base.stale_files import scratch
+from convsurgeon.base.files import check_file, new_file, scratch
 from convsurgeon.base.tables import Table
 from convsurgeon.int8.activations import LayerError, layer_errors
 from convsurgeon.int8.agreement import Agreement, agreement

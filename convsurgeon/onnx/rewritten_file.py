@@ -11,8 +11,7 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor
 
 from convsurgeon.base.errors import ExportError, WriteError
-from convsurgeon.base.files import check_file, new_file
-from convsurgeon.base.stale_files import scratch
+from convsurgeon.base.files import check_file, new_file, scratch
 from convsurgeon.graph.example import Example
 from convsurgeon.onnx.parity import Parity, check_parity
 from convsurgeon.onnxnet import proto

@@ -10,7 +10,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.errors import LoadError, first_line, reason
-from convsurgeon.base.files import bytes_of
+from convsurgeon.base.files import read_bytes
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import BLOCKED_DOMAIN, OPTIMISED
 
@@ -60,7 +60,7 @@ def read(path: str | Path) -> Source:
     """
     place = Path(path)
     try:
-        data = bytes_of(place)
+        data = read_bytes(place)
     except OSError as error:
         raise LoadError(f"{place}: cannot be read ({reason(error)}); pass the path of an ONNX file") from error
     try:

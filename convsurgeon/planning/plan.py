@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convsurgeon.base.errors import FormError, PlanError, reason
-from convsurgeon.base.files import new_file, text_of
+from convsurgeon.base.files import new_file, read_text
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
@@ -167,7 +167,7 @@ class Plan:
             PlanError: the file is missing, no JSON, or no plan.
         """
         try:
-            return Plan.from_dict(json.loads(text_of(path)), forms)
+            return Plan.from_dict(json.loads(read_text(path)), forms)
         except OSError as error:
             raise PlanError(f"{path}: cannot be read ({reason(error)}); pass a file written by Plan.save") from error
         except (ValueError, RecursionError) as error:

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import LatencyError, WriteError, reason
+from convsurgeon.base.files import scratch
 from convsurgeon.base.precision import PRECISIONS, Precision
-from convsurgeon.base.stale_files import clear_beside, scratch
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
@@ -183,7 +183,6 @@ def _timed(
 
         try:
             _write(folder, seen, bare, candidates, (precision,))
-            clear_beside(target)
             return measuring.measure(folder, target, threads, passes, told, measuring.SECONDS, logs=folder)
         except measuring.MeasureError as error:
             raise LatencyError(str(error)) from error

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from convsurgeon.base.errors import FormError, LatencyError, describe, reason
-from convsurgeon.base.files import new_file, text_of
+from convsurgeon.base.files import new_file, read_text
 from convsurgeon.base.precision import Precision
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
@@ -155,7 +155,7 @@ class LatencyTable:
             check_precision(precision)
         place = Path(path)
         try:
-            values = json.loads(text_of(place))
+            values = json.loads(read_text(place))
         except OSError as error:
             raise LatencyError(f"{place}: cannot be read ({reason(error)})") from error
         except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.base.stale_files import scratch
+from convsurgeon.base.files import scratch
 from convsurgeon.onnx.session import checked, random_feed
 from convsurgeon.onnxnet.session import Level, open_session, session_options
 

@@ -19,7 +19,7 @@ from onnx import GraphProto, NodeProto
 from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError, first_line
-from convsurgeon.base.stale_files import scratch
+from convsurgeon.base.files import scratch
 from convsurgeon.onnx.session import checked, random_feed
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import (

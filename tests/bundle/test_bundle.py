@@ -273,7 +273,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     np.save(tmp_path / "images.npy", images().numpy())
     names = tmp_path / "names.txt"
     names.write_text("\n".join(CLASSES), encoding="utf-8")
-    command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--rank", "2"]
+    command = ["convert", f"{ROOT}/tests/onnx/small.py:Net", "--input", "1x3x12x12", "--rank", "2"]
     command += ["--out", str(tmp_path / "out"), "--pairs", "0", "--classes", str(names)]
     assert cli.main([*command, "--int8", "--calibrate", "none"]) == 1
     assert "int8: needs images to find its ranges on; pass calibration, or leave it out" in capsys.readouterr().err
@@ -304,7 +304,7 @@ def test_what_cannot_work_is_refused_before_the_conversion(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("convsurgeon.cli.converting.convert", failing)
-    command = ["convert", f"{ROOT}/tests/deploy/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
+    command = ["convert", f"{ROOT}/tests/onnx/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
     command += ["--calibrate", "none"]
     assert cli.main([*command, *words]) == 1
     assert message in capsys.readouterr().err
