@@ -54,23 +54,11 @@ if TYPE_CHECKING:
     from convsurgeon.graph.example import Example
     from convsurgeon.graph.site import Call, Site
     from convsurgeon.int8.target import Target
+    from convsurgeon.planning import select as select
     from convsurgeon.planning.candidates import plan
     from convsurgeon.planning.inspection import inspect
     from convsurgeon.planning.linear import linear_as_conv
     from convsurgeon.planning.plan import Change, Plan, Skip
-    from convsurgeon.planning.policy import (
-        Policy,
-        everything,
-        kernel_size,
-        min_channels,
-        min_macs,
-        min_params,
-        min_share,
-        named,
-        stem,
-        stride,
-    )
-    from convsurgeon.planning.policy_text import parse_policy
     from convsurgeon.planning.surgery import operate, rebuild
     from convsurgeon.recovery import recover
     from convsurgeon.report.report import Report
@@ -132,19 +120,6 @@ _HOMES = {
         "Plan",
         "Skip",
     ),
-    "planning.policy": (
-        "Policy",
-        "everything",
-        "kernel_size",
-        "min_channels",
-        "min_macs",
-        "min_params",
-        "min_share",
-        "named",
-        "stem",
-        "stride",
-    ),
-    "planning.policy_text": ("parse_policy",),
     "planning.surgery": (
         "operate",
         "rebuild",
@@ -178,13 +153,13 @@ _HOMES = {
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
-_NAMESPACES = ("onnx", "timing")
-"""Packages whose functions are public under their own name, as `cs.onnx.export`."""
+_NAMESPACES = {"onnx": "onnx", "select": "planning.select", "timing": "timing"}
+"""Modules whose functions are public under their own name, as `cs.onnx.export`."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _NAMESPACES:
-        return import_module(f"convsurgeon.{name}")
+        return import_module(f"convsurgeon.{_NAMESPACES[name]}")
     if name not in _HOME:
         raise AttributeError(f"module 'convsurgeon' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f"convsurgeon.{_HOME[name]}"), name)
@@ -224,7 +199,6 @@ __all__ = [
     "ParityError",
     "Plan",
     "PlanError",
-    "Policy",
     "PolicyError",
     "Reconstruction",
     "Recovery",
@@ -241,26 +215,16 @@ __all__ = [
     "capture",
     "carry_out",
     "convert",
-    "everything",
     "export",
     "from_keras_kernels",
     "inspect",
-    "kernel_size",
     "linear_as_conv",
     "measure_whole",
-    "min_channels",
-    "min_macs",
-    "min_params",
-    "min_share",
     "mobile_check",
-    "named",
     "operate",
-    "parse_policy",
     "plan",
     "rebuild",
     "recover",
-    "stem",
-    "stride",
     "sweep",
     "synthetic_images",
     "to_keras_kernels",

@@ -26,7 +26,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import pieces_in_words
 from convsurgeon.planning.candidates import plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report
 from convsurgeon.report.rows import learnable_rows

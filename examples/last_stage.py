@@ -27,7 +27,7 @@ def main() -> None:
     for rank in (1, 2, 3):
         form = cs.DepthwiseSeparable(rank=rank)
         result = cs.convert(
-            model, torch.zeros(1, 1, 32, 32), forms=[form], policy=cs.named("stage3.*"), calibration=False
+            model, torch.zeros(1, 1, 32, 32), forms=[form], policy=cs.select.named("stage3.*"), calibration=False
         )
         result = result.with_metric("accuracy", accuracy(model), accuracy(result.model))
         print(f"rank {rank}, {', '.join(result.changes)}")

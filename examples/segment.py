@@ -145,7 +145,7 @@ def lighter(dense: nn.Module, form: cs.Form) -> cs.Result:
         dense,
         torch.zeros(1, 3, SIZE, SIZE),
         forms=[form],
-        policy=~cs.stem() & ~cs.named("classifier"),
+        policy=~cs.select.stem() & ~cs.select.named("classifier"),
         calibration=False,
     )
 

@@ -75,7 +75,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_a_model_is_converted_where_it_is(way: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convsurgeon.conversion.speed_in_words", lambda *_: "")  # onnxruntime times on the CPU
     with elsewhere() as here:
-        given = {"calibration": X.to(DEVICE), "policy": cs.everything(), "progress": False} | WAYS[way]
+        given = {"calibration": X.to(DEVICE), "policy": cs.select.everything(), "progress": False} | WAYS[way]
         result = cs.convert(model, X[:2].to(DEVICE), **given)
         assert result.changes
         assert {tensor.device for tensor in (*result.model.parameters(), *result.model.buffers())} == {DEVICE}

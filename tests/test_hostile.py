@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 def _converted(model: nn.Module, x: Tensor = X) -> cs.Result:
     forms = [cs.DepthwiseSeparable(rank=cs.Energy(1.0))]
-    return cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True, calibration=False)
+    return cs.convert(model, x, forms=forms, policy=cs.select.everything(), allow_growth=True, calibration=False)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def test_a_segnet_with_every_conv_converted_loses_88_to_89_percent_of_its_parame
         model,
         torch.zeros(1, 3, 64, 64),
         forms=[cs.DepthwiseSeparable(rank=1)],
-        policy=cs.everything(),
+        policy=cs.select.everything(),
         calibration=False,
     )
     assert len(result.changes) == 26

@@ -20,7 +20,7 @@ def _layer(rank: int, stride: int = 1, bias: bool = True) -> nn.Module:
     model = nn.Sequential(nn.Conv2d(5, 7, 3, stride, padding=1, bias=bias))
     forms = [cs.DepthwiseSeparable(rank=rank)]
     result = cs.convert(
-        model, torch.randn(1, 5, 9, 8), forms=forms, policy=cs.everything(), allow_growth=True, calibration=False
+        model, torch.randn(1, 5, 9, 8), forms=forms, policy=cs.select.everything(), allow_growth=True, calibration=False
     )
     return result.model[0]
 
@@ -56,7 +56,10 @@ def test_other_layers_and_sizes_are_refused() -> None:
     with pytest.raises(cs.FormError, match=r"but the layer takes \[\(3, 3, 5, 2\), \(1, 1, 10, 7\), \(7,\)\]"):
         cs.from_keras_kernels(_layer(2), cs.to_keras_kernels(_layer(1)))
     grouped = cs.convert(
-        nn.Sequential(nn.Conv2d(4, 8, 3, groups=2)), torch.zeros(1, 4, 5, 5), policy=cs.everything(), calibration=False
+        nn.Sequential(nn.Conv2d(4, 8, 3, groups=2)),
+        torch.zeros(1, 4, 5, 5),
+        policy=cs.select.everything(),
+        calibration=False,
     )
     if grouped.changes:
         with pytest.raises(cs.FormError, match="it has groups, which Keras' SeparableConv2D has not"):

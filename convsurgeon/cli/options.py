@@ -9,8 +9,7 @@ from typing import Any
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.forms.catalogue import FORMS
-from convsurgeon.planning.policy import Policy, default_policy
-from convsurgeon.planning.policy_text import parse_policy
+from convsurgeon.planning.select import Policy, default_policy, parse
 from convsurgeon.search.budget import Budget
 
 WORDS = {form.word: form for form in FORMS}
@@ -199,6 +198,6 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _policy(text: str) -> Policy:
     try:
-        return parse_policy(text)
+        return parse(text)
     except ConvSurgeonError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

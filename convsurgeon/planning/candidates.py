@@ -16,7 +16,7 @@ from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
 from convsurgeon.planning.figures import figures
 from convsurgeon.planning.plan import Change, Plan, Skip
-from convsurgeon.planning.policy import Policy, Predicate, as_policy, check_names, default_policy
+from convsurgeon.planning.select import Policy, Predicate, resolve
 
 
 def plan(
@@ -54,8 +54,7 @@ def plan_captured(
     """`plan` for a model that is captured already, and perhaps its kernels."""
     if not forms:
         raise FormError("forms: the list is empty; pass at least one form, for example DepthwiseSeparable(rank=2)")
-    chosen = default_policy() if policy is None else as_policy(policy)
-    demanded = check_names(chosen, seen.sites)
+    chosen, demanded = resolve(policy, seen.sites)
     kernels = kernels_of(seen) if kernels is None else kernels
     steps = []
     for site in seen.sites:

@@ -6,7 +6,6 @@ The 494 MB of a VGG-16's three linear layers, a detector's head, the pointwise l
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from convsurgeon.graph.obstacle import holders_of, linear_obstacle
 from convsurgeon.graph.outputs import floating
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.unsupported import refuse
-from convsurgeon.planning.policy import glob
+from convsurgeon.planning.select import fits
 from convsurgeon.planning.surgery import swapped
 
 LEAST = 1 << 16
@@ -81,13 +80,9 @@ def _asked_for(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Linear]:
     if not linears:
         raise CaptureError(f"linear_as_conv: {type(model).__name__} has no linear layer; go on with it as it is")
     for pattern in wanted:
-        if not fnmatch.filter(linears, glob(pattern)):
+        if not any(fits(name, pattern) for name in linears):
             raise PolicyError(f"linear_as_conv: no linear layer is named {pattern!r}{nearest(pattern, linears)}")
-    return {
-        name: linear
-        for name, linear in linears.items()
-        if any(fnmatch.fnmatchcase(name, glob(pattern)) for pattern in wanted)
-    }
+    return {name: linear for name, linear in linears.items() if any(fits(name, pattern) for pattern in wanted)}
 
 
 def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tuple[dict[int, set[int]], list[Tensor]]:

@@ -12,7 +12,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.onnx.standalone import DENSE, Raw
 from convsurgeon.planning.candidates import kernels_of, settled
-from convsurgeon.planning.policy import Predicate, as_policy, check_names, default_policy
+from convsurgeon.planning.select import Predicate, resolve
 from convsurgeon.runtime.candidate_folder import Candidate
 
 
@@ -27,8 +27,7 @@ def fitting(
         LatencyError: a form that cannot be timed.
         PolicyError: a name in the policy fits no conv.
     """
-    chosen = default_policy() if policy is None else as_policy(policy)
-    check_names(chosen, seen.sites)
+    chosen, _ = resolve(policy, seen.sites)
     kernels = kernels_of(seen)
     open_sites = [site for site in seen.sites if not site.obstacle and chosen(site)]
     found = []

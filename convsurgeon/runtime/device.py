@@ -20,7 +20,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.onnx import standalone
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.candidate_folder import FILES, FILES_OF, WEIGHTS
 from convsurgeon.runtime.candidates import distinct, fitting
 from convsurgeon.runtime.measure import write_candidates

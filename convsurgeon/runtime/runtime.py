@@ -14,7 +14,7 @@ from convsurgeon.forms.catalogue import Kinds
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.latencies import Latencies, precision_of
 
 

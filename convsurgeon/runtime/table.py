@@ -31,7 +31,7 @@ from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.onnx import standalone as measuring
 from convsurgeon.planning.plan import Plan
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.attribution import Row, familiar, of_precision, reduce
 from convsurgeon.runtime.cache import cache_file, fingerprint
 from convsurgeon.runtime.candidates import fitting, uncovered

@@ -11,7 +11,7 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.latencies import Latencies, beside, precision_of
 from convsurgeon.search.budget import Budget
 from convsurgeon.search.choice import predicted

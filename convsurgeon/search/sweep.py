@@ -28,7 +28,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.planning.plan import Plan
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.latencies import Latencies
 from convsurgeon.search.budget import Budget
 from convsurgeon.search.choice import predicted

@@ -24,7 +24,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from convsurgeon.planning.plan import Change, Plan
-from convsurgeon.planning.policy import Predicate
+from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.runtime.latencies import Latencies, pays
 from convsurgeon.search.bracket import Bracket

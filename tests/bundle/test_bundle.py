@@ -210,7 +210,7 @@ class TwoInputs(nn.Module):
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     example = {"scale": torch.ones(1), "file": torch.randn(1, 3, 6, 6)}
     result = cs.convert(
-        TwoInputs(), example, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
+        TwoInputs(), example, policy=cs.select.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
     )
     made = export(result, tmp_path / "out")
     with np.load(tmp_path / "out" / "golden_inputs.npz") as given:
@@ -222,7 +222,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
 
 
 def test_nothing_to_rewrite_is_a_bundle_too(tmp_path: Path) -> None:
-    result = cs.convert(tiny().original, images(1), policy=~cs.everything(), calibration=False)
+    result = cs.convert(tiny().original, images(1), policy=~cs.select.everything(), calibration=False)
     made = export(result, tmp_path / "out")
     assert made.sentence == "None of 1 convs was rewritten: the network is as it was."
     assert made.deployment.agreement[0].sqnr_db == float("inf")
@@ -239,7 +239,7 @@ def tiny() -> cs.Result:
     """Two layers: enough where only the folder matters."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(800, 10))
     return cs.convert(
-        model.eval(), images(1), policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
+        model.eval(), images(1), policy=cs.select.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
     )
 
 

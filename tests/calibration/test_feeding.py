@@ -41,7 +41,12 @@ def test_it_is_fitted_image_by_image(kind: type[nets.Plain], given: object) -> N
     assert {images_in(batch) for batch in (*data.fitted, *data.held_back)} == {1}
     assert torch.equal(torch.cat([batch.args[0] for batch in (*data.fitted, *data.held_back)]), IMAGES)
     result = cs.convert(
-        model, ONE, forms=[cs.DepthwiseSeparable(rank=1)], calibration=given, progress=False, policy=cs.named("body")
+        model,
+        ONE,
+        forms=[cs.DepthwiseSeparable(rank=1)],
+        calibration=given,
+        progress=False,
+        policy=cs.select.named("body"),
     )
     assert set(result.changes) == {"body"}
     (done,) = result.report.reconstruction

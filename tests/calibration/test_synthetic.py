@@ -218,7 +218,7 @@ def test_several_inputs_are_batches_and_calibrate() -> None:
     batches = cs.synthetic_images(_Pair(), example, 70, progress=False)
     assert [len(one.tensors()[0]) for one in batches] == [64, 6]  # type: ignore[union-attr]
     assert batches[0].tensors()[1].shape == (64, 1, 12, 12)  # type: ignore[union-attr]
-    result = cs.convert(_Pair(), example, forms=[FORM], policy=cs.everything(), images=64, progress=False)
+    result = cs.convert(_Pair(), example, forms=[FORM], policy=cs.select.everything(), images=64, progress=False)
     assert result.report.reconstruction
 
 
@@ -228,7 +228,7 @@ def test_a_model_of_one_batch_size_gets_whole_batches() -> None:
     data = made_up(seen, 70, 0, progress=False)
     assert {len(one.args[0]) for one in (*data.fitted, *data.held_back)} == {4}
     result = cs.convert(
-        _Four(), torch.rand(4, 3, 12, 12), forms=[FORM], policy=cs.everything(), images=70, progress=False
+        _Four(), torch.rand(4, 3, 12, 12), forms=[FORM], policy=cs.select.everything(), images=70, progress=False
     )
     assert result.report.reconstruction
 
@@ -250,8 +250,8 @@ def test_what_is_no_image_is_refused(example: Tensor, message: str) -> None:
             return self.conv(x.float())
 
     with pytest.raises(cs.CalibrationError, match=message):
-        cs.convert(Anything(), example, policy=cs.everything())
-    assert cs.convert(Anything(), example, policy=cs.everything(), calibration=False).plan.steps
+        cs.convert(Anything(), example, policy=cs.select.everything())
+    assert cs.convert(Anything(), example, policy=cs.select.everything(), calibration=False).plan.steps
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,9 @@ def test_a_network_without_gradients_keeps_the_drawn_images() -> None:
 @pytest.fixture(scope="module")
 def result() -> cs.Result:
     """A conversion without images."""
-    return cs.convert(_knowing(IMAGENET), EXAMPLE, forms=[FORM], policy=cs.min_channels(12), images=80, progress=False)
+    return cs.convert(
+        _knowing(IMAGENET), EXAMPLE, forms=[FORM], policy=cs.select.min_channels(12), images=80, progress=False
+    )
 
 
 def test_a_conversion_without_images_says_so_first_and_beats_the_weights_alone(result: cs.Result) -> None:
@@ -317,12 +319,14 @@ def test_false_is_for_the_weights_alone() -> None:
 def test_a_budget_weighs_its_plans_on_made_up_images() -> None:
     model = _knowing(IMAGENET)
     made = cs.convert(
-        model, EXAMPLE, forms=[FORM, cs.DepthwiseSeparable(rank=3)], policy=cs.min_channels(12),
+        model, EXAMPLE, forms=[FORM, cs.DepthwiseSeparable(rank=3)], policy=cs.select.min_channels(12),
         budget=cs.Budget(macs=0.6), images=64, progress=False,
     )  # fmt: skip
     assert made.report.reconstruction
     assert made.report.notes
-    swept = cs.sweep(model, EXAMPLE, shares=[0.6], forms=[FORM], policy=cs.min_channels(12), images=64, progress=False)
+    swept = cs.sweep(
+        model, EXAMPLE, shares=[0.6], forms=[FORM], policy=cs.select.min_channels(12), images=64, progress=False
+    )
     assert str(swept).startswith("note: No images were given")
     with pytest.raises(cs.CalibrationError, match="without images no plan can be judged"):
         cs.sweep(model, EXAMPLE, calibration=False)
@@ -339,7 +343,7 @@ def test_recovery_goes_on_with_the_made_up_images(result: cs.Result) -> None:
     (done,) = better.report.recovery
     assert done.images + done.held_back == 80
     assert better.report.notes == result.report.notes
-    alone = cs.convert(result.original, EXAMPLE, forms=[FORM], policy=cs.min_channels(12), calibration=False)
+    alone = cs.convert(result.original, EXAMPLE, forms=[FORM], policy=cs.select.min_channels(12), calibration=False)
     (done,) = cs.recover(alone, epochs=1, batch_size=16, lr=1e-3, images=64, progress=False).report.recovery
     assert done.images + done.held_back == 64
 

@@ -43,7 +43,9 @@ def _converted(model: nn.Module, images: Tensor = X) -> cs.Result:
     for parameter in model.parameters():  # random weights of a real size: the nets' own answers hardly vary
         nn.init.kaiming_normal_(parameter) if parameter.dim() > 1 else nn.init.uniform_(parameter, 0.5, 1.5)
     form = cs.DepthwiseSeparable(rank=1)
-    return cs.convert(model.eval(), images[:2], forms=[form], policy=cs.everything(), progress=False, calibration=False)
+    return cs.convert(
+        model.eval(), images[:2], forms=[form], policy=cs.select.everything(), progress=False, calibration=False
+    )
 
 
 def _recover(result: cs.Result, batches: object = X, **options: Any) -> cs.Result:
@@ -343,7 +345,9 @@ def test_bad_input_is_refused_in_a_line(
 
 
 def test_what_cannot_be_recovered_is_refused(converted: cs.Result) -> None:
-    untouched = cs.convert(nets.Plain().eval(), X[:2], policy=~cs.everything(), progress=False, calibration=False)
+    untouched = cs.convert(
+        nets.Plain().eval(), X[:2], policy=~cs.select.everything(), progress=False, calibration=False
+    )
     with pytest.raises(cs.RecoveryError, match="no conv of this result was rewritten"):
         _recover(untouched)
     for parameter in converted.model.parameters():
@@ -487,7 +491,7 @@ def test_two_processes_match_one_and_survive_a_kill(tmp_path: Path) -> None:
 def test_orthonormality_is_bsconvs_loss() -> None:
     form = cs.BlueprintSubspace(rank=1, width=0.5, init="random")
     result = cs.convert(
-        nets.Plain().eval(), X[:2], forms=[form], policy=cs.everything(), progress=False, calibration=False
+        nets.Plain().eval(), X[:2], forms=[form], policy=cs.select.everything(), progress=False, calibration=False
     )
     found = form.regularization(result.model)
     wanted = 0.0

@@ -46,7 +46,7 @@ def test_it_computes_what_the_int8_file_does(seed: int) -> None:
 
 @pytest.mark.parametrize("form", [cs.CP(rank=8), cs.DepthwiseSeparable(rank=1)])
 def test_uneven_channels_inside_a_chain_are_evened_out_as_in_the_file(form: cs.Form) -> None:
-    result = cs.convert(nets.Plain(), X[:2], forms=[form], calibration=False, policy=cs.everything())
+    result = cs.convert(nets.Plain(), X[:2], forms=[form], calibration=False, policy=cs.select.everything())
     model = result.model.eval()
     with torch.no_grad():
         for name in result.changes:

@@ -31,7 +31,7 @@ FORMS: dict[str, cs.Form] = {
 
 def _convert(model: nn.Module, **options: Any) -> cs.Result:
     options = {"forms": [cs.DepthwiseSeparable(rank=2)], "calibration": X, "progress": False} | options
-    return cs.convert(model, X[:2], policy=cs.everything(), **options)
+    return cs.convert(model, X[:2], policy=cs.select.everything(), **options)
 
 
 ROTATION = [(name, list(FORMS)[index % 4]) for index, name in enumerate(nets.CONVERTIBLE)]
@@ -158,7 +158,7 @@ def _shared_out(kind: str) -> tuple[cs.Result, torch.Tensor]:
     if kind == "wide":
         wide = nn.Sequential(nn.Flatten(), nn.Linear(1728, 40), nn.ReLU(), nn.Linear(40, 4)).double().eval()
         model, forms = cs.linear_as_conv(wide, images[:2]), [cs.LowRank(rank=8)]
-    settings = {"forms": forms, "policy": cs.everything(), "calibration": images.split(16), "progress": False}
+    settings = {"forms": forms, "policy": cs.select.everything(), "calibration": images.split(16), "progress": False}
     return cs.convert(model, images[:2], **settings), images
 
 

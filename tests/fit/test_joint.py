@@ -86,7 +86,7 @@ def _made(kind: type[nn.Module]) -> Made:
     torch.manual_seed(0)
     model = kind().eval()
     left = [name for name in ("stem", "kept") if hasattr(model, name)]
-    plan = cs.plan(model, _images(1), forms=FORMS, policy=~cs.named(*left))
+    plan = cs.plan(model, _images(1), forms=FORMS, policy=~cs.select.named(*left))
     return Made(model, *cs.operate(model, plan, _images(1)))
 
 

@@ -49,7 +49,9 @@ class _Net(nn.Module):
 def _converted(net: _Net, form: str) -> cs.Result:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*images are few")
-        return cs.convert(net.eval(), X[:1], forms=[FORMS[form]], calibration=X, policy=cs.everything(), progress=False)
+        return cs.convert(
+            net.eval(), X[:1], forms=[FORMS[form]], calibration=X, policy=cs.select.everything(), progress=False
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -88,7 +90,7 @@ def test_what_cannot_be_squared_is_said_to_be_too_large(form: str) -> None:
     budget = cs.Budget(macs=0.6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = cs.convert(net, X[:1], budget=budget, calibration=X, policy=cs.everything(), progress=False)
+        result = cs.convert(net, X[:1], budget=budget, calibration=X, policy=cs.select.everything(), progress=False)
     assert result.report.after.macs <= 0.6 * result.report.before.macs
 
 

@@ -91,7 +91,7 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
     seen = capture(model, images[:1])
     forms: list[cs.Form] = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
     forms += [cs.CP(rank=4), cs.Blueprint(rank=2)]
-    base = plan_captured(seen, forms, cs.everything(), allow_growth=True)
+    base = plan_captured(seen, forms, cs.select.everything(), allow_growth=True)
     options = candidates(base, kernels_of(seen), forms, allow_growth=True)
     batches = read(images, seen.example).fitted
     measures = by_data(model, options, batches, sensitivity.moments(model, options, batches, 0), seed=0, progress=False)
@@ -100,7 +100,7 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
         falling = [errors["0", form.label] for form in forms[:3]]
         assert falling == sorted(falling, reverse=True)
     for form in forms:
-        result = cs.convert(model, images[:1], forms=[form], allow_growth=True, policy=cs.everything(),
+        result = cs.convert(model, images[:1], forms=[form], allow_growth=True, policy=cs.select.everything(),
                             calibration=images, progress=False)  # fmt: skip
         with torch.no_grad():
             wrong = (result.model(images) - model(images)).square().sum() / len(images)

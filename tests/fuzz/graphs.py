@@ -112,7 +112,7 @@ def check(rng: random.Random) -> None:
     model, x = graph(rng)
     kind = rng.choice((cs.DepthwiseSeparable, cs.Blueprint))
     form: cs.Form = kind(rank=cs.Energy(1.0)) if rng.random() < 0.8 else cs.BlueprintSubspace(cs.Energy(1.0), width=1.0)
-    made = cs.plan(model, x, forms=[form], policy=cs.everything(), allow_growth=True)
+    made = cs.plan(model, x, forms=[form], policy=cs.select.everything(), allow_growth=True)
     converted, plan = cs.operate(model, made, x)
     given = cs.Example.of(x)
     for one, two in zip(outputs(model, given), outputs(converted, given), strict=True):

@@ -205,7 +205,7 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
 
 def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tuple[OnnxNetwork, list[str]]:
     """As a user does it; every conv that somebody reads is accounted for."""
-    how: dict[str, Any] = {"policy": cs.everything(), "allow_growth": True, "calibration": False}
+    how: dict[str, Any] = {"policy": cs.select.everything(), "allow_growth": True, "calibration": False}
     example = None if truth is None else truth.example
     result = cs.convert(path, example, forms=[form], progress=False, **how)
     cs.onnx.export(result.model, example, made)

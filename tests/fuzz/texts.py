@@ -53,14 +53,14 @@ def captured() -> cs.Capture:
 def policy(rng: random.Random) -> None:
     """What is written from a tree reads back to the same choice; what is damaged is refused in one line."""
     text, meaning = _tree(rng, 0)
-    found = cs.parse_policy(text)
-    again = cs.parse_policy(str(found))
+    found = cs.select.parse(text)
+    again = cs.select.parse(str(found))
     assert str(again) == str(found)
     for site in captured().sites:
         assert found(site) == again(site) == meaning(site), (text, site.name)
     damaged = _damage(rng, text)
     try:
-        str(cs.parse_policy(damaged))
+        str(cs.select.parse(damaged))
     except cs.ConvSurgeonError as error:
         assert "Traceback" not in str(error)
 

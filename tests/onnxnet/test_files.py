@@ -156,7 +156,7 @@ def test_open_sizes_want_an_example_and_stay_open(tmp_path: Path) -> None:
         cs.plan(path, {"x": x, "z": scale})
     with pytest.raises(cs.CaptureError, match="input x is nx4xheightxwidth, the example has 1x3x10x12"):
         cs.plan(path, (x[:, :3], scale))
-    how: dict[str, Any] = {"forms": [cs.DepthwiseSeparable(rank=cs.Energy(1.0))], "policy": cs.everything()}
+    how: dict[str, Any] = {"forms": [cs.DepthwiseSeparable(rank=cs.Energy(1.0))], "policy": cs.select.everything()}
     result = cs.convert(path, (x, scale), allow_growth=True, calibration=False, **how)
     assert len(result.changes) == 2
     cs.onnx.export(result.model, (x, scale), tmp_path / "made.onnx")
@@ -269,7 +269,7 @@ def test_what_touches_more_than_convs_is_refused(tmp_path: Path) -> None:
 def test_a_table_of_latencies_knows_margins(word: str, tmp_path: Path) -> None:
     path = saved(padded(word, 2), tmp_path)
     forms = [cs.CP(rank=4), cs.DepthwiseSeparable(rank=2)]
-    table = cs.LatencyTable.measure(path, None, forms, cs.everything(), passes=1, progress=False)
+    table = cs.LatencyTable.measure(path, None, forms, cs.select.everything(), passes=1, progress=False)
     assert {row.site for row in table.rows} == {"conv", "second"}
     assert all(table.has("second", form) for form in forms)
     assert table.total_ms > 0

@@ -21,7 +21,7 @@ FORMS = (cs.CP, cs.DepthwiseSeparable, pytest.param(cs.Blueprint, marks=pytest.m
 def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Result, Path]:
     """A file with the form wherever it fits, and the file that comes of it."""
     result = cs.convert(
-        path, forms=[form], policy=cs.everything(), allow_growth=True, calibration=False, progress=False, **more
+        path, forms=[form], policy=cs.select.everything(), allow_growth=True, calibration=False, progress=False, **more
     )
     made = folder / "made.onnx"
     cs.onnx.export(result.model, None, made, overwrite=True)
@@ -53,7 +53,7 @@ def test_nothing_else_is_touched(name: str, tmp_path: Path) -> None:
 def test_every_conv_is_changed_or_skipped_with_a_reason(name: str, tmp_path: Path) -> None:
     model = FILES[name]()
     path = saved(model, tmp_path)
-    plan = cs.plan(path, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.everything())
+    plan = cs.plan(path, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.select.everything())
     nodes = [node for graph in proto.graphs(model.graph) for node in graph.node if "Conv" in node.op_type]
     calls = sum(max(1, len(step.site.calls)) for step in plan.steps)
     assert calls == len(nodes)
@@ -63,7 +63,7 @@ def test_every_conv_is_changed_or_skipped_with_a_reason(name: str, tmp_path: Pat
 
 def test_a_file_that_stays_as_it_is_stays_so_to_the_byte(tmp_path: Path) -> None:
     path = saved(plain(), tmp_path)
-    result = cs.convert(path, forms=[cs.CP(rank=1)], policy=~cs.everything(), calibration=False)
+    result = cs.convert(path, forms=[cs.CP(rank=1)], policy=~cs.select.everything(), calibration=False)
     cs.onnx.export(result.model, None, tmp_path / "made.onnx")
     assert (tmp_path / "made.onnx").read_bytes() == path.read_bytes()
 

@@ -86,7 +86,7 @@ def test_full_rank_is_exact_and_a_small_rank_is_not(name: str) -> None:
     made = cs.linear_as_conv(model, X.double(), name, min_weights=1)
     errors = []
     for rank in (16, 2):
-        policy = cs.named(f"{name}.conv")
+        policy = cs.select.named(f"{name}.conv")
         result = cs.convert(
             made, X.double(), forms=[cs.LowRank(rank)], policy=policy, allow_growth=True, calibration=False
         )
@@ -113,8 +113,8 @@ def test_a_fit_sees_the_activation_behind_the_layer() -> None:
 def test_it_is_calibrated_planned_rebuilt_and_exported(tmp_path: Path) -> None:
     model, images = _mixed(), torch.randn(64, 3, 8, 8)
     made = cs.linear_as_conv(model, X, "head.*", min_weights=1)
-    result = cs.convert(made, X, forms=[cs.LowRank(4)], policy=cs.named("head.0.conv"), calibration=images)
-    blind = cs.convert(made, X, forms=[cs.LowRank(4)], policy=cs.named("head.0.conv"), calibration=False)
+    result = cs.convert(made, X, forms=[cs.LowRank(4)], policy=cs.select.named("head.0.conv"), calibration=images)
+    blind = cs.convert(made, X, forms=[cs.LowRank(4)], policy=cs.select.named("head.0.conv"), calibration=False)
     wanted = _run(model, images)
     lost = [float((_run(one.model, images) - wanted).square().mean()) for one in (result, blind)]
     assert lost[0] < 0.7 * lost[1]
@@ -135,14 +135,19 @@ def test_a_layer_wider_than_its_images_are_many_is_fitted_in_the_space_of_their_
     directions = torch.randn(6, 2, 100, 100)
     images = torch.einsum("nd,dchw->nchw", torch.randn(80, 6), directions)
     made = cs.linear_as_conv(wide, images[:1])
-    options = {"forms": [cs.LowRank(8)], "policy": cs.everything(), "progress": False}
+    options = {"forms": [cs.LowRank(8)], "policy": cs.select.everything(), "progress": False}
     fitted = cs.convert(made, images[:1], calibration=images[:64], **options)
     blind = cs.convert(made, images[:1], calibration=False, **options)
     wanted = _run(wide, images[64:])
     lost = [float((_run(one.model, images[64:]) - wanted).square().mean()) for one in (fitted, blind)]
     assert lost[0] < 0.05 * lost[1]  # six directions are within eight
     budgeted = cs.convert(
-        made, images[:1], calibration=images[:64], budget=cs.Budget(params=0.5), policy=cs.everything(), progress=False
+        made,
+        images[:1],
+        calibration=images[:64],
+        budget=cs.Budget(params=0.5),
+        policy=cs.select.everything(),
+        progress=False,
     )
     assert budgeted.report.after.params <= 0.5 * budgeted.report.before.params
 
@@ -154,7 +159,7 @@ def test_a_budget_that_the_convs_cannot_keep_points_to_the_linear_layers() -> No
     with pytest.raises(cs.BudgetError, match=r"or a wider policy$"):
         cs.convert(model, X, calibration=False, budget=cs.Budget(macs=0.01))
     made = cs.linear_as_conv(model, X, min_weights=1)
-    result = cs.convert(made, X, calibration=False, budget=cs.Budget(params=0.5), policy=cs.named("3.conv"))
+    result = cs.convert(made, X, calibration=False, budget=cs.Budget(params=0.5), policy=cs.select.named("3.conv"))
     assert result.report.after.params <= 0.5 * result.report.before.params
 
 
@@ -249,4 +254,4 @@ def test_a_model_without_values_is_rewritten_too() -> None:
     with torch.device("meta"):
         model = Mixed()
     made = cs.linear_as_conv(model.eval(), X, min_weights=1)
-    assert cs.plan(made, X, forms=[cs.LowRank(2)], policy=cs.named("head.0.conv")).changes
+    assert cs.plan(made, X, forms=[cs.LowRank(2)], policy=cs.select.named("head.0.conv")).changes

@@ -60,7 +60,7 @@ def test_forms_of_many_ranks_share_one_spectrum(monkeypatch: pytest.MonkeyPatch)
     seen = cs.capture(nets.Shared().eval(), X)
     forms = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 3, 4, cs.Energy(0.5))]
     kernels = kernels_of(seen)
-    base = plan_captured(seen, forms, cs.everything(), allow_growth=True, kernels=kernels)
+    base = plan_captured(seen, forms, cs.select.everything(), allow_growth=True, kernels=kernels)
     options = candidates(base, kernels, forms, allow_growth=True)
     assert all(len(changes) > 1 for changes in options.values())
     assert len(factored) == len(options)

@@ -23,7 +23,9 @@ def _full(model: nn.Module, **options: Any) -> cs.Result:
     """Every site at full rank, in a form that is exact there."""
     forms = [cs.DepthwiseSeparable(rank=cs.Energy(1.0))]
     x = X.to(next(model.parameters()).dtype)
-    return cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True, calibration=False, **options)
+    return cs.convert(
+        model, x, forms=forms, policy=cs.select.everything(), allow_growth=True, calibration=False, **options
+    )
 
 
 def _run(model: nn.Module, x: Tensor = X) -> Tensor:
@@ -70,7 +72,7 @@ def test_law_4_every_conv_is_changed_or_skipped_with_a_reason(name: str) -> None
 @pytest.mark.parametrize("name", nets.CONVERTIBLE)
 @pytest.mark.parametrize("form", [cs.DepthwiseSeparable(rank=2), cs.Blueprint(rank=2), cs.BlueprintSubspace(rank=1)])
 def test_law_5_the_plan_predicts_the_counted_costs(name: str, form: cs.Form) -> None:
-    result = cs.convert(nets.CONVERTIBLE[name](), X, forms=[form], policy=cs.everything(), calibration=False)
+    result = cs.convert(nets.CONVERTIBLE[name](), X, forms=[form], policy=cs.select.everything(), calibration=False)
     assert result.report.after.params == result.plan.params_after
     assert result.report.after.macs == result.plan.macs_after
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -124,8 +126,8 @@ def test_the_result_is_trainable() -> None:
 
 
 def test_rewriting_a_second_time_changes_nothing() -> None:
-    once = cs.convert(nets.Plain(), X, forms=[cs.Blueprint(rank=1)], policy=cs.everything(), calibration=False)
-    twice = cs.convert(once.model, X, forms=[cs.Blueprint(rank=1)], policy=cs.everything(), calibration=False)
+    once = cs.convert(nets.Plain(), X, forms=[cs.Blueprint(rank=1)], policy=cs.select.everything(), calibration=False)
+    twice = cs.convert(once.model, X, forms=[cs.Blueprint(rank=1)], policy=cs.select.everything(), calibration=False)
     assert not twice.changes
     assert str(twice.model) == str(once.model)
     reasons = {skip.reason for skip in twice.skipped}
@@ -168,7 +170,9 @@ class Shadow(nets.Plain):
 
 def test_a_site_the_model_cannot_do_without_is_put_back() -> None:
     model = WantsConv()
-    result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.everything(), calibration=False)
+    result = cs.convert(
+        model, X, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.select.everything(), calibration=False
+    )
     assert type(result.model.body) is nn.Conv2d
     assert set(result.changes) == {"stem", "down"}
     assert "put back" in next(skip.reason for skip in result.skipped if skip.name == "body")
@@ -209,11 +213,13 @@ def test_a_demanded_layer_that_cannot_be_rewritten_is_an_error() -> None:
     with pytest.raises(
         cs.FormError, match="body: it carries hooks that would be lost; remove them first; it was asked for"
     ):
-        cs.convert(nets.Hooked(), X, policy=cs.named("body"), calibration=False)
+        cs.convert(nets.Hooked(), X, policy=cs.select.named("body"), calibration=False)
     with pytest.raises(cs.FormError, match=r"down: separable rank 9 has 1\.\d+ of its MACs"):
-        cs.convert(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=12)], policy=cs.named("down"), calibration=False)
+        cs.convert(
+            nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=12)], policy=cs.select.named("down"), calibration=False
+        )
     with pytest.raises(cs.PolicyError, match="no conv is named 'bode'; did you mean body"):
-        cs.convert(nets.Plain(), X, policy=cs.named("bode"), calibration=False)
+        cs.convert(nets.Plain(), X, policy=cs.select.named("bode"), calibration=False)
 
 
 def test_a_layer_that_would_grow_is_left_alone_unless_told() -> None:
@@ -265,7 +271,7 @@ def test_grouped_convs_are_rewritten_group_by_group() -> None:
     x = torch.randn(1, 8, 6, 6, dtype=torch.float64)
     for kind in (cs.DepthwiseSeparable, cs.Blueprint):
         forms = [kind(rank=cs.Energy(1.0))]
-        result = cs.convert(model, x, forms=forms, policy=cs.everything(), allow_growth=True, calibration=False)
+        result = cs.convert(model, x, forms=forms, policy=cs.select.everything(), allow_growth=True, calibration=False)
         assert set(result.changes) == {"group"}
         torch.testing.assert_close(_run(result.model, x), _run(model, x))
 
@@ -380,7 +386,7 @@ def test_a_forward_that_differentiates_is_converted() -> None:
         model,
         X,
         forms=[cs.DepthwiseSeparable(rank=9)],
-        policy=cs.named("body", "down"),
+        policy=cs.select.named("body", "down"),
         allow_growth=True,
         calibration=False,
     )

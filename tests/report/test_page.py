@@ -50,7 +50,7 @@ def _renamed(report: cs.Report, names: list[str]) -> cs.Report:
 def report() -> cs.Report:
     torch.manual_seed(0)
     return cs.convert(
-        nets.Shared().eval(), X, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
+        nets.Shared().eval(), X, policy=cs.select.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
     ).report
 
 

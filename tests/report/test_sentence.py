@@ -20,7 +20,7 @@ X = torch.linspace(-1, 1, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12)
 def report() -> cs.Report:
     torch.manual_seed(0)
     return cs.convert(
-        nets.Shared().eval(), X, policy=cs.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
+        nets.Shared().eval(), X, policy=cs.select.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
     ).report
 
 

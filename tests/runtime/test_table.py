@@ -45,7 +45,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(cache: Path) -> cs.LatencyTable:
-    return cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, prune=False, progress=False)
+    return cs.LatencyTable.measure(
+        _net(), EXAMPLE, FORMS, cs.select.everything(), cache=cache, prune=False, progress=False
+    )
 
 
 def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
@@ -68,7 +70,7 @@ def test_what_was_measured_is_not_measured_again(
         raise AssertionError("measured again")
 
     monkeypatch.setattr(tables, "measured", measured)
-    again = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=cache, progress=False)
+    again = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.select.everything(), cache=cache, progress=False)
     assert again.rows == table.rows
 
 
@@ -86,7 +88,9 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(standalone, "_group", group)
     with pytest.raises(KeyboardInterrupt):
-        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
+        cs.LatencyTable.measure(
+            _net(), EXAMPLE, FORMS, cs.select.everything(), passes=2, cache=tmp_path, progress=False
+        )
     (stored,) = tmp_path.glob("latency-*.json")
     before = json.loads(stored.read_text())["samples"]
     assert {(one["pass"], one["network"]) for one in before} - {(0, "dense")} == set(timed)
@@ -96,7 +100,9 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
         return honest(*args)
 
     monkeypatch.setattr(standalone, "_group", rest)
-    table = cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), passes=2, cache=tmp_path, progress=False)
+    table = cs.LatencyTable.measure(
+        _net(), EXAMPLE, FORMS, cs.select.everything(), passes=2, cache=tmp_path, progress=False
+    )
     assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
     assert json.loads(stored.read_text())["samples"][: len(before)] == before
     assert all(table.has("3", form) for form in (FORMS[0], FORMS[2]))
@@ -105,7 +111,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
 def test_forms_that_share_no_site_share_a_network() -> None:
     seen = cs.capture(_net(), EXAMPLE)
     cp, pointwise = [cs.CP(rank=rank) for rank in (16, 32)], [cs.LowRank(rank=rank) for rank in (2, 4, 6)]
-    found = fitting(seen, [*cp, *pointwise], cs.everything())
+    found = fitting(seen, [*cp, *pointwise], cs.select.everything())
     assert [one.label for one in found] == [
         "cp rank 16, lowrank rank 2",
         "cp rank 32, lowrank rank 4",
@@ -134,8 +140,8 @@ def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
 
 def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency="faster"), latencies=table,
-        allow_growth=True, progress=False, calibration=False)  # fmt: skip
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency="faster"),
+        latencies=table, allow_growth=True, progress=False, calibration=False)  # fmt: skip
     (taken,) = (timing for timing in result.timings if timing.taken)
     assert taken.measured_ms > 0
     assert taken.dense_ms == table.total_ms
@@ -167,7 +173,7 @@ def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path:
     (stored,) = cache.glob("*.json")
     (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
     with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
-        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.select.everything(), cache=tmp_path, progress=False)
 
 
 def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
@@ -175,15 +181,15 @@ def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
         full_disk(0),
         pytest.raises(cs.WriteError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
     ):
-        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.everything(), cache=tmp_path, progress=False)
+        cs.LatencyTable.measure(_net(), EXAMPLE, FORMS, cs.select.everything(), cache=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
 
 
 def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
     for limit in ("faster", 0.8):
         result = cs.convert(
-            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency=limit), latencies=table,
-            allow_growth=True, calibration=False)  # fmt: skip
+            _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency=limit),
+            latencies=table, allow_growth=True, calibration=False)  # fmt: skip
         assert result.changes
         for name, change in result.changes.items():
             assert table.ms(name, change.form) < table.ms(name, None)
@@ -219,7 +225,15 @@ def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.C
 @pytest.fixture(scope="module")
 def in_int8(cache: Path) -> cs.LatencyTable:
     return cs.LatencyTable.measure(
-        _net(), EXAMPLE, FORMS, cs.everything(), precision="int8", passes=1, cache=cache, prune=False, progress=False
+        _net(),
+        EXAMPLE,
+        FORMS,
+        cs.select.everything(),
+        precision="int8",
+        passes=1,
+        cache=cache,
+        prune=False,
+        progress=False,
     )
 
 
@@ -266,8 +280,8 @@ def test_a_plan_of_one_precision_takes_no_table_of_another(table: cs.LatencyTabl
 
 def test_a_plan_in_int8_is_timed_in_int8(in_int8: cs.LatencyTable) -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), latencies=in_int8, calibration=False, progress=False,
-        budget=cs.Budget(latency="faster", precision="int8"))  # fmt: skip
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), latencies=in_int8, calibration=False,
+        progress=False, budget=cs.Budget(latency="faster", precision="int8"))  # fmt: skip
     assert result.precision == "int8"
     for timing in result.timings:
         assert timing.dense_ms == in_int8.total_ms

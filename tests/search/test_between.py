@@ -20,7 +20,7 @@ RANKS = (16, 32, 48, 64, 80, 96, 112)
 def _changes(*forms: cs.Form) -> list[cs.Change]:
     model = nn.Sequential(nn.Conv2d(128, 128, 3), nn.ReLU(), nn.Conv2d(128, 8, 1)).eval()
     plans = [
-        cs.plan(model, torch.zeros(1, 128, 5, 5), forms=[form], policy=cs.everything(), allow_growth=True)
+        cs.plan(model, torch.zeros(1, 128, 5, 5), forms=[form], policy=cs.select.everything(), allow_growth=True)
         for form in forms
     ]
     return [plan.changes["0"] for plan in plans]

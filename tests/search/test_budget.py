@@ -111,7 +111,13 @@ def test_what_is_no_budget_is_refused(text: str, match: str) -> None:
 def test_budgets_are_kept(budget: cs.Budget, calibrated: bool) -> None:
     calibration = _images() if calibrated else None
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=budget, calibration=calibration, progress=False
+        _net(),
+        EXAMPLE,
+        forms=FORMS,
+        policy=cs.select.everything(),
+        budget=budget,
+        calibration=calibration,
+        progress=False,
     )
     before, after = result.report.before, result.report.after
     counted = {"macs": after.macs, "params": after.params, "bytes": after.weight_bytes}
@@ -126,7 +132,7 @@ def test_a_smaller_budget_never_loses_less() -> None:
     lost = []
     for share in (0.8, 0.6, 0.4, 0.25):
         plan = cs.convert(
-            _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(macs=share), calibration=False
+            _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(macs=share), calibration=False
         ).plan
         lost.append(sum(change.lost or 0.0 for change in plan.changes.values()))
     assert lost == sorted(lost)
@@ -134,7 +140,7 @@ def test_a_smaller_budget_never_loses_less() -> None:
 
 def test_the_best_plan_on_held_back_images_is_taken() -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(macs=0.4), calibration=_images(),
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(macs=0.4), calibration=_images(),
         progress=False,
     )  # fmt: skip
     if len(result.judged) > 1:
@@ -146,7 +152,7 @@ def test_the_best_plan_on_held_back_images_is_taken() -> None:
 @pytest.mark.parametrize("lost", [0.3, 0.02])
 def test_lost_gives_the_cheapest_model_within_an_error(lost: float) -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(lost=lost), calibration=_images(),
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(lost=lost), calibration=_images(),
         progress=False,
     )  # fmt: skip
     (taken,) = (judged for judged in result.judged if judged.taken)
@@ -156,7 +162,7 @@ def test_lost_gives_the_cheapest_model_within_an_error(lost: float) -> None:
 
 def test_lost_without_data_is_the_energy_of_the_weights() -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(lost=0.2), calibration=False
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(lost=0.2), calibration=False
     )
     assert sum(change.lost or 0.0 for change in result.changes.values()) <= 0.2 * 3
     assert result.changes
@@ -166,15 +172,19 @@ def test_lost_without_data_is_the_energy_of_the_weights() -> None:
     ("policy", "budget", "match"),
     [
         (
-            cs.everything(),
+            cs.select.everything(),
             cs.Budget(macs=0.01),
             r"macs of 0\.010 cannot be reached; the least is 0\.\d+, most of it",
         ),
-        (cs.kernel_size(7), cs.Budget(params=0.01), r"params of 0\.010 .* the least is 1\.000, most of it in 5, 2, 0"),
+        (
+            cs.select.kernel_size(7),
+            cs.Budget(params=0.01),
+            r"params of 0\.010 .* the least is 1\.000, most of it in 5, 2, 0",
+        ),
     ],
 )
 def test_an_impossible_budget_says_how_far_it_goes_and_what_stands_in_the_way(
-    policy: cs.Policy, budget: cs.Budget, match: str
+    policy: cs.select.Policy, budget: cs.Budget, match: str
 ) -> None:
     with pytest.raises(cs.BudgetError, match=match):
         cs.convert(_net(), EXAMPLE, forms=FORMS, policy=policy, budget=budget, calibration=False)
@@ -188,7 +198,7 @@ def test_with_a_latency_budget_no_chosen_layer_is_slower_than_dense() -> None:
             _net(),
             EXAMPLE,
             forms=FORMS,
-            policy=cs.everything(),
+            policy=cs.select.everything(),
             budget=budget,
             latencies=table,
             allow_growth=True,
@@ -208,7 +218,7 @@ def test_a_latency_budget_may_spend_macs_where_that_is_faster() -> None:
         net,
         EXAMPLE,
         forms=forms,
-        policy=cs.named("0"),
+        policy=cs.select.named("0"),
         budget=cs.Budget(latency=0.85),
         latencies=Table(),
         calibration=False,
@@ -217,31 +227,33 @@ def test_a_latency_budget_may_spend_macs_where_that_is_faster() -> None:
     assert result.changes["0"].lost == pytest.approx(0.0, abs=1e-9)
     torch.testing.assert_close(result.model(_images()), net(_images()))
     with pytest.raises(cs.FormError, match=r"1\.11 of its MACs"):
-        cs.convert(net, EXAMPLE, forms=forms, policy=cs.named("0"), budget=cs.Budget(macs=1.0), calibration=False)
+        cs.convert(
+            net, EXAMPLE, forms=forms, policy=cs.select.named("0"), budget=cs.Budget(macs=1.0), calibration=False
+        )
 
 
 def test_a_latency_budget_measures_what_it_needs() -> None:
     """Here, in the runtime, once: the same call is planned from the cache."""
     budget = cs.Budget(latency="faster")
-    first = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=budget, progress=False)
+    first = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=budget, progress=False)
     assert "times as fast" in first.report.speed
     assert str(first.report).startswith(first.report.speed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("convsurgeon.runtime.table.measured", None)  # nothing is measured again
-        again = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=budget, progress=False)
+        again = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=budget, progress=False)
     assert next(one.predicted_ms for one in again.timings) == first.timings[0].predicted_ms
 
 
 def test_a_table_that_is_handed_in_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", None)
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(latency=0.6), latencies=Table()
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency=0.6), latencies=Table()
     )
     assert result.report.speed.endswith("by the table of latencies.")
 
 
 def test_a_budget_of_macs_says_what_the_milliseconds_are() -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.everything(), budget=cs.Budget(macs=0.4), progress=False
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(macs=0.4), progress=False
     )
     assert re.match(r"\d+\.\d\d times as fast.*: .* ms instead of .*, measured in onnxruntime", result.report.speed)

@@ -48,7 +48,7 @@ class Table:
 
 def _converted(table: Table, **budget: float | str) -> cs.Result:
     limit = cs.Budget(**budget)  # type: ignore[arg-type]
-    everywhere = cs.everything()
+    everywhere = cs.select.everything()
     return cs.convert(net(), EXAMPLE, forms=FORMS, policy=everywhere, budget=limit, latencies=table, calibration=False)
 
 
@@ -112,7 +112,7 @@ def test_a_table_of_another_machine_is_believed() -> None:
 
 def test_a_corrected_table_predicts_what_was_measured() -> None:
     table = Table({"0": 1.1, "2": 0.8, "4": 1.3})
-    plan = cs.plan(net(), EXAMPLE, forms=FORMS, policy=cs.everything())
+    plan = cs.plan(net(), EXAMPLE, forms=FORMS, policy=cs.select.everything())
     whole = table._whole(plan)
     for total_ms in (whole.total_ms, whole.total_ms + 0.2):  # what the neighbours add is theirs, too
         once = Corrected.by(table, plan, NetworkTime(total_ms, whole.sites))

@@ -29,14 +29,14 @@ class Table(test_search.Table):
 
 
 def _converted(**choices: object) -> cs.Result:
-    how = {"forms": FORMS, "policy": cs.everything(), "calibration": IMAGES, "progress": False}
+    how = {"forms": FORMS, "policy": cs.select.everything(), "calibration": IMAGES, "progress": False}
     return cs.convert(net(), EXAMPLE, **how | choices)  # type: ignore[arg-type]
 
 
 def test_a_network_on_trial_is_its_int8_file() -> None:
     seen = cs.capture(net(), EXAMPLE)
     data = read(IMAGES, seen.example)
-    exact = rate(opened(seen, FORMS, cs.everything(), True), data, 0, progress=False)
+    exact = rate(opened(seen, FORMS, cs.select.everything(), True), data, 0, progress=False)
     rough = replace(exact, precision="int8")
     plan = exact.base
     left = plan.without(dict.fromkeys(plan.changes, "dense"))
@@ -122,7 +122,7 @@ def test_the_command_line_refuses_in_a_line(
 
 
 def test_the_sweep_is_of_a_precision() -> None:
-    how = {"shares": [0.6], "forms": FORMS, "policy": cs.everything(), "calibration": IMAGES, "progress": False}
+    how = {"shares": [0.6], "forms": FORMS, "policy": cs.select.everything(), "calibration": IMAGES, "progress": False}
     exact = cs.sweep(net(), EXAMPLE, **how)  # type: ignore[arg-type]
     rough = cs.sweep(net(), EXAMPLE, precision="int8", **how)  # type: ignore[arg-type]
     assert exact.points[0].error != rough.points[0].error

@@ -67,7 +67,7 @@ def _nearness(model: nn.Module) -> float:
 
 def _converted(table: Table, **choices: object) -> cs.Result:
     return cs.convert(
-        net(), EXAMPLE, forms=FORMS, policy=cs.everything(), calibration=IMAGES, latencies=table, progress=False,
+        net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), calibration=IMAGES, latencies=table, progress=False,
         **choices,  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -176,14 +176,16 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
     def refused(*_: object, **__: object) -> None:
         raise cs.ExportError("no ONNX form of this")
 
-    default = cs.convert(net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, latencies=Table(), progress=False)
+    default = cs.convert(
+        net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, latencies=Table(), progress=False
+    )
     assert default.report.attempts or "Left as it was" in default.report.speed
     monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", refused)
-    blind = cs.convert(net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, progress=False)
+    blind = cs.convert(net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, progress=False)
     assert blind.changes
     assert blind.report.speed == "Milliseconds are not known, forms were chosen by MACs: no ONNX form of this."
     with pytest.raises(cs.ExportError, match="no ONNX form"):
-        cs.convert(net(), EXAMPLE, policy=cs.everything(), calibration=IMAGES, within=0.1, progress=False)
+        cs.convert(net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, within=0.1, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def _rated() -> Appraised:
     seen = cs.capture(net(), IMAGES[:1])
     data = read(IMAGES, seen.example, len(IMAGES))
-    return appraise(seen, [cs.CP(rank=8)], cs.everything(), False, data, 0, progress=False)
+    return appraise(seen, [cs.CP(rank=8)], cs.select.everything(), False, data, 0, progress=False)
 
 
 def test_a_trial_takes_half_of_the_steps_that_what_ships_takes(steps: list[int]) -> None:

@@ -83,7 +83,7 @@ def verdict(row: Row) -> str:
 def full_rank_plan(seen: cs.Capture) -> cs.Plan:
     """Both exact forms in turns, and for wide windows the one with fewer branches."""
     made = [
-        plan_captured(seen, [kind(rank=cs.Energy(1.0))], cs.everything(), allow_growth=True)
+        plan_captured(seen, [kind(rank=cs.Energy(1.0))], cs.select.everything(), allow_growth=True)
         for kind in (cs.DepthwiseSeparable, cs.Blueprint)
     ]
     steps = []
@@ -153,7 +153,7 @@ def _account(model: nn.Module, plan: cs.Plan) -> Row:
 def _rank_one(model: nn.Module, seen: cs.Capture, example: Inputs) -> Row:
     """Rank 1 everywhere: runs, learns, differs, and comes back from its plan and state dict to the bit."""
     forms = [cs.DepthwiseSeparable(rank=1)]
-    plan = plan_captured(seen, forms, cs.everything(), allow_growth=True)
+    plan = plan_captured(seen, forms, cs.select.everything(), allow_growth=True)
     converted, done = cs.operate(model, plan, example)
     heard = difference(model, converted, example)
     again = cs.rebuild(model, cs.Plan.from_dict(done.to_dict()))
@@ -185,7 +185,7 @@ def _learns(converted: nn.Module, plan: cs.Plan, example: Inputs) -> bool:
 
 def _export(model: nn.Module, seen: cs.Capture, example: Inputs) -> str:
     """`ok` if the rank-1 model passes the parity gate, else the refusal."""
-    plan = plan_captured(seen, [cs.DepthwiseSeparable(rank=1)], cs.everything(), allow_growth=True)
+    plan = plan_captured(seen, [cs.DepthwiseSeparable(rank=1)], cs.select.everything(), allow_growth=True)
     converted, _ = cs.operate(model, plan, example)
     with tempfile.TemporaryDirectory() as folder:
         try:
