@@ -11,7 +11,7 @@ from typing import Any
 from convsurgeon.base.tables import Table, jsonable
 from convsurgeon.bundle.mobile import MobileVerdict
 from convsurgeon.bundle.recommendation import Recommended
-from convsurgeon.int8.agreement import Agreement
+from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.onnx.exporter import OnnxFile
 from convsurgeon.onnx.metadata import Preparation

@@ -23,7 +23,7 @@ from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.conversion import Result
 from convsurgeon.fit.residual import added_share
 from convsurgeon.graph.example import Example
-from convsurgeon.int8.agreement import Agreement
+from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target

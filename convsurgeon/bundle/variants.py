@@ -9,8 +9,8 @@ import onnx
 
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.graph.example import Example
-from convsurgeon.int8.agreement import Agreement, agreement
-from convsurgeon.int8.feeds import feeds_of
+from convsurgeon.int8.compare import Agreement, compare_outputs
+from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.quantize import Quantized, convert_fp16, quantize
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
@@ -95,7 +95,7 @@ def compare(
     first, *others = files
     assert isinstance(first, OnnxFile)
     feeds = _feeds(first, shown)
-    near = tuple(agreement(first.path, other.path, feeds) for other in others)
+    near = tuple(compare_outputs(first.path, other.path, feeds) for other in others)
     count = sum(map(images_in, shown))
     kind = "made-up" if made_up else "held-back"
     where = f"{count} {kind} images" if real else f"{count} random inputs (no images were given)"
@@ -127,4 +127,4 @@ def _feeds(file: OnnxFile, examples: Sequence[Example]) -> list[Feed]:
     """Inputs under the file's names, in batches it takes."""
     names = [name for name, _ in file.inputs]
     rows = [dict(zip(names, (tensor.numpy() for tensor in example.tensors()), strict=True)) for example in examples]
-    return feeds_of(onnx.load(file.path), rows)
+    return make_feeds(onnx.load(file.path), rows)

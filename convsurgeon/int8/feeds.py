@@ -1,43 +1,53 @@
-"""Calibration inputs of any shape, in the batches that an ONNX file takes."""
+"""Calibration inputs for an ONNX graph, in the batches that it takes, and sessions that run them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto
+import onnxruntime as ort
+from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.session import Feed
+from convsurgeon.onnxnet.session import Feed, open_session, session_options
 
-_SPACE = 2
-"""Axis of a value from which on it is an image's size."""
+_SPATIAL = 2
+"""First of the axes of an image's size."""
 
 
-def opened_sizes(model: ModelProto) -> ModelProto:
-    """A copy that runs on images of any size, if its nodes can: shapes of values are left out beyond the channels."""
-    found: ModelProto = ModelProto.FromString(model.SerializeToString())
-    del found.graph.value_info[:]
-    for info in (*found.graph.input, *found.graph.output):
+def open_sizes(model: ModelProto) -> ModelProto:
+    """Return a copy that runs on images of any size, if its nodes can: only the batch and the channels stay fixed."""
+    copy: ModelProto = ModelProto.FromString(model.SerializeToString())
+    del copy.graph.value_info[:]
+    for info in (*copy.graph.input, *copy.graph.output):
         for axis, size in enumerate(info.type.tensor_type.shape.dim):
-            if axis >= _SPACE:
+            if axis >= _SPATIAL:
                 size.dim_param = f"{info.name}_{axis}"
-    return found
+    return copy
 
 
-def feeds_of(model: ModelProto, calibration: Any) -> list[Feed]:
-    """The calibration inputs in batches of the size the file wants.
+def expose_values(model: ModelProto, names: Iterable[str]) -> ort.InferenceSession:
+    """Open an unoptimised session that also returns the named inner values, for images of any size."""
+    model = open_sizes(model)
+    outputs = {info.name for info in model.graph.output}
+    for name in sorted(set(names) - outputs):
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    return open_session(model, session_options(1, "off"))
+
+
+def make_feeds(model: ModelProto, calibration: Any) -> list[Feed]:
+    """Return calibration inputs in batches of the size that the graph takes; a remainder is dropped.
 
     Args:
-        model: The file; a symbolic batch takes 16 at a time.
-        calibration: A tensor or array with one image per row, or an iterable of such, or of dicts by input name.
+        model: The graph; where its batch is symbolic, 16 images go together.
+        calibration: A tensor or array with one image per row, or an iterable of these, or of dicts by input name.
 
     Raises:
-        ExportError: They do not fill one batch, or miss an input.
+        ExportError: They do not fill one batch, or an input is missing.
     """
     inputs = proto.signature(model.graph.input)
     parts = [calibration] if isinstance(calibration, Tensor | np.ndarray) else list(calibration)
@@ -45,8 +55,8 @@ def feeds_of(model: ModelProto, calibration: Any) -> list[Feed]:
     for part in parts:
         rows = part if isinstance(part, dict) else {inputs[0][0]: part}
         arrays = {name: _array(values) for name, values in rows.items()}
-        whole = all(name in arrays and arrays[name].shape == shape for name, shape in inputs)
-        feeds.extend([arrays] if whole else _batches(arrays, inputs[0][1]))
+        fits = all(name in arrays and arrays[name].shape == shape for name, shape in inputs)
+        feeds.extend([arrays] if fits else _batches(arrays, inputs[0][1]))
     if not feeds or set(feeds[0]) != {name for name, _ in inputs}:
         wanted = ", ".join(f"{name} {list(shape)}" for name, shape in inputs)
         raise ExportError(f"calibration: does not fill one batch of {wanted}; pass inputs of that shape")

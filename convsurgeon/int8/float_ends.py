@@ -1,11 +1,7 @@
-"""The two ends of a network that adds to an image: what stays in float there, because eight bits show and save little.
+"""The two ends of a network that adds to an image, which stay in float: eight bits show there and save little time.
 
-An image of 256 levels has as much noise as a good restorer leaves, and convs of a few channels on one side run about as
-fast in float, for which the runtime has blocked kernels. VDSR x2 on Set5: float 37.36 dB, all in int8 37.19, the last
-sum in float 37.24, that and the last conv 37.26, that and the first conv 37.33. Times of that of all in int8, one and
-two threads of an AMD EPYC with AVX-512 VNNI, 128 x 128: VDSR 1.02 and 1.02, DnCNN 1.02 and 1.04, with CP at 0.35 0.99
-and 1.02, 1.02 and 1.03. Where nothing of the input is in the output (masks, shuffled outputs of little networks) it
-cost up to 1.2 times with one thread and 1.6 with two, so those are rounded whole.
+An image of 256 levels has as much noise as a good restorer leaves, and the runtime has blocked float kernels for convs
+of a few channels on one side. A network whose output holds nothing of its input (masks, classes) is rounded whole.
 """
 
 from __future__ import annotations
@@ -14,55 +10,58 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 from onnx import ModelProto, NodeProto
 
+from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph
 from convsurgeon.onnxnet import proto
 
-IMAGE = 4
+_IMAGE = 4
 """Channels of an image at most."""
-THIN = 16
+_THIN = 16
 """Channels that an image is shuffled into at most: a block of the runtime's layout."""
 
 _MIXING = ("Add", "Sub", "Mul", "Div", "Neg", "Clip", "Relu", "Sigmoid", "Tanh")
 _MOVING = ("Pad", "Resize", "Reshape", "Transpose", "DepthToSpace", "SpaceToDepth", "Concat")
-_ALONG = frozenset((*_MIXING, *_MOVING))
-"""What may stand between an image and its convs."""
+_BETWEEN = frozenset((*_MIXING, *_MOVING))
+"""Operators that may stand between an image and its convs."""
 
 Shapes = Mapping[str, tuple[int | str, ...]]
 Nodes = Callable[[str], Iterable[NodeProto]]
 Values = Callable[[NodeProto], Iterable[str]]
 
 
-def image_ends(model: ModelProto) -> frozenset[str]:
-    """Names of the nodes from an image that is read to its first convs and from the last ones to an image that is made.
+def find_float_ends(model: ModelProto, target: Target) -> frozenset[str]:
+    """Return the names of the nodes that stay in float, unless the target wants all nodes rounded."""
+    return frozenset() if target.whole else find_image_ends(model)
+
+
+def find_image_ends(model: ModelProto) -> frozenset[str]:
+    """Return the names of the nodes from an input image to its first convs and from the last ones to an output image.
 
     Args:
-        model: a float graph, of any batch and size; it is not changed.
+        model: A float graph of any batch and size; it is not changed.
 
     Returns:
-        None at all if no output is an image (four axes, few channels, more than one place) that one that is read is
-        added to.
+        None at all unless an input image is added to an output image (four axes, few channels, more than one pixel).
     """
     outputs = [name for name, shape in proto.signature(model.graph.output) if _is_image(shape)]
     if not outputs:
         return frozenset()
     known = graph.infer_shapes(ModelProto.FromString(model.SerializeToString())).graph
     shapes = dict(proto.signature((*known.input, *known.value_info, *known.output)))
-    fixed = set(proto.constants(known))
-    inputs = [info.name for info in known.input if info.name not in fixed and _is_image(shapes[info.name])]
-    made = proto.producers(known)
-    readers = proto.readers(known)
-    links = _links(known.node)
-    back, seen = _walked(
+    constants = set(proto.constants(known))
+    inputs = [info.name for info in known.input if info.name not in constants and _is_image(shapes[info.name])]
+    made, readers, links = proto.producers(known), proto.readers(known), _find_links(known.node)
+    back, seen = _walk(
         outputs, lambda name: [made[name]] if name in made else [], lambda node: node.input, shapes, links
     )
     if seen.isdisjoint(inputs):
         return frozenset()
-    forth, _ = _walked(inputs, lambda name: readers.get(name, []), lambda node: node.output, shapes, links)
+    forth, _ = _walk(inputs, lambda name: readers.get(name, []), lambda node: node.output, shapes, links)
     return frozenset(back | forth)
 
 
-def _links(nodes: Iterable[NodeProto]) -> frozenset[str]:
-    """Names of what one conv may have been rewritten into: pointwise and depthwise convs, and sums of such."""
+def _find_links(nodes: Iterable[NodeProto]) -> frozenset[str]:
+    """Return the names of what one conv may have been rewritten into: pointwise, depthwise convs, sums of these."""
     found: dict[str, str] = {}  # by the value that is made
     for node in nodes:
         if node.op_type == "Conv":
@@ -75,18 +74,18 @@ def _links(nodes: Iterable[NodeProto]) -> frozenset[str]:
     return frozenset(found.values())
 
 
-def _walked(
+def _walk(
     names: Iterable[str], nodes_of: Nodes, values_of: Values, shapes: Shapes, links: Collection[str]
 ) -> tuple[set[str], set[str]]:
-    """Names of the nodes, and of the values, on all ways from some values to the first convs, whole where rewritten."""
+    """Return the names of the nodes and values between some values and the nearest convs, with what these became."""
     found: set[str] = set()
     waiting, seen = [(name, False) for name in names], set(names)
     while waiting:
         value, inside = waiting.pop()
         for node in nodes_of(value):
             conv, linked = node.op_type == "Conv", node.name in links
-            along = node.op_type in _ALONG and all(_is_thin(shapes.get(name, ())) for name in node.output)
-            if not (linked if inside else conv or along):
+            between = node.op_type in _BETWEEN and all(_is_thin(shapes.get(name, ())) for name in node.output)
+            if not (linked if inside else conv or between):
                 continue
             found.add(node.name)
             if inside or conv:
@@ -99,10 +98,10 @@ def _walked(
 
 
 def _is_image(shape: tuple[int | str, ...]) -> bool:
-    few = len(shape) == 4 and isinstance(shape[1], int) and 0 < shape[1] <= IMAGE
+    few = len(shape) == 4 and isinstance(shape[1], int) and 0 < shape[1] <= _IMAGE
     return few and tuple(shape[2:]) != (1, 1)
 
 
 def _is_thin(shape: tuple[int | str, ...]) -> bool:
-    """Few channels, or not one axis of them, as in the middle of a shuffle."""
-    return len(shape) != 4 or (isinstance(shape[1], int) and 0 < shape[1] <= THIN)
+    """Tell whether a value has few channels, or no single axis of channels, as in the middle of a shuffle."""
+    return len(shape) != 4 or (isinstance(shape[1], int) and 0 < shape[1] <= _THIN)

@@ -1,8 +1,4 @@
-"""A model as its int8 file computes it, where a torch module is expected: to judge it as any other.
-
-The graph is exported, quantised and run by the very code that writes the file, so nothing has to be simulated: a CIFAR
-ResNet-20 takes 4 s, nearly all of it torch's exporter, where the fit of its plan takes 20.
-"""
+"""A model as its int8 file computes it, as a torch module: exported, quantised and run as the file would be."""
 
 from __future__ import annotations
 
@@ -17,8 +13,9 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.calibration.dataset import chosen, first, images_in
 from convsurgeon.graph.example import Example
-from convsurgeon.int8.feeds import feeds_of, opened_sizes
-from convsurgeon.int8.pipeline import kept, lower, prepare
+from convsurgeon.int8.feeds import make_feeds, open_sizes
+from convsurgeon.int8.float_ends import find_float_ends
+from convsurgeon.int8.pipeline import prepare, round_graph
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.exporter import exported_graph
@@ -34,22 +31,24 @@ _VALUES, _ALL_VALUES = 300_000, 6_000_000
 
 
 class Int8Module(nn.Module):
-    """Runs an int8 graph in the runtime; takes and gives what the model it came from does, outputs as a flat tuple.
+    """Runs an int8 graph in the runtime; takes and gives what the model does, outputs as a flat tuple.
 
     Args:
-        graph: with fixed shapes; it is run on other sizes of images, too, and on any number of them.
-        exact: the network in float, for code that asks a model for its parameters, their device or dtype.
+        graph: With fixed shapes; it is run on other sizes of images too, and on any number of them.
+        exact: The network in float, for code that asks a model for its parameters, their device or dtype.
     """
 
     def __init__(self, graph: ModelProto, exact: nn.Module) -> None:
         super().__init__()
         self.exact = exact
-        self.batch = _batch(graph)
-        self.names = [name for name, _ in proto.signature(graph.graph.input)]
-        self.session = open_session(opened_sizes(graph), session_options(1, "all"))
+        signature = proto.signature(graph.graph.input)
+        size = signature[0][1][0]
+        self.batch = size if isinstance(size, int) and size > 0 else 1
+        self.names = [name for name, _ in signature]
+        self.session = open_session(open_sizes(graph), session_options(1, "all"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
-        """What the graph gives; a part of a batch is filled up with its last image."""
+        """Return the outputs of the graph; a part of a batch is filled up with its last image."""
         given = inputs.ordered(self.exact, Example(args, kwargs))
         count, device = images_in(given), Example(args, kwargs).tensors()[0].device
         parts = [self._run(chosen(given, slice(at, at + self.batch))) for at in range(0, count, self.batch)]
@@ -64,37 +63,37 @@ class Int8Module(nn.Module):
         feed = {name: one.numpy() for name, one in zip(self.names, filled.tensors(), strict=True)}
         try:
             found: list[np.ndarray[Any, Any]] = self.session.run(None, feed)
-        except Exception as error:  # the runtime's exceptions have no common base but Exception
+        except Exception as error:  # the runtime's exceptions share no base class but Exception
             raise ExportError(f"int8: the network cannot be run on these inputs: {first_line(error)}") from error
         return found
 
 
 def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
-    """The model as its int8 file would compute it.
+    """Return the model as its int8 file would compute it.
 
     Args:
-        model: in float; it stays as it is.
-        examples: calibration batches, of which `IMAGES` images are used.
+        model: In float; it stays as it is.
+        examples: Calibration batches, of which `IMAGES` images are used.
 
     Raises:
-        ExportError: the model has no ONNX form, or the quantiser fails on it.
+        ExportError: The model has no ONNX form, or the quantiser fails on it.
     """
-    graph, feeds = exported(model, examples)
+    graph, feeds = build_float_graph(model, examples)
+    target = Target.onnxruntime()
     try:
-        ranges = prepare(graph, feeds, "percentile")
-        target = Target.onnxruntime()
-        return Int8Module(lower(graph, ranges, feeds, target, kept(graph, target)), model)
+        ranges = prepare(graph, feeds)
+        return Int8Module(round_graph(graph, ranges, feeds, target, find_float_ends(graph, target)), model)
     except ExportError:
         raise
-    except Exception as error:  # the runtime's exceptions have no common base but Exception
+    except Exception as error:  # the runtime's exceptions share no base class but Exception
         raise ExportError(f"int8: the network cannot be run on the calibration: {first_line(error)}") from error
 
 
-def exported(model: nn.Module, examples: Sequence[Example]) -> tuple[ModelProto, list[Feed]]:
-    """The model's graph in float, and so many of the calibration images that ranges can be taken from.
+def build_float_graph(model: nn.Module, examples: Sequence[Example]) -> tuple[ModelProto, list[Feed]]:
+    """Return the model's graph in float, and as many calibration inputs as ranges are taken from.
 
     Raises:
-        ExportError: the model has no ONNX form.
+        ExportError: The model has no ONNX form.
     """
     arranged = [inputs.ordered(model, one) for one in examples]
     pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
@@ -103,9 +102,4 @@ def exported(model: nn.Module, examples: Sequence[Example]) -> tuple[ModelProto,
     graph = exported_graph(model, first(arranged[0], size))
     names = [name for name, _ in proto.signature(graph.graph.input)]
     rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
-    return graph, feeds_of(graph, rows)[: max(1, images // size)]
-
-
-def _batch(graph: ModelProto) -> int:
-    size = proto.signature(graph.graph.input)[0][1][0]
-    return size if isinstance(size, int) and size > 0 else 1
+    return graph, make_feeds(graph, rows)[: max(1, images // size)]

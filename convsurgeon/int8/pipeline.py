@@ -1,4 +1,4 @@
-"""The steps from a float graph to an int8 one, in memory: what `quantize` does to a file."""
+"""The steps from a float graph to an int8 one, in memory; `quantize` takes them for a file, `as_int8` for a module."""
 
 from __future__ import annotations
 
@@ -7,59 +7,37 @@ from collections.abc import Collection, Sequence
 from onnx import ModelProto
 
 from convsurgeon.int8.equalise import equalise
-from convsurgeon.int8.float_ends import image_ends
-from convsurgeon.int8.merge_sums import join
-from convsurgeon.int8.qdq import rounded
-from convsurgeon.int8.ranges import Calibrator, Ranges, found
+from convsurgeon.int8.merge_sums import merge_sums
+from convsurgeon.int8.qdq import insert_qdq
+from convsurgeon.int8.ranges import Calibrator, Ranges, find_ranges
 from convsurgeon.int8.target import Target
-from convsurgeon.int8.weight_rounding import fit
+from convsurgeon.int8.weight_rounding import round_weights
 from convsurgeon.onnxnet.session import Feed
 
 
-def prepare(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator, equalised: bool = True) -> Ranges:
-    """Brings a float graph, in place, into the form that rounds best, and finds the ranges of its values.
-
-    Args:
-        model: it computes the same afterwards.
-        feeds: calibration inputs.
-        calibrator: how ranges are found.
-        equalised: whether channels are evened out.
-    """
-    join(model.graph)
-    if equalised:
-        equalise(model, feeds)
-    return found(model, feeds, calibrator)
+def prepare(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator = "percentile") -> Ranges:
+    """Bring a float graph, in place, into the form that rounds best, and find the ranges of its values."""
+    merge_sums(model.graph)
+    equalise(model, feeds)
+    return find_ranges(model, feeds, calibrator)
 
 
-def lower(
-    model: ModelProto,
-    ranges: Ranges,
-    feeds: Sequence[Feed],
-    target: Target,
-    left: Collection[str] = (),
-    fitted: bool = True,
+def round_graph(
+    model: ModelProto, ranges: Ranges, feeds: Sequence[Feed], target: Target, left: Collection[str] = ()
 ) -> ModelProto:
-    """An int8 graph of a float one, which stays as it is.
+    """Return the int8 version of a float graph, which stays as it is.
 
     Args:
-        model: see `prepare`, which also gives its ranges.
-        ranges: of its values.
-        feeds: calibration inputs.
-        target: what for.
-        left: names of nodes that stay in float (see `kept`).
-        fitted: whether weights are rounded to what their layer computes.
+        model: As `prepare` left it.
+        ranges: Of its values.
+        feeds: Calibration inputs.
+        target: What the graph is for.
+        left: Names of nodes that stay in float.
 
     Raises:
-        ExportError: the quantiser fails on it.
+        ExportError: The quantiser fails on it.
     """
-    made = rounded(model, ranges, target, left)
-    if not fitted:
-        return made
+    rough = insert_qdq(model, ranges, target, left)
     exact = ModelProto.FromString(model.SerializeToString())
-    scales = fit(exact, made, feeds, target, left)
-    return rounded(exact, ranges, target, left, scales)
-
-
-def kept(model: ModelProto, target: Target) -> frozenset[str]:
-    """Names of the nodes that stay in float by themselves: the ends of a network that adds to an image."""
-    return frozenset() if target.whole else image_ends(model)
+    scales = round_weights(exact, rough, feeds, target, left)
+    return insert_qdq(exact, ranges, target, left, scales)

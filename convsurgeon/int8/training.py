@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from convsurgeon.distill.batches import Batch
 from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import evaluating
-from convsurgeon.int8.histogram import Array, Range, counts, extremes, percentile
+from convsurgeon.int8.histogram import Array, Range, count_bins, cut_range, widen_range
 from convsurgeon.int8.target import Target
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -49,13 +49,13 @@ class Exported:
 def as_exported(model: nn.Module, sample: Sequence[Batch], target: Target) -> Exported:
     """Asks the exporter itself; the nodes of an exported graph bear the names of the layers."""
     from convsurgeon.int8.equalise import equalise  # loads onnx and the runtime
-    from convsurgeon.int8.module import exported
-    from convsurgeon.int8.pipeline import kept
-    from convsurgeon.int8.weight_rounding import fitted
+    from convsurgeon.int8.float_ends import find_float_ends
+    from convsurgeon.int8.module import build_float_graph
+    from convsurgeon.int8.weight_rounding import find_roundable
 
     try:
-        graph, feeds = exported(model, [batch.example for batch in sample])
-        return Exported(kept(graph, target), fitted(graph.graph), equalise(graph, feeds))
+        graph, feeds = build_float_graph(model, [batch.example for batch in sample])
+        return Exported(find_float_ends(graph, target), find_roundable(graph.graph), equalise(graph, feeds))
     except Exception:  # of torch's exporter or of the runtime, who say so themselves when the file is written
         return Exported()
 
@@ -147,10 +147,10 @@ def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequenc
     bins: dict[nn.Module, Array] = {}
 
     def widen(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        spans[layer] = extremes(_array(args[0] / layers[layer].to(args[0])), None, spans.get(layer))
+        spans[layer] = widen_range(_array(args[0] / layers[layer].to(args[0])), spans.get(layer))
 
     def count(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        bins[layer] = counts(_array(args[0] / layers[layer].to(args[0])), spans[layer], bins.get(layer))
+        bins[layer] = count_bins(_array(args[0] / layers[layer].to(args[0])), spans[layer], bins.get(layer))
 
     def run() -> None:
         for batch in sample:
@@ -161,7 +161,7 @@ def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequenc
             run()
         with reading([layer for layer, (low, high) in spans.items() if high > low], count):
             run()
-    return [percentile(bins[layer], *spans[layer]) if layer in bins else None for layer in layers]
+    return [cut_range(bins[layer], *spans[layer]) if layer in bins else None for layer in layers]
 
 
 def _array(values: Tensor) -> npt.NDArray[Any]:

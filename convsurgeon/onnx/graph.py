@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -37,6 +39,11 @@ def picks(graph: GraphProto) -> str:
     """The operators that pick among values, so that rounding and other images change what comes out; empty for none."""
     found = {node.op_type for inner in proto.graphs(graph) for node in inner.node}
     return ", ".join(name for name in _PICKING if name in found)
+
+
+def owns_constants(node: NodeProto, known: Collection[str], counts: Mapping[str, int]) -> bool:
+    """Tell whether all inputs of a node but the first are constants that no other node reads."""
+    return all(name in known and counts[name] == 1 for name in node.input[1:] if name)
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:

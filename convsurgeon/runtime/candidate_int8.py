@@ -13,10 +13,10 @@ import dataclasses
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from convsurgeon.int8.merge_sums import join
-from convsurgeon.int8.pipeline import kept
-from convsurgeon.int8.qdq import rounded
-from convsurgeon.int8.ranges import nominal
+from convsurgeon.int8.float_ends import find_float_ends
+from convsurgeon.int8.merge_sums import merge_sums
+from convsurgeon.int8.qdq import insert_qdq
+from convsurgeon.int8.ranges import nominal_ranges
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph as shapes
 from convsurgeon.onnxnet import proto
@@ -36,12 +36,12 @@ def in_int8(network: Drawn) -> Drawn:
         whole = readers[name][-1].op_type == "Conv"  # sums of convs are joined, which needs all of them
         tensor = _zeros(name, shape) if whole else TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         model.graph.initializer.append(tensor)
-    join(model.graph)
+    merge_sums(model.graph)
     target = Target.onnxruntime()
-    left = kept(model, target)
+    left = find_float_ends(model, target)
     model = shapes.infer_shapes(model)
     weights = _shrunk(model.graph)
-    made = rounded(model, nominal(model), target, left)
+    made = insert_qdq(model, nominal_ranges(model), target, left)
     return _without(made, weights, network)
 
 

@@ -17,12 +17,12 @@ import onnx
 import convsurgeon as cs
 from convsurgeon.calibration.dataset import Calibration, read
 from convsurgeon.int8.equalise import equalise
-from convsurgeon.int8.feeds import feeds_of
-from convsurgeon.int8.merge_sums import join
+from convsurgeon.int8.feeds import make_feeds
+from convsurgeon.int8.merge_sums import merge_sums
 from convsurgeon.int8.module import IMAGES, Int8Module
-from convsurgeon.int8.pipeline import lower
-from convsurgeon.int8.qdq import rounded
-from convsurgeon.int8.ranges import found, nominal
+from convsurgeon.int8.pipeline import round_graph
+from convsurgeon.int8.qdq import insert_qdq
+from convsurgeon.int8.ranges import find_ranges, nominal_ranges
 from convsurgeon.onnx.exporter import exported_graph
 from tests.benchmarks.cases import CASES, SHAPES, add_seeds, random_network
 from tests.benchmarks.measure import compare_files
@@ -84,13 +84,14 @@ def _quantised(model: object, data: Calibration, steps: tuple[str, ...]) -> Int8
     batch = data.fitted[0].tensors()[0][:16]
     graph = exported_graph(model, batch)
     (name,) = (info.name for info in graph.graph.input)
-    feeds = feeds_of(graph, [{name: one.tensors()[0].numpy()} for one in data.fitted])[: IMAGES // len(batch)]
+    feeds = make_feeds(graph, [{name: one.tensors()[0].numpy()} for one in data.fitted])[: IMAGES // len(batch)]
     if "join" in steps:
-        join(graph.graph)
+        merge_sums(graph.graph)
     if "equalise" in steps:
         equalise(graph, feeds)
-    ranges = found(graph, feeds, "percentile")
-    return Int8Module(lower(graph, ranges, feeds, cs.Target.onnxruntime(), fitted="fit" in steps), model)
+    ranges, target = find_ranges(graph, feeds, "percentile"), cs.Target.onnxruntime()
+    fits = "fit" in steps
+    return Int8Module(round_graph(graph, ranges, feeds, target) if fits else insert_qdq(graph, ranges, target), model)
 
 
 def _types(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Iterator[Row]:
@@ -102,5 +103,5 @@ def _types(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Iter
         cs.onnx.export(model, example, base)
         graph = onnx.load(base)
         for label, target in TARGETS.items():
-            onnx.save(rounded(graph, nominal(graph), target), file)
+            onnx.save(insert_qdq(graph, nominal_ranges(graph), target), file)
             yield {"types": label} | compare_files(base, file, threads=options.threads)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.distill.batches import Batch
-from convsurgeon.int8.float_ends import image_ends
+from convsurgeon.int8.float_ends import find_image_ends
 from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import Exported, learn_rounded
@@ -82,7 +82,7 @@ def _segmenter() -> nn.Module:
 )
 def test_which_nodes_are_ends(model: nn.Module, channels: int, convs: set[str], others: set[str]) -> None:
     graph = exported_graph(model.eval(), torch.randn(1, channels, SIZE, SIZE))
-    found = image_ends(graph)
+    found = find_image_ends(graph)
     kinds = {node.name: node.op_type for node in graph.graph.node}
     assert {name for name in found if kinds[name] == "Conv"} == convs
     assert {kinds[name] for name in found} - {"Conv"} == others
@@ -103,7 +103,7 @@ def test_a_rewritten_end_stays_in_float_as_a_whole(form: cs.Form) -> None:
     assert {"first", "middle", "last"} == set(made.changes)
     graph = exported_graph(made.model, example)
     convs = {node.name for node in graph.graph.node if node.op_type == "Conv"}
-    assert image_ends(graph) & convs == {name for name in convs if not name.startswith("middle")}
+    assert find_image_ends(graph) & convs == {name for name in convs if not name.startswith("middle")}
 
 
 class Residual(nn.Module):
@@ -139,7 +139,7 @@ class Linear(nn.Module):
 def test_wide_convs_next_to_an_end_are_none(model: nn.Module) -> None:
     graph = exported_graph(model.eval(), torch.randn(1, 3, SIZE, SIZE))
     convs = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-    assert image_ends(graph) & set(convs) == {convs[0], convs[-1]}
+    assert find_image_ends(graph) & set(convs) == {convs[0], convs[-1]}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -150,7 +150,7 @@ def test_the_ends_in_float_lose_less(seed: int, monkeypatch: pytest.MonkeyPatch)
         model.last.weight *= 0.05  # what is added is small, as in a restorer
         exact = model(images)
         kept = (as_int8(model, [cs.Example((images,))])(images) - exact).square().mean()
-        monkeypatch.setattr("convsurgeon.int8.pipeline.image_ends", lambda _: frozenset())
+        monkeypatch.setattr("convsurgeon.int8.module.find_float_ends", lambda *_: frozenset())
         whole = (as_int8(model, [cs.Example((images,))])(images) - exact).square().mean()
     assert kept < 0.2 * whole
 
@@ -173,7 +173,7 @@ def test_a_recovery_rounds_what_the_file_will() -> None:
     model, images = Restorer().eval(), torch.rand(16, 3, SIZE, SIZE)
     example = cs.Example((images[:1],))
     learn_rounded(
-        model, [Batch(cs.Example((images,)), None)], Target(), Exported(image_ends(exported_graph(model, example)))
+        model, [Batch(cs.Example((images,)), None)], Target(), Exported(find_image_ends(exported_graph(model, example)))
     )
     inputs: dict[str, Tensor] = {}
     for name in ("middle", "last"):

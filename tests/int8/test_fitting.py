@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from onnx import ModelProto
 
 from convsurgeon.int8.equalise import equalise
-from convsurgeon.int8.qdq import rounded
-from convsurgeon.int8.ranges import found
+from convsurgeon.int8.qdq import insert_qdq
+from convsurgeon.int8.ranges import find_ranges
 from convsurgeon.int8.target import Target
-from convsurgeon.int8.weight_rounding import fit, rounded_to_moment
+from convsurgeon.int8.weight_rounding import round_rows, round_weights
 from convsurgeon.onnxnet import proto
 from tests.int8.graphs import CHAIN, feeds, outputs, relative
 
@@ -42,7 +42,7 @@ def test_the_error_is_never_above_that_of_the_nearest(
     seen = random.standard_normal((rank, inputs)) * 10.0 ** random.uniform(-4, 4, inputs)
     moment = seen.T @ seen
     steps = np.maximum(np.abs(rows).max(axis=1) / largest, 1e-30)
-    made = rounded_to_moment(rows, moment, steps, largest)
+    made = round_rows(rows, moment, steps, largest)
     levels = made / steps[:, None]
     assert np.abs(levels - np.round(levels)).max() < 1e-6
     assert np.abs(levels).max() <= largest + 1e-6
@@ -57,7 +57,7 @@ def test_correlated_inputs_make_good_what_rounding_did() -> None:
     seen = shared + 0.05 * random.standard_normal((500, 16))
     moment, rows = seen.T @ seen / 500, random.standard_normal((32, 16))
     steps = np.abs(rows).max(axis=1) / 7
-    made = rounded_to_moment(rows, moment, steps, 7)
+    made = round_rows(rows, moment, steps, 7)
     nearest = np.clip(np.round(rows / steps[:, None]), -7, 7) * steps[:, None]
     assert _cost(rows - made, moment).sum() < 0.2 * _cost(rows - nearest, moment).sum()
 
@@ -69,11 +69,11 @@ def test_a_chain_is_nearer_to_what_it_was(per_channel: bool) -> None:
     model = CHAIN()
     data = feeds()
     equalise(model, data)
-    ranges = found(model, data, "minmax")
-    rough = rounded(model, ranges, target)
+    ranges = find_ranges(model, data, "minmax")
+    rough = insert_qdq(model, ranges, target)
     exact = ModelProto.FromString(model.SerializeToString())
-    scales = fit(exact, rough, data, target, left=())
-    fitted = rounded(exact, ranges, target, scales=scales)
+    scales = round_weights(exact, rough, data, target, left=())
+    fitted = insert_qdq(exact, ranges, target, scales=scales)
     kernels = {one.name: proto.array(one) for one in exact.graph.initializer if one.name in scales}
     stored = {one.name: proto.array(one) for one in fitted.graph.initializer}
     for name, kernel in kernels.items():
@@ -87,9 +87,9 @@ def test_a_chain_is_nearer_to_what_it_was(per_channel: bool) -> None:
 def test_what_stays_in_float_keeps_its_weights() -> None:
     model = CHAIN()
     data, target = feeds(), Target()
-    rough = rounded(model, found(model, data, "minmax"), target, left=["expand"])
+    rough = insert_qdq(model, find_ranges(model, data, "minmax"), target, left=["expand"])
     before = {one.name: one.raw_data for one in model.graph.initializer}
-    scales = fit(model, rough, data, target, left=["expand"])
+    scales = round_weights(model, rough, data, target, left=["expand"])
     after = {one.name: one.raw_data for one in model.graph.initializer}
     assert "expand.weight" not in scales
     assert after["expand.weight"] == before["expand.weight"]

@@ -10,9 +10,9 @@ import pytest
 from onnx import ModelProto
 
 from convsurgeon.int8.equalise import equalise
-from convsurgeon.int8.merge_sums import join
-from convsurgeon.int8.qdq import rounded
-from convsurgeon.int8.ranges import nominal
+from convsurgeon.int8.merge_sums import merge_sums
+from convsurgeon.int8.qdq import insert_qdq
+from convsurgeon.int8.ranges import nominal_ranges
 from convsurgeon.int8.target import Target
 from tests.int8.graphs import BRANCHES, CHANNELS, Writer, feeds, outputs
 
@@ -28,7 +28,7 @@ def _kinds(model: ModelProto) -> list[str]:
 def test_branches_become_one_conv(count: int, bias: tuple[bool, ...]) -> None:
     model = BRANCHES(count, bias)
     wanted = outputs(model, feeds(1))
-    assert join(model.graph) == count - 1
+    assert merge_sums(model.graph) == count - 1
     onnx.checker.check_model(model, full_check=True)
     assert _kinds(model) == ["Concat", *["Conv"] * (count + 1)]
     assert np.abs(outputs(model, feeds(1)) - wanted).max() < 1e-5 * np.abs(wanted).max()
@@ -41,10 +41,10 @@ def test_branches_become_one_conv(count: int, bias: tuple[bool, ...]) -> None:
 
 def test_one_rounding_stands_where_there_were_three() -> None:
     rough = BRANCHES(2, (True, False))
-    pairs = _kinds(rounded(rough, nominal(rough), Target())).count("QuantizeLinear")
-    join(rough.graph)
+    pairs = _kinds(insert_qdq(rough, nominal_ranges(rough), Target())).count("QuantizeLinear")
+    merge_sums(rough.graph)
     assert (
-        _kinds(rounded(rough, nominal(rough), Target())).count("QuantizeLinear") == pairs - 1
+        _kinds(insert_qdq(rough, nominal_ranges(rough), Target())).count("QuantizeLinear") == pairs - 1
     )  # one more to stand side by side
 
 
@@ -54,7 +54,7 @@ def test_what_somebody_else_reads_is_left_alone() -> None:
     first, second = write.conv("first", "x", shape), write.conv("second", "x", shape)
     total = write.node("Add", "total", first, second)
     model = write.model(write.node("Mul", "product", total, first))
-    assert join(model.graph) == 0
+    assert merge_sums(model.graph) == 0
 
 
 @pytest.mark.parametrize("kind", ["stride", "groups", "window", "twice", "constant"])
@@ -74,5 +74,5 @@ def test_convs_that_differ_are_left_alone(kind: str) -> None:
         total = write.node("Add", "total", first, second)
     model = write.model(total)
     before = model.SerializeToString()
-    assert join(model.graph) == 0
+    assert merge_sums(model.graph) == 0
     assert model.SerializeToString() == before

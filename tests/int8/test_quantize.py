@@ -83,8 +83,15 @@ def test_every_layer_has_a_figure(plain: Path, tmp_path: Path) -> None:
     assert "worst layers" in str(done)
 
 
+@pytest.fixture
+def uneven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels are left as uneven as they are."""
+    monkeypatch.setattr("convsurgeon.int8.pipeline.equalise", lambda *_: {})
+
+
+@pytest.mark.usefixtures("uneven")
 def test_a_bad_layer_is_named_and_can_be_left_out(loud: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"sqnr_db": -100, "equalised": False}
+    options: dict[str, Any] = {"sqnr_db": -100}
     done = quantize(loud, tmp_path / "a.onnx", images(), **options)
     assert done.worst[0].name in ("convs.2", "convs.3")  # where the loud channel is made, and where it is silenced
     better = quantize(loud, tmp_path / "b.onnx", images(), exclude_worst=2, **options)
@@ -95,9 +102,7 @@ def test_a_bad_layer_is_named_and_can_be_left_out(loud: Path, tmp_path: Path) ->
 
 
 def test_equalised_channels_need_no_exclusion(loud: Path, tmp_path: Path) -> None:
-    rough = quantize(loud, tmp_path / "a.onnx", images(), sqnr_db=-100, equalised=False)
-    even = quantize(loud, tmp_path / "b.onnx", images())
-    assert even.sqnr_db > max(25, rough.sqnr_db + 10)
+    assert quantize(loud, tmp_path / "int8.onnx", images()).sqnr_db > 25
 
 
 @pytest.mark.parametrize("source", ["plain", "loud", "net"])
@@ -120,9 +125,10 @@ def test_equalising_changes_no_function(source: str, request: pytest.FixtureRequ
     assert kernels[0] != kernels[1]
 
 
+@pytest.mark.usefixtures("uneven")
 def test_too_far_off_is_not_written(loud: Path, tmp_path: Path) -> None:
     with pytest.raises(ParityError, match=r"int8.onnx: not written, int8 outputs have SQNR .* worst layer convs\.[23]"):
-        quantize(loud, tmp_path / "int8.onnx", images(), sqnr_db=30, equalised=False)
+        quantize(loud, tmp_path / "int8.onnx", images(), sqnr_db=30)
     with pytest.raises(ParityError, match=r"fp16 outputs have SQNR .* \(limit 200\)$"):
         convert_fp16(loud, tmp_path / "fp16.onnx", images(), sqnr_db=200)
     assert list(tmp_path.iterdir()) == []

@@ -63,7 +63,7 @@ def test_an_npu_gets_what_it_is_told_to_want(activations: Any, per_channel: bool
     for info in (*model.graph.input, *model.graph.output):
         assert all(size.dim_value > 0 for size in info.type.tensor_type.shape.dim)
     (note,) = done.notes
-    assert note.startswith("npu fills its lanes with widths in multiples of 32, which stem (6), reduce (10), depthwise")
+    assert note.startswith("npu prefers widths that are multiples of 32; stem (6), reduce (10), depthwise")
 
 
 def test_widths_that_fit_are_not_noted(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_seven_bits_where_sums_of_products_saturate(tmp_path: Path, monkeypatch:
         sizes = [np.abs(numpy_helper.to_array(one).astype(int)).max() for one in levels]
         assert max(sizes) <= most
         assert max(sizes) > 0.9 * most
-    monkeypatch.setattr(targets, "_saturates", lambda: True)
+    monkeypatch.setattr(targets, "processor_flags", lambda: None)
     assert cs.Target.onnxruntime().reduce_range
 
 

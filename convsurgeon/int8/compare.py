@@ -1,0 +1,160 @@
+"""Compare an ONNX file with the one it was made from: its outputs, and what rounding did to every layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from onnx import ModelProto, TensorProto
+
+from convsurgeon.graph.output_error import OutputError
+from convsurgeon.int8.feeds import expose_values, open_sizes
+from convsurgeon.onnx import graph
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.session import DEQUANTISED, Feed, open_session, session_options
+
+Array = npt.NDArray[Any]
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_BATCHES = 16
+"""Batches that layers are compared on: all values of the graph are computed for each."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near the outputs of a file are to those of its reference."""
+
+    name: str
+    sqnr_db: float
+    """Signal over error of all outputs; -inf where they have other sizes, as in a detector that picks boxes."""
+    top1: float | None
+    """Share of rows with the same largest output; None where the output is not one row of classes per image."""
+    rows: int
+    """Number of images compared."""
+    error: float
+    """See `graph.output_error`."""
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What rounding did to the output of one layer."""
+
+    name: str
+    sqnr_db: float
+    """Signal over error of its output; everything before the layer is rounded too."""
+    added: float
+    """Noise over signal of its output less that of its noisiest input: what rounding this layer alone cost."""
+    excluded: bool
+    """Whether it was left in float."""
+
+
+class _Energy:
+    """Energies of a signal and of its error, added up in float64."""
+
+    def __init__(self) -> None:
+        self.signal = self.error = 0.0
+
+    def add(self, exact: Array, changed: Array) -> None:
+        wanted = exact.astype(np.float64)
+        self.signal += float(np.sum(wanted**2))
+        self.error += float(np.sum((changed.astype(np.float64) - wanted) ** 2))
+
+    @property
+    def db(self) -> float:
+        """Signal over error; infinite without error, minus infinity without signal or with NaN."""
+        if self.error == 0:
+            return math.inf
+        finite = self.signal > 0 and math.isfinite(self.error)
+        return 10 * math.log10(self.signal / self.error) if finite else -math.inf
+
+
+def compare_outputs(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
+    """Compare two files in the optimised runtime; images may have other sizes than the files are for.
+
+    Raises:
+        LatencyError: One of them cannot be loaded.
+    """
+    energy, error, same, ranked, rows = _Energy(), OutputError(), 0, 0, 0
+    sessions = [_open(path, feeds) for path in (reference, other)]
+    for feed in feeds:
+        wanted, found = (session.run(None, feed) for session in sessions)
+        if any(one.shape != two.shape for one, two in zip(wanted, found, strict=True)):
+            images = sum(len(next(iter(feed.values()))) for feed in feeds)
+            return Agreement(other.name, -math.inf, None, images, math.inf)
+        for one, two in zip(wanted, found, strict=True):
+            energy.add(one, two)
+        error.add(*([torch.from_numpy(one.astype(np.float64)) for one in side] for side in (wanted, found)))
+        rows += len(wanted[0]) if wanted[0].ndim else 1
+        if len(wanted) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
+            same += int(np.sum(wanted[0].argmax(1) == found[0].argmax(1)))
+            ranked += len(wanted[0])
+    return Agreement(other.name, energy.db, same / ranked if ranked else None, rows, error.value)
+
+
+def compare_layers(
+    model: ModelProto, rounded: ModelProto, feeds: Sequence[Feed], left: Collection[str]
+) -> tuple[LayerError, ...]:
+    """Return what rounding did to every conv and matrix product, in the order of the float graph.
+
+    Args:
+        model: The float graph.
+        rounded: The same graph in int8.
+        feeds: Calibration inputs.
+        left: Names of the nodes that were left in float.
+    """
+    values = _sqnr_of_values(model, rounded, feeds[:_BATCHES])
+    readers = proto.readers(model.graph)
+    layers = []
+    for node in model.graph.node:
+        end = node.output[0]
+        after = readers.get(end, ())
+        if end not in values and len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
+            end = after[0].output[0]  # the runtime rounds behind the ReLU only
+        if node.op_type in _LAYERS and end in values:
+            before = max((_noise(values[name]) for name in node.input if name in values), default=0.0)
+            layers.append(LayerError(node.name, values[end], _noise(values[end]) - before, node.name in left))
+    return tuple(layers)
+
+
+def _sqnr_of_values(model: ModelProto, rounded: ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
+    """Return the SQNR in dB of every value that both graphs compute, behind its own rounding where it has one."""
+    types = proto.element_types(graph.infer_shapes(model).graph)
+    made = proto.producers(rounded.graph)
+    pairs = {}
+    for name in proto.producers(model.graph):
+        other = name + DEQUANTISED if name + DEQUANTISED in made else name
+        if types.get(name) == TensorProto.FLOAT and other in made:
+            pairs[name] = other
+    energies = {name: _Energy() for name in pairs}
+    exact, changed = expose_values(model, pairs), expose_values(rounded, pairs.values())
+    for feed in feeds:  # not all at once: a graph has hundreds of values
+        wanted, found = exact.run(list(pairs), feed), changed.run(list(pairs.values()), feed)
+        for energy, one, two in zip(energies.values(), wanted, found, strict=True):
+            energy.add(one, two)
+    return {name: energy.db for name, energy in energies.items()}
+
+
+def _noise(sqnr_db: float) -> float:
+    """Return noise over signal."""
+    return float(10 ** (-sqnr_db / 10))
+
+
+def _open(path: Path, feeds: Sequence[Feed]) -> ort.InferenceSession:
+    """Open the file as it is, or with its sizes opened where the images have others."""
+    model = onnx.load(path)
+    shapes = dict(proto.signature(model.graph.input))
+    given = [(shapes[name], value.shape) for feed in feeds for name, value in feed.items() if name in shapes]
+    fits = all(
+        len(wanted) == len(shape)
+        and all(isinstance(one, str) or one == size for one, size in zip(wanted, shape, strict=True))
+        for wanted, shape in given
+    )
+    return open_session(path if fits else open_sizes(model), session_options(1, "all"))
