@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from convsurgeon.planning.surgery import operate, rebuild
     from convsurgeon.recovery import recover
     from convsurgeon.report.report import Report
-    from convsurgeon.runtime.device import write_device_folder
-    from convsurgeon.runtime.measure import measure_whole
+    from convsurgeon.runtime.device_folder import write_device_folder
+    from convsurgeon.runtime.runtime import Runtime
     from convsurgeon.runtime.table import LatencyTable
     from convsurgeon.search.budget import Budget
     from convsurgeon.search.sweep import Sweep, sweep
@@ -144,8 +144,8 @@ _HOMES = {
     "bundle.bundle": ("export",),
     "bundle.mobile": ("mobile_check",),
     "int8.target": ("Target",),
-    "runtime.device": ("write_device_folder",),
-    "runtime.measure": ("measure_whole",),
+    "runtime.device_folder": ("write_device_folder",),
+    "runtime.runtime": ("Runtime",),
     "runtime.table": ("LatencyTable",),
 }
 """Module -> the public names that live in it."""
@@ -205,6 +205,7 @@ __all__ = [
     "RecoveryError",
     "Report",
     "Result",
+    "Runtime",
     "Share",
     "Site",
     "Skip",
@@ -219,7 +220,6 @@ __all__ = [
     "from_keras_kernels",
     "inspect",
     "linear_as_conv",
-    "measure_whole",
     "mobile_check",
     "operate",
     "plan",

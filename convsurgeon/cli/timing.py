@@ -16,6 +16,7 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.cli.options import add_choices, add_command, add_model, group
 from convsurgeon.cli.reading import choices, model_and_example
 from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 
 _LEVELS = ("all", "extended", "basic", "off")
@@ -120,7 +121,7 @@ def _table(
     forms, policy = chosen.get("forms", BUDGET_FORMS), chosen["policy"]
     how: dict[str, Any] = {"threads": threads, "precision": precision, "cache": options.cache}
     how["progress"] = not options.json
-    return {"latencies": LatencyTable.measure(model, example, forms, policy, **how)}
+    return {"latencies": LatencyTable.measure(capture(model, example), forms, policy, **how)}
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:
@@ -141,7 +142,7 @@ def _add_bench(command: argparse.ArgumentParser) -> None:
 
 
 def _device(options: argparse.Namespace) -> None:
-    from convsurgeon.runtime.device import write_device_folder
+    from convsurgeon.runtime.device_folder import write_device_folder
 
     chosen = choices(options)
     model, example = model_and_example(options)

@@ -64,6 +64,7 @@ def measure(
     progress: Progress | None = None,
     seconds: float = SECONDS,
     logs: Path | None = None,
+    provider: str = "CPUExecutionProvider",
 ) -> Raw:
     """Times every network of a folder that the target file does not hold yet, and writes them there bit by bit.
 
@@ -75,6 +76,7 @@ def measure(
         progress: Called with a word or two after every network of every pass.
         seconds: Per network and pass, with and again without the profiler.
         logs: A folder for the profiler's files; the system's for temporary files if not given.
+        provider: Execution provider of the runtime.
 
     Raises:
         MeasureError: The folder or the target is damaged, or a network cannot be run.
@@ -83,7 +85,7 @@ def measure(
     raw = _begun(manifest, target, threads)
     for number in range(passes):
         for group in _groups(manifest, raw, number):
-            raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress, logs)
+            raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress, logs, provider)
             write(target, raw)
     return raw
 
@@ -273,13 +275,14 @@ def _group(
     seconds: float,
     progress: Progress | None,
     place: Path | None,
+    provider: str,
 ) -> list[Raw]:
     """One pass over the dense network, which is the first, and some candidates: what each took, by node and in all."""
     with tempfile.TemporaryDirectory(dir=place) as logs:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
             network = manifest["networks"][name]
-            sessions.append((name, _open(folder / network["file"], Path(logs) / network["file"], threads)))
+            sessions.append((name, _open(folder / network["file"], Path(logs) / network["file"], threads, provider)))
         feeds = _feeds(manifest["inputs"])
         warm = float(np.mean([min(_effort(session, feeds, threads) for _ in range(2)) for _, session in sessions]))
         runs = min(max(int(seconds / warm), _RUNS[0]), _RUNS[1])
@@ -328,12 +331,13 @@ def session_options(threads: int) -> Any:
     return how
 
 
-def _open(path: Path, log: Path, threads: int) -> Any:
+def _open(path: Path, log: Path, threads: int, provider: str) -> Any:
     how = session_options(threads)
     how.enable_profiling = True
     how.profile_file_prefix = str(log)
+    providers = list(dict.fromkeys((provider, "CPUExecutionProvider")))
     try:
-        return ort.InferenceSession(str(path), how, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(str(path), how, providers=providers)
     except Exception as error:  # the runtime's exceptions have no common base but Exception
         raise MeasureError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None
 

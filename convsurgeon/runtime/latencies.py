@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from convsurgeon.base.precision import Precision
+from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
@@ -57,6 +58,16 @@ class Latencies(Protocol):
             progress: whether a bar appears.
         """
         ...
+
+
+def check_precision(precision: str) -> None:
+    """Refuse what networks are not measured in.
+
+    Raises:
+        LatencyError: it is neither fp32 nor int8.
+    """
+    if precision not in PRECISIONS:
+        raise LatencyError(f"precision={precision!r}: pass one of {', '.join(PRECISIONS)}")
 
 
 def precision_of(table: Latencies) -> Precision:

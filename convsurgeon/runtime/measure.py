@@ -1,220 +1,201 @@
-"""Building networks for timing and timing them, here and now."""
+"""Build candidate networks and time them, here and now."""
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
-from weakref import WeakKeyDictionary
+from statistics import median
+from typing import Any
 
-from torch import nn
-from tqdm import tqdm
-
-from convsurgeon.base import processes as world
 from convsurgeon.base.errors import LatencyError, WriteError, reason
 from convsurgeon.base.files import scratch
-from convsurgeon.base.precision import PRECISIONS, Precision
+from convsurgeon.base.precision import Precision
+from convsurgeon.base.progress import bar
 from convsurgeon.forms.catalogue import Kinds, kinds_of
-from convsurgeon.graph.capture import Capture, capture
-from convsurgeon.graph.model_files import Model
+from convsurgeon.graph.capture import Capture
 from convsurgeon.onnx import standalone as measuring
-from convsurgeon.onnx.exporter import exported_graph
 from convsurgeon.onnx.standalone import DENSE
+from convsurgeon.onnxnet.session import CPU, check_provider, check_threads
 from convsurgeon.planning.plan import Plan
-from convsurgeon.runtime.attribution import familiar, of_precision, reduce
-from convsurgeon.runtime.cache import fingerprint
-from convsurgeon.runtime.candidate_folder import Candidate, write_folder
-from convsurgeon.runtime.candidate_graph import Skeleton, obstacle, skeleton
-from convsurgeon.runtime.candidates import distinct, timeable, uncovered
+from convsurgeon.runtime.attribution import attribute
+from convsurgeon.runtime.candidates import (
+    Candidate,
+    check_timeable,
+    find_cheapest,
+    find_missing,
+    find_slow,
+    leave_out,
+)
+from convsurgeon.runtime.device_folder import write_networks
 from convsurgeon.runtime.latencies import NetworkTime
-from convsurgeon.runtime.prune import cheapest, hopeless, without
+from convsurgeon.runtime.measurements import Measurements, check_types
+from convsurgeon.runtime.network_graph import export_skeleton
 
-_QUIET_S = 2.0
-_EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
-"""Captured graph -> its skeleton: a search times several networks of one model, and an export takes seconds."""
+MARK = "convsurgeon_device"
 
 
-def measure_whole(
-    model: Model,
-    example: object,
+def time_plans(
+    seen: Capture,
     plans: Sequence[Plan],
     *,
     threads: int = 1,
     passes: int = 3,
     precision: Precision = "fp32",
+    provider: str = CPU,
     progress: bool = True,
-) -> tuple[float, tuple[float, ...]]:
-    """Milliseconds of a network as it is, and once each plan is carried out: for confirming what a table predicts.
+) -> tuple[float, tuple[NetworkTime, ...]]:
+    """Return the milliseconds of the dense network, and what the network of every plan takes.
 
     Args:
-        model: the dense network.
-        example: as for `LatencyTable.measure`.
+        seen: the dense network, captured.
         plans: what to make of it; the weights do not matter and are not fitted.
-        threads: of the runtime.
+        threads: of onnxruntime.
         passes: sets of fresh sessions.
-        precision: in which all of them run, the network as it is among them.
+        precision: of all networks, the dense one among them.
+        provider: onnxruntime's execution provider.
         progress: whether a bar appears when it takes longer than two seconds.
 
     Raises:
         ExportError: the model has no ONNX form.
         LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
     """
-    seen = capture(model, example)
-    dense_ms, found = measured_wholes(seen, exported(seen, progress), plans, threads, passes, precision, progress)
-    return dense_ms, tuple(whole.total_ms for whole in found)
-
-
-def exported(seen: Capture, progress: bool) -> Skeleton:
-    """The graph that networks are built from, which takes seconds to make.
-
-    Raises:
-        ExportError: the model has no ONNX form.
-    """
-    found = _EXPORTED.get(seen.graph)
-    if found is None:
-        with _bar(1, "exporting", progress):
-            found = _EXPORTED[seen.graph] = skeleton(exported_graph(seen.model, seen.example), seen.sites)
-    return found
-
-
-def measured_wholes(
-    seen: Capture,
-    bare: Skeleton,
-    plans: Sequence[Plan],
-    threads: int,
-    passes: int,
-    precision: Precision,
-    progress: bool,
-) -> tuple[float, tuple[NetworkTime, ...]]:
-    """`measure_whole` for a model that is exported already, with what each changed site takes in each network."""
     made = [
-        Candidate(f"plan {number}", timeable({name: change.form for name, change in plan.changes.items()}), precision)
+        Candidate(f"plan {number}", {name: change.form for name, change in plan.changes.items()}, precision)
         for number, plan in enumerate(plans)
     ]
-    changing = distinct(one for one in made if one.chosen)
-    kinds = kinds_of(form for one in changing for form in one.chosen.values())
+    for one in made:
+        check_timeable(one.chosen)
+    kinds = kinds_of(form for one in made for form in one.chosen.values())
     with scratch() as folder:
-        place = folder / measuring.RESULT
-        raw = measured(seen, bare, changing, place, threads, passes, progress, precision, kinds=kinds)
-    for name in {name for one in changing for name in one.chosen} & set(raw["barred"]):
-        raise LatencyError(f"{name}: cannot be timed in another form: {raw['barred'][name]}; leave it out of the plan")
-    found = {DENSE: NetworkTime(reduce(raw, kinds).total_ms, {})} | {
-        one.key: _whole(raw, one, kinds) for one in changing
-    }
-    return found[DENSE].total_ms, tuple(found[one.key if one.chosen else DENSE] for one in made)
+        raw = measure_candidates(
+            seen, [one for one in made if one.chosen], folder / measuring.RESULT, kinds=kinds, threads=threads,
+            passes=passes, precision=precision, provider=provider, prune=False, progress=progress)  # fmt: skip
+    for name in {name for one in made for name in one.chosen} & set(raw.barred):
+        raise LatencyError(f"{name}: cannot be timed in another form: {raw.barred[name]}; leave it out of the plan")
+    return raw.total_ms, tuple(_network_time(raw, one, kinds) for one in made)
 
 
-def _whole(raw: measuring.Raw, one: Candidate, kinds: Kinds) -> NetworkTime:
-    """One network's figures, with nothing but the dense one beside it: a site may be in the same form in another."""
-    alone = [sample for sample in raw["samples"] if sample["network"] in (DENSE, one.key)]
-    figures = reduce({**raw, "samples": alone}, kinds)
-    total_ms = figures.networks[one.label]
-    shares = [sample["total_ms"] / sample["dense_ms"] for sample in alone if sample["network"] == one.key]
-    spread = (max(shares) - min(shares)) / 2 * figures.total_ms / total_ms
-    return NetworkTime(total_ms, {row.site: row.ms for row in figures.rows if row.form is not None}, spread)
+def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTime:
+    """Return one network's figures, with nothing but the dense one beside it: others may have the same forms."""
+    if not one.chosen:
+        return NetworkTime(raw.total_ms, {})
+    alone = raw.only(DENSE, one.key)
+    shares = [sample.total_ms / sample.dense_ms for sample in alone.samples if sample.network == one.key]
+    share = median(shares)
+    sites = {row.site: row.ms for row in attribute(alone, kinds) if row.form is not None}
+    return NetworkTime(share * raw.total_ms, sites, (max(shares) - min(shares)) / 2 / share)
 
 
-def measured(
+def measure_candidates(
     seen: Capture,
-    bare: Skeleton,
     candidates: Sequence[Candidate],
     target: Path,
+    *,
+    kinds: Kinds,
     threads: int,
     passes: int,
-    progress: bool,
     precision: Precision,
-    prune: bool = False,
-    kinds: Kinds = (),
-) -> measuring.Raw:
-    """Builds the networks in a temporary folder and times them; the results go into `target` bit by bit.
+    provider: str,
+    prune: bool,
+    progress: bool,
+) -> Measurements:
+    """Time candidates beside the dense network; the results go into a file bit by bit.
 
     Args:
         seen: the dense network, captured.
-        bare: its graph, see `exported`.
         candidates: what to time beside it.
-        target: where earlier results are, and all of them go.
-        threads: of the runtime.
+        target: the file, where earlier results may be.
+        kinds: of forms, beside those of the package; what earlier calls timed of others stays in the file.
+        threads: of onnxruntime.
         passes: sets of fresh sessions.
-        progress: whether bars appear.
-        precision: of the candidates, and of the dense network beside them.
-        prune: leave out what can hardly pay, see `prune`; results say what that was.
-        kinds: of forms, beside those that ship; what earlier calls timed of others stays in `target` alone.
+        precision: of the candidates.
+        provider: onnxruntime's execution provider.
+        prune: leave out what can hardly be faster than dense, and say so in the file.
+        progress: whether a bar appears when it takes longer than two seconds.
 
     Returns:
         The results of this precision.
 
     Raises:
-        LatencyError: no passes or threads, or a network cannot be run.
+        LatencyError: a setting is not valid, or a network cannot be run.
     """
     if passes < 1:
         raise LatencyError(f"passes={passes}: pass at least 1")
+    check_threads(threads)
+    check_provider(provider)
 
-    def timed(chosen: Sequence[Candidate]) -> measuring.Raw:
-        return _timed(seen, bare, chosen, target, threads, passes, precision, progress)
+    def timed(chosen: Sequence[Candidate]) -> dict[str, Any]:
+        total = len(chosen) * passes
+        with scratch() as folder, bar(total=total, desc="timing", unit="network", show=progress, delay=2.0) as shown:
 
-    sites = {site.name: site for site in seen.sites}
+            def tell(label: str) -> None:
+                shown.set_postfix_str(label, refresh=False)
+                shown.update()
+
+            try:
+                write_networks(folder, seen, export_skeleton(seen, progress=progress), chosen, [precision])
+                return measuring.measure(
+                    folder, target, threads, passes, tell, measuring.SECONDS, logs=folder, provider=provider
+                )
+            except measuring.MeasureError as error:
+                raise LatencyError(str(error)) from error
+            except OSError as error:
+                raise WriteError(
+                    f"{target}: measurements cannot be kept ({reason(error)}); make room, or pass another cache"
+                ) from error
+
     if not prune:
-        return of_precision(timed(candidates), precision)
-    raw = timed(cheapest(candidates, sites))
-    known = familiar(of_precision(raw, precision), kinds)
-    out = hopeless(candidates, reduce(known, kinds).rows, sites)
-    rest = uncovered(without(candidates, out), known, passes, forms=kinds)
-    raw = {**(timed(rest) if rest else raw), "pruned": [*raw.get("pruned", []), *map(list, out)]}
-    measuring.write(target, raw)
-    return of_precision(raw, precision)
+        return parse_measurements(timed(candidates)).select(precision, kinds)
+    sites = {site.name: site for site in seen.sites}
+    values = timed(find_cheapest(candidates, sites))
+    known = parse_measurements(values).select(precision, kinds)
+    slow = find_slow(candidates, attribute(known, kinds), sites)
+    if left := find_missing(leave_out(candidates, slow), known, passes, kinds):
+        values = timed(left)
+    values["pruned"] = [*values.get("pruned", []), *slow]
+    measuring.write(target, values)
+    return parse_measurements(values).select(precision, kinds)
 
 
-def _timed(
-    seen: Capture,
-    bare: Skeleton,
-    candidates: Sequence[Candidate],
-    target: Path,
-    threads: int,
-    passes: int,
-    precision: Precision,
-    progress: bool,
-) -> measuring.Raw:
-    with scratch() as folder, _bar(len(candidates) * passes, "timing", progress) as bar:
-
-        def told(label: str) -> None:
-            bar.set_postfix_str(label, refresh=False)
-            bar.update()
-
-        try:
-            _write(folder, seen, bare, candidates, (precision,))
-            return measuring.measure(folder, target, threads, passes, told, measuring.SECONDS, logs=folder)
-        except measuring.MeasureError as error:
-            raise LatencyError(str(error)) from error
-        except OSError as error:
-            raise WriteError(
-                f"{target}: measurements cannot be kept ({reason(error)}); make room, or pass another cache"
-            ) from error
-
-
-def write_candidates(folder: Path, seen: Capture, candidates: Sequence[Candidate]) -> None:
-    """Exports a network and writes it into a folder, dense in every precision and with each candidate's forms.
+def parse_measurements(values: object) -> Measurements:
+    """Return what the measuring script wrote, checked.
 
     Raises:
-        ExportError: the model has no ONNX form.
+        LatencyError: it is damaged, or of another version.
     """
-    _write(folder, seen, exported(seen, progress=False), candidates, PRECISIONS)
+    return check_types(values, Measurements, MARK, measuring.FORMAT)
 
 
-def _write(
-    folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate], precisions: Sequence[Precision]
-) -> None:
-    barred = {site.name: reason for site in seen.sites if (reason := obstacle(bare, site.name))}
-    made = {}
-    for one in candidates:
-        chosen = {name: form for name, form in one.chosen.items() if name not in barred}
-        if chosen:
-            kept = dataclasses.replace(one, chosen=chosen)
-            made[kept.key] = kept
-    about = {"network": fingerprint(seen), "model": type(seen.model).__name__, "example": str(seen.example)}
-    write_folder(folder, bare, list(made.values()), {**about, "barred": barred}, precisions)
+def find_cache_file(
+    folder: str | Path | None, network: str, *, threads: int, precision: Precision = "fp32", provider: str = CPU
+) -> Path:
+    """Return the file of one network, machine, version of onnxruntime and settings; make its folder.
+
+    Raises:
+        WriteError: the folder cannot be made.
+    """
+    place = _cache_folder() if folder is None else Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # a NUL in it
+        raise WriteError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
+    here = {name: value for name, value in measuring.machine().items() if name != "load"}
+    key = json.dumps([measuring.FORMAT, network, here, threads, precision, provider], sort_keys=True)
+    return place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
 
 
-def _bar(total: int, words: str, progress: bool) -> tqdm[NoReturn]:
-    """A bar that appears only when the work takes longer than two seconds."""
-    return tqdm(total=total, desc=words, unit="network", delay=_QUIET_S, leave=False, disable=world.silent(progress))
+def _cache_folder() -> Path:
+    """Return the user's folder: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
+    if own := os.environ.get("CONVSURGEON_CACHE"):
+        return Path(own)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "convsurgeon"

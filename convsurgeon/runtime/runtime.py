@@ -9,13 +9,14 @@ from pathlib import Path
 from torch import nn
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.base.precision import PRECISIONS, Precision
+from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
+from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
-from convsurgeon.runtime.latencies import Latencies, precision_of
+from convsurgeon.runtime.latencies import Latencies, NetworkTime, check_precision, precision_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Runtime:
     table: Latencies | None = None
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise LatencyError(f"precision={self.precision!r}: pass one of {', '.join(PRECISIONS)}")
+        check_precision(self.precision)
         if self.table is not None and (found := precision_of(self.table)) != self.precision:
             raise LatencyError(
                 f"precision={self.precision!r}: the table was measured in {found}; pass precision={found!r}, or "
@@ -85,13 +85,41 @@ class Runtime:
             return self.table
         from convsurgeon.runtime.table import LatencyTable  # loads onnx and onnxruntime
 
-        return LatencyTable.of(
+        return LatencyTable.measure(
             seen,
             forms,
             policy,
             threads=self.threads,
             precision=self.precision,
+            provider=self.provider,
             cache=self.cache,
+            progress=progress,
+        )
+
+    def time_plans(
+        self, seen: Capture, plans: Sequence[Plan], *, passes: int = 3, progress: bool = True
+    ) -> tuple[float, tuple[NetworkTime, ...]]:
+        """Return the milliseconds of the dense network, and what the network of every plan takes, both measured now.
+
+        Args:
+            seen: the dense network, captured.
+            plans: what to make of it; the weights do not matter and are not fitted.
+            passes: sets of fresh sessions.
+            progress: whether a bar appears when it takes longer than two seconds.
+
+        Raises:
+            ExportError: the model has no ONNX form.
+            LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
+        """
+        from convsurgeon.runtime.measure import time_plans  # loads onnx and onnxruntime
+
+        return time_plans(
+            seen,
+            plans,
+            threads=self.threads,
+            passes=passes,
+            precision=self.precision,
+            provider=self.provider,
             progress=progress,
         )
 

@@ -62,7 +62,7 @@ def measured_here(
     """
     from convsurgeon.runtime.table import LatencyTable
 
-    return world.shared(lambda: LatencyTable.of(seen, forms, policy, precision=precision, progress=progress))
+    return world.shared(lambda: LatencyTable.measure(seen, forms, policy, precision=precision, progress=progress))
 
 
 def speed_in_words(
@@ -89,9 +89,9 @@ def speed_in_words(
 
 
 def _timed(seen: Capture, plan: Plan, precision: Precision, progress: bool) -> tuple[float, float]:
-    from convsurgeon.runtime.measure import exported, measured_wholes
+    from convsurgeon.runtime.measure import time_plans
 
-    dense_ms, (whole,) = measured_wholes(seen, exported(seen, progress), [plan], 1, 3, precision, progress)
+    dense_ms, (whole,) = time_plans(seen, [plan], precision=precision, progress=progress)
     return dense_ms, whole.total_ms
 
 

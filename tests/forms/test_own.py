@@ -72,7 +72,8 @@ def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> 
 
 def test_it_is_timed_and_its_times_are_kept(tmp_path: Path) -> None:
     def measured(forms: list[cs.Form]) -> cs.LatencyTable:
-        return cs.LatencyTable.measure(_net(), EXAMPLE, forms, cache=tmp_path, passes=1, prune=False, progress=False)
+        seen = cs.capture(_net(), EXAMPLE)
+        return cs.LatencyTable.measure(seen, forms, cache=tmp_path, passes=1, prune=False, progress=False)
 
     table = measured([FORMS[0]])
     assert table.ms("3", FORMS[0]) > 0

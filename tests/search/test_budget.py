@@ -245,7 +245,7 @@ def test_a_latency_budget_measures_what_it_needs() -> None:
 
 
 def test_a_table_that_is_handed_in_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", None)
+    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.measure", None)
     result = cs.convert(
         _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency=0.6), latencies=Table()
     )

@@ -180,7 +180,7 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
         net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, latencies=Table(), progress=False
     )
     assert default.report.attempts or "Left as it was" in default.report.speed
-    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", refused)
+    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.measure", refused)
     blind = cs.convert(net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, progress=False)
     assert blind.changes
     assert blind.report.speed == "Milliseconds are not known, forms were chosen by MACs: no ONNX form of this."

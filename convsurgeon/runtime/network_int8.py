@@ -1,9 +1,9 @@
-"""A drawn network in int8, by the exporter's own steps: sums joined, Q/DQ pairs where the quantiser puts them.
+"""A network graph in int8, by the exporter's own steps: sums joined, Q/DQ pairs where the quantiser puts them.
 
 What an int8 network takes depends on its graph, not on its values, so ranges are made up and no image is needed. Nodes
 keep their numbers, and what the quantiser adds is called after the value that it rounds (`node-12_QuantizeLinear`), so
-`Drawn.nodes` still says whose they are. The quantiser wants weights: it gets zeros with one value per output, whose
-results are then given their shapes, so that a network of any size takes little memory.
+`NetworkGraph.nodes` still says whose they are. The quantiser reads weights: it gets zeros with one value per output,
+and the results then get the real shapes, so that a network of any size takes little memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph as shapes
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import QUANTISED_WEIGHT
-from convsurgeon.runtime.candidate_graph import LARGE, Drawn, Shape
+from convsurgeon.runtime.network_graph import LARGE, NetworkGraph, Shape, replace_initializers
 
 
-def in_int8(network: Drawn) -> Drawn:
-    """The same network rounded.
+def quantize_graph(network: NetworkGraph) -> NetworkGraph:
+    """Return the same network in int8.
 
     Raises:
         ExportError: the quantiser fails on it.
@@ -33,20 +33,24 @@ def in_int8(network: Drawn) -> Drawn:
     model = ModelProto.FromString(network.model.SerializeToString())
     readers = proto.readers(model.graph)
     for name, shape in network.weights.items():
-        whole = readers[name][-1].op_type == "Conv"  # sums of convs are joined, which needs all of them
-        tensor = _zeros(name, shape) if whole else TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+        of_conv = readers[name][-1].op_type == "Conv"  # sums of convs are joined, which needs all of their values
+        tensor = _zeros(name, shape) if of_conv else TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
         model.graph.initializer.append(tensor)
     merge_sums(model.graph)
     target = Target.onnxruntime()
     left = find_float_ends(model, target)
     model = shapes.infer_shapes(model)
-    weights = _shrunk(model.graph)
+    weights = _shrink(model.graph)
     made = insert_qdq(model, nominal_ranges(model), target, left)
-    return _without(made, weights, network)
+    large = weights | {name + QUANTISED_WEIGHT: shape for name, shape in weights.items()}
+    there = {tensor.name: large[tensor.name] for tensor in made.graph.initializer if tensor.name in large}
+    replace_initializers(made.graph, [one for one in made.graph.initializer if one.name not in large])
+    int8_weights = frozenset(name for name in there if name not in weights)
+    return dataclasses.replace(network, model=made, weights=there, int8_weights=int8_weights)
 
 
-def _shrunk(graph: GraphProto) -> dict[str, Shape]:
-    """Leaves of every large weight one value per output, and says what shape it had."""
+def _shrink(graph: GraphProto) -> dict[str, Shape]:
+    """Leave one value per output of every large weight; return the shapes that they had."""
     found: dict[str, Shape] = {}
     readers = proto.readers(graph)
     for tensor in graph.initializer:
@@ -60,21 +64,10 @@ def _shrunk(graph: GraphProto) -> dict[str, Shape]:
 
 
 def _output_axis(node: NodeProto) -> int:
-    """The axis along which a weight has a scale for each entry."""
+    """Return the axis along which a weight has a scale for each entry."""
     transposed = node.op_type == "Gemm" and proto.attribute(node, "transB", 0)
     return 0 if node.op_type == "Conv" or transposed else 1
 
 
 def _zeros(name: str, shape: Shape) -> TensorProto:
     return numpy_helper.from_array(np.zeros(shape, dtype=np.float32), name)
-
-
-def _without(made: ModelProto, weights: dict[str, Shape], network: Drawn) -> Drawn:
-    """The rounded graph without its large weights, whose shapes are those that they had."""
-    whole = weights | {name + QUANTISED_WEIGHT: shape for name, shape in weights.items()}
-    kept = [TensorProto.FromString(one.SerializeToString()) for one in made.graph.initializer if one.name not in whole]
-    there = {tensor.name: whole[tensor.name] for tensor in made.graph.initializer if tensor.name in whole}
-    del made.graph.initializer[:], made.graph.value_info[:]
-    made.graph.initializer.extend(kept)
-    rounded_ones = frozenset(name for name in there if name not in weights)
-    return dataclasses.replace(network, model=made, weights=there, bytes=rounded_ones)

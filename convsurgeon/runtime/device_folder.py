@@ -1,0 +1,215 @@
+"""Folders of candidate networks: the dense one and one per form, each with the form wherever it fits.
+
+    dense.onnx, candidate-00.onnx, ...    graphs without large weights; of int8 dense-int8.onnx, candidate-00-int8.onnx
+    weights.bin                           noise that all of them read as their weights
+    manifest.json                         what each file is, and what its nodes stand for
+    measure.py                            in a folder for a device: the script that times them there
+
+Every network reads the weights of its layers from places of their own, as the real one would: layers that shared their
+memory would find it in the cache. Nobody learns the model from the folder, because large weights are noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from onnx import ModelProto, TensorProto, helper
+
+from convsurgeon.base.errors import FormError
+from convsurgeon.base.files import new_folder
+from convsurgeon.base.precision import PRECISIONS, Precision
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.model_files import Model
+from convsurgeon.onnx import standalone as measuring
+from convsurgeon.onnxnet import proto
+from convsurgeon.planning.select import Predicate
+from convsurgeon.runtime.candidates import Candidate, candidates_of
+from convsurgeon.runtime.network_graph import (
+    NetworkGraph,
+    Shape,
+    Skeleton,
+    build_graph,
+    export_skeleton,
+    find_barred,
+    fingerprint,
+)
+from convsurgeon.runtime.network_int8 import quantize_graph
+
+_WEIGHTS, _SCRIPT = "weights.bin", "measure.py"
+_MOST = 100
+_ALIGNED, _PAGE = 64, 4096
+_NOISE = 1 << 20
+_BYTES = -1
+"""The region of weights in eight bits, which are noise of one size."""
+
+
+def write_device_folder(
+    model: Model,
+    example: object,
+    forms: Sequence[Form],
+    folder: str | Path,
+    policy: Predicate | None = None,
+    *,
+    overwrite: bool = False,
+) -> int:
+    """Write the networks to be timed on a device, in fp32 and int8, and the script that does it.
+
+    On the device, `python measure.py` needs numpy and onnxruntime; `Runtime.load` reads its `device.json` here.
+
+    Args:
+        model: any module that runs on the example, or the path of an ONNX file.
+        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; None will do for a file.
+        forms: candidates for every site.
+        folder: where to write.
+        policy: which sites may be changed; by default all but the stem.
+        overwrite: whether an older folder may be replaced, if it holds nothing else and no result.
+
+    Returns:
+        The number of candidate networks, in both precisions.
+
+    Raises:
+        CaptureError: the model does not run on the example.
+        ExportError: the model has no ONNX form.
+        FormError: no conv takes any of the forms, or there are too many of them.
+        LatencyError: a form cannot be timed.
+        WriteError: the folder exists or cannot be written.
+    """
+    names = {_file_name(number, precision) for number in range(_MOST) for precision in PRECISIONS}
+    with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, measuring.MANIFEST, _SCRIPT})) as draft:
+        seen = capture(model, example)
+        candidates = [one for precision in PRECISIONS for one in candidates_of(seen, forms, policy, precision)]
+        if not candidates:
+            raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")
+        if (each := len(candidates) // len(PRECISIONS)) >= _MOST:
+            raise FormError(f"forms: {each} networks to time; pass fewer than {_MOST}")
+        write_networks(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS)
+        source = Path(measuring.__file__).read_text(encoding="utf-8")
+        (draft / _SCRIPT).write_text(source, encoding="utf-8")
+    return len(candidates)
+
+
+def write_networks(
+    folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate], precisions: Sequence[Precision]
+) -> None:
+    """Write the dense network and candidates into an existing folder, with a manifest.
+
+    Args:
+        folder: empty.
+        seen: the dense network, captured.
+        bare: its graph.
+        candidates: what to time beside it; sites that cannot be timed are left out.
+        precisions: in which the dense network is written; those of the candidates are among them.
+    """
+    barred = find_barred(bare)
+    entries: dict[str, dict[str, Any]] = {}
+    graphs: dict[str, NetworkGraph] = {}
+    for precision in precisions:
+        own = [one.without(barred) for one in candidates if one.precision == precision]
+        changed = {one.key: one for one in own if one.chosen}
+        named = {measuring.DENSE_OF[precision]: Candidate("dense", {}, precision), **changed}
+        for number, (key, one) in enumerate(named.items()):
+            made = build_graph(bare, one.chosen)
+            graphs[key] = quantize_graph(made) if precision == "int8" else made
+            entries[key] = {
+                "file": _file_name(number, precision),
+                "label": one.label,
+                "precision": precision,
+                "forms": {site: form.to_dict() for site, form in one.chosen.items()},
+                "nodes": msgspec.to_builtins(made.nodes),
+            }
+    regions = _regions(graphs.values())
+    _write_noise(folder / _WEIGHTS, regions)
+    for key, network in graphs.items():
+        entries[key]["weight_bytes"] = _place(network, regions)
+        (folder / entries[key]["file"]).write_bytes(network.model.SerializeToString(deterministic=True))
+    files = [_WEIGHTS, *(entry["file"] for entry in entries.values())]
+    manifest = {
+        "convsurgeon_candidates": measuring.FORMAT,
+        "network": fingerprint(seen),
+        "model": type(seen.model).__name__,
+        "example": str(seen.example),
+        "barred": barred,
+        "sites": list(bare.sites),
+        "inputs": _inputs(bare.model),
+        "networks": entries,
+        "files": {name: measuring.digest(folder / name) for name in files},
+    }
+    measuring.write(folder / measuring.MANIFEST, manifest)
+
+
+def _file_name(number: int, precision: Precision) -> str:
+    """Return the name of a network's file; the dense one is number 0."""
+    ending = "" if precision == "fp32" else f"-{precision}"
+    return f"candidate-{number - 1:02}{ending}.onnx" if number else f"dense{ending}.onnx"
+
+
+def _inputs(model: ModelProto) -> list[dict[str, Any]]:
+    """Return name, dtype and shape of every input."""
+    kinds = {info.name: info.type.tensor_type.elem_type for info in model.graph.input}
+    return [
+        {"name": name, "dtype": str(helper.tensor_dtype_to_np_dtype(kinds[name])), "shape": list(shape)}
+        for name, shape in proto.signature(model.graph.input)
+    ]
+
+
+def _scale(shape: Shape) -> int:
+    """Return the size of a layer's noise, in half powers of two, that keeps the size of what goes through it."""
+    return max(0, round(math.log2(max(1.0, math.prod(shape[1:]) / 2))))
+
+
+def _spans(network: NetworkGraph) -> list[tuple[str, Shape, int, int, int]]:
+    """Return every weight with its region, and its offset and length in there."""
+    used: dict[int, int] = {}
+    spans = []
+    for name, shape in network.weights.items():
+        scale = _BYTES if name in network.int8_weights else _scale(shape)
+        length = (1 if scale == _BYTES else 4) * math.prod(shape)
+        start = used.get(scale, 0)
+        used[scale] = start + -(-length // _ALIGNED) * _ALIGNED
+        spans.append((name, shape, scale, start, length))
+    return spans
+
+
+def _regions(networks: Iterable[NetworkGraph]) -> dict[int, tuple[int, int]]:
+    """Return (offset, length) of every scale in the file, as long as the network with most weights of it needs."""
+    needs: dict[int, int] = {}
+    for network in networks:
+        for _, _, scale, start, length in _spans(network):
+            needs[scale] = max(needs.get(scale, 0), start + length)
+    regions, offset = {}, 0
+    for scale, need in sorted(needs.items()):
+        regions[scale] = (offset, need)
+        offset += -(-need // _PAGE) * _PAGE
+    return regions
+
+
+def _place(network: NetworkGraph, regions: Mapping[int, tuple[int, int]]) -> int:
+    """Write into a graph where its weights are; return how many bytes they are."""
+    total = 0
+    for name, shape, scale, start, length in _spans(network):
+        kind = TensorProto.INT8 if scale == _BYTES else TensorProto.FLOAT
+        tensor = TensorProto(name=name, data_type=kind, dims=shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", _WEIGHTS), ("offset", regions[scale][0] + start), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        network.model.graph.initializer.append(tensor)
+        total += length
+    return total
+
+
+def _write_noise(path: Path, regions: Mapping[int, tuple[int, int]]) -> None:
+    random = np.random.default_rng(0)
+    noise = random.standard_normal(_NOISE).astype(np.float32)
+    levels = random.integers(-127, 128, _NOISE, dtype=np.int8)
+    with path.open("wb") as file:
+        for scale, (offset, need) in regions.items():
+            file.seek(offset)
+            scaled = (levels if scale == _BYTES else noise * np.float32(2.0 ** (-scale / 2))).tobytes()
+            for start in range(0, need, len(scaled)):
+                file.write(scaled[: need - start])

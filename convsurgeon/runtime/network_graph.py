@@ -1,0 +1,244 @@
+"""The graph of a network with some convs in another form, rewritten from the dense graph and not exported again.
+
+Only the time matters, so weights have shapes and no values: `NetworkGraph.weights` says which there are. Nodes are
+numbered (`node-12`), because the runtime derives the names of its own nodes from theirs; `NetworkGraph.nodes` says what
+each number stands for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from convsurgeon.base.progress import bar
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture
+from convsurgeon.graph.site import Site
+from convsurgeon.onnx.exporter import exported_graph
+from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
+from convsurgeon.onnxnet.padding import Padding
+from convsurgeon.runtime.measurements import NodeFacts
+
+LARGE = 1024
+"""Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """The dense graph without its large weights, and the nodes of every site in it, one per call."""
+
+    model: ModelProto
+    weights: Mapping[str, Shape]
+    sites: Mapping[str, Site]
+    convs: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """A network ready to be written.
+
+    Args:
+        model: the graph without its large weights.
+        weights: their shapes by name.
+        nodes: what each numbered node is.
+        int8_weights: names of the large weights that have eight bits.
+    """
+
+    model: ModelProto
+    weights: Mapping[str, Shape]
+    nodes: tuple[NodeFacts, ...]
+    int8_weights: frozenset[str] = frozenset()
+
+
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+_EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
+"""Captured graph -> its skeleton: a search times several networks of one model, and an export takes seconds."""
+
+
+def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
+    """Return the graph that candidate networks are built from.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+    """
+    if seen.graph not in _EXPORTED:
+        with bar(total=1, desc="exporting", unit="network", show=progress, delay=2.0):
+            _EXPORTED[seen.graph] = _skeleton(exported_graph(seen.model, seen.example), seen.sites)
+    return _EXPORTED[seen.graph]
+
+
+def fingerprint(seen: Capture) -> str:
+    """Return what a network's times depend on, as a hash: modules, graph, shapes, and the code of its forwards.
+
+    It does not depend on the weights. To export the network and look at its graph would take seconds.
+    """
+    found = hashlib.sha256()
+    for part in (repr(seen.model), str(seen.graph.graph), str(seen.opaque)):
+        found.update(_ADDRESS.sub("", part).encode())
+    for name, tensor in (*seen.model.named_parameters(), *seen.model.named_buffers()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    for tensor in seen.example.tensors():
+        found.update(f"{tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    for kind in dict.fromkeys(type(module) for module in seen.model.modules()):
+        code = getattr(kind.forward, "__code__", None)
+        if code is not None and not kind.__module__.startswith("torch."):
+            found.update(code.co_code + _ADDRESS.sub("", str(code.co_consts)).encode() + str(code.co_names).encode())
+    for site in seen.sites:
+        found.update(f"{site.names} {site.geometry} {site.calls}\n".encode())
+    return found.hexdigest()
+
+
+def _skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
+    """Take the large weights out of an exported graph and find the sites in it; the graph is used up."""
+    graph = dense.graph
+    large = {
+        tensor.name: tuple(tensor.dims)
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
+    }
+    replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
+    owners = {f"{name}.weight": site.name for site in sites for name in site.names}
+    convs: dict[str, tuple[str, ...]] = {}
+    for node in graph.node:
+        site = owners.get(node.input[1]) if node.op_type == "Conv" else None
+        if site is not None:
+            convs[site] = (*convs.get(site, ()), node.name)
+    return Skeleton(dense, large, {site.name: site for site in sites}, convs)
+
+
+def replace_initializers(graph: GraphProto, kept: Sequence[TensorProto]) -> None:
+    """Leave some of a graph's initializers, and forget the shapes of its values."""
+    copies = [TensorProto.FromString(one.SerializeToString()) for one in kept]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(copies)
+
+
+def find_barred(bare: Skeleton) -> dict[str, str]:
+    """Return the sites that cannot be timed in another form, with the reasons."""
+    made, known = proto.producers(bare.model.graph), proto.constants(bare.model.graph)
+    nodes = {node.name: node for node in bare.model.graph.node}
+    found = {}
+    for name, site in bare.sites.items():
+        if name not in bare.convs:
+            found[name] = "not found in the exported graph"
+        elif (mode := site.geometry.padding_mode) != "zeros" and any(
+            _before_padding(nodes[one], made, known) is None for one in bare.convs[name]
+        ):
+            found[name] = f"padding {mode} is exported in several steps"
+    return found
+
+
+def build_graph(bare: Skeleton, chosen: Mapping[str, Form]) -> NetworkGraph:
+    """Return the network with the chosen sites in their forms."""
+    model = ModelProto.FromString(bare.model.SerializeToString())
+    graph, weights = model.graph, dict(bare.weights)
+    places = {name: site for site, names in bare.convs.items() for name in names}
+    made, known = proto.producers(graph), proto.constants(graph)
+    names, opset, stored = TakenNames.of(graph), proto.opset_of(model), set[str]()
+
+    def put(name: str, tensor: Tensor) -> str:
+        if tensor.is_meta and tensor.numel() >= LARGE:
+            weights[name] = tuple(tensor.shape)
+        elif name not in stored:
+            stored.add(name)
+            values = _noise(tuple(tensor.shape)) if tensor.is_meta else tensor.numpy()
+            graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    nodes: list[NodeProto] = []
+    owner: dict[str, str] = {}
+    for node in graph.node:
+        site = places.get(node.name, "")
+        if site not in chosen:
+            fresh = [NodeProto.FromString(node.SerializeToString())]
+        else:
+            found = bare.sites[site]
+            fresh = form_nodes(
+                _module(chosen[site], found, node),
+                node,
+                prefix=site,
+                names=names,
+                put=put,
+                opset=opset,
+                source=_before_padding(node, made, known) if found.geometry.padding_mode != "zeros" else None,
+                padding=_padding(found, node),
+                size=found.size(found.calls[0]),
+            )
+        nodes += fresh
+        owner |= {one.output[0]: site for one in fresh}
+    del graph.node[:]
+    graph.node.extend(nodes)
+    proto.drop_unused(graph)
+    facts = _number_nodes(graph, owner)
+    used = proto.uses(graph)
+    return NetworkGraph(model, {name: shape for name, shape in weights.items() if used[name]}, facts)
+
+
+def _module(form: Form, site: Site, conv: NodeProto) -> nn.Module:
+    """Return the form's module without values; the exporter may have given the conv a bias, from a batch norm."""
+    geometry = dataclasses.replace(site.geometry, bias=len(conv.input) > 2 and bool(conv.input[2]))
+    return form.build(geometry, torch.device("meta"), torch.float32)
+
+
+def _padding(site: Site, conv: NodeProto) -> Padding | None:
+    """Return the padding of a conv node that the site's module does not have."""
+    padding = site.geometry.padding
+    if isinstance(padding, str) or any(padding):
+        return None
+    found = Padding.of(proto.attributes(conv), site.geometry.kernel_size)
+    return found if found.axes else None
+
+
+def _before_padding(conv: NodeProto, made: Mapping[str, NodeProto], known: Mapping[str, TensorProto]) -> str | None:
+    """Return what a Pad node before a conv reads, if there is one that pads both spatial axes and not with zeros."""
+    pad = made.get(conv.input[0])
+    if pad is None or pad.op_type != "Pad" or pad.input[1] not in known or (len(pad.input) > 3 and pad.input[3]):
+        return None
+    values = numpy_helper.to_array(known[pad.input[1]]).reshape(-1).tolist()
+    mode = proto.attributes(pad).get("mode", "constant")
+    if mode == "constant" or len(values) != 8 or any(values[:2] + values[4:6]):
+        return None
+    return str(pad.input[0])
+
+
+def _number_nodes(graph: GraphProto, owner: Mapping[str, str]) -> tuple[NodeFacts, ...]:
+    """Give every node a number for a name, and return what is known of each, from the nodes before it."""
+    place = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    facts: list[NodeFacts] = []
+    for index, node in enumerate(graph.node):
+        site = owner[node.output[0]]
+        before = [facts[place[name]] for name in node.input if place.get(name, index) < index]
+        near = site or next((one.site or one.near for one in before if one.site or one.near), "")
+        first = place.get(node.input[0], -1) if node.input else -1
+        conv = facts[first].conv if 0 <= first < index else -1
+        if node.op_type == "Conv":
+            conv, near = index, site
+        facts.append(NodeFacts(node.op_type, site, near, conv))
+    fixed = {info.name for info in (*graph.input, *graph.output)}
+    renamed: dict[str, str] = {}
+    for index, node in enumerate(graph.node):
+        node.name = f"node-{index}"
+        for number, name in enumerate(node.output):
+            if name and name not in fixed:
+                renamed[name] = node.name + (f".{number}" if number else "")
+    proto.rename(graph, renamed)
+    return tuple(facts)
+
+
+def _noise(shape: Shape) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return noise that keeps the size of what goes through it."""
+    fan_in = int(np.prod(shape[1:])) or 1
+    noise = np.random.default_rng(0).standard_normal(shape) * np.sqrt(2 / fan_in)
+    return np.asarray(noise, dtype=np.float32)
