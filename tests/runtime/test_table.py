@@ -143,8 +143,8 @@ def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
 
 def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency="faster"), latencies=table,
-        allow_growth=True, progress=False, calibration=False)  # fmt: skip
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency="faster"),
+        latencies=table, allow_growth=True, progress=False, calibration=False)  # fmt: skip
     (taken,) = (timing for timing in result.timings if timing.taken)
     assert taken.measured_ms > 0
     assert taken.dense_ms == table.total_ms
@@ -191,8 +191,8 @@ def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
 def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
     for limit in ("faster", 0.8):
         result = cs.convert(
-            _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency=limit), latencies=table,
-            allow_growth=True, calibration=False)  # fmt: skip
+            _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency=limit),
+            latencies=table, allow_growth=True, calibration=False)  # fmt: skip
         assert result.changes
         for name, change in result.changes.items():
             assert table.ms(name, change.form) < table.ms(name, None)
@@ -283,8 +283,8 @@ def test_a_plan_of_one_precision_takes_no_table_of_another(table: cs.LatencyTabl
 
 def test_a_plan_in_int8_is_timed_in_int8(in_int8: cs.LatencyTable) -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), latencies=in_int8, calibration=False, progress=False,
-        budget=cs.Budget(latency="faster", precision="int8"))  # fmt: skip
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), latencies=in_int8, calibration=False,
+        progress=False, budget=cs.Budget(latency="faster", precision="int8"))  # fmt: skip
     assert result.precision == "int8"
     for timing in result.timings:
         assert timing.dense_ms == in_int8.total_ms
