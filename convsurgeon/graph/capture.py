@@ -31,7 +31,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.stem import readers_of_input
 from convsurgeon.graph.trace import Traced, trace, untraced
 from convsurgeon.graph.unsupported import refuse
-from convsurgeon.onnxnet.leaf import Foreign, HiddenConv
+from convsurgeon.onnxnet.modules import HiddenConv, Subgraph
 
 _CONVS = nn.modules.conv._ConvNd
 _FUNCTIONS = {
@@ -204,7 +204,7 @@ class _Watch(TorchFunctionMode):
         while self._running.pop() is not module:  # a module whose forward raised and was caught
             self._starts.pop()
         start = self._starts.pop()
-        if isinstance(module, Foreign):
+        if isinstance(module, Subgraph):
             self._counter.macs += module.macs
         if isinstance(module, _CONVS) and isinstance(output, Tensor):
             value = args[0] if args else kwargs["input"]
@@ -306,7 +306,7 @@ def _hidden_sites(model: nn.Module) -> list[Site]:
     taken = {name for name, _ in model.named_modules()}
     found = []
     for path, module in model.named_modules():
-        for conv in module.convs if isinstance(module, Foreign) else ():
+        for conv in module.convs if isinstance(module, Subgraph) else ():
             name = conv.name if conv.name not in taken else f"{path}.{conv.name}"
             taken.add(name)
             found.append(_hidden_site(name, conv))

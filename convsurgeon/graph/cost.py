@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from convsurgeon.onnxnet.leaf import Foreign
+from convsurgeon.onnxnet.modules import Subgraph
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Cost:
 
 def parameter_count(model: nn.Module) -> int:
     """Parameters, shared ones once, and those that another runtime holds."""
-    held = sum(module.params for module in model.modules() if isinstance(module, Foreign))
+    held = sum(module.params for module in model.modules() if isinstance(module, Subgraph))
     return held + sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of the parameters, shared ones once, and of those that another runtime holds."""
-    held = sum(module.weight_bytes for module in model.modules() if isinstance(module, Foreign))
+    held = sum(module.weight_bytes for module in model.modules() if isinstance(module, Subgraph))
     return held + sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 

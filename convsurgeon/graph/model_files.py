@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
-from convsurgeon.onnxnet.network import OnnxNetwork, Port
+from convsurgeon.onnxnet.modules import FileInput
+from convsurgeon.onnxnet.network import OnnxNetwork
 
 Model = nn.Module | str | Path
 """A module, or the path of an ONNX file."""
@@ -40,22 +41,21 @@ def opened(
         LoadError: it is no ONNX file, or its convs are quantised.
     """
     if isinstance(model, OnnxNetwork):
-        return model, _inputs(model.ports, example)
+        return model, _inputs(model.file_inputs, example)
     if not isinstance(model, str | Path):
         if example is None:
             raise CaptureError("example: a model needs one; pass a tensor, a tuple of arguments or a dict")
         return model, example
-    from convsurgeon.onnxnet.build import build  # onnx and onnxruntime load with the first file
-    from convsurgeon.onnxnet.engine import to_array
-    from convsurgeon.onnxnet.inputs import ports_of
-    from convsurgeon.onnxnet.source_file import read
+    from convsurgeon.onnxnet.build import build_network  # onnx and onnxruntime load with the first file
+    from convsurgeon.onnxnet.source_file import inputs_of, read_source
+    from convsurgeon.onnxnet.values import to_array
 
-    source = read(model)
-    ports = ports_of(source, dict(shapes or {}) if example is None else _shapes(_by_name(example)))
+    source = read_source(model)
+    ports = inputs_of(source, dict(shapes or {}) if example is None else _shapes(_by_name(example)))
     given = _inputs(ports, example)
     tensors = given.kwargs or {ports[0].name: given.args[0]}
     feed = {port.name: to_array(tensors[port.name], port.kind) for port in ports}
-    network = build(source, ports, feed)
+    network = build_network(source, ports, feed)
     if size := _only_batch(network, given):
         network.keep_batch(size)
     return network, given
@@ -71,8 +71,8 @@ def _only_batch(network: OnnxNetwork, example: Example) -> int:
     if not size:
         return 0
     other = example.map(lambda tensor: tensor.flip(-1) if tensor.is_floating_point() else tensor)
-    open_ended = [port.name for port in network.ports if any(axis == 0 for axis, _ in port.open)]
-    rows = [one.dim() > 1 or port.name in open_ended for one, port in zip(tensors, network.ports, strict=True)]
+    open_ended = [port.name for port in network.file_inputs if any(axis == 0 for axis, _ in port.open)]
+    rows = [one.dim() > 1 or port.name in open_ended for one, port in zip(tensors, network.file_inputs, strict=True)]
     triples = zip(tensors, other.tensors(), rows, strict=True)
     both = iter([torch.cat([one, two]) if many else one for one, two, many in triples])
     with torch.no_grad():
@@ -131,7 +131,7 @@ def _shapes(given: Mapping[str | int, Any]) -> dict[str | int, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in given.items()}
 
 
-def _inputs(ports: tuple[Port, ...], example: object) -> Example:
+def _inputs(ports: tuple[FileInput, ...], example: object) -> Example:
     """The example as all go on with it: by position for one input, by name in the file's order for several."""
     if example is None:
         tensors = {port.name: _made_up(port) for port in ports}
@@ -149,7 +149,7 @@ def _inputs(ports: tuple[Port, ...], example: object) -> Example:
     return Example((), tensors)
 
 
-def _made_up(port: Port) -> Tensor:
+def _made_up(port: FileInput) -> Tensor:
     """Values of an input: noise, pixels for small whole numbers, zeros for others, which are mostly indices."""
     generator = torch.Generator().manual_seed(0)
     if port.dtype.is_floating_point:

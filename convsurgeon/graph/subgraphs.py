@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.hooks import reading
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.onnxnet.leaf import Foreign
+from convsurgeon.onnxnet.modules import Subgraph
 
-Ends = dict[int, tuple[Tensor, Foreign]]
+Ends = dict[int, tuple[Tensor, Subgraph]]
 """Values that a part reads and gradients come from, by `id`, each with the part."""
 
 
@@ -24,18 +24,18 @@ def ends_watched(model: nn.Module) -> Iterator[Ends]:
     found: Ends = {}
 
     def look(part: nn.Module, given: tuple[Any, ...]) -> None:
-        assert isinstance(part, Foreign)
+        assert isinstance(part, Subgraph)
         for value, read in zip(given, part.cuts, strict=True):
             if read and isinstance(value, Tensor) and value.requires_grad:
                 found.setdefault(id(value), (value, part))
 
-    with reading((module for module in model.modules() if isinstance(module, Foreign)), look):
+    with reading((module for module in model.modules() if isinstance(module, Subgraph)), look):
         yield found
 
 
 def stopping(model: nn.Module, example: Example) -> tuple[str, ...]:
     """Operators of the parts that gradients cannot go through on their way from the output, each once."""
-    if not any(isinstance(module, Foreign) for module in model.modules()):
+    if not any(isinstance(module, Subgraph) for module in model.modules()):
         return ()
     with undisturbed(model), torch.enable_grad(), ends_watched(model) as ends:
         example.map(lambda one: one.detach().requires_grad_(one.is_floating_point())).run(model)

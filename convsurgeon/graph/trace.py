@@ -21,7 +21,7 @@ from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.base.tracer import ThreadTracer
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.onnxnet.leaf import Leaf
+from convsurgeon.onnxnet.modules import Leaf
 
 _CONVS = nn.modules.conv._ConvNd
 WHOLE = "model"

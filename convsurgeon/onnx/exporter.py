@@ -37,7 +37,6 @@ from convsurgeon.onnx.rewritten_file import check_unasked, keep_original, timing
 from convsurgeon.onnx.torch_export import Dynamic, instead, run_exporter
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
-from convsurgeon.onnxnet.source_file import tensors
 
 _PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
 _OPSETS = range(18, onnx.defs.onnx_opset_version() + 1)
@@ -239,7 +238,12 @@ def _serialised(model: ModelProto, opset: int) -> bytes:
 
 def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
     model = onnx.load_model_from_string(data)
-    places = {item.value for tensor in tensors(model.graph) for item in tensor.external_data if item.key == "location"}
+    places = {
+        item.value
+        for tensor in proto.stored_tensors(model.graph)
+        for item in tensor.external_data
+        if item.key == "location"
+    }
     stored = {tensor.name for tensor in model.graph.initializer}
     return OnnxFile(
         path=target,

@@ -15,9 +15,9 @@ from convsurgeon.base.files import check_file, new_file, scratch
 from convsurgeon.graph.example import Example
 from convsurgeon.onnx.parity import Parity, check_parity
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.engine import to_array
-from convsurgeon.onnxnet.network import OnnxNetwork, Owner
-from convsurgeon.onnxnet.write import changed, store, written
+from convsurgeon.onnxnet.network import FileConv, OnnxNetwork
+from convsurgeon.onnxnet.values import to_array
+from convsurgeon.onnxnet.write import changed_convs, rewrite, save_network
 
 HALF = (3e-2, 35.0)
 """Limits of parity, relative and in dB, for a file in half precision, which the runtime rounds at every step."""
@@ -49,7 +49,7 @@ def write_checked(
     relative, sqnr_db = limits(network)
     with scratch() as folder:
         draft = folder / target.name
-        store(network, draft)
+        save_network(network, draft)
         parity = check_parity(network, example, draft, images=images, relative=relative, sqnr_db=sqnr_db)
         if parity.passed:
             beside = draft.with_name(f"{draft.name}.data")
@@ -89,7 +89,7 @@ def limits(network: OnnxNetwork) -> tuple[float, float]:
 
 def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
     """What `rebuild` needs beside the file and the plan: the tensors of the convs that are not the file's."""
-    paths = tuple(f"{path}." for path in changed(network))
+    paths = tuple(f"{path}." for path in changed_convs(network))
     return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(paths)}
 
 
@@ -98,10 +98,10 @@ def timing_graph(network: OnnxNetwork) -> ModelProto:
 
     Names and weights are of no account for the time that it takes; sizes are those of the example.
     """
-    model = written(network)
+    model = rewrite(network)
     graph = model.graph
     _fix_sizes(network, model)
-    paths = {output: (path, owner) for path, owner in network.owners.items() for output in owner.outputs}
+    paths = {output: (path, owner) for path, owner in network.file_convs.items() for output in owner.outputs}
     taken = {node.name for node in graph.node}
     stored: set[str] = set()
     known = proto.constants(graph)
@@ -133,7 +133,7 @@ def _weight(network: OnnxNetwork, path: str, name: str, known: TensorProto | Non
     return made
 
 
-def _write_margin(node: Any, owner: Owner) -> None:
+def _write_margin(node: Any, owner: FileConv) -> None:
     """`auto_pad` as the numbers that it means on the example."""
     if owner.padding is None:
         return
@@ -146,7 +146,7 @@ def _write_margin(node: Any, owner: Owner) -> None:
 
 def _fix_sizes(network: OnnxNetwork, model: ModelProto) -> None:
     """The example's sizes in the place of open ones, which the file for timing does not know how to fill."""
-    shapes = {port.name: port.shape for port in network.ports}
+    shapes = {port.name: port.shape for port in network.file_inputs}
     for info in model.graph.input:
         shape = info.type.tensor_type.shape
         for axis, size in enumerate(shapes.get(info.name, ())):

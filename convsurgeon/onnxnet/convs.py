@@ -1,10 +1,11 @@
-"""The convs of a file: real convs of torch where their weights are constant, or the reason why not."""
+"""The convs of a file: convs of torch where their weights are constant, or why not, and the names that they get."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,13 @@ from torch import nn
 
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.leaf import HiddenConv
 from convsurgeon.onnxnet.macs import macs_of
-from convsurgeon.onnxnet.operators.op import View
-from convsurgeon.onnxnet.operators.windows import PaddingBefore, filled
+from convsurgeon.onnxnet.modules import HiddenConv, PaddingBefore
+from convsurgeon.onnxnet.operators.node import NodeView, with_weights
 from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.values import Values
 
-KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ConvParts:
     before: PaddingBefore | None
 
 
-def conv_parts(view: View) -> ConvParts | str:
-    """A conv node in torch, or why it is none there."""
+def conv_parts(view: NodeView) -> ConvParts | str:
+    """Return a conv node in torch, or why it cannot be a module there."""
     weight, bias = view.tensor(1), view.tensor(2)
     if weight is None:
         return "its weight is computed by the network; only constant ones are factored"
@@ -41,115 +41,162 @@ def conv_parts(view: View) -> ConvParts | str:
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
         return f"it has {dims} dimensions; only Conv2d is rewritten"
-    kernel = tuple(weight.shape[2:])
+    kernel, groups = tuple(weight.shape[2:]), view.get("group", 1)
     padding = Padding.of(proto.attributes(view.node), kernel)
-    made = KINDS[dims - 1](
-        weight.shape[1] * view.get("group", 1),
+    made = _KINDS[dims - 1](
+        weight.shape[1] * groups,
         weight.shape[0],
         kernel,
         padding.strides,
         padding.symmetric or 0,
         tuple(view.get("dilations", [1] * dims)),
-        view.get("group", 1),
+        groups,
         bias is not None,
         device="meta",
     )
-    return ConvParts(filled(made, weight, bias), None if padding.symmetric is not None else PaddingBefore(padding))
+    return ConvParts(
+        with_weights(made, weight, bias), None if padding.symmetric is not None else PaddingBefore(padding)
+    )
 
 
-def sharing(graph: GraphProto) -> Counter[str]:
-    """How many different convs read each weight; two nodes that compute the same are one conv with two calls."""
-    kinds = {conv_key(node) for node in graph.node if node.op_type == "Conv"}
-    return Counter(key[0] for key in kinds)
+def convs_per_weight(graph: GraphProto) -> Counter[str]:
+    """Count the different convs that read each weight; two nodes that compute the same are one conv."""
+    return Counter(key[0] for key in {conv_key(node) for node in graph.node if node.op_type == "Conv"})
 
 
 def conv_key(node: NodeProto) -> tuple[str, ...]:
-    """What makes two conv nodes the same conv: weight, bias, attributes."""
+    """Return what makes two conv nodes the same conv: weight, bias, attributes."""
     weight, bias = [*node.input[1:3], ""][:2]
     return weight, bias, *sorted(str(item.SerializeToString(deterministic=True)) for item in node.attribute)
 
 
+# Convs that are left alone.
+
+
 def hidden_convs(nodes: Sequence[NodeProto], values: Values, reasons: dict[str, str]) -> tuple[HiddenConv, ...]:
-    """Convs among the nodes of a piece, in graphs inside of them and in functions that they call too.
+    """Return the convs among the nodes of a subgraph, in graphs inside of them and in functions that they call.
 
     Args:
-        nodes: of the piece.
+        nodes: of the subgraph.
         values: of the whole graph.
-        reasons: why a conv is no module, by its first output.
+        reasons: why a conv is not a module, by its first output.
     """
-    found = [_outer(node, values, reasons[node.output[0]]) for node in nodes if node.op_type == "Conv"]
+    found = [_hidden(node, values, reasons[node.output[0]]) for node in nodes if node.op_type == "Conv"]
     for node in nodes:
-        found += [_inner(conv, graph, values, node) for conv, graph in _inside(node)]
-        found += _called(node, values)
+        where = node.name or node.output[0]
+        why = f"it runs inside of the {node.op_type} {where}, now and then or again and again"
+        for graph in (inner for one in proto.inner_graphs(node) for inner in proto.graphs(one)):
+            stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+            convs = [one for one in graph.node if one.op_type == "Conv"]
+            found += [_uncounted(one, stored.get(one.input[1]), values.shape(one.input[1]), why) for one in convs]
+        for function in values.source.model.functions:
+            if (function.domain, function.name) == (node.domain, node.op_type):
+                why = f"it runs inside of the function {node.op_type}; inline it (onnx.inliner) to have it rewritten"
+                convs = [one for one in function.node if one.op_type == "Conv"]
+                found += [_uncounted(one, None, None, why, f"{where}.") for one in convs]
     return tuple(found)
 
 
-def _outer(node: NodeProto, values: Values, reason: str) -> HiddenConv:
+def _hidden(node: NodeProto, values: Values, reason: str) -> HiddenConv:
     shapes = values.shapes([*node.input[:2], node.output[0]])
     weight = shapes.get(node.input[1], (1, 1, 1, 1))
-    calls = ((shapes[node.input[0]], shapes[node.output[0]]),) if len(shapes) == 3 else ()
-    constant = node.input[1] in values.constant
     return HiddenConv(
         node.name or node.output[0],
         f"Conv{len(weight) - 2}d",
         _geometry(node, weight),
-        calls,
-        math.prod(weight) if constant else 0,
+        ((shapes[node.input[0]], shapes[node.output[0]]),) if len(shapes) == 3 else (),
+        math.prod(weight) if node.input[1] in values.constant else 0,
         macs_of(node, shapes) or 0,
         reason,
     )
 
 
-def _inside(node: NodeProto) -> Iterator[tuple[NodeProto, GraphProto]]:
-    """Convs in the graphs that a node holds."""
-    for item in node.attribute:
-        for graph in (*item.graphs, *([item.g] if item.HasField("g") else [])):
-            for inner in proto.graphs(graph):
-                yield from ((conv, inner) for conv in inner.node if conv.op_type == "Conv")
-
-
-def _inner(conv: NodeProto, graph: GraphProto, values: Values, holder: NodeProto) -> HiddenConv:
-    stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    weight = stored.get(conv.input[1]) or values.shape(conv.input[1]) or (1, 1, *_kernel(conv))
-    why = f"it runs inside of the {holder.op_type} {holder.name or holder.output[0]}, now and then or again and again"
-    name = conv.name or conv.output[0]
-    count = math.prod(weight) if conv.input[1] in stored else 0
-    return HiddenConv(name, f"Conv{len(weight) - 2}d", _geometry(conv, weight), (), count, 0, why)
-
-
-def _called(node: NodeProto, values: Values) -> list[HiddenConv]:
-    """Convs in the function that a node calls."""
-    own = [one for one in values.source.model.functions if (one.domain, one.name) == (node.domain, node.op_type)]
-    convs = [conv for function in own for conv in function.node if conv.op_type == "Conv"]
-    why = f"it runs inside of the function {node.op_type}; inline it (onnx.inliner) to have it rewritten"
-    where = node.name or node.output[0]
-    return [
-        HiddenConv(
-            f"{where}.{conv.name or conv.output[0]}", "Conv", _geometry(conv, (1, 1, *_kernel(conv))), (), 0, 0, why
-        )
-        for conv in convs
-    ]
-
-
-def _kernel(conv: NodeProto) -> tuple[int, ...]:
-    return next((tuple(item.ints) for item in conv.attribute if item.name == "kernel_shape"), (1, 1))
+def _uncounted(
+    conv: NodeProto, stored: tuple[int, ...] | None, outside: tuple[int, ...] | None, reason: str, prefix: str = ""
+) -> HiddenConv:
+    """Return a conv that runs any number of times; `stored` and `outside` are shapes of its weight, where known."""
+    weight = stored or outside or (1, 1, *proto.attributes(conv).get("kernel_shape", (1, 1)))
+    params = math.prod(stored) if stored else 0
+    name = f"{prefix}{conv.name or conv.output[0]}"
+    return HiddenConv(name, f"Conv{len(weight) - 2}d", _geometry(conv, weight), (), params, 0, reason)
 
 
 def _geometry(node: NodeProto, weight: Sequence[int]) -> Geometry:
-    """Of a conv that is left alone: for the table alone."""
-    dims = len(weight) - 2
-    values = {item.name: tuple(item.ints) for item in node.attribute}
-    groups = int(proto.attribute(node, "group", 1))
-    pads = values.get("pads", (0,) * (2 * dims))[:dims]
-    outputs = max(weight[0], groups)
+    """Return the geometry of a conv that is left alone, for tables."""
+    kernel = tuple(weight[2:])
+    attributes = proto.attributes(node)
+    padding, groups = Padding.of(attributes, kernel), int(attributes.get("group", 1))
     return Geometry(
         weight[1] * groups,
-        outputs,
-        tuple(weight[2:]),
-        values.get("strides") or (1,) * dims,
-        tuple(max(0, pad) for pad in pads),
-        values.get("dilations") or (1,) * dims,
+        max(weight[0], groups),
+        kernel,
+        padding.strides,
+        tuple(max(0, pad) for pad in padding.pads[: len(kernel)]),
+        tuple(attributes.get("dilations", (1,) * len(kernel))),
         groups,
         "zeros",
         len(node.input) > 2,
     )
+
+
+# Names: dotted paths, so that `named("layer4.*")` means what it means in torch.
+
+_UNUSABLE = re.compile(r"[^0-9A-Za-z_.-]+")
+
+
+def conv_name(node: NodeProto, shared: bool) -> str:
+    """Return a conv's name: that of the module that its weight or its node was, else the node's own.
+
+    `layer1.0.conv1.weight` was `layer1.0.conv1`; so was a node `/layer1/layer1.0/conv1/Conv`.
+
+    Args:
+        node: the conv.
+        shared: whether its weight is that of another conv too, and so says nothing.
+    """
+    weight = str(node.input[1])
+    if weight.endswith(".weight") and not shared:
+        return weight.removesuffix(".weight")
+    return path_of(node.name) or str(node.name) or weight
+
+
+def path_of(name: str) -> str:
+    """Return `layer1.0.conv1` for `/layer1/layer1.0/conv1/Conv`, and nothing for names of other kinds.
+
+    A part that goes on with the one before replaces it.
+    """
+    path: list[str] = []
+    for part in name.strip("/").split("/")[:-1] if name.startswith("/") else ():
+        if path and part.startswith(f"{path[-1]}."):
+            path.pop()
+        path.append(part)
+    return ".".join(path)
+
+
+class ModulePaths:
+    """Paths in a tree of modules, each of which is one module's alone.
+
+    Args:
+        reserved: attributes of the root, which no module may hide.
+    """
+
+    def __init__(self, reserved: frozenset[str]) -> None:
+        self._reserved, self._taken, self._folders = reserved, set[str](), set[str]()
+
+    def claim(self, wanted: str) -> str:
+        """Return the name as a path that is free, with a number where it is not."""
+        parts = [part for part in _UNUSABLE.sub("_", wanted.replace("/", ".")).split(".") if part]
+        base = ".".join(f"{part}_" if part in self._reserved else part for part in parts) or "node"
+        for above in _folders(base):  # a module in whose place this one would need a folder
+            if above in self._taken:
+                base = f"{above}_{base[len(above) + 1 :]}"
+        name, number = base, 0
+        while name in self._folders or not self._taken.isdisjoint([name, *_folders(name)]):
+            number += 1
+            name = f"{base}_{number}"
+        self._taken.add(name)
+        self._folders.update(_folders(name))
+        return name
+
+
+def _folders(name: str) -> list[str]:
+    return [name[:index] for index, letter in enumerate(name) if letter == "."]

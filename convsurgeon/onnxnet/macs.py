@@ -21,13 +21,13 @@ PRODUCTS = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "MatMulInt
 """Operators and the position of their kernel or second factor."""
 
 
-def counts(node: NodeProto) -> bool:
-    """Whether a node is of a kind that counts."""
+def has_macs(node: NodeProto) -> bool:
+    """Return whether a node is of a kind that has MACs."""
     return node.op_type in CONVS or node.op_type in PRODUCTS or node.op_type == "ConvTranspose"
 
 
 def macs_of(node: NodeProto, shapes: Shapes) -> int | None:
-    """MACs of a node that counts, None where a shape is not known."""
+    """Return the MACs of such a node; None where a shape is not known."""
     place = {**CONVS, **PRODUCTS}.get(node.op_type, 1)
     left, right, out = (shapes.get(name) for name in (node.input[0], node.input[place], node.output[0]))
     if left is None or right is None or out is None:

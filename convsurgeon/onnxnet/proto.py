@@ -1,4 +1,4 @@
-"""Small tools on ONNX protobufs: who uses a value, which constants there are, how to take a node out."""
+"""Read and change ONNX protobufs: who reads a value, which constants there are, how to take a node out."""
 
 from __future__ import annotations
 
@@ -12,17 +12,44 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 
+def inner_graphs(node: NodeProto) -> list[GraphProto]:
+    """Return the graphs among a node's attributes."""
+    return [graph for item in node.attribute for graph in (*item.graphs, *([item.g] if item.HasField("g") else []))]
+
+
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and every graph inside its nodes' attributes."""
+    """Yield the graph and every graph inside its nodes."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-                yield from graphs(inner)
+        for inner in inner_graphs(node):
+            yield from graphs(inner)
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Return the names that a node reads, each once, with those that graphs inside it read from outside."""
+    found = dict.fromkeys(name for name in node.input if name)
+    for graph in inner_graphs(node):
+        own = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+        own |= {tensor.values.name for tensor in graph.sparse_initializer}
+        for one in graph.node:
+            found.update((name, None) for name in reads(one) if name not in own)
+            own.update(one.output)
+        found.update((info.name, None) for info in graph.output if info.name not in own)
+    return list(found)
+
+
+def stored_tensors(graph: GraphProto) -> Iterator[TensorProto]:
+    """Yield every stored tensor, with those in constants and in graphs inside nodes."""
+    for inner in graphs(graph):
+        yield from inner.initializer
+        for item in (item for node in inner.node for item in node.attribute):
+            if item.HasField("t"):
+                yield item.t
+            yield from item.tensors
 
 
 def uses(graph: GraphProto) -> Counter[str]:
-    """How often each value is read, by nodes (of inner graphs too) and as an output."""
+    """Count how often each value is read, by nodes (of inner graphs too) and as an output."""
     counts: Counter[str] = Counter(output.name for output in graph.output)
     for inner in graphs(graph):
         for node in inner.node:
@@ -33,12 +60,12 @@ def uses(graph: GraphProto) -> Counter[str]:
 
 
 def producers(graph: GraphProto) -> dict[str, NodeProto]:
-    """The node that makes each value."""
+    """Return the node that makes each value."""
     return {output: node for node in graph.node for output in node.output if output}
 
 
 def readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
-    """The nodes that read each value, each once, in their order."""
+    """Return the nodes that read each value, each once, in their order."""
     found: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in dict.fromkeys(node.input):
@@ -47,7 +74,7 @@ def readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
 
 
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
-    """Initializers and the outputs of `Constant` nodes."""
+    """Return initializers and the outputs of `Constant` nodes, by name."""
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -56,7 +83,7 @@ def constants(graph: GraphProto) -> dict[str, TensorProto]:
 
 
 def ranks(graph: GraphProto) -> dict[str, int]:
-    """Number of axes of every value whose shape is written down."""
+    """Return the number of axes of every value whose shape the graph states."""
     infos = (*graph.input, *graph.value_info, *graph.output)
     return {
         info.name: len(info.type.tensor_type.shape.dim) for info in infos if info.type.tensor_type.HasField("shape")
@@ -64,27 +91,24 @@ def ranks(graph: GraphProto) -> dict[str, int]:
 
 
 def element_types(graph: GraphProto) -> dict[str, int]:
-    """Element type of every value that is written down."""
+    """Return the element type of every value that the graph declares."""
     return {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
 
 
 def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
-    """A number among a node's attributes."""
-    for item in node.attribute:
-        if item.name == name:
-            value: int | float = onnx.helper.get_attribute_value(item)
-            return value
-    return default
+    """Return a number among a node's attributes."""
+    value: int | float = attributes(node).get(name, default)
+    return value
 
 
 def attributes(node: NodeProto) -> dict[str, Any]:
-    """Return a node's attributes by name; bytes as text."""
+    """Return a node's attributes by name, text as str."""
     found = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in found.items()}
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Renames values everywhere they are read or made; graph inputs and outputs stay what they are."""
+    """Rename values wherever they are read or made; inputs and outputs of the graph keep their names."""
     for inner in graphs(graph):
         for node in inner.node:
             node.input[:] = [names.get(name, name) for name in node.input]
@@ -97,7 +121,7 @@ def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
 
 
 def bypass(graph: GraphProto, node: NodeProto) -> bool:
-    """Takes a one-in one-out node out of the graph; False where the graph's own inputs and outputs forbid it."""
+    """Remove a node of one input and one output; return False where inputs or outputs of the graph forbid it."""
     source, target = node.input[0], node.output[0]
     outputs = {output.name for output in graph.output}
     if target not in outputs:
@@ -112,7 +136,7 @@ def bypass(graph: GraphProto, node: NodeProto) -> bool:
 
 
 def drop_unused(graph: GraphProto) -> None:
-    """Removes nodes and initializers that nothing reads."""
+    """Remove nodes and initializers that nothing reads."""
     while True:
         counts = uses(graph)
         idle = [node for node in graph.node if not any(counts[name] for name in node.output)]
@@ -128,14 +152,13 @@ def drop_unused(graph: GraphProto) -> None:
 
 
 def sort_nodes(graph: GraphProto) -> None:
-    """Puts every node behind those whose values it reads, otherwise in the order they have."""
+    """Put every node behind those whose values it reads, and keep the order otherwise."""
     made = {output for node in graph.node for output in node.output if output}
     known, left, order = set[str](), list(graph.node), list[NodeProto]()
     while left:
         later = []
         for node in left:
-            needs = {name for inner in _reads(node) for name in inner if name in made}
-            if needs <= known:
+            if made.intersection(reads(node)) <= known:
                 order.append(node)
                 known.update(node.output)
             else:
@@ -148,22 +171,13 @@ def sort_nodes(graph: GraphProto) -> None:
     graph.node.extend(copies)
 
 
-def _reads(node: NodeProto) -> Iterator[Iterable[str]]:
-    """Names that a node reads, those that graphs inside it read from outside included."""
-    yield node.input
-    for attribute in node.attribute:
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
-            for one in inner.node:
-                yield from _reads(one)
-
-
 def array(tensor: TensorProto) -> npt.NDArray[np.float64]:
-    """A constant's values in float64."""
+    """Return a constant's values in float64."""
     return np.asarray(numpy_helper.to_array(tensor), dtype=np.float64)
 
 
 def put(graph: GraphProto, name: str, values: npt.NDArray[np.float64], like: TensorProto) -> None:
-    """Writes an initializer, over an older one of that name if there is one; dtype as in `like`."""
+    """Store an initializer in the type of `like`, in place of one of that name."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(like.data_type)
     made = numpy_helper.from_array(np.ascontiguousarray(values.astype(dtype)), name)
     for tensor in graph.initializer:
@@ -174,7 +188,7 @@ def put(graph: GraphProto, name: str, values: npt.NDArray[np.float64], like: Ten
 
 
 def unique(name: str, taken: set[str]) -> str:
-    """The name, or the name with the first free number; the result is added to `taken`."""
+    """Return the name, with the first free number where it is taken, and add it to `taken`."""
     candidate, number = name, 0
     while candidate in taken:
         number += 1
@@ -184,12 +198,12 @@ def unique(name: str, taken: set[str]) -> str:
 
 
 def opset_of(model: ModelProto) -> int:
-    """Version of the default operator set that the model is written in."""
+    """Return the version of the default operator set of a model."""
     return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
 
 
 def signature(values: Iterable[onnx.ValueInfoProto]) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
-    """Name and shape of graph inputs or outputs; a symbolic dimension is a string."""
+    """Return names and shapes of graph inputs or outputs; a symbolic dimension is a string."""
     return tuple(
         (info.name, tuple(dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim)) for info in values
     )

@@ -1,17 +1,20 @@
-"""The user's own file: read whole, refused where its convs are no float convs, kept as it is for writing it back."""
+"""The user's own file: read whole, refused where its convs are not float convs, and the inputs that it wants."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-from convsurgeon.base.errors import LoadError, first_line, reason
+from convsurgeon.base.errors import CaptureError, LoadError, first_line, reason
 from convsurgeon.base.files import read_bytes
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.modules import FileInput
 from convsurgeon.onnxnet.session import BLOCKED_DOMAIN, OPTIMISED
 
 OLDEST = 7
@@ -19,11 +22,26 @@ OLDEST = 7
 
 _INTEGER = ("QLinearConv", "ConvInteger", "QLinearConvTranspose")
 
+_TYPES: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32,
+    TensorProto.FLOAT16: torch.float32,
+    TensorProto.DOUBLE: torch.float64,
+    TensorProto.INT8: torch.int8,
+    TensorProto.INT16: torch.int16,
+    TensorProto.INT32: torch.int32,
+    TensorProto.INT64: torch.int64,
+    TensorProto.UINT8: torch.uint8,
+    TensorProto.BOOL: torch.bool,
+}
 
-class Source:
+Shapes = Mapping[Any, tuple[int, ...]]
+"""Shapes of inputs, by name or by place."""
+
+
+class SourceFile:
     """A file's graph with all its weights, and how it was stored; one for all copies of a network.
 
-    It has no `__dict__` on purpose: whoever puts back what a run of a model has changed need not look into it.
+    It has no `__dict__` on purpose: whoever restores what a run of a model has changed need not look into it.
     """
 
     __slots__ = ("data", "model", "path", "places")
@@ -34,13 +52,13 @@ class Source:
         """The bytes of the file itself."""
         self.model = model
         self.places = places
-        """Names of the files that its weights lie in, relative to its folder; none where it holds them itself."""
+        """Names of the files that its weights lie in, relative to its folder; empty where it holds them itself."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Source:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SourceFile:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _source, (self.path, self.data, self.model.SerializeToString(), self.places)
+        return _unpickle, (self.path, self.data, self.model.SerializeToString(), self.places)
 
     @property
     def opset(self) -> int:
@@ -48,15 +66,15 @@ class Source:
         return proto.opset_of(self.model)
 
 
-def _source(path: Path, data: bytes, model: bytes, places: tuple[str, ...]) -> Source:
-    return Source(path, data, ModelProto.FromString(model), places)
+def _unpickle(path: Path, data: bytes, model: bytes, places: tuple[str, ...]) -> SourceFile:
+    return SourceFile(path, data, ModelProto.FromString(model), places)
 
 
-def read(path: str | Path) -> Source:
-    """Reads an ONNX file with the weights that lie beside it.
+def read_source(path: str | Path) -> SourceFile:
+    """Read an ONNX file with the weights that lie beside it.
 
     Raises:
-        LoadError: it is missing, damaged, or no model; or its convs are quantised, or bound to one processor.
+        LoadError: It is missing, damaged, or not a model; or its convs are quantised, or bound to one processor.
     """
     place = Path(path)
     try:
@@ -66,91 +84,127 @@ def read(path: str | Path) -> Source:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors share no base class
-        raise LoadError(f"{place}: is no ONNX file ({first_line(error)}); export it again") from error
+        raise LoadError(f"{place}: is not an ONNX file ({first_line(error)}); export it again") from error
     if not model.graph.node:
-        raise LoadError(f"{place}: is no ONNX model, or one without nodes; export it again")
-    if (word := next(_no_texts(model), None)) is not None:
+        raise LoadError(f"{place}: is not an ONNX model, or has no nodes; export it again")
+    if (word := next(_undecodable(model), None)) is not None:
         raise LoadError(f"{place}: is damaged: {word!r} stands where a name should be; export it again")
-    places = tuple(dict.fromkeys(_places(model)))
+    tensors = proto.stored_tensors(model.graph)
+    outside = [item for one in tensors if one.data_location == TensorProto.EXTERNAL for item in one.external_data]
+    places = tuple(dict.fromkeys(item.value for item in outside if item.key == "location"))
     try:
         if places:
             onnx.checker.check_model(str(place))  # among others that no weights lie outside of the folder
             onnx.load_external_data_for_model(model, str(place.parent))
         else:
             onnx.checker.check_model(model)
-    except Exception as error:  # likewise
-        raise LoadError(f"{place}: is no valid ONNX file: {first_line(error)}; export it again") from error
-    _refuse(place, model)
-    return Source(place, data, model, places)
+    except Exception as error:  # the checker's errors share no base class
+        raise LoadError(f"{place}: is not a valid ONNX file: {first_line(error)}; export it again") from error
+    _check_operators(place, model)
+    return SourceFile(place, data, model, places)
 
 
-def _no_texts(message: Any) -> Iterator[bytes]:
-    """Names in a file that are no text, which protobuf hands out as bytes."""
+def _undecodable(message: Any) -> Iterator[bytes]:
+    """Yield strings of a message that are not text, which protobuf hands out as bytes."""
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING:
             texts = [value] if isinstance(value, str | bytes) else value
             yield from (one for one in texts if isinstance(one, bytes))
         elif field.type == field.TYPE_MESSAGE:
             for one in [value] if hasattr(value, "ListFields") else value:
-                yield from _no_texts(one)
+                yield from _undecodable(one)
 
 
-def _places(model: ModelProto) -> Iterator[str]:
-    for tensor in tensors(model.graph):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            yield from (item.value for item in tensor.external_data if item.key == "location")
-
-
-def tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """Every stored tensor, in graphs inside of nodes and in constants too."""
-    for inner in proto.graphs(graph):
-        yield from inner.initializer
-        for node in inner.node:
-            for item in node.attribute:
-                if item.HasField("t"):
-                    yield item.t
-                yield from item.tensors
-
-
-def _refuse(path: Path, model: ModelProto) -> None:
-    """Old files, quantised convs, and files that a runtime has written for one kind of processor."""
-    if 0 < proto.opset_of(model) < OLDEST:
+def _check_operators(path: Path, model: ModelProto) -> None:
+    """Refuse old files, quantised convs, and files that a runtime has written for one kind of processor."""
+    opset = proto.opset_of(model)
+    if 0 < opset < OLDEST:
         raise LoadError(
-            f"{path}: is of opset {proto.opset_of(model)}, onnxruntime knows {OLDEST} and newer; "
+            f"{path}: is of opset {opset}, onnxruntime knows {OLDEST} and newer; "
             f"bring it there (onnx.version_converter.convert_version(model, {OLDEST}))"
         )
     for graph in proto.graphs(model.graph):
         made = proto.producers(graph)
         for node in graph.node:
             name = node.name or (node.output[0] if node.output else node.op_type)
-            if _lacks(node, proto.opset_of(model)):
+            if _lacks_input(node, opset):
                 raise LoadError(f"{path}: {node.op_type} {name} lacks an input that it must have; export it again")
-            if node.op_type in _INTEGER or _dequantised(node, made):
+            if node.op_type in _INTEGER or _is_dequantised(node, made):
                 raise LoadError(
-                    f"{path}: {name} is a quantised conv; bring the float file that it was made from, "
+                    f"{path}: {name} is a quantised conv; pass the float file that it was made from, "
                     "and quantise the result (export(..., int8=True), --int8)"
                 )
             if node.domain == BLOCKED_DOMAIN or (node.domain == "com.microsoft" and node.op_type in OPTIMISED):
                 raise LoadError(
                     f"{path}: {name} is a {node.domain}.{node.op_type}: onnxruntime has optimised this file for one "
-                    "kind of processor; bring the file that it was made from"
+                    "kind of processor; pass the file that it was made from"
                 )
 
 
-def _lacks(node: NodeProto, opset: int) -> bool:
-    """Whether an input is left out that is not optional, which the runtime may not survive."""
+def _lacks_input(node: NodeProto, opset: int) -> bool:
+    """Return whether an input is left out that is not optional, which the runtime may not survive."""
     if "" not in node.input or node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
         return False
     try:
         formal = onnx.defs.get_schema(node.op_type, opset).inputs
-    except onnx.defs.SchemaError:  # of another operator set
+    except onnx.defs.SchemaError:  # an operator of another operator set, which the checker has judged
         return False
     kinds = [formal[min(place, len(formal) - 1)].option for place, name in enumerate(node.input) if not name and formal]
     return any(kind != onnx.defs.OpSchema.FormalParameterOption.Optional for kind in kinds)
 
 
-def _dequantised(node: NodeProto, made: dict[str, NodeProto]) -> bool:
-    """Whether a conv reads what a DequantizeLinear makes."""
+def _is_dequantised(node: NodeProto, made: dict[str, NodeProto]) -> bool:
     if node.op_type not in ("Conv", "ConvTranspose"):
         return False
     return any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input[:2])
+
+
+def inputs_of(source: SourceFile, shapes: Shapes) -> tuple[FileInput, ...]:
+    """Return the inputs of a file.
+
+    Args:
+        source: the file.
+        shapes: of the example's tensors. Where an input is not among them the file must state its size, but for the
+            batch, which is 1 where it is open.
+
+    Raises:
+        CaptureError: An input is not a tensor of numbers, a size is open, or the example has another one.
+    """
+    stored = {tensor.name for tensor in source.model.graph.initializer}
+    infos = {info.name: info for info in source.model.graph.input if info.name not in stored}
+    if not infos:
+        raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
+    for key in shapes:
+        if key not in infos and not (isinstance(key, int) and key < len(infos)):
+            word = f"no input {key!r}" if isinstance(key, str) else f"{len(infos)} inputs, not {len(shapes)}"
+            raise CaptureError(f"{source.path}: has {word}; its inputs are {', '.join(infos)}")
+    unnamed = iter([shapes[key] for key in sorted(key for key in shapes if isinstance(key, int))])
+    given = {name: shapes[name] if name in shapes else next(unnamed, None) for name in infos}
+    return tuple(_input(source, info, given[name]) for name, info in infos.items())
+
+
+def _input(source: SourceFile, info: ValueInfoProto, shape: tuple[int, ...] | None) -> FileInput:
+    kind, declared = info.type.tensor_type.elem_type, info.type.tensor_type.shape.dim
+    if not info.type.HasField("tensor_type") or kind not in _TYPES:
+        raise CaptureError(
+            f"{source.path}: input {info.name} is not a tensor of numbers; take that part of the graph out"
+        )
+    sizes = tuple(dim.dim_value or 1 for dim in declared)
+    named = [(axis, dim.dim_param or f"{info.name}.{axis}") for axis, dim in enumerate(declared) if not dim.dim_value]
+    made = FileInput(info.name, _TYPES[kind], sizes, tuple(named), kind)
+    axes, words = dict(named), "x".join(dim.dim_param or str(dim.dim_value or "?") for dim in declared)
+    if shape is None:
+        if missing := [name for axis, name in named if axis or len(sizes) < 2]:
+            example = "x".join(str(224 if axis in axes and axis else size) for axis, size in enumerate(sizes))
+            raise CaptureError(
+                f"{source.path}: the size of {info.name} is open ({words}: {', '.join(missing)}); "
+                f"pass an example (--input {info.name}={example})"
+            )
+        return made
+    fits = len(shape) == len(sizes) and all(axis in axes or sizes[axis] == size for axis, size in enumerate(shape))
+    if info.type.tensor_type.HasField("shape") and not fits:
+        raise CaptureError(
+            f"{source.path}: input {info.name} is {words}, the example has {'x'.join(map(str, shape))}; "
+            "pass one that fits"
+        )
+    return replace(made, shape=shape)

@@ -1,64 +1,92 @@
-"""Pieces: what has no translation, as large as it goes without a way out of the piece and back in."""
+"""Subgraphs that onnxruntime runs: what has no translation, as large as it goes without a way out and back in."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TypeProto, ValueInfoProto, numpy_helper
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
+from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import hidden_convs
-from convsurgeon.onnxnet.engine import Runner, to_torch, type_of
-from convsurgeon.onnxnet.leaf import Foreign, HiddenConv
-from convsurgeon.onnxnet.macs import counts, macs_of
-from convsurgeon.onnxnet.values import Values, reads
+from convsurgeon.onnxnet.macs import has_macs, macs_of
+from convsurgeon.onnxnet.modules import Subgraph
+from convsurgeon.onnxnet.session import open_session, session_options
+from convsurgeon.onnxnet.values import Values
 
 _SHAPES = ("Shape", "Size")
 
+_ELEMENTS = {
+    "float": TensorProto.FLOAT,
+    "double": TensorProto.DOUBLE,
+    **{name.lower(): value for name, value in TensorProto.DataType.items() if name != "UNDEFINED"},
+}
 
-class Piece(Foreign):
-    """Nodes that onnxruntime runs; its session is shared by all copies.
 
-    Args:
-        runner: of the piece's graph.
-        about: what is known of it, for `Foreign`.
+class LazySession:
+    """A graph that onnxruntime runs; its session is made when it is first needed, and shared by all copies.
+
+    It has no `__dict__` on purpose: restoring what a run of a model has changed would throw the session away.
     """
 
-    def __init__(
-        self, runner: Runner, macs: int, params: int, size: int, convs: tuple[HiddenConv, ...], cuts: tuple[bool, ...]
-    ) -> None:
-        super().__init__(macs, params, size, convs, cuts)
-        self.runner = runner
-        self.operators = tuple(dict.fromkeys(str(node.op_type) for node in runner.model.graph.node))
+    __slots__ = ("_lock", "_session", "inputs", "model", "outputs")
 
-    def forward(self, *given: Any) -> Any:
-        """The piece's inputs in order; one value or a tuple of them."""
-        if any(type(value) is not Tensor for value in given if isinstance(value, Tensor)):
-            raise NotImplementedError("onnxruntime wants values, not a fake tensor")
-        made = [to_torch(value) for value in self.runner.run(given)]
-        devices = [value.device for value in given if isinstance(value, Tensor) and value.device.type != "cpu"]
-        if devices:
-            made = [value.to(devices[0]) if isinstance(value, Tensor) else value for value in made]
-        return made[0] if len(made) == 1 else tuple(made)
+    def __init__(self, model: ModelProto, outputs: Sequence[str]) -> None:
+        self.model, self.outputs = model, tuple(outputs)
+        self.inputs = tuple((info.name, _numpy_type(info.type)) for info in model.graph.input)
+        self._session: Any = None
+        self._lock = threading.Lock()
 
-    def extra_repr(self) -> str:
-        """Its operators, for whoever prints the network."""
-        return f"onnxruntime: {', '.join(self.operators)}"
+    def __deepcopy__(self, memo: dict[int, Any]) -> LazySession:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickle, (self.model.SerializeToString(), self.outputs)
+
+    def run(self, values: Sequence[Any]) -> list[Any]:
+        """Return arrays in the order of the outputs; what is not a tensor stays what the runtime makes of it."""
+        feed = {
+            name: _as_runtime_takes(value, wanted) for (name, wanted), value in zip(self.inputs, values, strict=True)
+        }
+        with self._lock:
+            if self._session is None:
+                self._session = open_session(self.model, session_options(torch.get_num_threads(), spinning=False))
+        return list(self._session.run(list(self.outputs), feed))
 
 
-def grouped(nodes: Sequence[NodeProto], ready: Collection[str]) -> list[list[int]]:
-    """Positions of the nodes that can run now, one after the other, in groups that have nothing to do with each other.
+def _unpickle(data: bytes, outputs: Sequence[str]) -> LazySession:
+    return LazySession(ModelProto.FromString(data), outputs)
+
+
+def _as_runtime_takes(value: Any, wanted: np.dtype[Any] | None) -> Any:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and wanted is not None:
+        return np.ascontiguousarray(value.astype(wanted, copy=False)).reshape(value.shape)
+    return value
+
+
+def _numpy_type(kind: TypeProto) -> np.dtype[Any] | None:
+    if not kind.HasField("tensor_type") or kind.tensor_type.elem_type in (TensorProto.STRING, TensorProto.UNDEFINED):
+        return None
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind.tensor_type.elem_type))
+
+
+def group_nodes(nodes: Sequence[NodeProto], ready: Collection[str]) -> list[list[int]]:
+    """Return positions of the nodes that can run now, in groups that read nothing of one another.
 
     Args:
-        nodes: those left, in order; None where a node is not for a piece.
+        nodes: in order.
         ready: values that are there.
     """
     known, owner = set(ready), dict[str, int]()
     groups: dict[int, list[int]] = {}
     for place, node in enumerate(nodes):
-        needs = reads(node)
+        needs = proto.reads(node)
         if not all(name in known or name in owner for name in needs):
             continue
         mine = sorted({owner[name] for name in needs if name in owner})
@@ -69,25 +97,24 @@ def grouped(nodes: Sequence[NodeProto], ready: Collection[str]) -> list[list[int
     return [sorted(members) for _, members in sorted(groups.items())]
 
 
-def piece_of(nodes: Sequence[NodeProto], values: Values, outside: Collection[str], reasons: dict[str, str]) -> Piece:
-    """A piece of some nodes.
+def make_subgraph(
+    nodes: Sequence[NodeProto], values: Values, outside: Collection[str], reasons: dict[str, str]
+) -> Subgraph:
+    """Make a subgraph of some nodes.
 
     Args:
         nodes: in order.
         values: of the whole graph.
         outside: names that others read, or that are outputs of the network.
-        reasons: why a conv among them is no module, by its first output.
+        reasons: why a conv among them is not a module, by its first output.
     """
     made = {name for node in nodes for name in node.output if name}
-    needs = list(dict.fromkeys(name for node in nodes for name in reads(node) if name not in made))
-    graph = GraphProto(name="piece")
+    needs = dict.fromkeys(name for node in nodes for name in proto.reads(node) if name not in made)
+    graph = GraphProto(name="subgraph")
     graph.node.extend(nodes)
-    for name in needs:
-        array = values.array(name)
-        if array is None:
-            graph.input.append(ValueInfoProto(name=name, type=_type(name, values)))
-        else:
-            graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    stored = {name: array for name in needs if (array := values.array(name)) is not None}
+    graph.input.extend(ValueInfoProto(name=name, type=_type_of(name, values)) for name in needs if name not in stored)
+    graph.initializer.extend(numpy_helper.from_array(np.asarray(array), name) for name, array in stored.items())
     outputs = [name for node in nodes for name in node.output if name in outside]
     graph.output.extend(values.declared(name) for name in outputs)
     graph.value_info.extend(values.declared(name) for name in sorted(made.difference(outputs)))
@@ -95,50 +122,56 @@ def piece_of(nodes: Sequence[NodeProto], values: Values, outside: Collection[str
     model = ModelProto(ir_version=max(4, source.ir_version), graph=graph)
     model.opset_import.extend(source.opset_import)
     model.functions.extend(source.functions)
-    stored = [values.array(tensor.name) for tensor in graph.initializer]
-    floats = [array for array in stored if array is not None and array.dtype.kind == "f"]
-    return Piece(
-        Runner(model, outputs, optimised=True),
-        _macs(nodes, values),
-        sum(array.size for array in floats),
-        sum(array.nbytes for array in floats),
-        hidden_convs(nodes, values, reasons),
-        tuple(_read(info.name, nodes) for info in graph.input),
+    floats = [array for array in stored.values() if array.dtype.kind == "f"]
+    return Subgraph(
+        LazySession(model, outputs),
+        operators=tuple(dict.fromkeys(str(node.op_type) for node in nodes)),
+        macs=sum(_macs(node, values) for node in nodes),
+        params=sum(array.size for array in floats),
+        weight_bytes=sum(array.nbytes for array in floats),
+        convs=hidden_convs(nodes, values, reasons),
+        cuts=tuple(_is_read(info.name, nodes) for info in graph.input),
     )
 
 
-def _type(name: str, values: Values) -> TypeProto:
+def _type_of(name: str, values: Values) -> TypeProto:
+    """Return the type of a value that goes into a subgraph, with how many axes it has and not how long they are."""
     declared = next((info.type for info in values.graph.input if info.name == name), None)
     kind = TypeProto()
-    kind.CopyFrom(type_of(values.types[name]) if declared is None else declared)
+    kind.CopyFrom(_type_in_words(values.types[name]) if declared is None else declared)
     shape = values.shape(name)
     if kind.HasField("tensor_type"):
         kind.tensor_type.ClearField("shape")
-        if shape is not None:  # how many axes, not how long they are
+        if shape is not None:
             kind.tensor_type.shape.SetInParent()
             for _ in shape:
                 kind.tensor_type.shape.dim.add()
     return kind
 
 
-def _read(name: str, nodes: Sequence[NodeProto]) -> bool:
-    """Whether anybody looks at a value, and not only at its shape."""
-    return any(name in reads(node) and node.op_type not in _SHAPES for node in nodes)
+def _type_in_words(words: str) -> TypeProto:
+    """Return the type that the runtime calls by a word such as `seq(tensor(float))`."""
+    kind, _, inner = words.removesuffix(")").partition("(")
+    if kind == "tensor" and inner in _ELEMENTS:
+        return helper.make_tensor_type_proto(_ELEMENTS[inner], None)
+    if kind == "seq":
+        return helper.make_sequence_type_proto(_type_in_words(inner))
+    if kind == "optional":
+        return helper.make_optional_type_proto(_type_in_words(inner))
+    raise ValueError(f"{words} is not a type that can go from one subgraph to another")
 
 
-def _macs(nodes: Sequence[NodeProto], values: Values) -> int:
-    found = 0
-    for node in nodes:
-        if counts(node):
-            found += macs_of(node, values.shapes([*node.input, *node.output])) or 0
-        elif node.op_type in ("LSTM", "GRU", "RNN"):
-            found += _recurrent(node, values)
-    return found
+def _is_read(name: str, nodes: Sequence[NodeProto]) -> bool:
+    """Return whether a node looks at a value, and not only at its shape."""
+    return any(name in proto.reads(node) and node.op_type not in _SHAPES for node in nodes)
 
 
-def _recurrent(node: NodeProto, values: Values) -> int:
-    """Two products in every step: of the input and of the state."""
-    x, *weights = (values.shape(name) for name in node.input[:3])
+def _macs(node: NodeProto, values: Values) -> int:
+    if has_macs(node):
+        return macs_of(node, values.shapes([*node.input, *node.output])) or 0
+    if node.op_type not in ("LSTM", "GRU", "RNN"):
+        return 0
+    x, *weights = (values.shape(name) for name in node.input[:3])  # two products in every step: of input and state
     if x is None or any(weight is None for weight in weights):
         return 0
     return x[0] * x[1] * sum(int(np.prod(weight)) for weight in weights if weight is not None)

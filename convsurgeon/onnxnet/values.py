@@ -1,4 +1,4 @@
-"""What is known of every value of a file's graph: what it was on the example, and whether it is always that."""
+"""What every value of a file's graph was on the example, and whether it is always that."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, numpy_helper
+import numpy.typing as npt
+import torch
+from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from torch import Tensor
 
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.engine import Array, run_once
-from convsurgeon.onnxnet.source_file import Source
+from convsurgeon.onnxnet.modules import to_torch
+from convsurgeon.onnxnet.session import open_session, session_options
+from convsurgeon.onnxnet.source_file import SourceFile
 
-_CHANCE = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+Array = npt.NDArray[Any]
 
+_RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 _HALVES = ("tensor(float16)", "tensor(bfloat16)")
 
 
@@ -29,63 +34,57 @@ class Values:
         CaptureError: onnxruntime does not run it on them.
     """
 
-    def __init__(self, source: Source, feed: Mapping[str, Array]) -> None:
+    def __init__(self, source: SourceFile, feed: Mapping[str, Array]) -> None:
         self.source, self.graph = source, source.model.graph
         self._tensors = {tensor.name: tensor for tensor in self.graph.initializer}
         self._declared = proto.element_types(self.graph)
         self._arrays: dict[str, Array] = {}
         self.seen: dict[str, Any] = dict(feed)
         self.types: dict[str, str] = {}
-        self._look(feed)
+        self._run(feed)
         self.constant = self._constants()
 
-    def _look(self, feed: Mapping[str, Array]) -> None:
-        """Runs the whole graph once, with every value an output."""
+    def _run(self, feed: Mapping[str, Array]) -> None:
+        """Run the whole graph once, with every value an output."""
         probe = ModelProto()
         probe.CopyFrom(self.source.model)
         made = [name for node in self.graph.node for name in node.output if name]
         outputs = [name for name in dict.fromkeys(made) if name not in self._tensors]
-        del probe.graph.output[:]
+        inputs = [info for info in self.graph.input if info.name not in self._tensors]
+        del probe.graph.output[:], probe.graph.value_info[:], probe.graph.input[:]
         probe.graph.output.extend(self.declared(name) for name in outputs)
-        del probe.graph.value_info[:]
-        stored = set(self._tensors)
-        inputs = [info for info in self.graph.input if info.name not in stored]
-        del probe.graph.input[:]
         probe.graph.input.extend(inputs)
-        if probe.ir_version < 4:  # in which weights had to be inputs, too
-            probe.ir_version = 4
+        probe.ir_version = max(4, probe.ir_version)  # before, weights had to be inputs, too
         try:
-            found, self.types = run_once(probe, outputs, feed)
-        except Exception as error:  # the runtime's exceptions have no common base but Exception
+            session = open_session(probe, session_options(torch.get_num_threads(), "off", spinning=False))
+            found = session.run(outputs, dict(feed))
+        except Exception as error:  # the runtime's exceptions share no base class but Exception
             shapes = ", ".join("x".join(map(str, array.shape)) for array in feed.values())
-            words = " ".join(str(error).split())
             raise CaptureError(
-                f"{self.source.path}: onnxruntime does not run it on an input of shape {shapes} ({words[:300]}); "
-                "pass an example that it runs on"
+                f"{self.source.path}: onnxruntime does not run it on an input of shape {shapes} "
+                f"({' '.join(str(error).split())[:300]}); pass an example that it runs on"
             ) from error
+        self.types = {one.name: one.type for one in session.get_outputs()}
         self.seen.update(zip(outputs, found, strict=True))
 
     def declared(self, name: str) -> ValueInfoProto:
-        """A value with the type that the file says it has, if it says so; sizes are found out."""
+        """Return a value with the type that the file declares, if it does, and without sizes."""
         found, kind = ValueInfoProto(name=name), self._declared.get(name)
         if kind:
             found.type.tensor_type.elem_type = kind
         return found
 
     def _constants(self) -> frozenset[str]:
-        """Names of the values that do not depend on the inputs."""
+        """Return the names of the values that do not depend on the inputs."""
         known = set(self._tensors)
         outputs = {output.name for output in self.graph.output}
         for node in self.graph.node:
-            inside = any(item.HasField("g") or item.graphs for item in node.attribute)
-            reads = [name for name in node.input if name]
-            fixed = all(name in known for name in reads) and not inside and node.op_type not in _CHANCE
-            if fixed and not outputs.intersection(node.output) and self._plain(node.output):
-                known.update(name for name in node.output if name)
+            made = [name for name in node.output if name]
+            fixed = known.issuperset(name for name in node.input if name) and node.op_type not in _RANDOM
+            plain = all(isinstance(self.seen.get(name), np.ndarray) for name in made)
+            if fixed and plain and not proto.inner_graphs(node) and not outputs.intersection(made):
+                known.update(made)
         return frozenset(known)
-
-    def _plain(self, names: Sequence[str]) -> bool:
-        return all(isinstance(self.seen.get(name), np.ndarray) for name in names if name)
 
     @property
     def half(self) -> bool:
@@ -93,7 +92,7 @@ class Values:
         return any(kind in _HALVES and name not in self.constant for name, kind in self.types.items())
 
     def array(self, name: str) -> Array | None:
-        """A constant's value; None for all others, and for what is not there."""
+        """Return a constant's value; None for what is not constant, and for the empty name."""
         if not name or name not in self.constant:
             return None
         if name not in self._arrays:
@@ -101,46 +100,35 @@ class Values:
             self._arrays[name] = self.seen[name] if stored is None else np.asarray(numpy_helper.to_array(stored))
         return self._arrays[name]
 
-    def of(self, name: str) -> Any:
-        """What a value was on the example."""
+    def tensor(self, name: str) -> Tensor | None:
+        """Return a constant's value as torch has it; None for what is not constant."""
+        array = self.array(name)
+        return None if array is None else to_torch(array)
+
+    def on_example(self, name: str) -> Any:
+        """Return what a value was on the example."""
         return self.array(name) if name in self.constant else self.seen[name]
 
+    def is_float(self, name: str) -> bool:
+        """Return whether a value that a node makes is a floating-point tensor."""
+        value = self.seen.get(name)
+        return isinstance(value, np.ndarray) and value.dtype in (np.float16, np.float32, np.float64)
+
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Of a tensor on the example."""
-        value = self.of(name) if name in self.constant or name in self.seen else None
+        """Return the shape of a tensor on the example; None for other values."""
+        value = self.on_example(name) if name in self.constant or name in self.seen else None
         return tuple(value.shape) if isinstance(value, np.ndarray) else None
 
     def shapes(self, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-        """Of those that are tensors."""
+        """Return the shapes of those that are tensors."""
         pairs = ((name, self.shape(name)) for name in names if name)
         return {name: shape for name, shape in pairs if shape is not None}
 
-
-def reads(node: NodeProto) -> list[str]:
-    """Names that a node reads, those that graphs inside it read from outside included; each once, in order."""
-    found = dict.fromkeys(name for name in node.input if name)
-    for item in node.attribute:
-        for inner in _graphs(item):
-            found.update(dict.fromkeys(_captured(inner)))
-    return list(found)
+    def can_be_folded(self, node: NodeProto) -> bool:
+        """Return whether all that a node makes is constant."""
+        return self.constant.issuperset(name for name in node.output if name)
 
 
-def _graphs(item: AttributeProto) -> list[GraphProto]:
-    return [*item.graphs, *([item.g] if item.HasField("g") else [])]
-
-
-def _captured(graph: GraphProto) -> list[str]:
-    """What a graph inside a node takes from outside."""
-    own = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
-    own |= {tensor.values.name for tensor in graph.sparse_initializer}
-    found: dict[str, None] = {}
-    for node in graph.node:
-        found.update((name, None) for name in reads(node) if name not in own)
-        own.update(node.output)
-    found.update((info.name, None) for info in graph.output if info.name not in own)
-    return list(found)
-
-
-def attribute(node: NodeProto, name: str) -> AttributeProto | None:
-    """A node's attribute, None where it has none of that name."""
-    return next((item for item in node.attribute if item.name == name), None)
+def to_array(value: Tensor, kind: int) -> Array:
+    """Return a tensor as an array of a type of ONNX, by its number."""
+    return np.ascontiguousarray(value.detach().cpu().numpy().astype(helper.tensor_dtype_to_np_dtype(kind), copy=False))

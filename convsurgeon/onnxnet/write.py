@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
-from convsurgeon.onnxnet.network import OnnxNetwork, Owner, fingerprint
+from convsurgeon.onnxnet.network import FileConv, OnnxNetwork, fingerprint
 from convsurgeon.onnxnet.session import LARGEST_BYTES, weight_bytes_of
-from convsurgeon.onnxnet.values import reads
 
 _OUTSIDE_BYTES = 1024
 
 
-def changed(network: OnnxNetwork) -> dict[str, Owner]:
+def changed_convs(network: OnnxNetwork) -> dict[str, FileConv]:
     """The convs that are others than the file's, by path."""
-    modules = ((path, network.get_submodule(path), owner) for path, owner in network.owners.items())
+    modules = ((path, network.get_submodule(path), owner) for path, owner in network.file_convs.items())
     return {
         path: owner
         for path, module, owner in modules
@@ -37,7 +36,7 @@ def changed(network: OnnxNetwork) -> dict[str, Owner]:
     }
 
 
-def written(network: OnnxNetwork) -> ModelProto:
+def rewrite(network: OnnxNetwork) -> ModelProto:
     """The file's graph with the network's convs in it.
 
     Raises:
@@ -45,21 +44,21 @@ def written(network: OnnxNetwork) -> ModelProto:
     """
     model = ModelProto()
     model.CopyFrom(network.source.model)
-    if found := changed(network):
+    if found := changed_convs(network):
         _Writer(network, model).write(found)
     return model
 
 
-def store(network: OnnxNetwork, path: Path) -> None:
+def save_network(network: OnnxNetwork, path: Path) -> None:
     """Writes a network's file; weights go into a file beside it, `NAME.data`, where the original's do, or must.
 
     Raises:
-        ExportError: as `written`, or the graph is not valid.
+        ExportError: as `rewrite`, or the graph is not valid.
     """
-    if not changed(network) and not network.source.places:
+    if not changed_convs(network) and not network.source.places:
         path.write_bytes(network.source.data)
         return
-    model = written(network)
+    model = rewrite(network)
     outside = bool(network.source.places) or weight_bytes_of(model) > LARGEST_BYTES
     try:
         if outside:
@@ -86,7 +85,7 @@ class _Writer:
         self.names = TakenNames.of(model.graph)
         self.stored: dict[str, list[tuple[Tensor, str]]] = {}
 
-    def write(self, found: Mapping[str, Owner]) -> None:
+    def write(self, found: Mapping[str, FileConv]) -> None:
         """Replaces the nodes of some convs."""
         paths = {output: path for path, owner in found.items() for output in owner.outputs}
         made: list[NodeProto] = []
@@ -104,7 +103,7 @@ class _Writer:
 
     def _replaced(self, node: NodeProto, path: str) -> list[NodeProto]:
         """Return the nodes of what stands at a path."""
-        owner = self.network.owners[path]
+        owner = self.network.file_convs[path]
         return form_nodes(
             self.network.get_submodule(path),
             node,
@@ -146,7 +145,7 @@ class _Writer:
             for place in makers:
                 node = self.graph.node[place]
                 if not any(proto.uses(self.graph)[output] for output in node.output):
-                    waiting += reads(node)
+                    waiting += proto.reads(node)
                     del self.graph.node[place]
 
 

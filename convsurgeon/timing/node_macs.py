@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from convsurgeon.onnx.session import bound_shape, checked
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.macs import Shapes, counts, macs_of
+from convsurgeon.onnxnet.macs import Shapes, has_macs, macs_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def count(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Work:
     found: dict[str, int] = {}
     uncounted = []
     for node in model.graph.node:
-        if counts(node):
+        if has_macs(node):
             name = str(node.name or node.output[0])
             macs = macs_of(node, shapes)
             if macs is None:

@@ -28,8 +28,8 @@ from convsurgeon.graph.model_files import opened
 from convsurgeon.onnx.rewritten_file import limits
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
-from convsurgeon.onnxnet.source_file import read
-from convsurgeon.onnxnet.write import store
+from convsurgeon.onnxnet.source_file import read_source
+from convsurgeon.onnxnet.write import save_network
 from tests.fuzz.makers import Maker
 from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, session_of
 
@@ -148,7 +148,7 @@ def check(rng: random.Random) -> None:
 def _deadly(path: Path) -> bool:
     """Whether a file is refused because the runtime itself might not survive it."""
     try:
-        read(path)
+        read_source(path)
     except ConvSurgeonError as error:
         return "lacks an input" in str(error)
     return False
@@ -195,12 +195,12 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
         network, changed = _whole(path, form, made, truth)
     else:
         network, changed = _rewritten(path, form, truth)
-        store(network, made)
+        save_network(network, made)
     if truth is not None:
         session = session_of(made)
         for feed, wanted in zip(truth.feeds, truth.outputs, strict=True):
             _right(path, feed, list(session.run(None, feed)), wanted, "the written file", limits(network)[0])
-    nothing_else_touched(path, made, {output for site in changed for output in network.owners[site].outputs})
+    nothing_else_touched(path, made, {output for site in changed for output in network.file_convs[site].outputs})
 
 
 def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tuple[OnnxNetwork, list[str]]:
@@ -227,7 +227,7 @@ def _rewritten(path: Path, form: Any, truth: Truth | None) -> tuple[OnnxNetwork,
         arrays = [one.numpy() for one in (found if isinstance(found, tuple) else (found,))]
         _right(path, feed, arrays, wanted, "the network in torch", limits(network)[0])
     changed = []
-    for name in network.owners:
+    for name in network.file_convs:
         conv = network.get_submodule(name)
         if not isinstance(conv, nn.Conv2d):
             continue

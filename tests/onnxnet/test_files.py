@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 import convsurgeon as cs
 from convsurgeon.graph.model_files import opened
 from convsurgeon.graph.subgraphs import stopping
-from convsurgeon.onnxnet.leaf import Foreign
+from convsurgeon.onnxnet.modules import Subgraph
 from convsurgeon.onnxnet.network import OnnxNetwork
 from tests.onnxnet.files import (
     FILES,
@@ -50,7 +50,7 @@ def test_names_hide_nothing_of_the_network(tmp_path: Path) -> None:
     for name in names:
         value = graph.conv(value, f"{name}.out", name, 4, 4, 1)
     network, example = opened(saved(graph.model(value), tmp_path, "names.onnx"))
-    assert len(network.owners) == len(names)  # type: ignore[arg-type]
+    assert len(network.file_convs) == len(names)  # type: ignore[arg-type]
     assert np.isfinite(network(*example.args).numpy(force=True)).all()  # type: ignore[attr-defined]
 
 
@@ -76,18 +76,18 @@ def test_parity_is_looser_only_where_a_file_computes_in_half_precision(computes:
 
 def test_everything_but_the_lstm_is_translated(tmp_path: Path) -> None:
     network, example = opened(saved(recurrent(), tmp_path))
-    pieces = [module for module in network.modules() if isinstance(module, Foreign)]
+    pieces = [module for module in network.modules() if isinstance(module, Subgraph)]
     assert [piece.operators for piece in pieces] == [("Resize",), ("LSTM", "TopK")]
     assert stopping(network, example) == ("Resize", "LSTM", "TopK")  # type: ignore[arg-type]
     whole, example = opened(saved(normed(), tmp_path))
-    assert not any(isinstance(module, Foreign) for module in whole.modules())
+    assert not any(isinstance(module, Subgraph) for module in whole.modules())
     kinds = {type(module).__name__ for module in whole.modules()}
     assert {"SiLU", "Hardswish", "PReLU", "BatchNorm2d", "Conv2d"} <= kinds
 
 
 @pytest.mark.parametrize("kind", ["QDQ", "ConvInteger", "QLinearConv"])
 def test_files_of_whole_numbers_are_refused(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(cs.LoadError, match="is a quantised conv; bring the float file that it was made from"):
+    with pytest.raises(cs.LoadError, match="conv is a quantised conv"):
         cs.convert(saved(quantised(kind), tmp_path))
 
 
@@ -124,7 +124,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
-    for data, words in ((b"", "without nodes"), (b"no protobuf", "is no ONNX file"), (b"\x08\x08", "without nodes")):
+    for data, words in ((b"", "has no nodes"), (b"no protobuf", "is not an ONNX file"), (b"\x08\x08", "has no nodes")):
         (tmp_path / "net.onnx").write_bytes(data)
         with pytest.raises(cs.LoadError, match=words):
             cs.plan(tmp_path / "net.onnx")

@@ -1,1 +1,4 @@
-"""What operators of ONNX compute, in functions of torch, and the rule by which a node becomes one; a file a family."""
+"""The operators that stand between convs, in functions of torch, so that gradients go through them.
+
+Everything else runs in a subgraph, in onnxruntime.
+"""

@@ -1,4 +1,4 @@
-"""What runs a window over an image: margins, pools, transposed convs, resizing."""
+"""Operators that run a window over an image: pools, transposed convs, resizing."""
 
 from __future__ import annotations
 
@@ -9,41 +9,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.leaf import Leaf
-from convsurgeon.onnxnet.operators.op import Op, Rule, View, ints
+from convsurgeon.onnxnet.modules import Operator
+from convsurgeon.onnxnet.operators.node import NodeView, Rule, to_ints, with_weights
 from convsurgeon.onnxnet.padding import Padding
 
 
-class PaddingBefore(Leaf):
-    """Zeros around an input, which a conv of torch cannot add itself."""
-
-    def __init__(self, padding: Padding) -> None:
-        super().__init__()
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any spatial size to a larger one."""
-        return self.padding.add(x)
-
-
 def max_pool(x: Tensor, *, kernel: Any, padding: Padding, dilation: Any, ceil: bool) -> Tensor:
-    """Largest of every window; padding is below everything."""
+    """Take the largest value of every window; padding is below everything."""
     pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[x.dim() - 3]
     return pool(padding.add(x, -math.inf), kernel, padding.strides, 0, dilation, ceil_mode=ceil)
 
 
 def average_pool(x: Tensor, *, kernel: Any, padding: Padding, ceil: bool, counted: bool) -> Tensor:
-    """With what the padding adds counted or not, as the file says."""
+    """Average every window, with what the padding adds counted or not."""
     pool = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[x.dim() - 3]
     wide = padding.add(x)
-    summed = pool(wide, kernel, padding.strides, 0, ceil_mode=ceil)
+    averaged = pool(wide, kernel, padding.strides, 0, ceil_mode=ceil)
     if counted or wide.shape == x.shape:
-        return summed
-    return summed / pool(padding.add(x[:1, :1] * 0 + 1), kernel, padding.strides, 0, ceil_mode=ceil)
+        return averaged
+    return averaged / pool(padding.add(x[:1, :1] * 0 + 1), kernel, padding.strides, 0, ceil_mode=ceil)
 
 
 def global_pool(x: Tensor, *, largest: bool) -> Tensor:
-    """Of all places at once."""
+    """Average all places, or take the largest."""
     axes = list(range(2, x.dim()))
     return x.amax(axes, keepdim=True) if largest else x.mean(axes, keepdim=True)
 
@@ -51,47 +39,38 @@ def global_pool(x: Tensor, *, largest: bool) -> Tensor:
 def resize(
     x: Tensor, _region: Any, scales: Any, sizes: Any = None, *, mode: str, transform: str, nearest: str
 ) -> Tensor:
-    """In the few ways that torch has, too."""
-    if sizes is not None and len(ints(sizes)):
-        wanted = ints(sizes)[2:]
+    """Resize in the few ways that torch has, too."""
+    if sizes is not None and len(to_ints(sizes)):
+        wanted = to_ints(sizes)[2:]
     else:
         factors = [float(value) for value in (scales.tolist() if isinstance(scales, Tensor) else scales)][2:]
         wanted = [math.floor(length * factor) for length, factor in zip(x.shape[2:], factors, strict=True)]
     if mode == "nearest":
         exact = transform == "half_pixel" and nearest in ("round_prefer_floor", "round_prefer_ceil", "floor")
         return F.interpolate(x, wanted, mode="nearest-exact" if exact else "nearest")
-    corners = transform == "align_corners"
     names = {"linear": ("linear", "bilinear", "trilinear")[x.dim() - 3], "cubic": "bicubic"}
-    return F.interpolate(x, wanted, mode=names[mode], align_corners=corners)
+    return F.interpolate(x, wanted, mode=names[mode], align_corners=transform == "align_corners")
 
 
-def filled(conv: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A conv with its weights."""
-    conv.weight = nn.Parameter(weight.clone())
-    conv.bias = None if bias is None else nn.Parameter(bias.clone())
-    assert isinstance(conv, nn.Module)
-    return conv
-
-
-def _max_pool(view: View) -> nn.Module | None:
-    if view.outputs > 1 or view.get("storage_order", 0):
-        return None
-    return Op(max_pool, {**_window(view), "dilation": tuple(view.get("dilations", [1] * view.dims))})
-
-
-def _average_pool(view: View) -> nn.Module:
-    return Op(average_pool, {**_window(view), "counted": bool(view.get("count_include_pad", 0))})
-
-
-def _window(view: View) -> dict[str, Any]:
+def _window(view: NodeView) -> dict[str, Any]:
     kernel = tuple(view.get("kernel_shape"))
     padding = Padding.of(proto.attributes(view.node), kernel)
     return {"kernel": kernel, "padding": padding, "ceil": bool(view.get("ceil_mode", 0))}
 
 
-def _conv_transpose(view: View) -> nn.Module | None:
+def _max_pool(view: NodeView) -> nn.Module | None:
+    if view.outputs > 1 or view.get("storage_order", 0):
+        return None
+    return Operator(max_pool, {**_window(view), "dilation": tuple(view.get("dilations", [1] * view.dims))})
+
+
+def _average_pool(view: NodeView) -> nn.Module:
+    return Operator(average_pool, {**_window(view), "counted": bool(view.get("count_include_pad", 0))})
+
+
+def _conv_transpose(view: NodeView) -> nn.Module | None:
     weight, bias, dims = view.tensor(1), view.tensor(2), view.dims
-    if weight is None or (view.has(2) and bias is None) or dims not in (1, 2, 3) or view.get("output_shape"):
+    if weight is None or view.varies(2) or dims not in (1, 2, 3) or view.get("output_shape"):
         return None
     pads, groups = view.get("pads", [0] * 2 * dims), view.get("group", 1)
     if view.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or pads[:dims] != pads[dims:]:
@@ -109,10 +88,10 @@ def _conv_transpose(view: View) -> nn.Module | None:
         dilation=tuple(view.get("dilations", [1] * dims)),
         device="meta",
     )
-    return filled(made, weight, bias)
+    return with_weights(made, weight, bias)
 
 
-def _resize(view: View) -> nn.Module | None:
+def _resize(view: NodeView) -> nn.Module | None:
     if view.get("antialias", 0) or view.get("axes") is not None:
         return None
     fixed = view.constants()
@@ -122,14 +101,14 @@ def _resize(view: View) -> nn.Module | None:
         fixed = {1: None, 2: fixed[1]} if 1 in fixed else {1: None}
     transform = view.get("coordinate_transformation_mode", "half_pixel" if view.opset >= 11 else "asymmetric")
     nearest = view.get("nearest_mode", "round_prefer_floor" if view.opset >= 11 else "floor")
-    return Op(resize, {"mode": view.get("mode", "nearest"), "transform": transform, "nearest": nearest}, fixed)
+    return Operator(resize, {"mode": view.get("mode", "nearest"), "transform": transform, "nearest": nearest}, fixed)
 
 
 RULES: dict[str, Rule] = {
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
-    "GlobalAveragePool": lambda view: view.op(global_pool, largest=False),
-    "GlobalMaxPool": lambda view: view.op(global_pool, largest=True),
+    "GlobalAveragePool": lambda view: view.operator(global_pool, largest=False),
+    "GlobalMaxPool": lambda view: view.operator(global_pool, largest=True),
     "ConvTranspose": _conv_transpose,
     "Resize": _resize,
     "Upsample": _resize,
