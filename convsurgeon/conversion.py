@@ -23,7 +23,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.outputs import outputs
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.graph.subgraphs import pieces_in_words
+from convsurgeon.graph.subgraphs import note_on_subgraphs
 from convsurgeon.planning.candidates import plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.select import Predicate
@@ -273,7 +273,7 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     tensors = learnable_rows(model, converted)
     parts = (before.cost, after.cost, done.steps, tensors, values, str(example))
     notes, held_back = ((), ()) if data is None else (data.notes, data.held_back)
-    notes = (*notes, *pieces_in_words(model, example, fitted=bool(fits)))
+    notes = (*notes, *note_on_subgraphs(model, example, fitted=bool(fits)))
     report = Report(*parts, reconstruction=fits, opaque=tuple(before.opaque.items()), notes=notes)
     made_up = (data,) if data is not None and data.made_up else ()
     return Result(converted, done, report, model, example, held_back, made_up)

@@ -36,8 +36,8 @@ from convsurgeon.distill.training import (
 )
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.state import state_kept
-from convsurgeon.graph.subgraphs import stopping
+from convsurgeon.graph.state import keep_state
+from convsurgeon.graph.subgraphs import operators_without_gradient
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import as_exported, learn_rounded
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -149,7 +149,7 @@ def recover(
     _check(result, recipe, own)
     check_run(run, resume)
     folder = None if run is None else RunFolder(run)
-    with kept_chance(), state_kept(result.original), nullcontext() if folder is None else folder.owned():
+    with kept_chance(), keep_state(result.original), nullcontext() if folder is None else folder.owned():
         given = _made_up(result, recipe, progress) if batches is None else batches
         setup = _set_up(result, given, recipe, own)
         weights, done = _carried_out(setup, _identity(result, setup), folder, progress)
@@ -211,7 +211,7 @@ def _check_file(result: Result, recipe: Recipe) -> None:
     """A file is for inference: its norms keep what they know, and training needs gradients all the way."""
     if recipe.norms != "frozen":
         raise RecoveryError("recover: an ONNX file keeps its batch-norm statistics; leave norms as it is")
-    kinds = stopping(result.original, result.example)
+    kinds = operators_without_gradient(result.original, result.example)
     if kinds:
         raise RecoveryError(
             f"recover: {', '.join(kinds[:4])} of the file run in onnxruntime, which gives no gradients; "

@@ -8,7 +8,7 @@ from convsurgeon.calibration.dataset import Calibration, images_in, read
 from convsurgeon.calibration.sanity_checks import suspicions
 from convsurgeon.calibration.synthetic import made_up
 from convsurgeon.graph.capture import Capture
-from convsurgeon.graph.outputs import check_sizes
+from convsurgeon.graph.outputs import check_output_sizes
 
 
 def gather(seen: Capture, calibration: object, images: int, seed: int, progress: bool) -> Calibration | None:
@@ -33,7 +33,7 @@ def gather(seen: Capture, calibration: object, images: int, seed: int, progress:
     if calibration is None and (on_meta or all(site.obstacle for site in seen.sites)):
         return None  # no values to fit, or nothing that may be rewritten
     if not on_meta:
-        check_sizes(seen.model, seen.example)
+        check_output_sizes(seen.model, seen.example)
     if isinstance(calibration, Calibration):
         return calibration
     if calibration is not None:

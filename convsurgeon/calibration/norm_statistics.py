@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.graph.hooks import reading
+from convsurgeon.graph.state import watch_inputs
 
 
 def informed(model: nn.Module) -> list[nn.Module]:
@@ -56,7 +56,7 @@ def gauged(norms: list[nn.Module]) -> Iterator[Gauge]:
             gauge.first.append((mean.detach(), variance.detach()))
         gauge.divergences.append(divergence(norm, mean, variance))
 
-    with reading(norms, look):
+    with watch_inputs(norms, look):
         yield gauge
 
 

@@ -18,7 +18,7 @@ from convsurgeon.calibration.norm_statistics import gauged, informed
 from convsurgeon.calibration.value_range import common
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.outputs import float_tensors
 from convsurgeon.graph.state import undisturbed
 
 LOOKED_AT = 64
@@ -130,7 +130,7 @@ def _answers(seen: Capture, sample: Example) -> Iterator[str]:
     if count < 2:
         return
     try:
-        outputs = floating(sample.run(seen.model))
+        outputs = float_tensors(sample.run(seen.model))
     except Exception:
         return
     rows = [one.float().flatten(1) for one in outputs if one.dim() > 1 and len(one) == count]

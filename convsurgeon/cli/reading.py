@@ -25,7 +25,7 @@ from convsurgeon.forms.ranks import Energy, Rule, Share
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
-from convsurgeon.graph.model_files import is_onnx, opened
+from convsurgeon.graph.model_files import is_onnx, open_model
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.linear import linear_as_conv
 from convsurgeon.search.budget import Budget
@@ -70,7 +70,7 @@ def _network(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     shapes: dict[str | int, tuple[int, ...]] = {
         name or place: shape for place, (name, shape) in enumerate(options.input)
     }
-    model, example = opened(options.model, shapes=shapes)
+    model, example = open_model(options.model, shapes=shapes)
     return model, Example.of(example)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from convsurgeon.distill.loss import Judge
 from convsurgeon.distill.record import Score
 from convsurgeon.distill.training import Training
-from convsurgeon.graph.state import saved
+from convsurgeon.graph.state import copy_state
 
 
 class Log:
@@ -19,7 +19,7 @@ class Log:
     def __init__(self, model: nn.Module, start: Score) -> None:
         self.start = self.best = start
         self.best_step = 0
-        self.weights = saved(model)
+        self.weights = copy_state(model)
         self.rows: list[dict[str, Any]] = [_row(0, 0.0, None, start, 0.0, 0.0)]
         self.seconds = 0.0
         self.losses: list[float] = []
@@ -28,7 +28,7 @@ class Log:
         """Scores the model, and keeps its weights if they are the best so far."""
         score = judge.score(training.model)
         if score.better_than(self.best, self.start):
-            self.best, self.best_step, self.weights = score, training.step, saved(training.model)
+            self.best, self.best_step, self.weights = score, training.step, copy_state(training.model)
         loss = sum(self.losses) / len(self.losses) if self.losses else None
         self.losses = []
         self.rows.append(_row(training.step, epoch, loss, score, training.lr, seconds))

@@ -35,8 +35,8 @@ from convsurgeon.fit.sensitivity import images_at_once
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
-from convsurgeon.graph.outputs import floating
-from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
+from convsurgeon.graph.outputs import float_tensors
+from convsurgeon.graph.state import copy_state, evaluating, restore_state, undisturbed
 from convsurgeon.planning.plan import Plan
 
 EPOCHS = 10
@@ -130,7 +130,7 @@ def _descend(
     sides: _Sides, parameters: list[nn.Parameter], draw: _Draw, steps: int, judge: Judge, progress: bool
 ) -> None:
     """The steps; after every quarter of them the held-back images say whether to go on from there, and how fast."""
-    best, state = judge(sides.converted), saved(sides.converted)
+    best, state = judge(sides.converted), copy_state(sides.converted)
     rate = RATE * min(1.0, math.sqrt(best / FAR))
     optimizer = Soap(parameters, lr=rate)
     with tqdm(total=steps, desc="fitting together", unit="step", disable=world.silent(progress)) as bar:
@@ -144,12 +144,12 @@ def _descend(
             error = judge(sides.converted)
             bar.set_postfix_str(f"error {best:.4f} -> {error:.4f}")
             if error < best:
-                best, state = error, saved(sides.converted)
+                best, state = error, copy_state(sides.converted)
             elif step + 1 < steps:  # too fast for a network that is as near as this one
-                put_back(sides.converted, state)
+                restore_state(sides.converted, state)
                 rate /= SLOWER
                 optimizer = Soap(parameters, lr=rate)
-    put_back(sides.converted, state)
+    restore_state(sides.converted, state)
 
 
 def _step(sides: _Sides, parameters: list[nn.Parameter], optimizer: Soap, batch: Example) -> None:
@@ -242,13 +242,13 @@ class _Watching(fx.Interpreter):
         """The outputs, and the values at the nodes."""
         self._seen = []
         output = self.run(*(tensor.detach().clone() for tensor in batch.tensors()))
-        return floating(output), self._seen
+        return float_tensors(output), self._seen
 
     def run_node(self, n: fx.Node) -> Any:
         """A node's value, which is kept if it is watched."""
         value = super().run_node(n)
         if n in self._wanted:
-            self._seen.extend(floating(value))
+            self._seen.extend(float_tensors(value))
         return value
 
 

@@ -22,7 +22,7 @@ from convsurgeon.base import processes as world
 from convsurgeon.distill.batches import Stream
 from convsurgeon.distill.loss import Judge
 from convsurgeon.distill.training import Training
-from convsurgeon.graph.state import saved
+from convsurgeon.graph.state import copy_state
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 """That are tried, for SOAP and Adam alike."""
@@ -51,7 +51,7 @@ def best_rate(
         progress: whether to show a bar.
         rates: to be tried.
     """
-    start = saved(model)
+    start = copy_state(model)
     found: list[tuple[float, float]] = []
     each, hidden = min(STEPS, max(_LEAST_STEPS, round(_SHARE * steps))), world.silent(progress)
     bar: tqdm[Any] = tqdm(total=len(rates) * each, desc="learning rates", unit="step", leave=False, disable=hidden)

@@ -20,7 +20,7 @@ from convsurgeon.base import processes as world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.distill.batches import Batch
 from convsurgeon.distill.record import Score
-from convsurgeon.graph.outputs import floating, side_by_side
+from convsurgeon.graph.outputs import float_tensors, pair_outputs
 from convsurgeon.graph.state import evaluating, undisturbed
 
 Loss = Callable[[Any, Any], Tensor]
@@ -54,7 +54,7 @@ class Objective:
         self._loss, self._label_loss, self._label_weight = loss, label_loss, label_weight
         self._names = list(names) if features else []
         with undisturbed(original):
-            answers = [floating(batch.example.run(original)) for batch in sample]
+            answers = [float_tensors(batch.example.run(original)) for batch in sample]
             with _watched(original, self._names) as seen:
                 sample[0].example.run(original)
         self.classifier = all(len(outs) == 1 and outs[0].dim() == 2 and outs[0].shape[1] > 1 for outs in answers)
@@ -85,7 +85,7 @@ class Objective:
         """Of two outputs, as a mean over the rows."""
         if self._loss is not None:
             return self._loss(given, answer)
-        pairs = side_by_side(floating(answer), floating(given))
+        pairs = pair_outputs(float_tensors(answer), float_tensors(given))
         return torch.stack([_squared(b, a, scale) for (a, b), scale in zip(pairs, self._scales, strict=True)]).mean()
 
 
@@ -108,7 +108,7 @@ class Judge:
                 far += float(self._objective.distance(given, answer)) * count
                 rows += count
                 if self._objective.classifier:
-                    agreed += float((floating(given)[0].argmax(1) == floating(answer)[0].argmax(1)).sum())
+                    agreed += float((float_tensors(given)[0].argmax(1) == float_tensors(answer)[0].argmax(1)).sum())
         far, agreed, rows = world.totals(far, agreed, rows)
         distance = far / rows if torch.isfinite(torch.tensor(far)) else float("inf")
         return Score(distance, agreed / rows if self._objective.classifier else None)

@@ -20,8 +20,8 @@ from convsurgeon.fit.sequential import SiteFit, fit_in_order
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.output_error import OutputError
-from convsurgeon.graph.outputs import floating
-from convsurgeon.graph.state import evaluating, put_back, saved, undisturbed
+from convsurgeon.graph.outputs import float_tensors
+from convsurgeon.graph.state import copy_state, evaluating, restore_state, undisturbed
 from convsurgeon.planning.plan import Plan
 
 RENEWED = 256
@@ -81,17 +81,17 @@ def reconstruct(
     """
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
-    start = saved(converted)
+    start = copy_state(converted)
     sites = fit_in_order(seen, converted, plan, data, seed, progress, metrics, effort)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
     if jointly and best >= NEAR:
-        fitted = saved(converted)
+        fitted = copy_state(converted)
         fit_jointly(seen, converted, plan, data.fitted, judge.error, seed, progress)
         steps.append(_tried("fitted together", converted, judge, fitted, best))
         best = min(best, steps[-1][1])
     if any(_renewable(module) for module in converted.modules()):
-        fitted = saved(converted)
+        fitted = copy_state(converted)
         _renew_norms(converted, _leading(data.fitted, RENEWED)[world.rank() :: world.size()])
         steps.append(_tried("batch norm re-estimated", converted, judge, fitted, best))
     positions = sum(site.positions for site in sites)
@@ -105,7 +105,7 @@ def _tried(
     error = judge.error(model)
     kept = error < best
     if not kept:
-        put_back(model, before)
+        restore_state(model, before)
     return what, error, kept
 
 
@@ -116,14 +116,14 @@ class OutputJudge:
         self.batches = batches
         self.images = sum(map(images_in, batches))
         with undisturbed(original):
-            self.wanted = [floating(batch.run(original)) for batch in self.batches]
+            self.wanted = [float_tensors(batch.run(original)) for batch in self.batches]
 
     def error(self, model: nn.Module) -> float:
         """Return the error; infinite where an output is not finite."""
         error = OutputError()
         with evaluating(model):
             for batch, wanted in zip(self.batches, self.wanted, strict=True):
-                error.add(wanted, floating(batch.run(model)))
+                error.add(wanted, float_tensors(batch.run(model)))
         return error.value
 
 

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from convsurgeon.base.files import scratch
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.trace import Whole
+from convsurgeon.graph.trace import UntracedRoot
 
 Values = list[Any]
 """One value per batch."""
@@ -81,7 +81,7 @@ class Runner(fx.Interpreter):
 
 def root_like(seen: Capture, converted: nn.Module) -> nn.Module:
     """The converted model in the wrapper that the original has where it could not be traced at all."""
-    return Whole(converted) if "" in seen.opaque else converted
+    return UntracedRoot(converted) if "" in seen.opaque else converted
 
 
 def named(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:

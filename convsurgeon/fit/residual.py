@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.outputs import float_tensors
 from convsurgeon.graph.state import undisturbed
 
 EXPLAINED = 0.9
@@ -31,7 +31,7 @@ def added_share(model: nn.Module, batches: Sequence[Example]) -> float:
     wrong = energy = 0.0
     with undisturbed(model):
         for batch in batches:
-            output, inputs = floating(batch.run(model)), batch.tensors()
+            output, inputs = float_tensors(batch.run(model)), batch.tensors()
             if len(output) != 1 or len(inputs) != 1 or not _alike(inputs[0], output[0]):
                 return 1.0
             left, whole = _remainder(inputs[0], output[0])

@@ -27,7 +27,7 @@ from convsurgeon.calibration.dataset import first, images_in, rest
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.graph.subgraphs import ends_watched
+from convsurgeon.graph.subgraphs import watch_gradient_ends
 
 IMAGES = 200
 VALUES = 1 << 16
@@ -102,7 +102,7 @@ class _Listener:
 
 def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
     """One forward, one backward from a random projection of every floating output, down to the inputs."""
-    with ends_watched(model) as watched:
+    with watch_gradient_ends(model) as watched:
         leaves, found = _forward(model, part)
     ends = [value for value, _ in watched.values()]
     outputs = [leaf for leaf in found if leaf.requires_grad]

@@ -27,7 +27,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
-from convsurgeon.graph.trace import WHOLE
+from convsurgeon.graph.trace import UNTRACED
 from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10
@@ -153,7 +153,7 @@ class Job:
         self.seed, self.effort = seed, effort
         names = [change.name for change in fits]
         self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed) if metrics is None else metrics
-        self.opaque = {path or WHOLE for path in seen.opaque} | ({""} if "" in seen.opaque else set())
+        self.opaque = {path or UNTRACED for path in seen.opaque} | ({""} if "" in seen.opaque else set())
         self.earlier: dict[str, Rows] = {}
 
     def run(self) -> Iterator[SiteFit]:

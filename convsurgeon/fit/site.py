@@ -29,7 +29,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate
 from convsurgeon.forms.systems import CG_STEPS
-from convsurgeon.graph.activation import Activation
+from convsurgeon.graph.neighbours import Activation
 
 SWEEPS = 4
 ROUNDS = 2

@@ -24,13 +24,11 @@ from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.model_files import Model, opened
-from convsurgeon.graph.obstacle import holders_of, module_obstacle, reading_obstacle
+from convsurgeon.graph.model_files import Model, open_model
+from convsurgeon.graph.obstacles import check_model, holders_of, module_obstacle, reading_obstacle
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.graph.stem import readers_of_input
-from convsurgeon.graph.trace import Traced, trace, untraced
-from convsurgeon.graph.unsupported import refuse
+from convsurgeon.graph.trace import Traced, readers_of_input, trace, untraced
 from convsurgeon.onnxnet.modules import HiddenConv, Subgraph
 
 _CONVS = nn.modules.conv._ConvNd
@@ -73,8 +71,8 @@ def capture(model: Model, example: object = None) -> Capture:
         CaptureError: the model is of a kind that has no layers to rewrite, or does not run on the example.
         LoadError: the file is no ONNX file, or its convs are quantised.
     """
-    model, example = opened(model, example)
-    refuse(model)
+    model, example = open_model(model, example)
+    check_model(model)
     inputs = Example.of(example).map(_compact)
     with undisturbed(model):
         traced = trace(model, inputs)

@@ -25,7 +25,7 @@ def is_onnx(name: str) -> bool:
     return name.lower().endswith(".onnx")
 
 
-def opened(
+def open_model(
     model: Model, example: object = None, shapes: Mapping[str | int, tuple[int, ...]] | None = None
 ) -> tuple[nn.Module, object]:
     """A module and an example of its inputs; a module that is given comes back as it is.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.graph.outputs import side_by_side
+from convsurgeon.graph.outputs import pair_outputs
 
 FEW = 32
 """Values of a channel below which all channels of an output share its overall variance."""
@@ -33,7 +33,7 @@ class OutputError:
         Raises:
             CalibrationError: they have different shapes.
         """
-        for index, (one, two) in enumerate(side_by_side(wanted, found)):
+        for index, (one, two) in enumerate(pair_outputs(wanted, found)):
             if one.numel():
                 a, b = by_channel(one), by_channel(two)
                 moments = self._moments.setdefault((index, len(a)), _Moments())

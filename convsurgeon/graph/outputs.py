@@ -20,10 +20,10 @@ from convsurgeon.graph.state import undisturbed
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
     """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
     with undisturbed(model):
-        return floating(example.run(model))
+        return float_tensors(example.run(model))
 
 
-def floating(output: object) -> list[Tensor]:
+def float_tensors(output: object) -> list[Tensor]:
     """The floating-point tensors of an output, as `tensors_in` finds them."""
     return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
 
@@ -39,7 +39,7 @@ def tensors_in(value: object) -> list[Tensor]:
     return leaves
 
 
-def side_by_side(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """The outputs of two networks for the same input, in pairs.
 
     Raises:
@@ -53,7 +53,7 @@ def side_by_side(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tupl
     return list(zip(wanted, found, strict=True))
 
 
-def check_sizes(model: nn.Module, example: Example) -> None:
+def check_output_sizes(model: nn.Module, example: Example) -> None:
     """Refuses a network whose output has another size for another image of the same size.
 
     Raises:

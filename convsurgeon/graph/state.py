@@ -53,14 +53,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # or a user's autocast would remember casts of what is run on here
     try:
-        with state_kept(model), evaluating(model), torch.random.fork_rng(devices=[]):
+        with keep_state(model), evaluating(model), torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.set_autocast_cache_enabled(cached)
 
 
 @contextmanager
-def state_kept(model: nn.Module) -> Iterator[None]:
+def keep_state(model: nn.Module) -> Iterator[None]:
     """Puts back what runs of a model inside the block change.
 
     Attributes, registered parameters and buffers, and the lists and dicts that modules hold, nested ones and those of
@@ -80,7 +80,7 @@ def state_kept(model: nn.Module) -> Iterator[None]:
                 _refill_buffer(buffer, value)
 
 
-def written(model: nn.Module, run: Callable[[], object]) -> list[str]:
+def written_parameters(model: nn.Module, run: Callable[[], object]) -> list[str]:
     """Names of the parameters that a run of the model writes to, be it what they held already; they are put back."""
     with undisturbed(model):
         with _Writes() as writes:
@@ -110,12 +110,12 @@ class _Writes(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def saved(model: nn.Module) -> dict[str, Tensor]:
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
     """A copy of a model's state."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def put_back(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def restore_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Gives a model the state that `saved` copied, in its very tensors."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -237,3 +237,14 @@ def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
         buffer.resize_(value.shape).copy_(value)
     elif not torch.equal(buffer, value):
         buffer.copy_(value)
+
+
+@contextmanager
+def watch_inputs(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Call `look` with a module and its positional arguments whenever one of the modules is run inside the block."""
+    handles = [module.register_forward_pre_hook(look) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.hooks import reading
-from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.state import undisturbed, watch_inputs
 from convsurgeon.onnxnet.modules import Subgraph
 
 Ends = dict[int, tuple[Tensor, Subgraph]]
@@ -19,7 +18,7 @@ Ends = dict[int, tuple[Tensor, Subgraph]]
 
 
 @contextmanager
-def ends_watched(model: nn.Module) -> Iterator[Ends]:
+def watch_gradient_ends(model: nn.Module) -> Iterator[Ends]:
     """Collects where gradients end while the model runs."""
     found: Ends = {}
 
@@ -29,20 +28,20 @@ def ends_watched(model: nn.Module) -> Iterator[Ends]:
             if read and isinstance(value, Tensor) and value.requires_grad:
                 found.setdefault(id(value), (value, part))
 
-    with reading((module for module in model.modules() if isinstance(module, Subgraph)), look):
+    with watch_inputs((module for module in model.modules() if isinstance(module, Subgraph)), look):
         yield found
 
 
-def stopping(model: nn.Module, example: Example) -> tuple[str, ...]:
+def operators_without_gradient(model: nn.Module, example: Example) -> tuple[str, ...]:
     """Operators of the parts that gradients cannot go through on their way from the output, each once."""
     if not any(isinstance(module, Subgraph) for module in model.modules()):
         return ()
-    with undisturbed(model), torch.enable_grad(), ends_watched(model) as ends:
+    with undisturbed(model), torch.enable_grad(), watch_gradient_ends(model) as ends:
         example.map(lambda one: one.detach().requires_grad_(one.is_floating_point())).run(model)
     return tuple(dict.fromkeys(kind for _, part in ends.values() for kind in part.operators))
 
 
-def pieces_in_words(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:
+def note_on_subgraphs(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:
     """A note on parts that give no gradients, none where there are none.
 
     Args:
@@ -50,7 +49,7 @@ def pieces_in_words(model: nn.Module, example: Example, fitted: bool) -> tuple[s
         example: its inputs.
         fitted: whether weights were fitted to images.
     """
-    kinds = stopping(model, example)
+    kinds = operators_without_gradient(model, example)
     if not kinds:
         return ()
     words = ", ".join(kinds[:6]) + (" and others" if len(kinds) > 6 else "")

@@ -10,7 +10,7 @@ under a name of its own, unless it holds modules that the model does know, or va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnxnet.modules import Leaf
 
 _CONVS = nn.modules.conv._ConvNd
-WHOLE = "model"
+UNTRACED = "model"
 """Target of the single call in the graph of a model that cannot be traced at all."""
 
 
@@ -140,12 +140,12 @@ def _holds_proxies(module: nn.Module) -> bool:
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(list(vars(module).values())))
 
 
-class Whole(nn.Module):
+class UntracedRoot(nn.Module):
     """A root whose one child is the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.add_module(WHOLE, model)
+        self.add_module(UNTRACED, model)
 
 
 def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
@@ -155,7 +155,27 @@ def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
     nodes = [graph.placeholder(f"input_{i}") if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]
     args, kwargs = pytree.tree_unflatten(nodes, spec)
     try:
-        graph.output(graph.call_module(WHOLE, args, kwargs))
+        graph.output(graph.call_module(UNTRACED, args, kwargs))
     except Exception as error:
         raise CaptureError(f"example: an argument torch.fx cannot hold ({describe(error)}); pass tensors") from error
-    return Traced(fx.GraphModule(Whole(model), graph), {"": reason})
+    return Traced(fx.GraphModule(UntracedRoot(model), graph), {"": reason})
+
+
+def readers_of_input(graph: fx.GraphModule, run: Collection[nn.Module], functions: Collection[object]) -> set[int]:
+    """Return the ids of the conv modules that read the input: nothing that another conv has made reaches them.
+
+    Args:
+        graph: of the network.
+        run: the conv modules in the order in which they run; where the graph shows no reader, the first stands for it.
+        functions: convs that are called as functions.
+    """
+    made: dict[fx.Node, bool] = {}  # whether a conv had a part in a node's value
+    found: set[int] = set()
+    for node in graph.graph.nodes:
+        late = any(made[other] for other in node.all_input_nodes)
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, _CONVS) and not late:
+            found.add(id(module))
+        inside = module is not None and any(isinstance(part, _CONVS) for part in module.modules())
+        made[node] = late or inside or (node.op == "call_function" and node.target in functions)
+    return found or {id(module) for module in list(run)[:1]}

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.distill.batches import Batch
-from convsurgeon.graph.hooks import reading
-from convsurgeon.graph.state import evaluating
+from convsurgeon.graph.state import evaluating, watch_inputs
 from convsurgeon.int8.histogram import Array, Range, count_bins, cut_range, widen_range
 from convsurgeon.int8.target import Target
 
@@ -157,9 +156,9 @@ def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequenc
             batch.example.run(model)
 
     with evaluating(model):
-        with reading(layers, widen):
+        with watch_inputs(layers, widen):
             run()
-        with reading([layer for layer, (low, high) in spans.items() if high > low], count):
+        with watch_inputs([layer for layer, (low, high) in spans.items() if high > low], count):
             run()
     return [cut_range(bins[layer], *spans[layer]) if layer in bins else None for layer in layers]
 

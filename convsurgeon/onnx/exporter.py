@@ -25,7 +25,7 @@ from torch import nn
 from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.model_files import Model, opened
+from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.onnx import graph
 from convsurgeon.onnx import node_names as names
 from convsurgeon.onnx.graph import picks
@@ -116,7 +116,7 @@ def export(
         ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
     """
     target = check_file(path, overwrite)
-    model, example = opened(model, example)
+    model, example = open_model(model, example)
     inputs = ordered(model, example)
     if isinstance(model, OnnxNetwork):
         check_unasked(target, opset, {"dynamic": dynamic, "input_names": input_names, "output_names": output_names})

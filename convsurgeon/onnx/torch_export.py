@@ -20,7 +20,7 @@ from torch import nn
 from convsurgeon.base.errors import ExportError, describe, first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import part_before
-from convsurgeon.graph.state import undisturbed, written
+from convsurgeon.graph.state import undisturbed, written_parameters
 from convsurgeon.onnx import node_names as names
 from convsurgeon.onnx.inputs import resized
 from convsurgeon.onnx.quiet import quiet, root_cause
@@ -64,7 +64,7 @@ def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynami
 def _check_writes(model: nn.Module, example: Example) -> None:
     """No file writes to its weights; where a model does, torch's exporter may crash and take the process with it."""
     try:
-        names = written(model, lambda: example.run(model))
+        names = written_parameters(model, lambda: example.run(model))
     except Exception as error:  # the user's own forward
         raise ExportError(f"{type(model).__name__}: does not run on the example: {describe(error)}") from error
     if names:

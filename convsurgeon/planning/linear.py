@@ -17,10 +17,9 @@ from convsurgeon.base.errors import CaptureError, PolicyError, describe, nearest
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.linear import LinearAsConv
 from convsurgeon.graph.model_files import Model
-from convsurgeon.graph.obstacle import holders_of, linear_obstacle
-from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.obstacles import check_model, holders_of, linear_obstacle
+from convsurgeon.graph.outputs import float_tensors
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.graph.unsupported import refuse
 from convsurgeon.planning.select import fits
 from convsurgeon.planning.surgery import swapped
 
@@ -51,7 +50,7 @@ def linear_as_conv(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError("linear_as_conv: takes a torch module; in an ONNX file only convs are rewritten")
-    refuse(model)
+    check_model(model)
     inputs = Example.of(example)
     wanted = [names] if isinstance(names, str) else list(names)
     found = _asked_for(model, wanted)
@@ -95,7 +94,7 @@ def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tu
     with undisturbed(model):
         handles = [linear.register_forward_pre_hook(note, with_kwargs=True) for linear in linears.values()]
         try:
-            return dims, floating(_placed(inputs, model).run(model))
+            return dims, float_tensors(_placed(inputs, model).run(model))
         except Exception as error:
             kind = type(model).__name__
             raise CaptureError(
@@ -126,7 +125,7 @@ def _check_same(made: nn.Module, inputs: Example, outputs: list[Tensor]) -> None
     """Raises where the convs do not do what the layers did."""
     try:
         with undisturbed(made):
-            found = floating(_placed(inputs, made).run(made))
+            found = float_tensors(_placed(inputs, made).run(made))
     except Exception as error:  # whatever code around a layer reads of it
         raise CaptureError(
             f"linear_as_conv: the model does not run with these layers as convs: {describe(error)}; pass the names of "

@@ -24,7 +24,7 @@ from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
-from convsurgeon.graph.model_files import Model, opened
+from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -41,7 +41,7 @@ def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module
         PlanError: the plan was made for another model.
         CaptureError: the model cannot be copied, or the copy does not run.
     """
-    model, example = opened(model, example)
+    model, example = open_model(model, example)
     inputs = Example.of(example)
     converted = _rebuilt(model, plan)
     with undisturbed(model):  # a closure that the copy holds may still run modules of the original
@@ -90,7 +90,7 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
 def _of_file(path: Model, plan: Plan) -> nn.Module:
     """The network of a file, on noise of the shape that the plan was made for."""
     sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
-    return opened(path, tuple(torch.zeros(size) for size in sizes) or None)[0]
+    return open_model(path, tuple(torch.zeros(size) for size in sizes) or None)[0]
 
 
 def _rebuilt(model: nn.Module, plan: Plan) -> nn.Module:

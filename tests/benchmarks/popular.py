@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.graph.load import load_weights
-from convsurgeon.graph.outputs import floating
+from convsurgeon.graph.outputs import float_tensors
 from tests.benchmarks.awkward import AWKWARD
 from tests.benchmarks.cases import add_networks, add_seeds
 from tests.benchmarks.measure import compare_models, saving
@@ -122,7 +122,7 @@ def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> float:
 
 def compare_outputs(original: nn.Module, converted: nn.Module, images: Tensor) -> str:
     """Return the correlation of every output over all images."""
-    pairs = zip(floating(original(images)), floating(converted(images)), strict=True)
+    pairs = zip(float_tensors(original(images)), float_tensors(converted(images)), strict=True)
     return "correlation " + ", ".join(f"{_correlation(one, two):.4f}" for one, two in pairs)
 
 

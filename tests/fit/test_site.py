@@ -12,9 +12,8 @@ from torch.nn import functional as F
 import convsurgeon as cs
 from convsurgeon.fit.samples import Samples
 from convsurgeon.fit.site import Behind, _share, fit_site, site_error
-from convsurgeon.graph.activation import Activation
 from convsurgeon.graph.capture import capture
-from convsurgeon.graph.neighbours import callers, neighbours
+from convsurgeon.graph.neighbours import Activation, callers, neighbours
 
 ACTIVATIONS: dict[str, nn.Module] = {
     "relu": nn.ReLU(inplace=True),

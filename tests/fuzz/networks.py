@@ -24,7 +24,7 @@ from torch import nn
 import convsurgeon as cs
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.graph.model_files import opened
+from convsurgeon.graph.model_files import open_model
 from convsurgeon.onnx.rewritten_file import limits
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -219,7 +219,7 @@ def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tup
 
 def _rewritten(path: Path, form: Any, truth: Truth | None) -> tuple[OnnxNetwork, list[str]]:
     """The file's network beside the runtime, then with every conv in a form that fits."""
-    network, _ = opened(path, None if truth is None else truth.example)
+    network, _ = open_model(path, None if truth is None else truth.example)
     assert isinstance(network, OnnxNetwork)
     for feed, wanted in zip(truth.feeds[:2], truth.outputs[:2], strict=True) if truth is not None else ():
         with torch.no_grad():

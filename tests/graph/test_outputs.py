@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import check_sizes, part_before, side_by_side
+from convsurgeon.graph.outputs import check_output_sizes, pair_outputs, part_before
 from tests import nets
 
 X = torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ def test_what_it_says_to_do_instead_works() -> None:
 
 @pytest.mark.parametrize("name", nets.CONVERTIBLE)
 def test_all_others_give_as_much_for_every_image(name: str) -> None:
-    check_sizes(nets.CONVERTIBLE[name]().eval(), Example.of(torch.randn(2, 3, 12, 12)))
+    check_output_sizes(nets.CONVERTIBLE[name]().eval(), Example.of(torch.randn(2, 3, 12, 12)))
 
 
 def test_what_does_not_run_on_another_image_is_let_be() -> None:
@@ -66,16 +66,16 @@ def test_what_does_not_run_on_another_image_is_let_be() -> None:
                 raise ValueError("another image")
             return x
 
-    check_sizes(Strict(), Example.of(X))
+    check_output_sizes(Strict(), Example.of(X))
 
 
 def test_outputs_stand_side_by_side() -> None:
     one, two = torch.ones(2, 3), torch.zeros(2, 3)
-    assert side_by_side([one], [two]) == [(one, two)]
+    assert pair_outputs([one], [two]) == [(one, two)]
     with pytest.raises(cs.CalibrationError, match="of shape 2x3, 2x3 from the original, 2x3 from the converted"):
-        side_by_side([one, one], [two])
+        pair_outputs([one, one], [two])
     with pytest.raises(cs.CalibrationError, match="of shape nothing from the original, one number from"):
-        side_by_side([], [torch.ones(())])
+        pair_outputs([], [torch.ones(())])
 
 
 def test_the_part_before_is_named_where_its_name_is_usual() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from convsurgeon.graph.state import state_kept, undisturbed, written
+from convsurgeon.graph.state import keep_state, undisturbed, written_parameters
 from tests import hostile, nets
 from tests.hostile import X
 
@@ -36,7 +36,7 @@ def test_parameters_keep_their_values_and_their_memory(kind: type[nn.Module]) ->
 def test_an_inner_block_puts_back_what_the_outer_one_found() -> None:
     model = nets.Plain()
     value = model.head.weight.detach().clone()
-    with state_kept(model):
+    with keep_state(model):
         model.head.weight.data.zero_()
         with undisturbed(model):
             pass
@@ -48,10 +48,10 @@ def test_an_inner_block_puts_back_what_the_outer_one_found() -> None:
 def test_what_a_run_writes_to_is_named_even_if_it_writes_the_same() -> None:
     model = hostile.WritesData()
     model(X)
-    assert set(written(model, lambda: model(X))) == {"down.weight", "head.weight"}
-    assert written(nets.Plain(), lambda: None) == []
+    assert set(written_parameters(model, lambda: model(X))) == {"down.weight", "head.weight"}
+    assert written_parameters(nets.Plain(), lambda: None) == []
     plain = nets.Plain()
-    assert written(plain, lambda: plain(X)) == []
+    assert written_parameters(plain, lambda: plain(X)) == []
 
 
 def test_a_parameter_that_is_replaced_is_put_back() -> None:
@@ -61,5 +61,5 @@ def test_a_parameter_that_is_replaced_is_put_back() -> None:
     def run() -> None:
         model.head.weight = nn.Parameter(torch.zeros_like(held))
 
-    assert written(model, run) == ["head.weight"]
+    assert written_parameters(model, run) == ["head.weight"]
     assert model.head.weight is held

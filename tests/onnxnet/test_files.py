@@ -13,8 +13,8 @@ import torch
 from onnx import TensorProto, helper
 
 import convsurgeon as cs
-from convsurgeon.graph.model_files import opened
-from convsurgeon.graph.subgraphs import stopping
+from convsurgeon.graph.model_files import open_model
+from convsurgeon.graph.subgraphs import operators_without_gradient
 from convsurgeon.onnxnet.modules import Subgraph
 from convsurgeon.onnxnet.network import OnnxNetwork
 from tests.onnxnet.files import (
@@ -34,7 +34,7 @@ from tests.onnxnet.files import (
 @pytest.mark.parametrize("name", FILES)
 def test_torch_computes_what_the_runtime_computes(name: str, tmp_path: Path) -> None:
     path = saved(FILES[name](), tmp_path)
-    network, _ = opened(path)
+    network, _ = open_model(path)
     assert isinstance(network, OnnxNetwork)
     feed = feed_of(path, seed=1)
     with torch.no_grad():
@@ -45,11 +45,11 @@ def test_torch_computes_what_the_runtime_computes(name: str, tmp_path: Path) -> 
 
 
 def test_names_hide_nothing_of_the_network(tmp_path: Path) -> None:
-    names = vars(opened(saved(plain(), tmp_path))[0])
+    names = vars(open_model(saved(plain(), tmp_path))[0])
     graph, value = Graph(), "x"
     for name in names:
         value = graph.conv(value, f"{name}.out", name, 4, 4, 1)
-    network, example = opened(saved(graph.model(value), tmp_path, "names.onnx"))
+    network, example = open_model(saved(graph.model(value), tmp_path, "names.onnx"))
     assert len(network.file_convs) == len(names)  # type: ignore[arg-type]
     assert np.isfinite(network(*example.args).numpy(force=True)).all()  # type: ignore[attr-defined]
 
@@ -75,11 +75,11 @@ def test_parity_is_looser_only_where_a_file_computes_in_half_precision(computes:
 
 
 def test_everything_but_the_lstm_is_translated(tmp_path: Path) -> None:
-    network, example = opened(saved(recurrent(), tmp_path))
+    network, example = open_model(saved(recurrent(), tmp_path))
     pieces = [module for module in network.modules() if isinstance(module, Subgraph)]
     assert [piece.operators for piece in pieces] == [("Resize",), ("LSTM", "TopK")]
-    assert stopping(network, example) == ("Resize", "LSTM", "TopK")  # type: ignore[arg-type]
-    whole, example = opened(saved(normed(), tmp_path))
+    assert operators_without_gradient(network, example) == ("Resize", "LSTM", "TopK")  # type: ignore[arg-type]
+    whole, example = open_model(saved(normed(), tmp_path))
     assert not any(isinstance(module, Subgraph) for module in whole.modules())
     kinds = {type(module).__name__ for module in whole.modules()}
     assert {"SiLU", "Hardswish", "PReLU", "BatchNorm2d", "Conv2d"} <= kinds
@@ -170,7 +170,7 @@ def test_images_of_a_fixed_batch_go_in_one_by_one(tmp_path: Path) -> None:
     graph.conv("a", "b", "conv2", 8, 8, pads=[1] * 4)
     graph.node("Reshape", ["b", graph.const("shape", np.array([8, -1], dtype=np.int64))], "y", "flat")
     path = saved(graph.model(), tmp_path)
-    network, _ = opened(path)
+    network, _ = open_model(path)
     with pytest.raises(ValueError, match="the file takes 1 at a time, got 2"):
         network(torch.zeros(2, 4, 9, 9))
     result = cs.convert(path, forms=[cs.CP(rank=8)], calibration=torch.randn(70, 4, 9, 9), progress=False)
@@ -183,7 +183,7 @@ def test_a_batch_that_is_written_down_does_not_bind(zero: int, tmp_path: Path) -
     graph.conv("x", "a", "conv1", 4, 8, pads=[1] * 4)
     graph.node("GlobalAveragePool", ["a"], "b", "pool")
     graph.node("Reshape", ["b", graph.const("shape", np.array([1, 8]))], "y", "flat", allowzero=zero)
-    network, _ = opened(saved(graph.model(), tmp_path))
+    network, _ = open_model(saved(graph.model(), tmp_path))
     x = torch.randn(3, 4, 9, 9)
     with torch.no_grad():
         torch.testing.assert_close(network(x), torch.cat([network(one) for one in x.split(1)]))
@@ -286,7 +286,7 @@ def test_a_margin_goes_with_the_size(word: str, biased: bool, k: int, tmp_path: 
         graph.node("Conv", [source, weight], target, f"{target}.conv", auto_pad=word, strides=[2, 2])
     path = saved(graph.model(inputs=[("x", [1, 4, "height", "width"])]), tmp_path)
     example = torch.randn(1, 4, 10, 8)
-    network, _ = opened(path, example)
+    network, _ = open_model(path, example)
     assert isinstance(network, OnnxNetwork)
     network.conv = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1, bias=biased), torch.nn.Conv2d(4, 4, k, 2))
     cs.onnx.export(network, example, tmp_path / "made.onnx")
