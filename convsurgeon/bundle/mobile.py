@@ -22,7 +22,7 @@ from onnxruntime.tools.mobile_helpers import usability_checker
 from convsurgeon.base.errors import ExportError, LatencyError, first_line
 from convsurgeon.base.files import scratch
 from convsurgeon.base.tables import Table
-from convsurgeon.onnx.session import checked
+from convsurgeon.onnx.files import load_checked
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import open_session, session_options
 
@@ -94,7 +94,7 @@ def mobile_check(path: str | Path) -> MobileVerdict:
 def _as_seen(path: Path) -> ModelProto:
     """The graph after basic optimisation, with shapes."""
     try:
-        checked(path)
+        load_checked(path)
         with scratch() as folder:
             how = session_options(1, "basic")
             how.optimized_model_filepath = str(folder / "basic.onnx")

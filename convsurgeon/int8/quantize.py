@@ -31,7 +31,7 @@ from convsurgeon.int8.ranges import CALIBRATORS, Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import node_names
 from convsurgeon.onnx.exporter import version
-from convsurgeon.onnx.session import checked
+from convsurgeon.onnx.files import load_checked
 from convsurgeon.onnxnet import proto
 
 Kind = Literal["int8", "fp16"]
@@ -172,7 +172,7 @@ def convert_fp16(
 
 def _read(origin: Path) -> ModelProto:
     try:
-        checked(origin)
+        load_checked(origin)
         return onnx.load(origin)
     except LatencyError as error:
         raise ExportError(str(error)) from error

@@ -1,4 +1,4 @@
-"""Everything there is to say about the speed of several ONNX files, in one go.
+"""All that can be said about the speed of several ONNX files, in one call.
 
     print(bench("a.onnx", "b.onnx", "c.onnx"))
 
@@ -9,10 +9,9 @@ form that wins in one setting may lose in the next. Where the time goes is told 
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.tables import Table
 from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.comparison import ComparedFile, Comparison, compare
-from convsurgeon.timing.memory import PeakMemory, peak_memory, readable
-from convsurgeon.timing.node_macs import Work, work_of
+from convsurgeon.timing.memory import PeakMemory, can_read_memory, peak_memory
+from convsurgeon.timing.node_macs import FileMacs, count_macs
 from convsurgeon.timing.node_profile import Profile, profile
 from convsurgeon.timing.verdict import MIN_PAIRS
 
@@ -34,8 +33,8 @@ class Bench:
     """Several files against the first, in several settings; everything is in the order of the files."""
 
     timings: tuple[Comparison, ...]
-    """One per setting; the first is the one that all other figures were taken in."""
-    work: tuple[Work, ...]
+    """One per setting; all other figures were taken in the first."""
+    work: tuple[FileMacs, ...]
     profiles: tuple[Profile, ...]
     memory: tuple[PeakMemory, ...]
     """Empty where the system does not tell."""
@@ -46,50 +45,48 @@ class Bench:
         return self.timings[0]
 
     @property
-    def fewer_macs(self) -> tuple[float, ...]:
-        """MACs of the first file over those of each: what the speed-up would be if MACs were all; nan if unknown."""
+    def fewer_macs(self) -> tuple[float | None, ...]:
+        """MACs of the first file over those of each: what the speed-up would be if MACs were all; None if unknown."""
         first = self.work[0]
-        whole = [not one.uncounted and not first.uncounted and one.macs > 0 for one in self.work]
         return tuple(
-            first.macs / one.macs if known else float("nan") for one, known in zip(self.work, whole, strict=True)
+            first.macs / one.macs if one.macs and not one.uncounted and not first.uncounted else None
+            for one in self.work
         )
 
     def moved_to(self, folder: Path) -> Bench:
-        """The same after somebody moved the files."""
-        return dataclasses.replace(self, timings=tuple(timing.moved_to(folder) for timing in self.timings))
+        """Return the same figures of the files in another folder."""
+        return replace(self, timings=tuple(timing.moved_to(folder) for timing in self.timings))
 
     def without(self, name: str) -> Bench:
-        """The same had one of the files not been there; not the first."""
+        """Return the figures without those of one file, which is not the first."""
         kept = [number for number, row in enumerate(self.main.rows) if row.name != name]
-        timings = tuple(
-            dataclasses.replace(timing, rows=tuple(timing.rows[number] for number in kept)) for timing in self.timings
+        return Bench(
+            tuple(replace(timing, rows=tuple(timing.rows[number] for number in kept)) for timing in self.timings),
+            tuple(self.work[number] for number in kept),
+            tuple(self.profiles[number] for number in kept),
+            tuple(self.memory[number] for number in kept if self.memory),
         )
-        parts = (
-            tuple(part[number] for number in kept) if part else () for part in (self.work, self.profiles, self.memory)
-        )
-        return Bench(timings, *parts)  # type: ignore[arg-type]
 
-    def owners(self, known: Sequence[str] = ()) -> dict[str, tuple[float, ...]]:
-        """Milliseconds per module and file; a module is a node of the first file, or one of the names in `known`."""
-        names = known or [node.name for node in self.profiles[0].nodes if not node.inserted]
+    def owners(self) -> dict[str, tuple[float, ...]]:
+        """Return milliseconds per module and file; a module is a node of the first file."""
+        names = [node.name for node in self.profiles[0].nodes if not node.inserted]
         parts = [profile.by_owner(names) for profile in self.profiles]
         every = dict.fromkeys(name for part in parts for name in part)
         return {name: tuple(part.get(name, 0.0) for part in parts) for name in every}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
+        memory = self.memory or [None] * len(self.work)
         files = [
             {
                 "name": row.name,
                 "macs": work.macs,
                 "uncounted": list(work.uncounted),
-                "peak_bytes": memory.peak_bytes if memory else None,
-                "idle_bytes": memory.idle_bytes if memory else None,
+                "peak_bytes": peak.peak_bytes if peak else None,
+                "idle_bytes": peak.idle_bytes if peak else None,
                 "profile": profile.to_dict(),
             }
-            for row, work, profile, memory in zip(
-                self.main.rows, self.work, self.profiles, self.memory or [None] * len(self.work), strict=True
-            )
+            for row, work, profile, peak in zip(self.main.rows, self.work, self.profiles, memory, strict=True)
         ]
         return {"timings": [timing.to_dict() for timing in self.timings], "files": files}
 
@@ -101,20 +98,22 @@ class Bench:
             *(("first_ms", "ms"), ("peak_MB", "megabytes"), ("macs", "count"), ("fewer_macs", "times")),
             *(("speed_up", "ratio"), ("95 %", "interval"), ("verdict", "text")),
         )
-        memory: list[int | None] = [one.peak_bytes for one in self.memory] or [None] * len(self.work)
-        fewer = [ratio if ratio == ratio else None for ratio in self.fewer_macs]
-        rows = tuple(
-            (*_times(row), peak, work.macs, ratio, *_judged(row))
-            for row, work, ratio, peak in zip(self.main.rows, self.work, fewer, memory, strict=True)
-        )
-        return Table(f"Latency, {_setting(self.main)}", columns, rows)
+        memory: Sequence[PeakMemory | None] = self.memory or [None] * len(self.work)
+        rows = []
+        for row, work, ratio, peak in zip(self.main.rows, self.work, self.fewer_macs, memory, strict=True):
+            times = (row.name, row.size_bytes, row.p50_ms, row.p90_ms, row.create_ms, row.first_ms)
+            interval = row.interval if row.verdict != "baseline" else None
+            peak_bytes = peak.peak_bytes if peak else None
+            rows.append((*times, peak_bytes, work.macs, ratio, row.speedup, interval, str(row.verdict)))
+        threads = f"{self.main.threads} thread{'s' if self.main.threads > 1 else ''}"
+        return Table(f"Latency, {threads}, optimisation level {self.main.level}", columns, tuple(rows))
 
     @property
     def settings(self) -> Table:
-        """The speed-up of every file in every setting; empty where there is one only."""
-        names = [row.name for row in self.main.rows]
-        columns = (("threads", "count"), ("level", "text"), (f"{names[0]} ms", "ms"))
-        speedups = [(f"{name} speed-up", "text") for name in names[1:]]
+        """The speed-up of every file in every setting; empty where there is one setting only."""
+        first, *others = [row.name for row in self.main.rows]
+        columns = (("threads", "count"), ("level", "text"), (f"{first} ms", "ms"))
+        speedups = [(f"{name} speed-up", "text") for name in others]
         rows = [
             (timing.threads, timing.level, timing.rows[0].p50_ms, *map(_short, timing.rows[1:]))
             for timing in self.timings
@@ -125,22 +124,22 @@ class Bench:
     def shares(self) -> Table:
         """Time per module and file, those with the largest share in any file first."""
         totals = [profile.total_ms or 1.0 for profile in self.profiles]
-        owners = self.owners()
-
-        def largest(name: str) -> float:
-            return max(ms / total for ms, total in zip(owners[name], totals, strict=True))
-
-        order = sorted(owners, key=largest, reverse=True)
-        rows = [(name, *_shared(owners[name], totals)) for name in order[:_SHOWN]]
-        if order[_SHOWN:]:
-            rest = [sum(owners[name][index] for name in order[_SHOWN:]) for index in range(len(totals))]
-            rows.append((f"{len(order) - _SHOWN} more", *_shared(rest, totals)))
+        times = sorted(
+            self.owners().items(), key=lambda item: -max(ms / total for ms, total in zip(item[1], totals, strict=True))
+        )
+        if times[_SHOWN:]:
+            rest = tuple(sum(values) for values in zip(*(ms for _, ms in times[_SHOWN:]), strict=True))
+            times = [*times[:_SHOWN], (f"{len(times) - _SHOWN} more", rest)]
+        rows = []
+        for name, values in times:
+            pairs = zip(values, totals, strict=True)
+            rows.append((name, *(f"{1e3 * ms:,.1f} ({ms / total:.0%})" if ms else None for ms, total in pairs)))
         columns = [(f"{row.name}, us", "text") for row in self.main.rows]
         return Table("Where the time goes, by the runtime's profiler", (("module", "text"), *columns), tuple(rows))
 
     @property
     def tables(self) -> tuple[Table, ...]:
-        """All that hold something."""
+        """All tables with rows."""
         return tuple(table for table in (self.files, self.settings, self.shares) if table.rows)
 
     def __str__(self) -> str:
@@ -153,73 +152,49 @@ def bench(
     pairs: int = 100,
     threads: Sequence[int] = (),
     levels: Sequence[Level] = LEVELS,
-    seed: int = 0,
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> Bench:
-    """Times, counts and profiles ONNX files, the first of which is the baseline.
+    """Time, count and profile ONNX files, the first of which is the baseline.
 
     Args:
         paths: Two files or more, of any origin.
         pairs: Interleaved rounds in the first setting; the others take 50.
         threads: Of the runtime; 1 and the number of cores if not given.
         levels: Of the runtime's graph optimisations. Every thread count is tried with every level.
-        seed: Of the inputs and the bootstrap.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name; 64 for those not named.
+        seed: Of the inputs and the bootstrap.
         progress: Whether bars appear.
 
     Raises:
         LatencyError: Fewer than two files, a setting out of range, or a file that cannot be run.
     """
-    counts = tuple(dict.fromkeys(threads)) or all_threads()
-    settings = [(count, level) for count in counts for level in dict.fromkeys(levels)]
+    counts = dict.fromkeys(threads) or dict.fromkeys((1, _cores()))
+    settings: list[dict[str, Any]] = [
+        {"threads": count, "level": level, "batch": batch, "sizes": sizes}
+        for count in counts
+        for level in dict.fromkeys(levels)
+    ]
     if not settings:
         raise LatencyError("levels: the list is empty; pass at least one, for example 'all'")
-    timings = [
-        compare(
-            *paths,
-            pairs=pairs if index == 0 else MIN_PAIRS,
-            threads=count,
-            level=level,
-            seed=seed,
-            batch=batch,
-            sizes=sizes,
-            progress=progress,
-        )
-        for index, (count, level) in enumerate(settings)
-    ]
-    how: dict[str, Any] = {"threads": settings[0][0], "level": settings[0][1], "batch": batch, "sizes": sizes}
+    main, *others = settings
+    timings = [compare(*paths, pairs=pairs, **main, seed=seed, progress=progress)]
+    timings += [compare(*paths, pairs=MIN_PAIRS, **other, seed=seed, progress=progress) for other in others]
     return Bench(
         tuple(timings),
-        tuple(work_of(path, batch=batch, sizes=sizes) for path in paths),
-        tuple(profile(path, **how) for path in paths),
-        tuple(peak_memory(path, **how) for path in paths) if readable() else (),
+        tuple(count_macs(path, batch=batch, sizes=sizes) for path in paths),
+        tuple(profile(path, **main) for path in paths),
+        tuple(peak_memory(path, **main) for path in paths) if can_read_memory() else (),
     )
 
 
-def all_threads() -> tuple[int, ...]:
-    """One, and as many as this process has cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return tuple(dict.fromkeys((1, cores)))
-
-
-def _setting(timing: Comparison) -> str:
-    return f"{timing.threads} thread{'s' if timing.threads > 1 else ''}, optimisation level {timing.level}"
-
-
-def _times(row: ComparedFile) -> tuple[Any, ...]:
-    return row.name, row.size_bytes, row.p50_ms, row.p90_ms, row.create_ms, row.first_ms
-
-
-def _judged(row: ComparedFile) -> tuple[Any, ...]:
-    return row.speedup, row.interval if row.verdict != "baseline" else None, str(row.verdict)
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _short(row: ComparedFile) -> str:
     return f"{row.speedup:.2f} {'no difference' if row.verdict.startswith('no') else row.verdict}"
-
-
-def _shared(times: Sequence[float], totals: Sequence[float]) -> list[str | None]:
-    return [f"{1e3 * ms:,.1f} ({ms / total:.0%})" if ms else None for ms, total in zip(times, totals, strict=True)]

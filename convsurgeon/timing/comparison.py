@@ -1,9 +1,7 @@
-"""Which of several ONNX files is faster on this machine, said no more firmly than the machine allows.
+"""Which of several ONNX files is faster on this machine, as firmly as the machine allows.
 
-    timing = compare("before.onnx", "after.onnx")
-    timing.speedup, timing.interval, timing.verdict      # 2.31, (2.27, 2.36), "faster"
-
-How the samples are taken stands in `sampling.py`, how they become a word in `verdict.py`.
+timing = compare("before.onnx", "after.onnx")
+timing.speedup, timing.interval, timing.verdict      # 2.31, (2.27, 2.36), "faster"
 """
 
 from __future__ import annotations
@@ -14,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.onnx.session import checked, file_bytes, labels
+from convsurgeon.onnx.files import file_bytes, labels, load_checked
 from convsurgeon.onnxnet.session import Level
-from convsurgeon.timing.interleaved import Clocked, Setup, clock
-from convsurgeon.timing.machine import Machine, machine
+from convsurgeon.timing.interleaved import time_interleaved
+from convsurgeon.timing.machine import Machine, read_machine
 from convsurgeon.timing.verdict import Word, check_pairs, judge
 
 
@@ -53,7 +52,7 @@ class Comparison:
 
     rows: tuple[ComparedFile, ...]
     noise: float
-    """The ratio that the baseline showed against itself, 1.01 at least; 1.02 means 2 %."""
+    """Ratio of the baseline against itself, 1.01 at least; 1.02 means 2 %."""
     drift: float
     """Time of the baseline in the last block over that in the first."""
     pairs: int
@@ -79,11 +78,11 @@ class Comparison:
         return self.rows[1].verdict
 
     def moved_to(self, folder: Path) -> Comparison:
-        """The same after somebody moved the files."""
+        """Return the same figures of the files in another folder."""
         return replace(self, rows=tuple(replace(row, path=str(folder / row.name)) for row in self.rows))
 
     def conditions(self) -> tuple[str, ...]:
-        """How it was measured, in lines: rounds, setting, noise, drift, machine, and what to hold against it."""
+        """Return lines on how it was measured: rounds, setting, noise, drift, machine, notes."""
         how = (
             f"{self.pairs} interleaved rounds, threads {self.threads}, level {self.level}, batch {self.batch}; "
             f"noise floor {self.noise:.3f} (the baseline against itself), drift {self.drift:.3f}"
@@ -91,16 +90,21 @@ class Comparison:
         return (how, str(self.machine), *self.notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
+        usual = {"speedup": self.speedup, "interval": list(self.interval), "verdict": self.verdict}
         rows = [{**asdict(row), "interval": list(row.interval)} for row in self.rows]
-        head = {"speedup": self.speedup, "interval": list(self.interval), "verdict": self.verdict}
-        how = {"pairs": self.pairs, "threads": self.threads, "level": self.level, "batch": self.batch}
-        tail = {"noise": self.noise, "drift": self.drift, "machine": self.machine.to_dict(), "notes": list(self.notes)}
-        return {**head, "rows": rows, **how, **tail}
+        own = {"rows": rows, "machine": self.machine.to_dict(), "notes": list(self.notes)}
+        return usual | vars(self) | own
 
     def __str__(self) -> str:
         headers = ("file", "MB", "p50 ms", "p90 ms", "best ms", "create ms", "first ms", "speed-up", "95 %", "verdict")
-        table = tabulate([_cells(row) for row in self.rows], headers=headers, disable_numparse=True, stralign="right")
+        rows = []
+        for row in self.rows:
+            times = (row.p50_ms, row.p90_ms, row.best_ms, row.create_ms, row.first_ms, row.speedup)
+            spread = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.verdict != "baseline" else ""
+            size = f"{row.size_bytes / 1e6:.2f}"
+            rows.append((row.name, size, *(f"{value:.3f}" for value in times), spread, str(row.verdict)))
+        table = tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
         return "\n".join((table, *self.conditions()))
 
 
@@ -108,24 +112,22 @@ def compare(
     *paths: str | Path,
     pairs: int = 100,
     threads: int = 1,
-    warmup: int = 5,
-    seed: int = 0,
     level: Level = "all",
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
+    seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Times ONNX files against the first of them, in interleaved rounds on the CPU.
+    """Time ONNX files against the first of them, in interleaved rounds on the CPU.
 
     Args:
         paths: Two or more files. They may be any ONNX models; the same file twice is a check of the machine.
         pairs: Rounds; at least 50, rounded up to a multiple of five, as sessions are made anew five times.
         threads: Of the runtime, within an operator.
-        warmup: Untimed runs of every new session after its first.
-        seed: Of the inputs and the bootstrap.
         level: The runtime's graph optimisations: all, extended, basic or off.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name; 64 for those not named.
+        seed: Of the inputs and the bootstrap.
         progress: Whether a bar appears when it takes longer than two seconds.
 
     Raises:
@@ -135,17 +137,25 @@ def compare(
     if len(files) < 2:
         raise LatencyError("compare: needs two files or more, the first is the baseline; pass it twice to see noise")
     check_pairs(pairs)
-    models = [checked(path) for path in files]
-    found = machine()  # before the measurement raises the load itself
-    setup = Setup(threads, level, seed, batch, dict(sizes or {}), warmup, progress)
-    clocked = clock(files, pairs, setup)
-    base, again, *others = clocked
+    models = [load_checked(path) for path in files]
+    machine = read_machine()  # before the measurement raises the load itself
+    base, again, *others = time_interleaved(
+        files,
+        pairs,
+        threads=threads,
+        level=level,
+        batch=batch,
+        sizes=dict(sizes or {}),
+        seed=seed,
+        progress=progress,
+    )
     verdicts = [judge(base.samples, again.samples, other.samples, seed) for other in others]
-    sizes_bytes = [file_bytes(path, model) for path, model in zip(files, models, strict=True)]
-    named = list(zip(labels(files), files, sizes_bytes, strict=True))
-    rows = [_row(*named[0], base, 1.0, (1.0, 1.0), "baseline")]
-    for file, times, verdict in zip(named[1:], others, verdicts, strict=True):
-        rows.append(_row(*file, times, verdict.speedup, verdict.interval, verdict.word))
+    judged = [(1.0, (1.0, 1.0), "baseline"), *((one.speedup, one.interval, one.word) for one in verdicts)]
+    rows = []
+    for path, name, model, times, words in zip(files, labels(files), models, [base, *others], judged, strict=True):
+        p50, p90 = map(float, np.quantile(times.runs, [0.5, 0.9]))
+        figures = (p50, p90, float(np.median(times.samples)), times.create_ms, times.first_ms)
+        rows.append(ComparedFile(name, str(path), file_bytes(path, model), *figures, *words))
     return Comparison(
         rows=tuple(rows),
         noise=verdicts[0].noise,
@@ -154,59 +164,23 @@ def compare(
         threads=threads,
         level=level,
         batch=batch,
-        machine=found,
-        notes=_notes(models, found, threads),
+        machine=machine,
+        notes=_notes(models, machine, threads),
     )
 
 
-def _row(
-    name: str,
-    path: Path,
-    size_bytes: int,
-    times: Clocked,
-    speedup: float,
-    interval: tuple[float, float],
-    word: str,
-) -> ComparedFile:
-    p50, p90 = np.quantile(times.runs, [0.5, 0.9])
-    return ComparedFile(
-        name=name,
-        path=str(path),
-        size_bytes=size_bytes,
-        p50_ms=float(p50),
-        p90_ms=float(p90),
-        best_ms=float(np.median(times.samples)),
-        create_ms=times.create_ms,
-        first_ms=times.first_ms,
-        speedup=speedup,
-        interval=interval,
-        verdict=word,
-    )
-
-
-def _notes(models: list[Any], found: Machine, threads: int) -> tuple[str, ...]:
-    """What a reader should hold against the figures."""
+def _notes(models: list[ModelProto], machine: Machine, threads: int) -> tuple[str, ...]:
+    """Return what a reader should hold against the figures."""
     notes = []
     shapes = [
-        [(info.type.tensor_type.elem_type, str(info.type.tensor_type.shape)) for info in m.graph.input] for m in models
+        [(info.type.tensor_type.elem_type, str(info.type.tensor_type.shape)) for info in model.graph.input]
+        for model in models
     ]
     if any(shape != shapes[0] for shape in shapes):
-        notes.append("note: the files take different inputs, so this is not one task done in several ways")
-    if found.load + threads > found.cores:
+        notes.append("note: the files take different inputs, so they do not do the same task")
+    if machine.load + threads > machine.cores:
         notes.append(
-            f"note: load {found.load:.1f} on {found.cores} cores when it began; p50 and p90 hold what others took"
+            f"note: load {machine.load:.1f} on {machine.cores} cores when it began; "
+            "p50 and p90 hold what other programs took"
         )
     return tuple(notes)
-
-
-def _cells(row: ComparedFile) -> tuple[str, ...]:
-    times = (row.p50_ms, row.p90_ms, row.best_ms, row.create_ms, row.first_ms)
-    spread = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.verdict != "baseline" else ""
-    return (
-        row.name,
-        f"{row.size_bytes / 1e6:.2f}",
-        *(f"{value:.3f}" for value in times),
-        f"{row.speedup:.3f}",
-        spread,
-        str(row.verdict),
-    )

@@ -1,15 +1,15 @@
-"""Facts about the machine that a latency figure means nothing without."""
+"""Facts about the machine without which a latency means nothing."""
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
-import onnxruntime as ort
+
+from convsurgeon.base.processor import processor_flags
+from convsurgeon.onnx import standalone
 
 # What the runtime's convolution kernels choose by.
 _TELLING_FLAGS = (
@@ -33,7 +33,7 @@ class Machine:
     """Load average of the last minute; 0 where the system does not tell."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         return {**asdict(self), "isa": list(self.isa)}
 
     def __str__(self) -> str:
@@ -44,27 +44,12 @@ class Machine:
         )
 
 
-def machine() -> Machine:
-    """Reads the facts of this machine, now."""
-    facts = _cpu_facts()
-    flags = set(facts.get("flags", facts.get("Features", "")).split())
+def read_machine() -> Machine:
+    """Return the facts of this machine, now."""
+    flags = processor_flags() or ()
     return Machine(
-        cpu=facts.get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        **standalone.machine(),
         isa=tuple(flag for flag in _TELLING_FLAGS if flag in flags),
-        system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         onnx=onnx.__version__,
-        onnxruntime=ort.__version__,
-        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0,
     )
-
-
-def _cpu_facts() -> dict[str, str]:
-    """The first processor's block of /proc/cpuinfo, where there is one."""
-    try:
-        block = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}

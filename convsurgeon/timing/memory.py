@@ -16,7 +16,7 @@ import numpy as np
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.files import scratch
-from convsurgeon.onnx.session import checked, random_feed
+from convsurgeon.onnx.files import load_checked, random_feed
 from convsurgeon.onnxnet.session import Level, open_session, session_options
 
 _TIMEOUT_S = 600
@@ -29,7 +29,6 @@ class PeakMemory:
     """Resident memory of a process that loads the runtime and a file, and runs it."""
 
     peak_bytes: int
-    """The most it ever held."""
     idle_bytes: int
     """What it held just before it opened the file: Python, numpy and the runtime."""
 
@@ -39,23 +38,23 @@ class PeakMemory:
         return self.peak_bytes - self.idle_bytes
 
 
-def readable() -> bool:
-    """Whether this system tells how much memory a process held."""
+def can_read_memory() -> bool:
+    """Tell whether this system reports how much memory a process held."""
     return _STATUS.is_file()
 
 
 def peak_memory(
     path: str | Path, *, threads: int = 1, level: Level = "all", batch: int = 1, sizes: Mapping[str, int] | None = None
 ) -> PeakMemory:
-    """Runs a file in a fresh process and reads its peak memory.
+    """Run a file in a fresh process and return its peak memory.
 
     Raises:
         LatencyError: The file cannot be run, or the system has no /proc.
     """
     file = Path(path)
-    if not readable():
+    if not can_read_memory():
         raise LatencyError("peak memory: is read from /proc, which this system lacks; measure on Linux")
-    checked(file)
+    load_checked(file)
     how = session_options(threads, level)
     feed = random_feed(open_session(file, how), file, 0, batch, dict(sizes or {}))
     with scratch() as folder:
@@ -68,11 +67,7 @@ def peak_memory(
         except subprocess.TimeoutExpired as error:
             raise LatencyError(f"{file}: ran for more than {_TIMEOUT_S} s; pass a smaller batch or sizes") from error
     if done.returncode:
-        raise LatencyError(f"{file}: cannot be run in a fresh process: {_last(done.stderr)}; pass other sizes=")
+        last = (done.stderr.strip() or "it ended without a message").splitlines()[-1].strip()
+        raise LatencyError(f"{file}: cannot be run in a fresh process: {last}; pass other sizes=")
     idle, peak = map(int, done.stdout.split())
     return PeakMemory(peak, idle)
-
-
-def _last(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a message"

@@ -1,8 +1,8 @@
 """Where the time goes: the runtime's profile of every node, named after the modules they came from.
 
-Files written by `export` name nodes and values after modules. What the runtime fuses keeps one of those names,
-with suffixes of its own (`_nchwc`, `_quant`), which are taken off again. A layout change that it inserted
-(`ReorderInput`, `ReorderOutput`) belongs to no module: it is a cost of the graph's form and is shown as such.
+Files written by `export` name nodes and values after modules. What the runtime fuses keeps one of those names, with
+suffixes of its own, which are taken off again. A layout change that it inserted belongs to no module: it is a cost of
+the graph's form and is shown as such.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.files import scratch
-from convsurgeon.onnx.session import checked, random_feed
+from convsurgeon.onnx.files import load_checked, random_feed
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import (
     KERNEL_EVENT,
@@ -35,6 +35,7 @@ LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""
 
 _NUMBER = re.compile(r"_\d+$")
+_WARMUP = 3
 
 
 @dataclass(frozen=True)
@@ -65,27 +66,19 @@ class Profile:
         """Time spent in nodes; what the runtime does between them, and the profiler itself, are not in it."""
         return sum(node.ms for node in self.nodes)
 
-    def by_module(self, depth: int) -> dict[str, float]:
-        """Share of the time per module, names cut after `depth` parts; inserted nodes under `LAYOUT`."""
-        shares: dict[str, float] = {}
-        for node in self.nodes:
-            key = LAYOUT if node.inserted else ".".join(node.name.split(".")[:depth])
-            shares[key] = shares.get(key, 0.0) + node.share
-        return shares
-
     def by_owner(self, names: Iterable[str]) -> dict[str, float]:
-        """Milliseconds per module: a node belongs to the longest of `names` that its own name begins with.
+        """Return milliseconds per module: a node belongs to the longest of `names` that its own name begins with.
 
         `layer1.conv.branches.0.depthwise` belongs to `layer1.conv`, and so does `layer1.conv_1`, its second call.
         """
         known, times = set(names), dict[str, float]()
         for node in self.nodes:
-            key = LAYOUT if node.inserted else _owner(node.name, known)
+            key = LAYOUT if node.inserted else _find_owner(node.name, known)
             times[key] = times.get(key, 0.0) + node.ms
         return times
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Return plain JSON values."""
         nodes = [asdict(node) for node in self.nodes]
         return {"total_ms": self.total_ms, "threads": self.threads, "level": self.level, "nodes": nodes}
 
@@ -104,7 +97,7 @@ def profile(
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
 ) -> Profile:
-    """Profiles a file on random inputs.
+    """Profile a file on random inputs.
 
     Args:
         path: Any ONNX file.
@@ -118,71 +111,60 @@ def profile(
         LatencyError: The file cannot be run.
     """
     file = Path(path)
-    model = checked(file)
-    how = session_options(threads, level)
-    how.enable_profiling = True
+    model = load_checked(file)
+    options = session_options(threads, level)
+    options.enable_profiling = True
     with scratch() as folder:
-        how.profile_file_prefix = str(folder / "profile")
-        session = open_session(file, how)
+        options.profile_file_prefix = str(folder / "profile")
+        session = open_session(file, options)
         feed = random_feed(session, file, 0, batch, dict(sizes or {}))
-        for _ in range(3 + max(runs, 1)):
+        for _ in range(_WARMUP + max(runs, 1)):
             run_session(session, feed, file)
-        events = _events(Path(session.end_profiling()), file)
-    return Profile(_shares(events, model.graph), threads, level)
+        try:
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LatencyError(f"{file}: the runtime's profile cannot be read: {first_line(error)}") from error
+    return Profile(_read_shares(events, model.graph), threads, level)
 
 
-def _owner(name: str, known: set[str]) -> str:
-    """The longest known beginning of a dotted name, numbers of repeated calls left out; the name itself if none is."""
+def _read_shares(events: Iterable[dict[str, Any]], graph: GraphProto) -> tuple[NodeShare, ...]:
+    """Return the median time of every node."""
+    times: dict[tuple[str, str, str], list[float]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and str(event.get("name", "")).endswith(KERNEL_EVENT):
+            facts = event["args"]
+            key = (str(facts.get("node_index", "")), event["name"].removesuffix(KERNEL_EVENT), str(facts["op_name"]))
+            times.setdefault(key, []).append(event["dur"] / 1e3)
+    medians = {key: float(np.median(values[_WARMUP:] or values)) for key, values in times.items()}
+    total = sum(medians.values()) or 1.0
+    made = proto.producers(graph)
+    known = {node.name: node for node in graph.node} | made
+    shares = []
+    for (_, called, operator), ms in medians.items():
+        name = _find_node(called, known)
+        node: NodeProto | None = known.get(name)
+        # The runtime calls a conv with a ReLU in it after the ReLU.
+        while node is not None and operator.endswith("Conv") and node.op_type != "Conv":
+            node = made.get(node.input[0]) if node.input else None
+        own = str(node.name or node.output[0]) if node is not None else name
+        shares.append(NodeShare(own, operator, ms, ms / total, inserted=name not in known))
+    return tuple(shares)
+
+
+def _find_node(called: str, known: Mapping[str, NodeProto]) -> str:
+    """Return the file's name for a node: the longest known name that what the runtime calls it begins with."""
+    for name in (called, strip_suffixes(called)):
+        if name in known:
+            return name
+    begun = [one for one in known if one and called.startswith(one + "_")]
+    return max(begun, key=len, default=called)
+
+
+def _find_owner(name: str, known: set[str]) -> str:
+    """Return the longest known beginning of a dotted name, also without the number of a call; else the name itself."""
     for one in (name, _NUMBER.sub("", name)):
         while one:
             if one in known:
                 return one
             one = one.rpartition(".")[0]
     return name
-
-
-def _events(log: Path, file: Path) -> list[dict[str, Any]]:
-    try:
-        events: list[dict[str, Any]] = json.loads(log.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LatencyError(f"{file}: the runtime's profile cannot be read: {first_line(error)}") from error
-    return [
-        event for event in events if event.get("cat") == "Node" and str(event.get("name", "")).endswith(KERNEL_EVENT)
-    ]
-
-
-def _shares(events: list[dict[str, Any]], graph: GraphProto) -> tuple[NodeShare, ...]:
-    """Median time per node; the first three runs are left out."""
-    made = proto.producers(graph)
-    known = {node.name: node for node in graph.node} | made
-    times: dict[tuple[str, str, str], list[float]] = {}
-    for event in events:
-        facts = event["args"]
-        key = (str(facts.get("node_index", "")), event["name"].removesuffix(KERNEL_EVENT), str(facts["op_name"]))
-        times.setdefault(key, []).append(event["dur"] / 1e3)
-    medians = {key: float(np.median(values[3:] or values)) for key, values in times.items()}
-    total = sum(medians.values()) or 1.0
-    shares = []
-    for (_, called, operator), ms in medians.items():
-        name = _module(called, known)
-        shares.append(NodeShare(_heart(name, operator, known, made), operator, ms, ms / total, name not in known))
-    return tuple(shares)
-
-
-def _heart(name: str, operator: str, known: Mapping[str, NodeProto], made: Mapping[str, NodeProto]) -> str:
-    """The conv of a fused conv: the runtime calls a conv with a ReLU in it after the ReLU."""
-    node = known.get(name)
-    while node is not None and operator.endswith("Conv") and node.op_type != "Conv":
-        node = made.get(node.input[0]) if node.input else None
-    return str(node.name or node.output[0]) if node is not None else name
-
-
-def _module(name: str, known: Mapping[str, NodeProto]) -> str:
-    """The file's name for a node: the longest known name that what the runtime calls it begins with."""
-    if name in known:
-        return name
-    bare = strip_suffixes(name)
-    if bare in known:
-        return bare
-    begun = [one for one in known if one and name.startswith(one + "_")]
-    return max(begun, key=len, default=name)

@@ -8,12 +8,8 @@ The estimate is the median of all speed-ups: an interrupted round strays up as o
 percentile bootstrap in two steps, blocks and then rounds within them, because sessions differ by where their weights
 happen to lie in memory, and more rounds on the same sessions do not average that away. The noise floor is what the
 baseline shows against itself, the median null, and one percent at least. A difference is believed only where its whole
-interval lies beyond the floor.
-
-Why the median null and not the far end of its interval: the candidate's interval already holds the scatter of rounds
-and sessions. Simulated over eight kinds of noise, a model against itself was told apart in 0 to 2 % of the trials; with
-the far end as floor in none. But a model with 5 % more work was found in 79 to 100 % of the trials against 18 to 100 %
-(sessions that stray by 2 % at most, rounds by 4 %, a fifth of them interrupted). Under noise of 20 % neither finds it.
+interval lies beyond the floor. The far end of the null's interval would count scatter twice, since the candidate's
+interval already holds it.
 """
 
 from __future__ import annotations
@@ -30,15 +26,28 @@ from convsurgeon.base.errors import LatencyError
 Samples = npt.NDArray[np.float64]
 Word = Literal["faster", "slower", "no measurable difference"]
 
+MIN_PAIRS = 50
+_MOST_PAIRS = 100_000
 _RESAMPLES = 2000
 _COVERAGE = 0.95
-_LEAST_FLOOR = 0.01  # where weights lie in memory moves a session by half of this, seen or not
-MIN_PAIRS = 50
-_MOST_PAIRS = 100_000  # of the fastest network a minute, of most a day
+_LEAST_FLOOR = 0.01
+"""Where weights lie in memory moves a session by half of this, seen or not."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the samples say about a candidate against the baseline."""
+
+    speedup: float
+    interval: tuple[float, float]
+    """Where the speed-up lies with 95 % confidence."""
+    noise: float
+    """Ratio, 1.01 or more, of the baseline against itself; smaller differences mean nothing."""
+    word: Word
 
 
 def check_pairs(pairs: int, instead: str = "") -> None:
-    """Refuses what gives no verdict, or none today.
+    """Refuse a number of rounds that is too small for a verdict, or would take days.
 
     Args:
         pairs: Rounds.
@@ -53,24 +62,8 @@ def check_pairs(pairs: int, instead: str = "") -> None:
         raise LatencyError(f"pairs={pairs}: would take days; pass {_MOST_PAIRS:,} or fewer, 100 do")
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What the samples say about a candidate against the baseline."""
-
-    speedup: float
-    interval: tuple[float, float]
-    """Where the speed-up lies with 95 % confidence."""
-    noise: float
-    """Ratio, 1.01 or more, of the baseline against itself; differences below it mean nothing."""
-    word: Word
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.word}: speed-up {self.speedup:.3f} ({low:.3f} to {high:.3f}), noise floor {self.noise:.3f}"
-
-
 def judge(first: Samples, second: Samples, candidate: Samples, seed: int = 0) -> Verdict:
-    """Compares a candidate with two sessions of the baseline.
+    """Compare a candidate with two sessions of the baseline.
 
     Args:
         first: Times of the baseline, shape (blocks, rounds), any unit.
@@ -95,7 +88,7 @@ def judge(first: Samples, second: Samples, candidate: Samples, seed: int = 0) ->
 
 
 def _interval(logs: Samples, random: np.random.Generator) -> tuple[float, float]:
-    """Percentile interval of the median, resampling blocks and whole rounds within blocks."""
+    """Return the percentile interval of the median, resampling blocks and whole rounds within blocks."""
     blocks, rounds = logs.shape[:2]
     block = random.integers(blocks, size=(_RESAMPLES, blocks, 1))
     within = random.integers(rounds, size=(_RESAMPLES, blocks, rounds))

@@ -18,7 +18,7 @@ import onnx
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.timing.node_macs import work_of
+from convsurgeon.timing.node_macs import count_macs
 from tests.benchmarks.cases import SHAPES, add_networks, random_network
 from tests.benchmarks.runner import Row
 
@@ -83,7 +83,7 @@ def _kinds(model: nn.Module, example: Tensor, options: argparse.Namespace) -> It
         cs.onnx.export(model, example, file)
         found, macs, graph = (
             cs.timing.profile(file, threads=options.threads),
-            work_of(file).by_node,
+            count_macs(file).by_node,
             onnx.load(file).graph,
         )
     weights = {one.name: tuple(one.dims) for one in graph.initializer}

@@ -19,7 +19,7 @@ import torch
 from tabulate import tabulate
 
 import convsurgeon
-from convsurgeon.timing.machine import machine
+from convsurgeon.timing.machine import read_machine
 
 Row = dict[str, Any]
 Record = dict[str, Any]
@@ -50,7 +50,7 @@ def run(name: str, module: ModuleType, options: argparse.Namespace, arguments: S
 
 
 def _circumstances(name: str, arguments: Sequence[str]) -> Record:
-    here = machine()
+    here = read_machine()
     load = round(here.load, 1)
     return {
         "benchmark": name,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from convsurgeon.bundle.recommendation import DENSE_INT8, allowed_error, recommend
 from convsurgeon.timing.comparison import ComparedFile, Comparison
-from convsurgeon.timing.machine import machine
+from convsurgeon.timing.machine import read_machine
 
 FILES = (
     "original.onnx",
@@ -33,7 +33,7 @@ def timed(speeds: dict[str, float], threads: int = 1, level: Any = "all", base_m
         told = "faster" if speed > 1.02 else "slower" if speed < 0.98 else "no measurable difference"
         verdict = "baseline" if name == FILES[0] else told
         rows.append(ComparedFile(name, name, 1000, *figures, speed, (0.99 * speed, 1.01 * speed), verdict))
-    return Comparison(tuple(rows), 1.01, 1.0, 50, threads, level, 1, machine(), ())
+    return Comparison(tuple(rows), 1.01, 1.0, 50, threads, level, 1, read_machine(), ())
 
 
 SPEEDS = st.fixed_dictionaries({name: st.floats(0.2, 20) | st.floats(0.97, 1.03) for name in FILES[1:]})

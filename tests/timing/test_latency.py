@@ -11,12 +11,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.onnx.session import checked, file_bytes, random_feed
+from convsurgeon.onnx.files import file_bytes, load_checked, random_feed
 from convsurgeon.onnxnet.session import session_options
 from convsurgeon.timing import interleaved as sampling
 from convsurgeon.timing.comparison import Comparison, compare
 from convsurgeon.timing.interleaved import BLOCKS, _order
-from convsurgeon.timing.machine import machine
+from convsurgeon.timing.machine import read_machine
 from tests.onnx.small import conv_stack
 
 
@@ -81,10 +81,10 @@ def test_every_order_comes_up() -> None:
 def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     clocked: list[int] = []
     monkeypatch.setattr(sampling, "_time", lambda session, _feed: clocked.append(id(session)) or 1e-3)
-    found = sampling.clock(files[:2], 50, sampling.Setup(1, "all", 0, 1, {}, 1, False))
+    found = sampling.time_interleaved(files[:2], 50, threads=1, level="all", batch=1, sizes={}, seed=0, progress=False)
     assert [entry.samples.shape for entry in found] == [(BLOCKS, 10)] * 3
     assert [entry.runs.size for entry in found] == [150] * 3  # three runs of 1 ms make a sample of 3 ms
-    first_round = clocked[3 : 3 + 9]  # after one warm-up run of each of the three sessions
+    first_round = clocked[15 : 15 + 9]  # after five warm-up runs of each of the three sessions
     assert [len({*first_round[start : start + 3]}) for start in (0, 3, 6)] == [1, 1, 1]
     assert len({*first_round}) == 3
 
@@ -98,7 +98,7 @@ def test_sessions_are_honest() -> None:
 
 
 def test_the_machine_says_who_it_is() -> None:
-    found = machine()
+    found = read_machine()
     assert found.cpu
     assert found.cores >= 1
     assert found.onnxruntime in str(found)
@@ -181,7 +181,7 @@ def test_external_weights_count(files: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "split.onnx"
     onnx.save(onnx.load(files[0]), path, save_as_external_data=True, location="split.data", size_threshold=0)
     expected = path.stat().st_size + (tmp_path / "split.data").stat().st_size
-    assert file_bytes(path, checked(path)) == expected > 16 * 16 * 9 * 4
+    assert file_bytes(path, load_checked(path)) == expected > 16 * 16 * 9 * 4
 
 
 def _single(path: Path, operator: str, kind: int, **attributes: Any) -> Path:
@@ -228,6 +228,6 @@ def test_an_interrupt_passes_through(files: list[Path], monkeypatch: pytest.Monk
     def interrupt(*_: object) -> float:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sampling, "_rounds", interrupt)
+    monkeypatch.setattr(sampling, "_run_rounds", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         compare(*files, progress=True)

@@ -31,9 +31,9 @@ def test_every_conv_appears_under_its_module(path: Path, level: str) -> None:
 
 def test_shares_per_module_and_layout(path: Path) -> None:
     found = profile(path, runs=5)
-    shares = found.by_module(1)
-    assert {"stem", "layer1", "fc"} <= set(shares)
-    assert math.isclose(sum(shares.values()), 1)
+    times = found.by_owner(["stem", "layer1", "fc"])
+    assert {"stem", "layer1", "fc"} <= set(times)
+    assert math.isclose(sum(times.values()), found.total_ms)
     assert {node.operator for node in found.nodes if node.inserted} <= {"ReorderInput", "ReorderOutput"}
     assert json.loads(json.dumps(found.to_dict()))["level"] == "all"
     assert "layer1.0.conv1.branches.1.pointwise" in str(found)

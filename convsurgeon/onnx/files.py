@@ -21,7 +21,7 @@ _DEFAULT_SIZE = 64
 _MOST_VALUES = 2**31  # of one input
 
 
-def checked(path: Path) -> ModelProto:
+def load_checked(path: Path) -> ModelProto:
     """The graph of a file that onnx's checker accepts; weights in external files are looked for but not read.
 
     Raises:
