@@ -186,8 +186,9 @@ class _Points:
             change = sites.get(str(node.target)) if node.op == "call_module" else None
             if change is not None:
                 around = self._around(node, seen, len(change.site.calls), calls)
-                self.nodes.extend(around.end or (node,))
-                self.norms.extend(name for name in around.norm if _moves(seen.graph.get_submodule(name)))
+                self.nodes.append(around.end or node)
+                if around.norm is not None and _moves(seen.graph.get_submodule(around.norm)):
+                    self.norms.append(around.norm)
             elif node.op == "call_module" and str(node.target) in opaque:
                 self.nodes.append(node)
 

@@ -175,7 +175,7 @@ class Job:
         leader, follower = self.runners
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
-        shortcut = [other for other in around.shortcut if leader.holds(other)]
+        shortcut = [around.shortcut] if around.shortcut is not None and leader.holds(around.shortcut) else []
         sides = [runner.of(other) for other in shortcut for runner in (leader, follower)]
         rows = self._rows(conv, self.inputs(source), leader.of(node), sides, index)
         yield self._fit(change, conv, around, rows)
@@ -249,8 +249,8 @@ class Job:
         form.assign(module, fitted.kernels, bias, conv.weight.dtype)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(flags[name])
-        if bias is None and around.norm:
-            norms = [model.get_submodule(around.norm[0]) for model in (self.converted, self.original)]
+        if bias is None and around.norm is not None:
+            norms = [model.get_submodule(around.norm) for model in (self.converted, self.original)]
             own, original = (norm.running_mean for norm in norms)
             assert isinstance(own, Tensor)
             assert isinstance(original, Tensor)
@@ -268,8 +268,9 @@ def _unfit(rows: Rows) -> str:
 def _problem(rows: tuple[Tensor, ...], conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Behind]:
     """Samples, and what stands behind the conv at their places."""
     sides = rows[2:] or (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
-    activation = around.activation if len(rows) > 2 or not around.shortcut else ()
-    intercept = bool(around.norm) or conv.bias is not None
+    all_known = len(rows) > 2 or around.shortcut is None
+    activation = (around.activation,) if around.activation is not None and all_known else ()
+    intercept = around.norm is not None or conv.bias is not None
     return Samples(rows[0], rows[1]), Behind(around.scale, around.shift, (sides[0], sides[1]), activation, intercept)
 
 

@@ -11,7 +11,6 @@ import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,120 +27,91 @@ _FUNCTIONS = {
     *(F.selu, F.mish, F.hardtanh, F.hardsigmoid, F.sigmoid, torch.sigmoid, F.tanh, torch.tanh, F.softplus),
 }
 _METHODS = {"relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_"}
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of single values; `slopes` (O,) are those of a PReLU below zero, which differ from channel to channel.
+    """A function of single values.
 
     Args:
         function: any shape to the same; it may work in place.
-        slopes: one per channel, or none.
+        slopes: of a PReLU below zero, one per channel (O,).
     """
 
     function: Callable[[Tensor], Tensor]
-    slopes: tuple[Tensor, ...] = ()
+    slopes: Tensor | None = None
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Of rows (S, O)."""
-        if self.slopes:
-            return torch.where(values > 0, values, values * self.slopes[0])
+        """Return its values at rows (S, O)."""
+        if self.slopes is not None:
+            return torch.where(values > 0, values, values * self.slopes)
         return self.function(values.clone())
 
     def of(self, channels: slice) -> Activation:
-        """For some of the channels."""
-        return Activation(self.function, tuple(slopes[channels] for slopes in self.slopes))
+        """Return the activation of some of the channels."""
+        return Activation(self.function, None if self.slopes is None else self.slopes[channels])
 
     def slope(self, values: Tensor) -> Tensor:
-        """Its derivative at rows (S, O)."""
+        """Return its derivative at rows (S, O)."""
         with torch.enable_grad():
             leaf = values.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self(leaf).sum(), leaf)
         return slope
 
 
-def activation_of(node: fx.Node, root: nn.Module, channels: int) -> Activation | None:
-    """The activation that a node applies to a value of so many channels, or None."""
-    if node.op == "call_module":
-        module = root.get_submodule(str(node.target))
-        if type(module) is nn.PReLU:
-            return Activation(module, (module.weight.detach().float().expand(channels),))
-        return Activation(module) if type(module) in _MODULES else None
-    rest, named = node.args[1:], node.kwargs
-    if any(isinstance(item, fx.Node) for item in (*rest, *named.values())):
-        return None
-    if node.op == "call_function" and node.target in _FUNCTIONS:
-        assert callable(node.target)
-        target = node.target
-        return Activation(lambda values: target(values, *rest, **named))
-    if node.op == "call_method" and node.target in _METHODS:
-        return Activation(partial(_called, str(node.target)))
-    return None
-
-
-def _called(method: str, values: Tensor) -> Tensor:
-    found: Tensor = getattr(values, method)()
-    return found
-
-
-_ADDITIONS = {operator.add, operator.iadd, torch.add}
-
-
 @dataclass(frozen=True)
 class Neighbours:
-    """Scale and shift (O,) of the batch norm, ones and zeros where there is none; the other side of an addition.
+    """What stands behind a conv; None where there is no such thing.
 
-    `norm` is the batch norm's name, `shortcut` the node that is added, `activation` what follows, and `end` the last of
-    these nodes: empty tuples where there is none.
+    Args:
+        scale: of the batch norm (O,), ones where there is none.
+        shift: of it (O,), zeros where there is none.
+        norm: the batch norm's name.
+        shortcut: the node that is added.
+        activation: what follows.
+        end: the last node of these.
     """
 
     scale: Tensor
     shift: Tensor
-    norm: tuple[str, ...]
-    shortcut: tuple[fx.Node, ...]
-    activation: tuple[Activation, ...]
-    end: tuple[fx.Node, ...]
+    norm: str | None = None
+    shortcut: fx.Node | None = None
+    activation: Activation | None = None
+    end: fx.Node | None = None
 
 
 def callers(graph: fx.Graph, root: nn.Module) -> Counter[nn.Module]:
-    """How many nodes call each module, aliases counted together."""
+    """Count the nodes that call each module, aliases together."""
     return Counter(root.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module")
 
 
 def neighbours(node: fx.Node, root: nn.Module, conv: nn.Conv2d, calls: Counter[nn.Module]) -> Neighbours:
-    """Reads what follows a conv's node, as long as each value has one reader only; `calls` is from `callers`."""
-    scale, shift = _nothing(conv)
-    norm: tuple[str, ...] = ()
-    shortcut: tuple[fx.Node, ...] = ()
+    """Read what follows a conv's node, as long as each value has one reader only; `calls` is from `callers`."""
+    bare = alone(conv)
+    scale, shift, norm, shortcut = bare.scale, bare.shift, None, None
     follower = _only_user(node)
     if follower is not None and (module := _frozen_norm(follower, root, calls)) is not None:
         scale, shift = affine(module)
-        norm, node = (str(follower.target),), follower
+        norm, node = str(follower.target), follower
         follower = _only_user(node)
     if follower is not None and (other := _added(follower, node)) is not None:
-        shortcut, node = (other,), follower
+        shortcut, node = other, follower
         follower = _only_user(node)
     while follower is not None and _reshapes_a_linear(follower):  # whose values are the conv's, in another order
         follower = _only_user(follower)
-    found = None if follower is None else activation_of(follower, root, conv.out_channels)
-    if follower is not None and found is not None:
-        node = follower
-    return Neighbours(scale, shift, norm, shortcut, () if found is None else (found,), (node,))
+    found = None if follower is None else _activation_of(follower, root, conv.out_channels)
+    return Neighbours(scale, shift, norm, shortcut, found, node if found is None else follower)
 
 
 def alone(conv: nn.Conv2d) -> Neighbours:
-    """A conv of which nothing is known but itself."""
-    return Neighbours(*_nothing(conv), (), (), (), ())
-
-
-def _nothing(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Scale and shift (O,) of nothing at all, where the conv is."""
+    """Return the neighbours of a conv of which nothing is known but itself."""
     weight = conv.weight.detach().float()
-    return weight.new_ones(conv.out_channels), weight.new_zeros(conv.out_channels)
+    return Neighbours(weight.new_ones(conv.out_channels), weight.new_zeros(conv.out_channels))
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """A batch norm in eval mode as scale and shift (C,) in float32: `z = scale * y + shift`."""
+    """Return a batch norm in eval mode as scale and shift (C,) in float32: `z = scale * y + shift`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = (norm.running_var + norm.eps).rsqrt()
@@ -157,25 +127,43 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _reshapes_a_linear(node: fx.Node) -> bool:
-    """Whether a node is what `LinearAsConv` does behind its conv."""
+    """Return whether a node is what `LinearAsConv` does behind its conv."""
     scopes = list((node.meta.get("nn_module_stack") or {}).values())
     return node.op == "call_method" and bool(scopes) and scopes[-1][1] is LinearAsConv
 
 
 def _frozen_norm(node: fx.Node, root: nn.Module, calls: Counter[nn.Module]) -> nn.BatchNorm2d | None:
-    """The batch norm a node calls, if it has statistics of its own and no other caller."""
-    if node.op != "call_module":
+    """Return the batch norm that a node calls, if it has statistics of its own and no other caller."""
+    module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+    if type(module) is not nn.BatchNorm2d or module.running_mean is None or calls[module] != 1:
         return None
-    module = root.get_submodule(str(node.target))
-    plain = type(module) is nn.BatchNorm2d and module.running_mean is not None and calls[module] == 1
-    return module if isinstance(module, nn.BatchNorm2d) and plain else None
+    return module
 
 
 def _added(node: fx.Node, value: fx.Node) -> fx.Node | None:
-    """The other summand, where a node adds two nodes of which `value` is one."""
+    """Return the other summand, where a node adds two nodes of which `value` is one."""
     by_function = node.op == "call_function" and node.target in _ADDITIONS
     by_method = node.op == "call_method" and node.target in ("add", "add_")
     if not (by_function or by_method) or len(node.args) != 2 or node.kwargs:
         return None
     others = [item for item in node.args if item is not value]
     return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
+
+
+def _activation_of(node: fx.Node, root: nn.Module, channels: int) -> Activation | None:
+    """Return the activation that a node applies to a value of so many channels; None where it is something else."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if type(module) is nn.PReLU:
+            return Activation(module, module.weight.detach().float().expand(channels))
+        return Activation(module) if type(module) in _MODULES else None
+    rest, named = node.args[1:], node.kwargs
+    if any(isinstance(item, fx.Node) for item in (*rest, *named.values())):
+        return None
+    if node.op == "call_function" and node.target in _FUNCTIONS:
+        assert callable(node.target)
+        target = node.target
+        return Activation(lambda values: target(values, *rest, **named))
+    if node.op == "call_method" and node.target in _METHODS:
+        return Activation(operator.methodcaller(str(node.target)))
+    return None

@@ -43,7 +43,7 @@ class _Functions(_Net):
         return self.head(F.leaky_relu(self.conv(x), 0.3))
 
 
-def _found(net: nn.Module) -> tuple[Activation, ...]:
+def _found(net: nn.Module) -> Activation | None:
     seen = capture(net.eval(), torch.randn(1, 5, 8, 8))
     graph = seen.graph.graph
     node = next(node for node in graph.nodes if node.target == "conv")
@@ -52,7 +52,8 @@ def _found(net: nn.Module) -> tuple[Activation, ...]:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_what_stands_behind_a_conv_is_read_with_its_slope(name: str) -> None:
-    (found,) = _found(_Net(ACTIVATIONS[name]))
+    found = _found(_Net(ACTIVATIONS[name]))
+    assert found is not None
     rows = torch.linspace(-7, 7, 6 * 40).reshape(40, 6)
     wanted = ACTIVATIONS[name](rows.clone()[..., None, None])[..., 0, 0]
     torch.testing.assert_close(found(rows), wanted)
@@ -64,10 +65,11 @@ def test_what_stands_behind_a_conv_is_read_with_its_slope(name: str) -> None:
 
 
 def test_functions_are_read_with_their_arguments_and_others_are_none() -> None:
-    (found,) = _found(_Functions(nn.Identity()))
+    found = _found(_Functions(nn.Identity()))
+    assert found is not None
     assert torch.equal(found(torch.tensor([[-2.0]])), torch.tensor([[-0.6]]))
-    assert _found(_Net(nn.Softmax(1))) == ()
-    assert _found(_Net(nn.Identity())) == ()
+    assert _found(_Net(nn.Softmax(1))) is None
+    assert _found(_Net(nn.Identity())) is None
 
 
 def test_behind_a_relu_the_target_is_what_zhang_says() -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convsurgeon import Capture, CaptureError, Example, capture, stem
+from convsurgeon import Capture, CaptureError, Example, capture
+from convsurgeon.planning.select import stem
 from tests import hostile, nets
 
 X = torch.randn(2, 3, 12, 12)
