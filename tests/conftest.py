@@ -34,7 +34,7 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(autouse=True, scope="session")
 def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests look at what is done with milliseconds, not at the milliseconds; and they leave the user's cache alone."""
-    from convsurgeon.onnx import standalone
+    from convsurgeon.onnxnet import standalone
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))

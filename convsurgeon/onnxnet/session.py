@@ -14,11 +14,12 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.base.errors import LatencyError, first_line
+from convsurgeon.onnxnet import standalone
 
 Level = Literal["all", "extended", "basic", "off"]
 Feed = dict[str, npt.NDArray[Any]]
 
-CPU = "CPUExecutionProvider"
+CPU = standalone.CPU
 
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -32,8 +33,7 @@ LARGEST_BYTES = 2**31 - 2**20
 
 # Names that the runtime makes up. tests/onnxnet/test_session.py fails where a release changes one of them.
 
-KERNEL_EVENT = "_kernel_time"
-"""End of the name of a profiler's event that is the run of one node."""
+KERNEL_EVENT = standalone.KERNEL_EVENT
 LAYOUT_CHANGES = ("ReorderInput", "ReorderOutput", "Transpose")
 """Operators that the runtime inserts to change the memory layout of a value."""
 BLOCKED = "_nchwc"
@@ -67,15 +67,10 @@ def session_options(threads: int | None = None, level: Level = "all", *, spinnin
     """
     if level not in _LEVELS:
         raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.graph_optimization_level = _LEVELS[level]
     if threads is not None:
         check_threads(threads)
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    if spinning:
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options: ort.SessionOptions = standalone.session_options(threads, spinning)
+    options.graph_optimization_level = _LEVELS[level]
     return options
 
 

@@ -21,8 +21,8 @@ import numpy as np
 from convsurgeon.base.errors import FormError, LatencyError
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
-from convsurgeon.onnx.standalone import DENSE
 from convsurgeon.onnxnet.session import BLOCKED, FUSED_CONVS, LAYOUT_CHANGES
+from convsurgeon.onnxnet.standalone import DENSE
 from convsurgeon.runtime.measurements import Measurements, NodeFacts, Sample
 
 ROUNDING = 1e-6

@@ -19,7 +19,7 @@ from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
-from convsurgeon.onnx.standalone import DENSE
+from convsurgeon.onnxnet.standalone import DENSE
 from convsurgeon.planning.candidates import kernels_of, settled
 from convsurgeon.planning.select import Predicate, resolve
 from convsurgeon.runtime.attribution import Row

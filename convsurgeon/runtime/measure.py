@@ -17,9 +17,9 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.base.progress import bar
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture
-from convsurgeon.onnx import standalone as measuring
-from convsurgeon.onnx.standalone import DENSE
+from convsurgeon.onnxnet import standalone as measuring
 from convsurgeon.onnxnet.session import CPU, check_provider, check_threads
+from convsurgeon.onnxnet.standalone import DENSE
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.attribution import attribute
 from convsurgeon.runtime.candidates import (

@@ -13,7 +13,7 @@ from convsurgeon.base.errors import LatencyError, reason
 from convsurgeon.base.files import read_bytes
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds, is_known
-from convsurgeon.onnx.standalone import DENSE, DENSE_OF
+from convsurgeon.onnxnet.standalone import DENSE, DENSE_OF
 
 T = TypeVar("T")
 

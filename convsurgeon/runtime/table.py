@@ -26,7 +26,7 @@ from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import Kinds, form_from_dict, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
-from convsurgeon.onnx import standalone as measuring
+from convsurgeon.onnxnet import standalone as measuring
 from convsurgeon.onnxnet.session import CPU
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate

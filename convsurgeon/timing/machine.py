@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 
 from convsurgeon.base.processor import processor_flags
-from convsurgeon.onnx import standalone
+from convsurgeon.onnxnet import standalone
 
 # What the runtime's convolution kernels choose by.
 _TELLING_FLAGS = (

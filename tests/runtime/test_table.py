@@ -16,7 +16,7 @@ from torch import nn
 import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.graph.capture import Capture
-from convsurgeon.onnx import standalone
+from convsurgeon.onnxnet import standalone
 from convsurgeon.runtime import table as tables
 from convsurgeon.runtime.attribution import Row
 from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, find_slow, leave_out

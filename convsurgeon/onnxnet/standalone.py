@@ -1,4 +1,4 @@
-"""Times a folder of candidate networks on this machine; needs Python 3.9, numpy, onnxruntime 1.12, and nothing else.
+"""Time a folder of candidate networks on this machine; needs Python 3.9, numpy, onnxruntime 1.12, and nothing else.
 
     python measure.py                 # in the folder that `convsurgeon device` wrote; writes device.json beside it
 
@@ -8,13 +8,14 @@ device.json`. A run that was stopped goes on where it was: results are written a
 A pass opens fresh sessions on the dense network and a few candidates of the same precision, runs them in turns, first
 with the runtime's profiler and then without it, and keeps for every node the mean over its fastest quarter. Times of
 one pass are to be compared with the dense network of the same pass only: the machine may have been busier in another.
+
+The package measures with the same code, and takes its session options and the name of the processor from here.
 """
 
 from __future__ import annotations
 
 import argparse
 import bisect
-import contextlib
 import hashlib
 import json
 import os
@@ -29,24 +30,22 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 FORMAT = 2
 MANIFEST, RESULT, DENSE = "manifest.json", "device.json", "dense"
 DENSE_OF = {"fp32": DENSE, "int8": "dense-int8"}
 """Precision -> the network as it is, which all others of that precision are timed beside."""
+CPU = "CPUExecutionProvider"
+KERNEL_EVENT = "_kernel_time"
+"""End of the name of a profiler's event that is the run of one node."""
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
 SECONDS = 0.35
 """Of a core, spent on each network in each pass with the profiler, and as much again without."""
 
-_ABOUT = ("network", "model", "example", "sites", "barred")
+_COPIED = ("network", "model", "example", "sites", "barred")
+"""What the results take over from the manifest."""
 _RUNS = (3, 80)
 _SESSION_BYTES = 1.5e9
-_KERNEL = "_kernel_time"
 
 Raw = dict[str, Any]
 Progress = Callable[[str], None]
@@ -64,9 +63,9 @@ def measure(
     progress: Progress | None = None,
     seconds: float = SECONDS,
     logs: Path | None = None,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
 ) -> Raw:
-    """Times every network of a folder that the target file does not hold yet, and writes them there bit by bit.
+    """Time every network of a folder that the target file does not hold yet, and write the results there bit by bit.
 
     Args:
         folder: With `manifest.json` and the networks.
@@ -75,14 +74,14 @@ def measure(
         passes: Sets of fresh sessions.
         progress: Called with a word or two after every network of every pass.
         seconds: Per network and pass, with and again without the profiler.
-        logs: A folder for the profiler's files; the system's for temporary files if not given.
+        logs: A folder for the profiler's files; the system's for temporary files by default.
         provider: Execution provider of the runtime.
 
     Raises:
         MeasureError: The folder or the target is damaged, or a network cannot be run.
     """
     manifest = read_manifest(folder)
-    raw = _begun(manifest, target, threads)
+    raw = _resume(manifest, target, threads)
     for number in range(passes):
         for group in _groups(manifest, raw, number):
             raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress, logs, provider)
@@ -90,13 +89,8 @@ def measure(
     return raw
 
 
-def work(manifest: Raw, raw: Raw | None, passes: int) -> int:
-    """Candidates times passes that are still to be timed."""
-    return sum(len(_missing(manifest, raw, number)) for number in range(passes))
-
-
 def read_manifest(folder: Path) -> Raw:
-    """The folder's list of networks, if all its files are what they were.
+    """Return the folder's list of networks, if its files are unchanged.
 
     Raises:
         MeasureError: Something is missing or damaged.
@@ -105,8 +99,8 @@ def read_manifest(folder: Path) -> Raw:
     try:
         files = {**manifest["files"]}
         names = {network["file"] for network in manifest["networks"].values()} | set(files)
-        _ = [manifest["networks"][name] for name in {_dense(one) for one in manifest["networks"].values()}]
-        _ = manifest["inputs"][0], [manifest[name] for name in _ABOUT]
+        _ = [manifest["networks"][_dense(one)] for one in manifest["networks"].values()]
+        _ = manifest["inputs"][0], [manifest[name] for name in _COPIED]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise MeasureError(f"{folder / MANIFEST}: is damaged ({error!r}); copy the whole folder again") from None
     for name in sorted(names):
@@ -119,50 +113,39 @@ def read_manifest(folder: Path) -> Raw:
 
 
 def read(path: Path, mark: str) -> Raw:
-    """A JSON object that bears a mark with this format's number.
+    """Return a JSON object that bears a mark with this format's number.
 
     Raises:
-        MeasureError: It is none.
+        MeasureError: It cannot be read, or is of another kind.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise MeasureError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError):
-        raise MeasureError(f"{path}: is damaged (no JSON); delete it, or take another copy") from None
+        raise MeasureError(f"{path}: is damaged (not JSON); delete it, or take another copy") from None
     if not isinstance(values, dict) or mark not in values:
-        raise MeasureError(f"{path}: is another kind of file (no {mark} in it); pass the right one")
+        raise MeasureError(f"{path}: is another kind of file (it lacks {mark}); pass the right one")
     if values[mark] != FORMAT:
         raise MeasureError(f"{path}: has format {values[mark]!r}, expected {FORMAT}; make it again")
     return values
 
 
 def write(path: Path, values: Raw) -> None:
-    """Writes JSON under a temporary name and renames it: nobody ever sees half of it, or takes it for a dead one's."""
+    """Write JSON under a temporary name and rename it, so that the file is never half written."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            _lock(file.fileno())
             json.dump(values, file, separators=(",", ":"))
-            file.flush()
-            if fcntl is None:
-                file.close()  # Windows renames no open file
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink()
         raise
 
 
-def _lock(handle: int) -> None:
-    """Says that somebody is at work on a temporary file."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     found = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -170,8 +153,8 @@ def digest(path: Path) -> str:
     return found.hexdigest()
 
 
-def machine() -> dict[str, Any]:
-    """What a time means nothing without."""
+def machine() -> Raw:
+    """Return the facts of this machine without which a time means nothing."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -182,11 +165,28 @@ def machine() -> dict[str, Any]:
 
 
 def same_machine(one: Raw, other: Raw) -> bool:
-    """Whether times of both may stand side by side."""
+    """Tell whether times of both machines may stand side by side."""
     return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "system", "onnxruntime"))
 
 
+def session_options(threads: int | None = None, spinning: bool = True) -> Any:
+    """Return options under which a network runs as it does in use, and does not disturb others that are being timed.
+
+    The runtime's workers spin between the nodes of a run, which decides what short nodes cost. By default they also
+    spin between runs, and take the cores from other sessions; that is left out.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    if spinning:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
 def _cpu() -> str:
+    """Return the name of the processor, or of the board that it is on."""
     for place in ("/proc/device-tree/model", "/proc/cpuinfo"):
         try:
             text = Path(place).read_text(encoding="utf-8", errors="replace").replace("\0", "")
@@ -200,8 +200,8 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _begun(manifest: Raw, target: Path, threads: int) -> Raw:
-    """The results so far, with the manifest's networks added; none if the target does not exist."""
+def _resume(manifest: Raw, target: Path, threads: int) -> Raw:
+    """Return the results so far, with the manifest's networks added; none if the target does not exist."""
     here = machine()
     empty: Raw = {"convsurgeon_device": FORMAT, "machine": here, "threads": threads, "networks": {}, "samples": []}
     raw: Raw = read(target, "convsurgeon_device") if target.exists() else empty
@@ -214,46 +214,38 @@ def _begun(manifest: Raw, target: Path, threads: int) -> Raw:
         raise MeasureError(f"{target}: is damaged ({error!r}); delete it to measure again") from None
     if not fits and known:
         raise MeasureError(f"{target}: was measured elsewhere or otherwise; move it away, or choose another --out")
-    return {**raw, **{name: manifest[name] for name in _ABOUT}}
+    return {**raw, **{name: manifest[name] for name in _COPIED}}
 
 
-def _missing(manifest: Raw, raw: Raw | None, number: int) -> list[str]:
-    """Networks that this pass has no times of."""
-    known = {sample["network"] for sample in (raw or {"samples": []})["samples"] if sample["pass"] == number}
+def _missing(manifest: Raw, raw: Raw, number: int) -> list[str]:
+    """Return the candidates that a pass has not timed yet."""
+    known = {sample["network"] for sample in raw["samples"] if sample["pass"] == number}
     return [name for name in manifest["networks"] if name not in known and name not in DENSE_OF.values()]
 
 
 def _dense(network: Raw) -> str:
-    """The key of the network as it is, in the precision of this one."""
+    """Return the key of the network as it is, in the precision of this one."""
     return DENSE_OF[network.get("precision", "fp32")]
 
 
 def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
-    """What to open together, within the memory, the dense network first; that alone where there is no candidate."""
+    """Yield what to open together within the memory, the dense network first; that alone if there is no candidate."""
     networks = manifest["networks"]
+    room = min(_SESSION_BYTES, 0.4 * _free_bytes())
     for dense in DENSE_OF.values():
         own = [name for name in networks if _dense(networks[name]) == dense]
         names = [name for name in _missing(manifest, raw, number) if name in own]
         if len(own) == 1 and all(sample["network"] != dense for sample in raw["samples"]):
             yield own
-        yield from _within_memory(networks, dense, names if number % 2 == 0 else names[::-1])
-
-
-def _within_memory(networks: Raw, dense: str, names: list[str]) -> Iterator[list[str]]:
-    room = min(_SESSION_BYTES, 0.4 * _free_bytes())
-    while names:
-        group, used = [names[0]], sum(_session_bytes(networks[name]) for name in (dense, names[0]))
-        for name in names[1:GROUP]:
-            used += _session_bytes(networks[name])
-            if used > room:
-                break
-            group.append(name)
-        yield [dense, *group]
-        names = names[len(group) :]
-
-
-def _session_bytes(network: Raw) -> float:
-    return 2.0 * float(network["weight_bytes"]) + 5e7
+        names = names if number % 2 == 0 else names[::-1]
+        while names:
+            group = [dense, names[0]]
+            for name in names[1:GROUP]:
+                if sum(2.0 * float(networks[one]["weight_bytes"]) + 5e7 for one in (*group, name)) > room:
+                    break
+                group.append(name)
+            yield group
+            names = names[len(group) - 1 :]
 
 
 def _free_bytes() -> float:
@@ -274,76 +266,56 @@ def _group(
     threads: int,
     seconds: float,
     progress: Progress | None,
-    place: Path | None,
+    logs: Path | None,
     provider: str,
 ) -> list[Raw]:
-    """One pass over the dense network, which is the first, and some candidates: what each took, by node and in all."""
-    with tempfile.TemporaryDirectory(dir=place) as logs:
+    """Time the dense network, which is the first, and some candidates in one pass, by node and in all."""
+    networks = manifest["networks"]
+    with tempfile.TemporaryDirectory(dir=logs) as place:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
-            network = manifest["networks"][name]
-            sessions.append((name, _open(folder / network["file"], Path(logs) / network["file"], threads, provider)))
+            file = networks[name]["file"]
+            sessions.append((name, _open(folder / file, Path(place) / file, threads, provider)))
         feeds = _feeds(manifest["inputs"])
         warm = float(np.mean([min(_effort(session, feeds, threads) for _ in range(2)) for _, session in sessions]))
         runs = min(max(int(seconds / warm), _RUNS[0]), _RUNS[1])
         _rounds(sessions, feeds, runs)
         profiles = {name: _profile(Path(session.end_profiling()), runs) for name, session in sessions}
-        walls = _rounds(sessions, feeds, runs)
+        walls = {name: _low(times) for name, times in _rounds(sessions, feeds, runs).items()}
         for name, _ in sessions:
             if progress is not None and name != names[0]:
-                progress(str(manifest["networks"][name]["label"]))
-    totals = {name: _total(*profiles[name], _low(walls[name])) for name in names}
+                progress(str(networks[name]["label"]))
+    # A busy machine may leave no long run undisturbed. Single nodes still are, so their sum and what profiled runs
+    # spend between them is a bound: the profiler itself takes time, never gives any.
+    totals = {
+        name: float(min(walls[name], sum(node[2] for node in nodes) + between))
+        for name, (nodes, between) in profiles.items()
+    }
     return [
         {
             "pass": number,
             "network": name,
             "total_ms": totals[name],
             "dense_ms": totals[names[0]],
-            "wall_ms": _low(walls[name]),
+            "wall_ms": walls[name],
             "nodes": profiles[name][0],
         }
         for name in names
     ]
 
 
-def _total(nodes: list[list[Any]], between_ms: float, wall_ms: float) -> float:
-    """Milliseconds of a whole run without the profiler.
-
-    That is `wall_ms`, unless the machine is so busy that no long run goes undisturbed. Single nodes still do, so their
-    sum and what the profiled runs spend between them is the bound: the profiler itself takes time, never gives any.
-    """
-    inside = sum(node[2] for node in nodes)
-    return float(min(wall_ms, inside + between_ms))
-
-
-def session_options(threads: int) -> Any:
-    """Threads that do to a network what they do to it in use, and nothing to the other networks that are being timed.
-
-    The runtime's workers spin between the nodes of a run, and that decides what short nodes cost: with two threads a
-    CIFAR ResNet-20 of rank 1 is 1.8 times as fast as dense, and 2 to 3 times if workers sleep. By default they spin
-    between runs, too, and take the cores from other sessions; that is left out.
-    """
-    how = ort.SessionOptions()
-    how.intra_op_num_threads, how.inter_op_num_threads = threads, 1
-    how.log_severity_level = 4
-    how.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    how.add_session_config_entry("session.force_spinning_stop", "1")
-    return how
-
-
 def _open(path: Path, log: Path, threads: int, provider: str) -> Any:
-    how = session_options(threads)
-    how.enable_profiling = True
-    how.profile_file_prefix = str(log)
-    providers = list(dict.fromkeys((provider, "CPUExecutionProvider")))
+    options = session_options(threads)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(log)
     try:
-        return ort.InferenceSession(str(path), how, providers=providers)
-    except Exception as error:  # the runtime's exceptions have no common base but Exception
+        return ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((provider, CPU))))
+    except Exception as error:  # the runtime's exceptions share no base class but Exception
         raise MeasureError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None
 
 
-def _feeds(inputs: list[Raw]) -> dict[str, Any]:
-    """Noise for floats, zeros for everything else."""
+def _feeds(inputs: list[Raw]) -> Raw:
+    """Return noise for floats, zeros for everything else."""
     random = np.random.default_rng(0)
     feeds = {}
     for one in inputs:
@@ -354,8 +326,8 @@ def _feeds(inputs: list[Raw]) -> dict[str, Any]:
     return feeds
 
 
-def _rounds(sessions: list[tuple[str, Any]], feeds: dict[str, Any], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of every run; every second round goes backwards."""
+def _rounds(sessions: list[tuple[str, Any]], feeds: Raw, runs: int) -> dict[str, list[float]]:
+    """Return the milliseconds of every run; every second round goes backwards."""
     times: dict[str, list[float]] = {name: [] for name, _ in sessions}
     for turn in range(runs):
         for name, session in sessions if turn % 2 == 0 else sessions[::-1]:
@@ -363,34 +335,35 @@ def _rounds(sessions: list[tuple[str, Any]], feeds: dict[str, Any], runs: int) -
     return times
 
 
-def _clock(session: Any, feeds: dict[str, Any]) -> float:
+def _clock(session: Any, feeds: Raw) -> float:
+    """Return the seconds of one run."""
     started = time.perf_counter()
     try:
         session.run(None, feeds)
-    except Exception as error:
+    except Exception as error:  # likewise
         raise MeasureError(f"a network cannot be run: {str(error).splitlines()[0][:200]}") from None
     return time.perf_counter() - started
 
 
-def _effort(session: Any, feeds: dict[str, Any], threads: int) -> float:
-    """Seconds of a core that a run takes: a busy machine needs no fewer runs, though each is longer."""
+def _effort(session: Any, feeds: Raw, threads: int) -> float:
+    """Return the seconds of a core that a run takes: a busy machine needs no fewer runs, though each is longer."""
     started = time.process_time()
     seconds = _clock(session, feeds)
     return min(seconds, (time.process_time() - started) / threads or seconds)
 
 
 def _profile(log: Path, runs: int) -> tuple[list[list[Any]], float]:
-    """[name, operator, ms] of every node in the order of execution, and ms between the nodes, over the last runs."""
+    """Return [name, operator, ms] of every node as executed, and the ms between the nodes, over the last runs."""
     events = json.loads(log.read_text(encoding="utf-8"))
     whole = sorted((event["ts"], event["dur"]) for event in events if event.get("name") == "model_run")[-runs:]
-    kernels = [event for event in events if str(event.get("name", "")).endswith(_KERNEL)]
+    kernels = [event for event in events if str(event.get("name", "")).endswith(KERNEL_EVENT)]
     times: dict[tuple[str, str], list[float]] = {}
     inside = [0.0] * len(whole)
     starts = [start for start, _ in whole]
     for event in sorted(kernels, key=lambda event: float(event["ts"])):
         run = bisect.bisect_right(starts, event["ts"]) - 1
         if run >= 0:
-            key = (event["name"][: -len(_KERNEL)], str(event["args"]["op_name"]))
+            key = (event["name"][: -len(KERNEL_EVENT)], str(event["args"]["op_name"]))
             times.setdefault(key, []).append(event["dur"] / 1e3)
             inside[run] += event["dur"] / 1e3
     between = _low([duration / 1e3 - spent for (_, duration), spent in zip(whole, inside)])  # noqa: B905  # Python 3.9
@@ -401,7 +374,7 @@ def _profile(log: Path, runs: int) -> tuple[list[list[Any]], float]:
 
 
 def _low(times: list[float]) -> float:
-    """The mean over the fastest quarter: what the machine takes when nobody disturbs it."""
+    """Return the mean over the fastest quarter: what the machine takes when nobody disturbs it."""
     return float(np.mean(sorted(times)[: max(1, len(times) // 4)]))
 
 
@@ -413,17 +386,20 @@ def _main() -> int:
     options = parser.parse_args()
     folder = Path(__file__).resolve().parent
     target = Path(options.out) if options.out else folder / RESULT
+    count = 0
+
+    def show(name: str) -> None:
+        nonlocal count
+        count += 1
+        print(f"\r{count} of {total}: {name:40}", end="", file=sys.stderr, flush=True)
+
     try:
         if options.threads < 1 or options.passes < 1:
             raise MeasureError("threads and passes: pass at least 1")
         manifest = read_manifest(folder)
-        total, count = max(1, work(manifest, _begun(manifest, target, options.threads), options.passes)), [0]
-
-        def told(name: str) -> None:
-            count[0] += 1
-            print(f"\r{count[0]} of {total}: {name:40}", end="", file=sys.stderr, flush=True)
-
-        measure(folder, target, options.threads, options.passes, told)
+        raw = _resume(manifest, target, options.threads)
+        total = sum(len(_missing(manifest, raw, number)) for number in range(options.passes))
+        measure(folder, target, options.threads, options.passes, show)
     except (MeasureError, OSError) as error:
         print(f"measure.py: {error}", file=sys.stderr)
         return 1
