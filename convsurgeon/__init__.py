@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from convsurgeon.base.tables import Table
     from convsurgeon.bundle.bundle import export
     from convsurgeon.bundle.mobile import mobile_check
+    from convsurgeon.calibration.images import Images
     from convsurgeon.calibration.synthetic import synthetic_images
     from convsurgeon.conversion import Result, carry_out, convert
     from convsurgeon.distill.augment import Augment
@@ -126,6 +127,7 @@ _HOMES = {
     ),
     "fit.fidelity": ("Fidelity",),
     "distill.reconstruct": ("Reconstruction",),
+    "calibration.images": ("Images",),
     "calibration.synthetic": ("synthetic_images",),
     "search.budget": ("Budget",),
     "search.sweep": (
@@ -192,6 +194,7 @@ __all__ = [
     "Form",
     "FormError",
     "Geometry",
+    "Images",
     "LatencyError",
     "LatencyTable",
     "LoadError",

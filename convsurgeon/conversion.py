@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, WriteError
 from convsurgeon.base.precision import Precision
-from convsurgeon.calibration.collect import gather
+from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import Fidelity, fidelity
@@ -153,8 +153,9 @@ def convert(
     _check_precision(precision, budget, searching=within is not None or (calibration is not False and forms is None))
     if metric is not None or within is not None:
         check_within(budget, images=calibration is not False)
+    check_calibration(calibration)
     before = capture(model, example)
-    data = gather(before, calibration, images, seed, progress)
+    data = gather(before, calibration, seed=seed, progress=progress, limit=images)
     how = _How(policy, allow_growth, latencies, data, seed, progress, precision)
     if budget is not None:
         return _within_budget(before, BUDGET_FORMS if forms is None else forms, budget, how)
@@ -257,7 +258,7 @@ def carry_out(
         CaptureError: the model does not run on the example, or cannot be copied.
     """
     before = capture(model, example)
-    data = gather(before, calibration, images, seed, progress)
+    data = gather(before, calibration, seed=seed, progress=progress, limit=images)
     return _carry_out(before, plan, data, seed, progress)
 
 
@@ -275,7 +276,7 @@ def _carry_out(before: Capture, wanted: Plan, data: Calibration | None, seed: in
     notes, held_back = ((), ()) if data is None else (data.notes, data.held_back)
     notes = (*notes, *note_on_subgraphs(model, example, fitted=bool(fits)))
     report = Report(*parts, reconstruction=fits, opaque=tuple(before.opaque.items()), notes=notes)
-    made_up = (data,) if data is not None and data.made_up else ()
+    made_up = (data,) if data is not None and data.synthetic else ()
     return Result(converted, done, report, model, example, held_back, made_up)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.base.precision import Precision
-from convsurgeon.calibration.synthetic import made_up
+from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.conversion import Result, compared
 from convsurgeon.distill.batches import Batch, Stream, images_from, kept_chance, split
 from convsurgeon.distill.checkpoint import RunFolder, check_run
@@ -224,7 +224,7 @@ def _made_up(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
     made = result.made_up
     if not made:
         seen = capture(result.original, result.example)
-        made = (made_up(seen, recipe.images or _MADE_UP, recipe.seed, progress=progress),)
+        made = (synthesise(seen, recipe.images or _MADE_UP, seed=recipe.seed, progress=progress),)
     return [*made[0].fitted, *made[0].held_back]
 
 

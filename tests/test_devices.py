@@ -12,7 +12,6 @@ import convsurgeon as cs
 from tests.elsewhere import DEVICE, elsewhere, moved
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:calibration. 32 images are few"),
     pytest.mark.filterwarnings("ignore:at..frobenius_norm is deprecated"),  # torch's own, where no kernel is fused
 ]
 

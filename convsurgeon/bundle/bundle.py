@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,10 @@ from convsurgeon.bundle.loading import SUMS, sha256
 from convsurgeon.bundle.networks import Order, write_models
 from convsurgeon.bundle.readme import readme
 from convsurgeon.bundle.recommendation import Recommended
-from convsurgeon.calibration.dataset import Calibration, read
-from convsurgeon.calibration.synthetic import made_up
+from convsurgeon.calibration.collect import input_names, read
+from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.images import Images
+from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.conversion import Result
 from convsurgeon.graph.capture import capture
 from convsurgeon.int8.quantize import Quantized
@@ -181,23 +182,22 @@ def _images(calibration: object, result: Result, images: int, int8: bool, progre
     """Images that are given, or those of the conversion, or for int8 new ones that are made up."""
     if calibration is False:
         return None
-    if calibration is not None:
+    if calibration is not None and not (isinstance(calibration, Images) and calibration.source is None):
         return _read(calibration, result, images)
     if result.made_up:
         return _ordered(result.made_up[0], result)
     if result.held_back:
         return _read(result.held_back if int8 else Calibration((), result.held_back), result, images)
     if int8:
-        return _ordered(made_up(capture(result.original, result.example), images, 0, progress=progress), result)
+        return _ordered(synthesise(capture(result.original, result.example), images, seed=0, progress=progress), result)
     return None
 
 
 def _read(calibration: object, result: Result, images: int) -> Calibration:
     if isinstance(calibration, Calibration):
         return _ordered(calibration, result)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="calibration: .* are few")  # the conversion has said so
-        return _ordered(read(calibration, result.example, images), result)
+    names = input_names(result.original, result.example)
+    return _ordered(read(calibration, result.example, names, limit=images), result)
 
 
 def _ordered(data: Calibration, result: Result) -> Calibration:

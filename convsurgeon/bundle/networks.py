@@ -119,7 +119,7 @@ def _judged(
     """Compares and times all files, and one with layers in float where int8 alone is too far off."""
     order.before("fidelity and mobile check")
     files: list[OnnxFile | Quantized] = [original, converted, *quantized]
-    near, where = variants.compare(files, shown, like, data is not None and data.made_up)
+    near, where = variants.compare(files, shown, like, data is not None and data.synthetic)
     allowed = _allowed(result, near, shown)
 
     def error(one: Quantized) -> Agreement:

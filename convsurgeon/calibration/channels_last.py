@@ -1,4 +1,4 @@
-"""Networks that take their channels last, as TensorFlow writes them: turned, to have images made up for them too."""
+"""Networks that take their channels last, as TensorFlow writes them."""
 
 from __future__ import annotations
 
@@ -10,45 +10,41 @@ from torch import Tensor, nn
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 
-_CHANNELS = (1, 3, 4)
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Return whether an input is (N, H, W, C): its last axis is 1, 3 or 4 long and the second one longer."""
+    return tensor.dim() == 4 and tensor.shape[3] in (1, 3, 4) and tensor.shape[1] > 4
 
 
-class Upright(nn.Module):
-    """A network whose images have their channels first, around one that has them last.
+def to_channels_last(images: Tensor) -> Tensor:
+    """Return images (N, C, H, W) as (N, H, W, C)."""
+    return images.permute(0, 2, 3, 1).contiguous()
 
-    Args:
-        model: the network.
-        turned: of every tensor among its inputs, whether it has.
-    """
 
-    def __init__(self, model: nn.Module, turned: tuple[bool, ...]) -> None:
+def to_channels_first(images: Tensor) -> Tensor:
+    """Return images (N, H, W, C) as (N, C, H, W)."""
+    return images.permute(0, 3, 1, 2).contiguous()
+
+
+class _ChannelsFirst(nn.Module):
+    """A network with channels last, called with channels first."""
+
+    def __init__(self, model: nn.Module, last: list[bool]) -> None:
         super().__init__()
-        self.model, self.turned = model, turned
+        self.model, self.last = model, last
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the network's own, with images (N, C, H, W)."""
-        flags = iter(self.turned)
-        return Example(args, kwargs).map(lambda one: _last(one) if next(flags) else one).run(self.model)
+        given = Example(args, kwargs)
+        images = [to_channels_last(one) if last else one for one, last in zip(given.tensors(), self.last, strict=True)]
+        return given.with_tensors(images).run(self.model)
 
 
-def upright(seen: Capture) -> tuple[Capture, tuple[bool, ...]]:
-    """A capture of a network with channels first, and of every input whether it was turned for that.
-
-    An image has its channels last where the last axis is 1, 3 or 4 long and the second one longer.
-    """
+def with_channels_first(seen: Capture) -> tuple[Capture, list[bool]]:
+    """Return the capture of a network with channels first, and which of its inputs had them last."""
     tensors = seen.example.tensors()
-    turned = tuple(one.dim() == 4 and one.shape[3] in _CHANNELS and one.shape[1] > max(_CHANNELS) for one in tensors)
-    if not any(turned):
-        return seen, turned
-    flags = iter(turned)
-    example = seen.example.map(lambda one: one.permute(0, 3, 1, 2).contiguous() if next(flags) else one)
-    return dataclasses.replace(seen, model=Upright(seen.model, turned), example=example), turned
-
-
-def as_taken(images: tuple[Tensor, ...], turned: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    """Images with their channels where the network has them."""
-    return tuple(_last(one) if last else one for one, last in zip(images, turned, strict=True))
-
-
-def _last(images: Tensor) -> Tensor:
-    return images.permute(0, 2, 3, 1).contiguous()
+    last = [is_channels_last(one) for one in tensors]
+    if not any(last):
+        return seen, last
+    images = [to_channels_first(one) if flag else one for one, flag in zip(tensors, last, strict=True)]
+    example = seen.example.with_tensors(images)
+    return dataclasses.replace(seen, model=_ChannelsFirst(seen.model, last), example=example), last

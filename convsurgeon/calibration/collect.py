@@ -1,41 +1,180 @@
-"""What `calibration=` may be, as calibration data: images that are given, images that are made up, or none at all."""
+"""What `calibration=` may be, as a calibration set: the user's images, synthetic images, or none."""
 
 from __future__ import annotations
 
-from convsurgeon.base.errors import CalibrationError
-from convsurgeon.calibration.batching import fed
-from convsurgeon.calibration.dataset import Calibration, images_in, read
-from convsurgeon.calibration.sanity_checks import suspicions
-from convsurgeon.calibration.synthetic import made_up
+import dataclasses
+import inspect
+import logging
+from collections.abc import Sequence
+
+from torch import nn
+
+from convsurgeon.base.errors import CalibrationError, describe
+from convsurgeon.calibration.dataset import (
+    Calibration,
+    as_example,
+    first_images,
+    hold_back,
+    images_in,
+    select_images,
+)
+from convsurgeon.calibration.images import Images
+from convsurgeon.calibration.sanity_checks import check_images
+from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
-from convsurgeon.graph.outputs import check_output_sizes
+from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import check_output_sizes, outputs
+from convsurgeon.onnxnet.network import OnnxNetwork
+
+LIMIT = 1024
+"""Images to calibrate on where the user names no limit."""
+_LOG = logging.getLogger(__name__)
 
 
-def gather(seen: Capture, calibration: object, images: int, seed: int, progress: bool) -> Calibration | None:
-    """Calibration data for a captured network; None where it is to do without.
+def as_images(calibration: object, limit: int = LIMIT) -> Images:
+    """Return what a user passes as images; refuse at once what they cannot be read from.
 
     Args:
-        seen: the network.
-        calibration: images; a `Calibration`, which is taken as it is; None to have images made up; False for none.
-        images: most of them to use.
-        seed: of what is made up.
-        progress: whether to show a bar.
+        calibration: An `Images`, or a source of one.
+        limit: Most images to use where the user names no limit.
 
     Raises:
-        CalibrationError: images that the network cannot take, inputs that cannot be made up, or a network whose output
-            has a size that depends on values, by which nothing can be judged.
+        CalibrationError: It is of a type that holds no images, or a path that does not exist.
+    """
+    images = calibration if isinstance(calibration, Images) else Images(calibration)
+    return images if images.limit is not None else dataclasses.replace(images, limit=limit)
+
+
+def check_calibration(calibration: object) -> None:
+    """Refuse what no images can be read from, before any work is done.
+
+    Raises:
+        CalibrationError: As `as_images`.
+    """
+    if calibration is not False and not isinstance(calibration, Calibration):
+        as_images(calibration)
+
+
+def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, limit: int = LIMIT) -> Calibration | None:
+    """Return the calibration set for a captured network; None where there is to be none.
+
+    Args:
+        seen: The network.
+        calibration: What `Images` takes as its source, or an `Images`; a `Calibration`, which is used unchanged; None
+            for synthetic images; False for none.
+        seed: Of synthetic images.
+        progress: Whether to show a bar.
+        limit: Most images to use where the user names no limit.
+
+    Raises:
+        CalibrationError: The network cannot take the images, synthetic ones cannot be made, or the network's output has
+            a size that depends on values, so that errors are not defined.
     """
     if calibration is False:
         return None
-    if calibration is True:
-        raise CalibrationError("calibration: True is no images; pass some, or nothing to have them made up")
     on_meta = any(parameter.is_meta for parameter in seen.model.parameters())
-    if calibration is None and (on_meta or all(site.obstacle for site in seen.sites)):
-        return None  # no values to fit, or nothing that may be rewritten
+    if isinstance(calibration, Calibration):
+        if not on_meta:
+            check_output_sizes(seen.model, seen.example)
+        return calibration
+    images = as_images(calibration, limit)
+    if images.source is None and (on_meta or all(site.obstacle for site in seen.sites)):
+        return None  # no values to fit, or no site that may be changed
     if not on_meta:
         check_output_sizes(seen.model, seen.example)
-    if isinstance(calibration, Calibration):
-        return calibration
-    if calibration is not None:
-        return suspicions(seen, fed(seen.model, read(calibration, seen.example, images), images_in(seen.example)))
-    return made_up(seen, images, seed, progress=progress)
+    if images.source is None:
+        return synthesise(seen, images.most, seed=seed, mean=images.mean, std=images.std, progress=progress)
+    data = read(images, seen.example, input_names(seen.model, seen.example))
+    return check_images(seen, fit_batches(seen.model, data, images_in(seen.example)))
+
+
+def read(images: object, like: Example, names: Sequence[str] = (), limit: int = LIMIT) -> Calibration:
+    """Return a user's images as a calibration set.
+
+    Args:
+        images: As `gather` takes them.
+        like: The example that the model was captured on; batches may differ from it in their sizes only.
+        names: Of the model's inputs.
+        limit: Most images to read where the user names no limit; reading stops there.
+
+    Raises:
+        CalibrationError: There are no images, or the model cannot take one, or one is not finite.
+    """
+    source = as_images(images, limit)
+    taken: list[Example] = []
+    count = 0
+    for index, batch in enumerate(source.batches(like, names)):
+        example = as_example(batch, like, index)
+        room = source.most - count
+        taken.append(example if images_in(example) <= room else first_images(example, room))
+        count += images_in(taken[-1])
+        if count >= source.most:
+            break
+    if not count:
+        raise CalibrationError("calibration: it holds no images; pass at least one batch, a few hundred images do best")
+    return hold_back(taken)
+
+
+def input_names(model: nn.Module, example: Example) -> list[str]:
+    """Return the names of a model's inputs in the order of `forward`."""
+    if isinstance(model, OnnxNetwork):
+        return list(model.input_names)
+    return list(inspect.signature(model.forward).parameters)[: len(example.tensors())]
+
+
+def fit_batches(model: nn.Module, data: Calibration, own: int = 1) -> Calibration:
+    """Return the calibration set in batches that the model runs on.
+
+    A model may be written for one image (`x.view(1, -1)`): where it fails on a batch, or makes one row of it, every
+    image becomes a batch.
+
+    Args:
+        model: The original, left as it was.
+        data: The calibration set.
+        own: The batch size of the model's example, which is tried where neither single images nor batches run.
+
+    Raises:
+        CalibrationError: The model does not run on a single image either.
+    """
+    largest = max((*data.fitted, *data.held_back), key=images_in)
+    if images_in(largest) == 0:
+        return data
+    one = first_images(largest, 1)
+    try:
+        rows = [out.shape for out in outputs(model, one)]
+    except Exception as error:  # the user's own forward
+        if _row_counts(model, largest) is not None:
+            return data  # it needs batches, as batch norms in training mode do
+        if own > 1 and _row_counts(model, first_images(largest, own)) is not None:
+            return _cut(data, own)
+        raise CalibrationError(
+            f"calibration: {type(model).__name__} does not run on an image of shape {one}: {describe(error)}; "
+            "pass images that model(...) accepts"
+        ) from error
+    found = _row_counts(model, largest)
+    per_image = [shape for shape in rows if shape and shape[0] == 1]
+    if found is not None and (not per_image or images_in(largest) in found):
+        return data
+    return _cut(data, 1)
+
+
+def _row_counts(model: nn.Module, batch: Example) -> set[int] | None:
+    """Return the first dimensions of a model's outputs for a batch; None where it does not run."""
+    try:
+        return {out.shape[0] for out in outputs(model, batch) if out.dim()}
+    except Exception as error:  # the user's own forward
+        _LOG.info("the model does not run on a batch of %d: %s", images_in(batch), describe(error))
+        return None
+
+
+def _cut(data: Calibration, size: int) -> Calibration:
+    """Return the set in batches of one size, without what is left over."""
+
+    def cut(batches: tuple[Example, ...]) -> tuple[Example, ...]:
+        return tuple(
+            select_images(batch, slice(start, start + size))
+            for batch in batches
+            for start in range(0, images_in(batch) - size + 1, size)
+        )
+
+    return dataclasses.replace(data, fitted=cut(data.fitted), held_back=cut(data.held_back))

@@ -1,9 +1,8 @@
-"""Calibration data: unlabelled batches from a tensor, an iterable or a `DataLoader`, checked and counted."""
+"""The calibration set: unlabelled batches, checked, and split into those to fit on and those held back."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,131 +13,90 @@ from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.example import Example
 
 BATCH = 64
-"""Images per batch where a plain tensor is cut up."""
-
-FEW = 64
-"""Fewer images are said to be few."""
+"""Images per batch of what does not come in batches."""
+_HELD_BACK, _MOST_HELD_BACK = 0.2, 128
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Batches the model runs on, in two parts: those that weights are fitted to, and those they are judged by.
+    """Batches that the model runs on, in two parts: those that weights are fitted to, and those that judge the fit.
 
-    `notes` is what a reader of the results must know of them; `made_up` that they are no images of the user's.
+    Attributes:
+        fitted: Batches to fit weights to.
+        held_back: Batches to judge by.
+        notes: What a reader of the results must know about the images.
+        synthetic: Whether the images are not the user's.
     """
 
     fitted: tuple[Example, ...]
     held_back: tuple[Example, ...]
     notes: tuple[str, ...] = ()
-    made_up: bool = False
+    synthetic: bool = False
 
     @property
     def images(self) -> int:
-        """Images that weights are fitted to."""
+        """Number of images that weights are fitted to."""
         return sum(map(images_in, self.fitted))
 
 
-def check_limit(images: int) -> None:
-    """Refuses to read none."""
-    if images < 1:
-        raise CalibrationError(f"images={images}: none would be read; pass 1 or more, a few hundred do best")
-
-
-def read(batches: object, like: Example, limit: int = 1024, hold_back: float = 0.2, most: int = 128) -> Calibration:
-    """Reads at most `limit` images; labels that a loader gives beside them are ignored.
-
-    Args:
-        batches: a tensor (N, ...), a numpy array, or an iterable of batches: tensors, (inputs, labels) pairs, tuples of
-            the model's arguments, dicts of its keyword arguments, or `Example`s.
-        like: the example the model was captured on; batches may differ from it in their sizes only.
-        limit: images to use; reading stops there, so an endless generator is fine.
-        hold_back: share of the images set aside for judging, at least one where there are two.
-        most: no more are set aside than that.
-
-    Raises:
-        CalibrationError: nothing to read, or a batch the model cannot take, or one that is not finite.
-    """
-    check_limit(limit)
-    taken: list[Example] = []
-    count = 0
-    for index, batch in enumerate(batches_of(batches)):
-        example = as_example(batch, like, index)
-        room = limit - count
-        example = example if images_in(example) <= room else first(example, room)
-        taken.append(example)
-        count += images_in(example)
-        if count >= limit:
-            break
-    if not count:
-        raise CalibrationError("calibration: it holds no images; pass at least one batch, a few hundred images do best")
-    if count < FEW:
-        warnings.warn(f"calibration: {count} images are few; a few hundred do best", stacklevel=4)
-    return shared_out(taken, count, min(max(1, round(count * hold_back)), most, count - 1))
+def hold_back(
+    batches: Sequence[Example], multiple: int = 1, *, notes: tuple[str, ...] = (), synthetic: bool = False
+) -> Calibration:
+    """Return a calibration set whose last images are held back: a fifth, at most 128, a multiple of a number."""
+    count = sum(map(images_in, batches))
+    held_back = min(max(1, round(count * _HELD_BACK)), _MOST_HELD_BACK, count - 1)
+    left = count - min(max(multiple, held_back // multiple * multiple), count - 1)
+    fitted: list[Example] = []
+    held: list[Example] = []
+    for batch in batches:
+        size = images_in(batch)
+        if left >= size:
+            fitted.append(batch)
+        elif left > 0:
+            fitted.append(first_images(batch, left))
+            held.append(select_images(batch, slice(left, None)))
+        else:
+            held.append(batch)
+        left -= size
+    return Calibration(tuple(fitted), tuple(held) or tuple(fitted), notes, synthetic)
 
 
 def images_in(example: Example) -> int:
-    """Batch size: the first dimension of the first tensor."""
+    """Return the batch size: the first dimension of the first tensor."""
     shape = example.tensors()[0].shape
     return int(shape[0]) if shape else 1
 
 
-def first(example: Example, count: int) -> Example:
-    """The first images of a batch."""
-    return chosen(example, slice(count))
+def first_images(example: Example, count: int) -> Example:
+    """Return the first images of a batch."""
+    return select_images(example, slice(count))
 
 
-def leading(batches: Iterable[Example], images: int) -> list[Example]:
-    """The first batches, cut to so many images."""
-    taken: list[Example] = []
-    for batch in batches:
-        if images > 0:
-            taken.append(batch if images_in(batch) <= images else first(batch, images))
-            images -= images_in(taken[-1])
-    return taken
-
-
-def rest(example: Example, start: int) -> Example:
-    """A batch without its first images."""
-    return chosen(example, slice(start, None))
-
-
-def chosen(example: Example, rows: slice | Tensor) -> Example:
-    """Some images of a batch; a tensor that has no row per image stays whole."""
+def select_images(example: Example, rows: slice | Tensor) -> Example:
+    """Return some images of a batch; a tensor that does not have one row for each image stays whole."""
     size = images_in(example)
     return example.map(lambda tensor: tensor[rows] if tensor.dim() and tensor.shape[0] == size else tensor)
 
 
-def batches_of(value: object) -> Iterator[Any]:
-    """Batches out of whatever was passed; one that ends, or fails, is reported where it does."""
-    if isinstance(value, Tensor) or hasattr(value, "__array__"):
-        tensor = torch.as_tensor(value)
-        if tensor.dim() == 0:
-            raise CalibrationError("calibration: a single number is no batch; pass images of shape (N, C, H, W)")
-        yield from tensor.split(BATCH)
-    elif isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
-        yield from value
-    else:
-        kind = type(value).__name__
-        raise CalibrationError(
-            f"calibration: a {kind} is no batches; pass a tensor, an iterable of batches or a loader"
-        )
+def first_batches(batches: Iterable[Example], images: int) -> list[Example]:
+    """Return the first batches, the last one cut so that they hold at most so many images."""
+    taken: list[Example] = []
+    for batch in batches:
+        if images > 0:
+            taken.append(batch if images_in(batch) <= images else first_images(batch, images))
+            images -= images_in(taken[-1])
+    return taken
 
 
 def as_example(batch: Any, like: Example, index: int = 0) -> Example:
-    """One batch as arguments of the model, labels taken off.
+    """Return one batch as arguments of the model, without labels.
 
     Raises:
-        CalibrationError: it holds no tensor, is of another shape than the example, or not finite.
+        CalibrationError: It holds no tensor, has another shape than the example, or is not finite.
     """
     if not isinstance(batch, Example | Mapping | Tensor | tuple | list) and hasattr(batch, "__array__"):
         batch = torch.as_tensor(batch)
-    arguments = len(like.args)
-    if isinstance(batch, tuple | list) and len(batch) > arguments >= 1 and not like.kwargs:
-        batch = tuple(batch[:arguments])  # (inputs, labels): what a data set gives beside the inputs is not used
-    elif isinstance(batch, Mapping) and like.kwargs:
-        batch = {name: batch[name] for name in like.kwargs if name in batch}
-    elif isinstance(batch, Mapping) and arguments == 1 and isinstance(like.args[0], Mapping):
-        batch = (batch,)
+    batch = without_labels(batch, like)
     if isinstance(batch, tuple | list) and not any(isinstance(item, Tensor | tuple | list | Mapping) for item in batch):
         batch = tuple(torch.as_tensor(item) for item in batch)
     try:
@@ -148,8 +106,20 @@ def as_example(batch: Any, like: Example, index: int = 0) -> Example:
     return _checked(example, like, index)
 
 
+def without_labels(batch: Any, like: Example) -> Any:
+    """Return what a data set gives, as arguments of the model, without what it gives beside them."""
+    arguments = len(like.args)
+    if isinstance(batch, tuple | list) and len(batch) > arguments >= 1 and not like.kwargs:
+        return tuple(batch[:arguments])
+    if isinstance(batch, Mapping) and like.kwargs:
+        return {name: batch[name] for name in like.kwargs if name in batch}
+    if isinstance(batch, Mapping) and arguments == 1 and isinstance(like.args[0], Mapping):
+        return (batch,)
+    return batch
+
+
 def _checked(example: Example, like: Example, index: int) -> Example:
-    """The batch in the example's dtypes and on its devices; refused where shapes or values do not do."""
+    """Return the batch in the example's dtypes and on its devices."""
     wanted, found = like.tensors(), example.tensors()
     shapes = [(tuple(one.shape), tuple(two.shape)) for one, two in zip(wanted, found, strict=False)]
     if len(wanted) != len(found) or any(len(a) != len(b) or a[1:2] != b[1:2] for a, b in shapes):
@@ -158,30 +128,7 @@ def _checked(example: Example, like: Example, index: int) -> Example:
         raise CalibrationError(f"calibration: batch {index} has shape {example}, the example {like}; {hint}")
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         raise CalibrationError(f"calibration: batch {index} holds NaN or infinity; leave such images out")
-    targets = iter(wanted)
-
-    def adapt(tensor: Tensor) -> Tensor:
-        target = next(targets)
-        return tensor.to(device=target.device, dtype=target.dtype if target.is_floating_point() else None)
-
-    return example.map(adapt)
-
-
-def shared_out(
-    batches: Sequence[Example], count: int, held_back: int, notes: tuple[str, ...] = (), made_up: bool = False
-) -> Calibration:
-    """The last images of so many are held back; a batch that the border cuts goes to both sides."""
-    fitted: list[Example] = []
-    held: list[Example] = []
-    left = count - held_back
-    for batch in batches:
-        size = images_in(batch)
-        if left >= size:
-            fitted.append(batch)
-        elif left > 0:
-            fitted.append(first(batch, left))
-            held.append(rest(batch, left))
-        else:
-            held.append(batch)
-        left -= size
-    return Calibration(tuple(fitted), tuple(held) or tuple(fitted), notes, made_up)
+    return example.with_tensors(
+        one.to(device=like_one.device, dtype=like_one.dtype if like_one.is_floating_point() else None)
+        for one, like_one in zip(found, wanted, strict=True)
+    )

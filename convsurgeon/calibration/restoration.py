@@ -1,128 +1,110 @@
-"""Networks that restore images: denoisers, and super-resolution of both kinds. They say what they were trained on.
+"""Networks that restore images, denoisers and super-resolution: which fault they were trained to remove.
 
-A network of one image in and one out, as large or some times as large, is shown drawn images with a fault: noise of
-some strength, or the blur of having been made smaller. Where what comes out is nearer to the image without the fault
-than what went in, the network was made for it, and the images to calibrate on are to have that fault. The same question
-tells the scale of its pixels.
+A network of one image in and one out is shown images with a fault: noise of some strength, or the blur of a smaller
+size. Where its output is nearer to the image without the fault than its input was, it was trained for that fault, and
+calibration images get it. The same test finds the normalisation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convsurgeon.calibration.value_range import Scale
+from convsurgeon.calibration.normalisation import Normalisation
 
-IMAGES = 4
-SIDE = 64
-"""Drawn images to ask with, and their side where the network takes other sizes than the example's."""
-
-_BETTER = 0.9
-"""Share of a fault's squared error that has to go for it to be believed: at least a tenth."""
-
+_REMOVED = 0.9
+"""A network removes a fault if at most this share of its squared error is left."""
 _ALIKE = 2.0
-"""Times the least share of a fault that is left, up to which others are taken too."""
-
+"""Faults are kept up to this multiple of the least share that is left."""
 _NOISES = (5, 10, 15, 25, 35, 50, 75)
 _BLURS = (2, 3, 4)
 
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with an image, in words, and how it is done: (images in [0, 1], random numbers) -> images."""
-
-    words: str
-    spoil: Callable[[Tensor, torch.Generator], Tensor]
+Spoil = Callable[[Tensor, torch.Generator], Tensor]
+"""(images in [0, 1], generator) -> images with the fault."""
 
 
 @dataclass(frozen=True)
 class Restorer:
-    """The scale of a network's pixels, the faults it mends, and how many times larger its output is."""
+    """The normalisation of a network, the faults that it removes by name, and how many times larger its output is."""
 
-    scale: Scale
-    faults: tuple[Fault, ...]
+    scale: Normalisation
+    faults: dict[str, Spoil]
     enlarges: int
 
-    def inputs(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (N, C, H, W) with a fault each, in turn, of pixels (N, C, H * enlarges, W * enlarges)."""
-        parts = [fault.spoil(pixels[at :: len(self.faults)], generator) for at, fault in enumerate(self.faults)]
+    def spoil(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return pixels (N, C, H * enlarges, W * enlarges) with one fault each, in turn, as (N, C, H, W)."""
+        count = len(self.faults)
+        parts = [spoil(pixels[at::count], generator) for at, spoil in enumerate(self.faults.values())]
         images = torch.empty(len(pixels), *parts[0].shape[1:])
         for at, part in enumerate(parts):
-            images[at :: len(self.faults)] = part
-        return self.scale.apply(images)
+            images[at::count] = part
+        return images
 
 
-def enlargement(given: Tensor, output: Any) -> int:
-    """How many times larger an image comes out than it went in: 1 for as large, 0 for no image."""
+def enlargement(given: Tensor, output: object) -> int:
+    """Return how many times larger an image comes out than it went in; 0 where the output is not an image."""
     if not isinstance(output, Tensor) or output.dim() != 4 or output.shape[:2] != given.shape[:2]:
         return 0
     times = output.shape[2] // given.shape[2]
     return times if times in (1, 2, 3, 4, 8) and output.shape[2:] == tuple(s * times for s in given.shape[2:]) else 0
 
 
-def restorer(
-    model: nn.Module, pixels: Tensor, enlarges: int, scales: Sequence[Scale], like: Tensor, seed: int
+def find_restorer(
+    model: nn.Module, pixels: Tensor, enlarges: int, scales: Sequence[Normalisation], like: Tensor, seed: int
 ) -> Restorer | None:
-    """What a network restores; None if nothing.
+    """Return what a network restores; None if nothing.
 
     Args:
-        model: in eval mode, of one image in and one out.
-        pixels: drawn, (N, C, H * enlarges, W * enlarges) in [0, 1].
-        enlarges: of `enlargement`.
-        scales: to be tried.
-        like: the example, for dtype and device.
-        seed: of the noise.
+        model: In eval mode, of one image in and one out.
+        pixels: Natural images (N, C, H * enlarges, W * enlarges) in [0, 1].
+        enlarges: Of `enlargement`.
+        scales: The normalisations to try.
+        like: The example, for dtype and device.
+        seed: Of the noise.
     """
-    faults = _noise() + _blur() if enlarges == 1 else [_smaller(enlarges)]
-    left: dict[tuple[int, int], float] = {}
-    for number, fault in enumerate(faults):
-        spoilt = fault.spoil(pixels, torch.Generator().manual_seed(seed))
-        before = (_enlarged(spoilt, enlarges) - pixels).square().sum()
+    faults = _faults(enlarges)
+    left: dict[tuple[int, str], float] = {}
+    for name, spoil in faults.items():
+        spoilt = spoil(pixels, torch.Generator().manual_seed(seed))
+        before = (_resized(spoilt, enlarges) - pixels).square().sum()
         for which, scale in enumerate(scales):
             out = model(scale.apply(spoilt).to(like)).float().cpu()
-            after = (scale.pixels(out) - pixels).square().sum()
-            left[which, number] = float(after / before)
+            left[which, name] = float((scale.undo(out) - pixels).square().sum() / before)
     (which, _), least = min(left.items(), key=lambda pair: pair[1])
-    if not least < _BETTER:
+    if not least < _REMOVED:
         return None
-    kept = [fault for number, fault in enumerate(faults) if left[which, number] < min(_BETTER, _ALIKE * least)]
-    return Restorer(scales[which], tuple(kept), enlarges)
+    kept = {name: spoil for name, spoil in faults.items() if left[which, name] < min(_REMOVED, _ALIKE * least)}
+    return Restorer(scales[which], kept, enlarges)
 
 
-def _noise() -> list[Fault]:
-    def adding(strength: int) -> Fault:
-        def spoil(pixels: Tensor, generator: torch.Generator) -> Tensor:
-            return pixels + strength / 255 * torch.randn(pixels.shape, generator=generator)
-
-        return Fault(f"noise of sigma {strength}/255", spoil)
-
-    return [adding(strength) for strength in _NOISES]
+def _faults(enlarges: int) -> dict[str, Spoil]:
+    if enlarges > 1:
+        return {f"made {enlarges} times smaller": partial(_shrink, enlarges)}
+    noise: dict[str, Spoil] = {f"noise of sigma {sigma}/255": partial(_add_noise, sigma) for sigma in _NOISES}
+    return noise | {f"made {times} times smaller and large again": partial(_blur, times) for times in _BLURS}
 
 
-def _blur() -> list[Fault]:
-    def blurring(times: int) -> Fault:
-        def spoil(pixels: Tensor, _: torch.Generator) -> Tensor:
-            return _resized(_enlarged(pixels, 1 / times), pixels.shape[2:])
-
-        return Fault(f"made {times} times smaller and large again", spoil)
-
-    return [blurring(times) for times in _BLURS]
+def _add_noise(sigma: int, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    return pixels + sigma / 255 * torch.randn(pixels.shape, generator=generator)
 
 
-def _smaller(times: int) -> Fault:
-    return Fault(f"made {times} times smaller", lambda pixels, _: _enlarged(pixels, 1 / times))
+def _shrink(times: int, pixels: Tensor, _: torch.Generator) -> Tensor:
+    return _resized(pixels, 1 / times)
 
 
-def _enlarged(pixels: Tensor, times: float) -> Tensor:
-    size = [max(1, round(side * times)) for side in pixels.shape[2:]]
-    return pixels if times == 1 else _resized(pixels, size)
+def _blur(times: int, pixels: Tensor, _: torch.Generator) -> Tensor:
+    return _bicubic(_resized(pixels, 1 / times), pixels.shape[2:])
 
 
-def _resized(pixels: Tensor, size: Sequence[int]) -> Tensor:
-    """Bicubic, as images are usually made smaller and larger."""
+def _resized(pixels: Tensor, times: float) -> Tensor:
+    return pixels if times == 1 else _bicubic(pixels, [max(1, round(side * times)) for side in pixels.shape[2:]])
+
+
+def _bicubic(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize as images usually are."""
     return F.interpolate(pixels, size=list(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

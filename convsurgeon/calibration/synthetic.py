@@ -1,313 +1,273 @@
-"""Images to calibrate on where none are at hand: made up from the network alone.
+"""Calibration images for users who have none, made from the network alone.
 
-    drawn with natural statistics (`drawing`) -> in the network's own numbers (`scale`), with the fault that it mends if
-    it restores images (`restoring`) -> changed until its batch norms see what they know (`inversion`)
+    images with the statistics of photographs (`dead_leaves`)
+    -> in the network's numbers (`normalisation`), with the fault that it removes if it restores images (`restoration`)
+    -> changed until its batch norms are given the statistics that they hold (`inversion`)
 
-Where a network has no batch norms the first two are all there is. Nothing is loaded; a seed gives the same images.
+A network without batch norms gets the first two. Nothing is downloaded; a seed gives the same images.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import math
-import warnings
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from convsurgeon.base import processes as world
 from convsurgeon.base.errors import CalibrationError, describe
-from convsurgeon.calibration.channels_last import as_taken, upright
-from convsurgeon.calibration.dataset import BATCH, Calibration, images_in, shared_out
-from convsurgeon.calibration.dead_leaves import drawn
-from convsurgeon.calibration.inversion import Inverted, inverted
-from convsurgeon.calibration.norm_statistics import informed
-from convsurgeon.calibration.restoration import IMAGES, SIDE, Restorer, enlargement, restorer
-from convsurgeon.calibration.value_range import Scale, common, from_example, from_norms, stated
+from convsurgeon.calibration.channels_last import to_channels_last, with_channels_first
+from convsurgeon.calibration.dataset import BATCH, Calibration, hold_back, images_in
+from convsurgeon.calibration.dead_leaves import draw_images
+from convsurgeon.calibration.inversion import invert
+from convsurgeon.calibration.norm_statistics import trained_norms
+from convsurgeon.calibration.normalisation import (
+    Normalisation,
+    Numbers,
+    common_normalisations,
+    find_by_norms,
+    guess_from_example,
+    normalisation,
+)
+from convsurgeon.calibration.restoration import Restorer, enlargement, find_restorer
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.state import undisturbed
 
-PASSES = 20
-"""Over the images, towards the batch norms' statistics."""
-
-_LEAST_PASSES = 6
-_PASSED_MACS = 900_000_000_000
-_PASSED_IMAGES = 50 * 64
-"""How long that may take: so many multiply-accumulates of forward passes, or 50 steps of training on 64 images."""
-
-_SIDES = 1 << 15
-"""Pixels of all images' sides together: 1024 images of 32, 146 of 224, 51 of 640."""
-
-_LEAST_IMAGES, _MOST_IMAGES = 16, 1024
+_LOG = logging.getLogger(__name__)
+_PASSES, _LEAST_PASSES = 20, 6
+"""Of the inversion over all images."""
+_INVERSION_MACS = 900_000_000_000
+_INVERSION_IMAGES = 50 * 64
+"""The inversion's cost: so many multiply-accumulates of forward passes, or 50 steps of training on 64 images."""
 _RUN_PIXELS = 1 << 20
 _LARGEST_RUN, _SMALLEST_RUN = 128, 4
-_PROBES = 48
-"""Drawn images that the scale is found with."""
-
-
-@dataclasses.dataclass(frozen=True)
-class MadeUp:
-    """Images of every input as the model takes them, the batch it runs on, and how they came about."""
-
-    images: tuple[Tensor, ...]
-    batch: int
-    notes: tuple[str, ...]
-
-    def batches(self, like: Example) -> list[Example]:
-        """In batches of the model's; what is left over is left out where it takes no others."""
-        found = []
-        for parts in zip(*(one.split(self.batch) for one in self.images), strict=True):
-            numbered = iter(parts)
-            found.append(like.map(lambda tensor, numbered=numbered: next(numbered).to(tensor)))  # type: ignore[misc]
-        return found
+_SIDES = 1 << 15
+"""Pixels of all images' sides together: 1024 images of 32, 146 of 224, 51 of 640."""
+_LEAST_IMAGES, _MOST_IMAGES = 16, 1024
+_NORM_PROBES = 48
+_RESTORER_PROBES, _PROBE_SIDE = 4, 64
+"""Images to ask a network with, and their side where it takes other sizes than the example's."""
 
 
 def synthetic_images(
     model: Model,
     example: object = None,
-    n: int | None = None,
+    limit: int = 1024,
     seed: int = 0,
     *,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     progress: bool = True,
 ) -> Tensor | list[Example]:
-    """Makes up images that a pretrained network takes for its own; `convert` does so where it is given none.
-
-    They are drawn (dead leaves, shading, noise that falls with the frequency), brought into the numbers that the
-    network takes, and then changed until its batch norms see the means and variances that they know. A network without
-    batch norms that restores images, such as a denoiser, gets the fault that it mends. The model is left as it was.
+    """Return synthetic images that a pretrained network takes for its own, as `convert` calibrates on.
 
     Args:
-        model: any module that runs on the example, or the path of an ONNX file.
-        example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; all of its tensors must
-            be images of floating point, (N, C, H, W) or (N, H, W, C). Of its values only their range is looked at.
-        n: how many images; by default as many as their side goes into 32768, from 16 to 1024, and fewer for a network
-            that takes long.
-        seed: of everything that is drawn.
-        mean: subtracted from every channel of pixels from 0 to 1; found out where neither it nor `std` is given.
-        std: divides every channel then.
-        progress: whether to show a bar.
+        model: Any module that runs on the example, or the path of an ONNX file; left as it was.
+        example: As `convert` takes it; every tensor must be floating-point images, (N, C, H, W) or (N, H, W, C).
+        limit: Most images to make; large images and slow networks get fewer.
+        seed: Of everything that is drawn.
+        mean: Subtracted from pixels in [0, 1]; found from the network where neither it nor `std` is given.
+        std: Divides them then.
+        progress: Whether to show a bar.
 
     Raises:
-        CaptureError: the model does not run on the example.
-        CalibrationError: an input is no image, or `mean` or `std` have another number of values.
+        CaptureError: The model does not run on the example.
+        CalibrationError: An input is not an image, or `mean` or `std` have another number of values.
 
     Returns:
-        A tensor in the example's layout and dtype and on its device; of a model of several images a list of batches, as
-        `calibration=` takes them.
-
-    Sources:
-        Cai et al. 2020, "ZeroQ"; Yin et al. 2020, "Dreaming to distill"; Baradad et al. 2021, "Learning to see by
-        looking at noise"; Lee, Mumford and Huang 2001, "Occlusion models for natural images".
+        A tensor in the example's layout and dtype and on its device; for a model of several images a list of batches.
     """
     seen = capture(model, example)
-    made = _made(seen, n, seed, mean, std, progress)
-    tensors = seen.example.tensors()
-    return made.images[0].to(tensors[0]) if len(tensors) == 1 else made.batches(seen.example)
+    made = synthesise(seen, limit, seed=seed, mean=mean, std=std, progress=progress)
+    batches = [*made.fitted, *made.held_back]
+    return torch.cat([one.tensors()[0] for one in batches]) if len(seen.example.tensors()) == 1 else batches
 
 
-def made_up(
+def synthesise(
     seen: Capture,
-    images: int,
+    limit: int,
+    *,
     seed: int,
-    mean: Sequence[float] = (),
-    std: Sequence[float] = (),
+    mean: Numbers | None = None,
+    std: Numbers | None = None,
     progress: bool = True,
 ) -> Calibration:
-    """At most so many made-up images, as calibration data that say what they are.
+    """Return at most `limit` synthetic images as a calibration set with a note that says what they are.
 
     Raises:
-        CalibrationError: as `synthetic_images`.
+        CalibrationError: As `synthetic_images`.
     """
-    made = _made(seen, min(images, _enough(seen)), seed, mean, std, progress)
-    count, batch = len(made.images[0]), made.batch
-    held_back = max(1, min(round(count * 0.2), 128, count - 1))
-    held_back = max(batch, held_back // batch * batch) if batch != BATCH else held_back
-    return shared_out(made.batches(seen.example), count, min(held_back, count - 1), made.notes, made_up=True)
-
-
-def _made(
-    seen: Capture, n: int | None, seed: int, mean: Sequence[float], std: Sequence[float], progress: bool
-) -> MadeUp:
-    count = _enough(seen) if n is None else n
-    if count < 1:
-        raise CalibrationError(f"n={count}: pass at least 1")
-    _check(seen.example)
-    first, turned = upright(seen)
+    if limit < 1:
+        raise CalibrationError(f"limit={limit}: pass 1 or more")
+    _check_inputs(seen.example)
+    first, last = with_channels_first(seen)
     with undisturbed(first.model):
-        made = _Maker(first, count, seed, mean, std, progress).made()
-    return dataclasses.replace(made, images=as_taken(made.images, turned))
+        maker = _Maker(first, min(limit, _enough(first)), seed, mean, std, progress)
+        images, note = maker.make()
+    images = [to_channels_last(one) if flag else one for one, flag in zip(images, last, strict=True)]
+    parts = zip(*(one.split(maker.batch) for one in images), strict=True)
+    places = seen.example.tensors()
+    batches = [
+        seen.example.with_tensors(one.to(place) for one, place in zip(part, places, strict=True)) for part in parts
+    ]
+    return hold_back(batches, maker.batch if maker.batch != BATCH else 1, notes=(note,), synthetic=True)
 
 
-def _check(example: Example) -> None:
-    """Refuses inputs that are no images."""
+def _check_inputs(example: Example) -> None:
     for number, tensor in enumerate(example.tensors(), start=1):
         if tensor.is_meta or not tensor.is_floating_point() or tensor.dim() != 4:
             kind = "has no values" if tensor.is_meta else f"is {str(tensor.dtype).removeprefix('torch.')}"
             shape = "x".join(map(str, tensor.shape)) or "a single number"
             raise CalibrationError(
-                f"calibration: input {number} of the example ({shape}) {kind}, no image of floating point that could "
-                "be made up; pass calibration=, or False (--calibrate none) for the weights alone"
+                f"calibration: input {number} of the example ({shape}) {kind}, not an image of floating-point values; "
+                "pass calibration=, or False (--calibrate none) for the weights alone"
             )
 
 
 def _enough(seen: Capture) -> int:
-    """How many images by default."""
-    tensor = upright(seen)[0].example.tensors()[0]
-    side = math.sqrt(tensor.shape[-1] * tensor.shape[-2]) if tensor.dim() == 4 else 1.0
-    count = max(_LEAST_IMAGES, min(_MOST_IMAGES, round(_SIDES / max(side, 1.0))))
-    if not informed(seen.model):
+    """Return how many images to make: fewer where they are large or the network is slow."""
+    height, width = seen.example.tensors()[0].shape[2:]
+    count = max(_LEAST_IMAGES, min(_MOST_IMAGES, round(_SIDES / max(math.sqrt(height * width), 1.0))))
+    if not trained_norms(seen.model):
         return count
     return max(_LEAST_IMAGES, min(count, _affordable(seen) // _LEAST_PASSES))
 
 
 def _affordable(seen: Capture) -> int:
-    """Images that may go through the network, all passes together."""
+    """Return how many images may go through the network in the inversion, all passes together."""
     each = seen.cost.macs / max(1, images_in(seen.example))
-    return max(_PASSED_IMAGES, int(_PASSED_MACS / max(1.0, each)))
+    return max(_INVERSION_IMAGES, int(_INVERSION_MACS / max(1.0, each)))
 
 
 class _Maker:
-    """One network's images."""
+    """Makes one network's images; its channels come first."""
 
     def __init__(
-        self, seen: Capture, count: int, seed: int, mean: Sequence[float], std: Sequence[float], progress: bool
+        self, seen: Capture, count: int, seed: int, mean: Numbers | None, std: Numbers | None, progress: bool
     ) -> None:
         self.model, self.like, self.progress = seen.model, seen.example, progress
         self.inputs = seen.example.tensors()
         self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
-        self.norms = informed(seen.model)
-        self.stated = bool(mean or std)
-        self.scales = [stated(mean, std, one.shape[1]) for one in self.inputs] if self.stated else []
+        self.norms = trained_norms(seen.model)
+        self.stated = mean is not None or std is not None
+        self.scales = [normalisation(mean, std, one.shape[1]) for one in self.inputs] if self.stated else []
         self.batch = self._batch()
-        self.count = count if self.batch == BATCH else max(2, -(-count // self.batch)) * self.batch
-        self.passes = min(PASSES, max(1, _affordable(seen) // self.count))
+        self.fixed = None if self.batch == BATCH else self.batch
+        self.count = max(2, -(-count // self.fixed)) * self.fixed if self.fixed else count
+        self.passes = min(_PASSES, max(1, _affordable(seen) // self.count))
 
-    def made(self) -> MadeUp:
+    def make(self) -> tuple[list[Tensor], str]:
+        """Return images of every input, and how they were made."""
         notes: list[str] = []
-        mends = self._restorer()
-        images = self._restored(mends) if mends is not None else self._plain()
-        if mends is not None:
-            notes.append(f"with what it mends: {', '.join(fault.words for fault in mends.faults)}")
-        if self.norms and self.passes:
-            images, words = self._inverted(images)
+        restorer = self._restorer()
+        if restorer is not None:
+            pixels = [self._restorer_pixels(restorer)]
+            notes.append(f"with the faults that the network removes: {', '.join(restorer.faults)}")
+        else:
+            pixels = self._pixels()
+        if self.norms:
+            pixels, words = self._inverted(pixels)
             notes.append(words)
-        elif mends is None and not self.stated:
-            notes.append("the network has no batch norms that would say more, so the scale is a guess from the example")
-        images = [world.added(one if world.rank() == 0 else torch.zeros_like(one))[0] for one in images]
-        scales = "; ".join(dict.fromkeys(scale.words for scale in self.scales))
-        text = (
-            f"No images were given, so {self.count} were made up: drawn with natural statistics in "
-            f"{'; '.join([scales, *notes])}. Images of the network's own kind, a few hundred, are the safer choice: "
-            "pass calibration= (--calibrate)."
+        elif restorer is None and not self.stated:
+            notes.append("guessed from the example, because the network has no batch norms")
+        names = "; ".join(dict.fromkeys(scale.name for scale in self.scales))
+        note = (
+            f"No images were given, so {self.count} synthetic ones were made, in {'; '.join([names, *notes])}. "
+            "A few hundred real images are the safer choice: pass calibration= (--calibrate)."
         )
-        return MadeUp(tuple(images), self.batch, (text,))
+        return [scale.apply(one) for scale, one in zip(self.scales, pixels, strict=True)], note
+
+    def _batch(self) -> int:
+        """Return the images per batch: 64, or the example's own number where the model takes no other."""
+        own = images_in(self.like)
+        try:
+            self._run(own + 1)
+        except Exception as error:  # whatever a forward raises for a batch that it does not take
+            _LOG.info("the model takes batches of %d only: %s", own, describe(error))
+        else:
+            return BATCH
+        try:
+            self._run(own)
+        except Exception as error:
+            raise CalibrationError(
+                f"calibration: the model does not run on synthetic images ({describe(error)}); pass calibration="
+            ) from error
+        return own
+
+    def _run(self, size: int) -> Any:
+        """Return what the model gives for noise."""
+        noise = [torch.rand(size, *one.shape[1:], generator=self._probing()).to(one) for one in self.inputs]
+        return self.like.with_tensors(noise).run(self.model)
+
+    def _probing(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + 1)
 
     def _restorer(self) -> Restorer | None:
-        """What the network restores, if it does."""
+        """Return what the network restores, if it does."""
         if len(self.inputs) != 1:
             return None
         given = self.inputs[0]
-        times = enlargement(given, self._output())
+        times = enlargement(given, self._run(images_in(self.like)))
         if not times:
             return None
-        scales = self.scales or common(given.shape[1])
-        found = restorer(self.model, self._probes(times), times, scales, given, self.seed)
+        scales = self.scales or common_normalisations(given.shape[1])
+        found = find_restorer(self.model, self._probes(times), times, scales, given, self.seed)
         if found is not None:
             self.scales = [found.scale]
         return found
 
     def _probes(self, times: int) -> Tensor:
-        """Drawn images `times` larger than what the network takes, small ones if it does."""
+        """Return images `times` larger than what the network takes, small ones if it takes them."""
         given = self.inputs[0]
-        count, channels = self._fixed() or IMAGES, given.shape[1]
+        count, channels = self.fixed or _RESTORER_PROBES, given.shape[1]
         height, width = given.shape[2:]
-        low, narrow = min(height, SIDE), min(width, SIDE)
-        with suppress(Exception):  # whatever a forward raises for a size that it does not take
-            small = torch.rand(count, channels, low, narrow, generator=self._probing()).to(given)
+        low, narrow = min(height, _PROBE_SIDE), min(width, _PROBE_SIDE)
+        small = torch.rand(count, channels, low, narrow, generator=self._probing()).to(given)
+        try:
             if enlargement(small, self.model(small.clone())) == times:
                 height, width = low, narrow
-        return drawn(count, channels, height * times, width * times, self._probing())
+        except Exception as error:  # whatever a forward raises for a size that it does not take
+            _LOG.info("the model takes images of %dx%d only: %s", height, width, describe(error))
+        return draw_images(count, channels, height * times, width * times, self._probing())
 
-    def _restored(self, mends: Restorer) -> list[Tensor]:
+    def _restorer_pixels(self, restorer: Restorer) -> Tensor:
         _, channels, height, width = self.inputs[0].shape
-        pixels = drawn(self.count, channels, height * mends.enlarges, width * mends.enlarges, self.generator)
-        return [mends.inputs(pixels, self.generator)]
+        times = restorer.enlarges
+        pixels = draw_images(self.count, channels, height * times, width * times, self.generator)
+        return restorer.spoil(pixels, self.generator)
 
-    def _plain(self) -> list[Tensor]:
-        """Drawn images in the network's numbers; inputs of one shape show one scene, a little apart."""
-        pixels: dict[tuple[int, ...], Tensor] = {}
-        images = []
+    def _pixels(self) -> list[Tensor]:
+        """Return pixels of every input, and set their normalisations; inputs of one shape show one scene, shifted."""
+        drawn: dict[tuple[int, ...], Tensor] = {}
+        found = []
         for place, tensor in enumerate(self.inputs):
             shape = (channels, height, width) = tuple(tensor.shape[1:])
-            if shape not in pixels:
-                pixels[shape] = drawn(self.count, channels, height, width, self.generator)
+            if shape not in drawn:
+                drawn[shape] = draw_images(self.count, channels, height, width, self.generator)
             if len(self.scales) <= place:
-                self.scales.append(self._scale(place, pixels[shape]))
-            images.append(self.scales[place].apply(pixels[shape].roll((place, 2 * place), (2, 3))))
-        return images
+                self.scales.append(self._scale(place, drawn[shape]))
+            found.append(drawn[shape].roll((place, 2 * place), (2, 3)))
+        return found
 
-    def _scale(self, place: int, pixels: Tensor) -> Scale:
+    def _scale(self, place: int, pixels: Tensor) -> Normalisation:
         if self.norms:
-            probes = pixels[: self._fixed() or _PROBES]
-            return from_norms(self.model, self.norms, probes, self.like, place)
-        return from_example(self.inputs[place].detach().float())
+            return find_by_norms(self.model, self.norms, pixels[: self.fixed or _NORM_PROBES], self.like, place)
+        return guess_from_example(self.inputs[place].detach().float())
 
-    def _inverted(self, images: list[Tensor]) -> tuple[list[Tensor], str]:
-        """Towards the batch norms' statistics, as far as the network lets gradients through."""
-        units = [scale.unit(one) for scale, one in zip(self.scales, images, strict=True)]
-        bounds = [self._bounds(scale, one) for scale, one in zip(self.scales, images, strict=True)]
-        pixels = max(tensor.shape[2:].numel() for tensor in self.inputs)
-        size = max(_SMALLEST_RUN, min(_LARGEST_RUN, _RUN_PIXELS // pixels))
-        size = self._fixed() or min(size, self.count)
+    def _inverted(self, pixels: list[Tensor]) -> tuple[list[Tensor], str]:
+        """Return pixels changed towards the batch norms' statistics, if the network lets gradients through."""
+        largest = max(tensor.shape[2:].numel() for tensor in self.inputs)
+        size = max(_SMALLEST_RUN, min(_LARGEST_RUN, _RUN_PIXELS // largest))
+        settings: dict[str, Any] = {"passes": self.passes, "seed": self.seed, "progress": self.progress}
+        batch = self.fixed or min(size, self.count)
         try:
-            done: Inverted = inverted(
-                self.model, self.norms, images, units, bounds, self.like, self.passes, size, self.seed, self.progress
+            found, before, after = invert(
+                self.model, self.norms, pixels, self.scales, self.like, batch=batch, **settings
             )
         except RuntimeError as error:
-            warnings.warn(f"calibration: no gradients ({describe(error)}); images stay as drawn", stacklevel=2)
-            return images, "not fitted to its batch norms, for the network lets no gradients through"
-        words = f"fitted to {len(self.norms)} batch norms (from {done.before:.3f} to {done.after:.3f} apart)"
-        return list(done.images), words
-
-    def _bounds(self, scale: Scale, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Black and white; wider where the images are so already, as with noise on them."""
-        low, high = scale.bounds(images)
-        axes = (0, 2, 3)
-        return torch.minimum(low, images.amin(axes, keepdim=True)), torch.maximum(high, images.amax(axes, keepdim=True))
-
-    def _batch(self) -> int:
-        """Images per batch: 64, or the example's own number where the model takes no other."""
-        own = images_in(self.like)
-        for size in dict.fromkeys((own + 1, own)):
-            try:
-                self._run(size)
-            except Exception as error:  # whatever a forward raises for a batch that it does not take
-                if size == own:
-                    raise CalibrationError(
-                        f"calibration: the model does not run on made-up images ({describe(error)}); pass calibration="
-                    ) from error
-            else:
-                return BATCH if size != own else own
-        raise AssertionError("one of the two returned or raised")
-
-    def _fixed(self) -> int | None:
-        return None if self.batch == BATCH else self.batch
-
-    def _run(self, size: int) -> Any:
-        def noise(tensor: Tensor) -> Tensor:
-            return torch.rand(size, *tensor.shape[1:], generator=self._probing()).to(tensor)
-
-        return self.like.map(noise).run(self.model)
-
-    def _output(self) -> Any:
-        return self._run(images_in(self.like))
-
-    def _probing(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed + 1)
+            _LOG.warning("synthetic images are not fitted to the batch norms: %s", describe(error))
+            return pixels, "not fitted to its batch norms, because the network lets no gradients through"
+        return found, f"fitted to {len(self.norms)} batch norms (divergence {before:.3f} before, {after:.3f} after)"

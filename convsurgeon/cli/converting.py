@@ -35,7 +35,7 @@ def _convert(options: argparse.Namespace) -> None:
     with stages(options) as stage:
         stage("converting")
         planned = Plan.load(options.plan) if options.plan else None
-        data = calibration(options, model, example)
+        data = calibration(options)
         if planned is None:
             chosen = choices(options)
             chosen |= limit(options, metric)

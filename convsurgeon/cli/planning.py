@@ -94,7 +94,7 @@ def _sweep(options: argparse.Namespace) -> None:
     metric = metric_of(options)
     chosen = choices(options)
     times = shown_milliseconds(options, model, example, chosen)
-    data = calibration(options, model, example)
+    data = calibration(options)
     found = sweep(
         model,
         example,

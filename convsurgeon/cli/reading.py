@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +15,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convsurgeon.base.errors import CalibrationError, LoadError, describe
+from convsurgeon.base.errors import LoadError, describe
 from convsurgeon.base.precision import Precision
-from convsurgeon.calibration.image_files import load_images, load_inputs
-from convsurgeon.calibration.synthetic import made_up
+from convsurgeon.calibration.images import Images
 from convsurgeon.cli.options import NONE, WORDS
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.ranks import Energy, Rule, Share
-from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
 from convsurgeon.graph.model_files import is_onnx, open_model
-from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.linear import linear_as_conv
 from convsurgeon.search.budget import Budget
 from convsurgeon.search.limit import Metric, check_within
@@ -92,7 +89,7 @@ def _example(model: nn.Module, tensors: list[Tensor]) -> Example:
     return Example(tuple(tensors[:places]), dict(zip(named, tensors[places:], strict=False)))
 
 
-def calibration(options: argparse.Namespace, model: nn.Module, example: Example) -> dict[str, Any]:
+def calibration(options: argparse.Namespace) -> dict[str, Any]:
     """What the command line says of calibration, as keyword arguments of `convert`.
 
     Raises:
@@ -101,42 +98,17 @@ def calibration(options: argparse.Namespace, model: nn.Module, example: Example)
     given = {"images": options.images, "seed": options.seed, "progress": not options.json}
     if options.calibrate == NONE:
         return {"calibration": False, **given}
-    if options.calibrate:
-        return {"calibration": images_of(options, model, example, options.images), **given}
-    if options.mean or options.std:
-        numbers = (options.images, options.seed, options.mean, options.std, given["progress"])
-        return {"calibration": made_up(capture(model, example), *numbers), **given}
+    if options.calibrate or options.mean or options.std:
+        return {"calibration": images_of(options, options.images), **given}
     return given
 
 
-def images_of(options: argparse.Namespace, model: nn.Module, example: Example, limit: int) -> Any:
-    """Images that the command line names, as the model takes them.
-
-    Raises:
-        CalibrationError: they cannot be read, or have a mean where there are several inputs.
-    """
-    shapes = [tuple(tensor.shape) for tensor in example.tensors()]
-    if len(shapes) == 1 and (len(shapes[0]) == 4 or not options.calibrate.endswith(".npz")):
-        return _pictures(options, shapes[0], limit)
-    if options.mean or options.std:
-        raise CalibrationError("--mean, --std: are for one input of images; store several inputs as they are fed")
-    names = list(inspect.signature(model.forward).parameters)[: len(shapes)]
-    names = list(model.input_names) if isinstance(model, OnnxNetwork) else names
-    return [_like(example, batch) for batch in load_inputs(options.calibrate, names, limit)]
-
-
-def _pictures(options: argparse.Namespace, shape: tuple[int, ...], limit: int) -> Tensor:
-    """Images of one input, their channels where the network has them."""
-    last = options.layout == "nhwc" and len(shape) == 4
-    wanted = (shape[0], shape[3], *shape[1:3]) if last else shape
-    images = load_images(options.calibrate, wanted, options.mean, options.std, limit)
-    return images.permute(0, 2, 3, 1).contiguous() if last else images
-
-
-def _like(example: Example, tensors: Sequence[Tensor]) -> Example:
-    """Tensors in the places of the example's."""
-    given = iter(tensors)
-    return example.map(lambda _: next(given))
+def images_of(options: argparse.Namespace, limit: int) -> Images:
+    """Return the images that the command line names; synthetic ones if it names none."""
+    last = True if options.layout == "nhwc" else None
+    return Images(
+        options.calibrate or None, mean=options.mean or None, std=options.std or None, limit=limit, channels_last=last
+    )
 
 
 def choices(options: argparse.Namespace) -> dict[str, Any]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import LoadError
 from convsurgeon.calibration.dataset import Calibration
-from convsurgeon.calibration.synthetic import made_up
+from convsurgeon.calibration.images import Images
+from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.cli.bundles import add_export, check_export, export_bundle
 from convsurgeon.cli.converting import print_result
 from convsurgeon.cli.options import add_command, add_reading, group
@@ -29,8 +30,6 @@ from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill
 from convsurgeon.recovery import recover
-
-_EVERY = 1 << 31
 
 
 def add(commands: Any) -> None:
@@ -95,7 +94,7 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
 
 def _run(
     options: argparse.Namespace, model: nn.Module, example: Example, chosen: dict[str, Any], late: Any
-) -> tuple[Result, Result, Tensor | Calibration]:
+) -> tuple[Result, Result, Images | Calibration]:
     """Converts or takes up a bundle, then trains; gives the conversion, what came of it, and the images.
 
     Args:
@@ -114,7 +113,9 @@ def _run(
     names = ("epochs", "batch_size", "lr", "optimizer", "features", "norms", "precision", "amp", "save_every")
     settings = {name: getattr(options, name) for name in names}
     settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
-    batches = [*images.fitted, *images.held_back] if isinstance(images, Calibration) else images
+    batches: Any = dataclasses.replace(images, limit=None) if isinstance(images, Images) else None
+    if isinstance(images, Calibration):
+        batches = [*images.fitted, *images.held_back]
     return (
         converted,
         recover(converted, batches, run=options.folder, resume=options.resume, **settings, **quiet),
@@ -137,14 +138,11 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _images(options: argparse.Namespace, model: nn.Module, example: Example) -> Any:
-    """All images, in an order of their own: a folder's first thousand may be all of one class; or made-up ones."""
-    if not options.calibrate:
-        how = (options.images, options.seed, options.mean, options.std, not options.json)
-        return made_up(capture(model, example), *how)
-    images = images_of(options, model, example, _EVERY)
-    if isinstance(images, list):
-        return images
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(options.seed))]
+    """Return the images that the command line names, or synthetic ones."""
+    if options.calibrate:
+        return images_of(options, options.images)
+    scale = {"mean": options.mean or None, "std": options.std or None}
+    return synthesise(capture(model, example), options.images, seed=options.seed, **scale, progress=not options.json)
 
 
 def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:

@@ -9,6 +9,7 @@ an epoch. Fetching is `torch.utils.data.DataLoader`'s.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, defa
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import CalibrationError, RecoveryError
-from convsurgeon.calibration.dataset import as_example, batches_of, images_in
+from convsurgeon.calibration.collect import as_images
+from convsurgeon.calibration.dataset import as_example, images_in
 from convsurgeon.graph.example import Example
 
 HELD_BACK_SHARE = 0.1
@@ -37,7 +39,7 @@ class Batch:
     labels: Any
 
 
-class Images:
+class Pool:
     """A numbered collection of images: what a user passed, and how a batch is made of some of them.
 
     Args:
@@ -74,7 +76,7 @@ class Images:
         return [self.batch(raw) for raw in loader]
 
 
-def images_from(batches: object, like: Example, limit: int | None = None) -> Images:
+def images_from(batches: object, like: Example, limit: int | None = None) -> Pool:
     """Reads what a user passed as `batches`.
 
     A tensor or array (N, ...), a map-style data set and a loader of one are used where they are; a loader's own order,
@@ -89,10 +91,10 @@ def images_from(batches: object, like: Example, limit: int | None = None) -> Ima
         CalibrationError: nothing to read, or batches the model cannot take.
     """
     if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
-        return Images(batches.dataset, batches.collate_fn, like, batches.num_workers)
+        return Pool(batches.dataset, batches.collate_fn, like, batches.num_workers)
     if isinstance(batches, Dataset) and hasattr(batches, "__len__"):
-        return Images(batches, default_collate, like)
-    return Images(_Memory(_read(batches, like, limit)), _only, like)
+        return Pool(batches, default_collate, like)
+    return Pool(_Memory(_read(batches, like, limit)), _only, like)
 
 
 def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +120,7 @@ class Stream:
         RecoveryError: it is no multiple of the number of processes.
     """
 
-    images: Images
+    images: Pool
     numbers: Tensor
     batch_size: int
     seed: int
@@ -259,7 +261,7 @@ def _rows(value: Any, count: int) -> bool:
 def _read(batches: object, like: Example, limit: int | None) -> list[Batch]:
     taken: list[Batch] = []
     count = 0
-    for index, raw in enumerate(batches_of(batches)):
+    for index, raw in enumerate(as_images(batches, sys.maxsize).batches(like)):
         beside = torch.as_tensor(raw[len(like.args)]) if _labelled(raw, like) else None
         taken.append(Batch(as_example(raw, like, index), beside))
         count += images_in(taken[-1].example)

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import first_line
-from convsurgeon.calibration.dataset import chosen, first, images_in
+from convsurgeon.calibration.dataset import first_images, images_in, select_images
 from convsurgeon.distill.soap import Soap
 from convsurgeon.fit.lockstep import named, root_like
 from convsurgeon.fit.sensitivity import images_at_once
@@ -154,10 +154,10 @@ def _descend(
 
 def _step(sides: _Sides, parameters: list[nn.Parameter], optimizer: Soap, batch: Example) -> None:
     """One step on a batch, of which every process takes its share."""
-    own, images = chosen(batch, slice(world.rank(), None, world.size())), images_in(batch)
+    own, images = select_images(batch, slice(world.rank(), None, world.size())), images_in(batch)
     found = [torch.zeros_like(parameter) for parameter in parameters]
     for start in range(0, images_in(own), sides.at_once):
-        part = chosen(own, slice(start, start + sides.at_once))
+        part = select_images(own, slice(start, start + sides.at_once))
         with torch.enable_grad():
             loss = sides.loss(part) * (images_in(part) / images)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -265,14 +265,14 @@ class _Draw:
 
     def first(self) -> Example:
         """A sample: always the same one."""
-        return first(self._pools[0], self._size)
+        return first_images(self._pools[0], self._size)
 
     def batch(self) -> Example:
         """The next one."""
         if not self._waiting:
             self._waiting = self._shuffled()
         number, rows = self._waiting.pop()
-        return chosen(self._pools[number], rows)
+        return select_images(self._pools[number], rows)
 
     def _shuffled(self) -> list[tuple[int, Tensor]]:
         found = []

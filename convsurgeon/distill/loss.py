@@ -34,7 +34,7 @@ class Objective:
         original: the teacher; left as it is.
         names: of the rewritten convs, whose outputs are the features.
         sample: batches that the scales are measured on; every process passes the same ones.
-        loss: the user's distance of two outputs, or None for the one describe above.
+        loss: the user's distance of two outputs, or None for the one described above.
         features: weight of the features' mean relative error, 0 for none.
         label_loss: the user's loss on labels, or None.
         label_weight: its weight.

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import first_line
-from convsurgeon.calibration.dataset import first, images_in, rest
+from convsurgeon.calibration.dataset import first_images, images_in, select_images
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
@@ -127,15 +127,15 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
 
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
     """The first images, in parts small enough for a backward pass; the same ones in every process."""
-    positions, kept_bytes = _of_one_image(model, first(batches[0], 1))
+    positions, kept_bytes = _of_one_image(model, first_images(batches[0], 1))
     at_once, images = _fitting(kept_bytes), 0
     most = max(_LEAST_IMAGES, min(IMAGES, sum(map(images_in, batches)) // 2))
     for batch in batches:
         size = images_in(batch)
         while size and images < most and (images < _LEAST_IMAGES or images * positions < VALUES):
             taken = min(at_once, size, most - images)
-            yield first(batch, taken)
-            batch, size, images = rest(batch, taken), size - taken, images + taken
+            yield first_images(batch, taken)
+            batch, size, images = select_images(batch, slice(taken, None)), size - taken, images + taken
 
 
 def images_at_once(model: nn.Module, batch: Example) -> int:
@@ -145,7 +145,7 @@ def images_at_once(model: nn.Module, batch: Example) -> int:
     """
     try:
         with torch.enable_grad():
-            return _fitting(_of_one_image(model, first(batch, 1))[1])
+            return _fitting(_of_one_image(model, first_images(batch, 1))[1])
     except Exception:  # the user's own forward
         return images_in(batch)
 

@@ -7,7 +7,7 @@ A model whose single argument is itself a tuple or dict takes a tuple around it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,11 @@ class Example:
 
         args, kwargs = pytree.tree_map(apply, (self.args, self.kwargs))
         return Example(args, kwargs)
+
+    def with_tensors(self, tensors: Iterable[torch.Tensor]) -> Example:
+        """Return the same nest with other tensors, in pytree order."""
+        others = iter(tensors)
+        return self.map(lambda _: next(others))
 
     def run(self, model: nn.Module) -> Any:
         """What a model gives for copies of these arguments: a forward may work on its input in place."""

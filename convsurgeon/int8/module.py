@@ -11,7 +11,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
-from convsurgeon.calibration.dataset import chosen, first, images_in
+from convsurgeon.calibration.dataset import first_images, images_in, select_images
 from convsurgeon.graph.example import Example
 from convsurgeon.int8.feeds import make_feeds, open_sizes
 from convsurgeon.int8.float_ends import find_float_ends
@@ -51,7 +51,7 @@ class Int8Module(nn.Module):
         """Return the outputs of the graph; a part of a batch is filled up with its last image."""
         given = inputs.ordered(self.exact, Example(args, kwargs))
         count, device = images_in(given), Example(args, kwargs).tensors()[0].device
-        parts = [self._run(chosen(given, slice(at, at + self.batch))) for at in range(0, count, self.batch)]
+        parts = [self._run(select_images(given, slice(at, at + self.batch))) for at in range(0, count, self.batch)]
         whole = [np.concatenate(found)[:count] for found in zip(*parts, strict=True)]
         outputs = tuple(torch.from_numpy(found).to(device) for found in whole)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -59,7 +59,7 @@ class Int8Module(nn.Module):
     def _run(self, part: Example) -> list[np.ndarray[Any, Any]]:
         count = images_in(part)
         places = torch.arange(self.batch).clamp(max=count - 1)
-        filled = part if count == self.batch else chosen(part, places)
+        filled = part if count == self.batch else select_images(part, places)
         feed = {name: one.numpy() for name, one in zip(self.names, filled.tensors(), strict=True)}
         try:
             found: list[np.ndarray[Any, Any]] = self.session.run(None, feed)
@@ -99,7 +99,7 @@ def build_float_graph(model: nn.Module, examples: Sequence[Example]) -> tuple[Mo
     pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
     size = min(_BATCH, images_in(arranged[0]), max(1, _VALUES // pixels))
     images = min(IMAGES, max(_LEAST, _ALL_VALUES // pixels))
-    graph = exported_graph(model, first(arranged[0], size))
+    graph = exported_graph(model, first_images(arranged[0], size))
     names = [name for name, _ in proto.signature(graph.graph.input)]
     rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
     return graph, make_feeds(graph, rows)[: max(1, images // size)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from convsurgeon.base import processes as world
 from convsurgeon.base.errors import BudgetError, CalibrationError
-from convsurgeon.calibration.dataset import leading
+from convsurgeon.calibration.dataset import first_batches
 from convsurgeon.fit.residual import added_share
 from convsurgeon.graph.example import Example
 
@@ -87,7 +87,7 @@ def limit_of(
     if better not in ("higher", "lower"):
         raise BudgetError(f"better={better!r}: pass higher or lower, whichever is better of the metric")
     if metric is None:
-        scale = added_share(model, leading(held_back, _LOOKED_AT))
+        scale = added_share(model, first_batches(held_back, _LOOKED_AT))
         most = ALLOWED if scale == 1 else ALLOWED_ADDED
         return Limit("output error", 0.0, most if within is None else _amount(within, 1.0), "lower", scale)
     if within is None:

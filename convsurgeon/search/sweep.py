@@ -198,7 +198,7 @@ def sweep(
     if kind not in ("macs", "latency"):
         raise BudgetError(f"sweep: kind={kind!r} is no kind of budget; pass macs or latency")
     seen = capture(model, example)
-    data = gather(seen, calibration, images, seed, progress)
+    data = gather(seen, calibration, seed=seed, progress=progress, limit=images)
     if data is None:
         raise CalibrationError("sweep: without images no plan can be judged; pass calibration, or leave it out")
     if latencies is None and kind == "latency":

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.base.precision import Precision
-from convsurgeon.calibration.dataset import Calibration, leading
+from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.reconstruct import OutputJudge, reconstruct
 from convsurgeon.fit import sensitivity
 from convsurgeon.forms.form import Form
@@ -90,7 +90,7 @@ def rate(found: Open, data: Calibration | None, seed: int, progress: bool, preci
     options = found.options
     if data is None:
         return Appraised(found.seen, found.base, options, by_weights(options), (), {}, seed, precision)
-    model, batches = found.seen.model, leading(data.fitted, looked_at(options))
+    model, batches = found.seen.model, first_batches(data.fitted, looked_at(options))
     gradients = sensitivity.moments(model, options, batches, seed)
     measures = by_data(model, options, batches, gradients, seed, progress)
     return Appraised(found.seen, found.base, options, measures, (data,), gradients, seed, precision)
@@ -186,7 +186,7 @@ def trial(rated: Appraised, plan: Plan, images: int | None = None, jointly: bool
     if images is None:  # of more images than it was rated on there are other metrics
         metrics = {name: sensitivity.mixed(rated.gradients[name]) for name in done.changes}
         how |= {"metrics": metrics, "effort": EFFORT}
-    part = Calibration(tuple(leading(data.fitted, images or looked_at(rated.options))), data.held_back)
+    part = Calibration(tuple(first_batches(data.fitted, images or looked_at(rated.options))), data.held_back)
     fitted = reconstruct(rated.seen, converted, done, part, **how)
     return _shipped(rated, converted, fitted.error_after)
 

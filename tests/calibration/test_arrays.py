@@ -15,8 +15,7 @@ import pytest
 import torch
 
 import convsurgeon as cs
-from convsurgeon.calibration import arrays
-from convsurgeon.calibration.image_files import load_images
+from tests.calibration.loading import load
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1, 3, 8, 8)
@@ -24,15 +23,13 @@ PEAK = """
 import sys
 from pathlib import Path
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.calibration import arrays
-from convsurgeon.calibration.image_files import load_images
-arrays._SMALL_BYTES = 1 << 24
+from tests.calibration.loading import load
 def peak():
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) // 1024
 before = peak()
 try:
-    print(tuple(load_images(sys.argv[1], (1, 3, 8, 8), limit=4).shape))
+    print(tuple(load(sys.argv[1], (1, 3, 8, 8), limit=4).shape))
 except CalibrationError as error:
     print(error)
 print(peak() - before)
@@ -64,40 +61,31 @@ def _npz(path: Path, shape: tuple[int, ...], blocks: int, level: int, block: byt
     return path
 
 
-def test_a_bomb_in_an_npz_is_a_line(tmp_path: Path) -> None:
+def test_an_npz_that_grows_beyond_memory_is_a_line(tmp_path: Path) -> None:
     """1.2 GB of zeros in 5 MB: nothing of them is inflated."""
     path = _npz(tmp_path / "bomb.npz", (1536, 3, 512, 512), 1152, 1, bytes(1 << 20))
     said, megabytes = _peak(path)
-    assert "MB in it grow to 1.2 GB, which no images do; save them with numpy.save" in said
+    assert "bomb.npz: grows to 1.2 GB" in said
     assert megabytes < 100
 
 
-def test_a_large_honest_npz_goes_by_and_a_large_npy_is_mapped(tmp_path: Path) -> None:
-    block = np.random.default_rng(0).integers(0, 256, 3 << 18, np.uint8)  # an image of 3x512x512
-    path = _npz(tmp_path / "large.npz", (100, 3, 512, 512), 100, 1, block.tobytes())
-    said, megabytes = _peak(path)
-    assert path.stat().st_size > 60e6
-    assert said == "(4, 3, 8, 8)"
-    assert megabytes < 50
+def test_a_large_npy_is_mapped(tmp_path: Path) -> None:
     plain = tmp_path / "large.npy"
     with plain.open("wb") as file:
         file.write(_header((4000, 3, 512, 512)))
-        file.truncate(file.tell() + 4000 * block.size)  # 3 GB of nothing, of which nothing is read
+        file.truncate(file.tell() + 4000 * 3 * 512 * 512)  # 3 GB of nothing, of which nothing is read
     said, megabytes = _peak(plain)
     assert said == "(4, 3, 8, 8)"
     assert megabytes < 50
 
 
-def test_a_stream_gives_what_reading_whole_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_npz_gives_what_its_largest_array_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 12, 9, 3), np.uint8)
     np.savez_compressed(tmp_path / "a.npz", small=pixels[:2], images=pixels, labels=np.arange(37))
     np.save(tmp_path / "a.npy", pixels)
-    whole = load_images(tmp_path / "a.npy", SHAPE, limit=10)
-    assert torch.equal(load_images(tmp_path / "a.npz", SHAPE, limit=10), whole)
-    monkeypatch.setattr(arrays, "_SMALL_BYTES", 0)
-    monkeypatch.setattr(arrays, "_BLOCK_BYTES", 100)
+    whole = load(tmp_path / "a.npy", SHAPE, limit=10)
     monkeypatch.setattr("convsurgeon.calibration.image_files._PART_VALUES", 700)
-    assert torch.equal(load_images(tmp_path / "a.npz", SHAPE, limit=10), whole)
+    assert torch.equal(load(tmp_path / "a.npz", SHAPE, limit=10), whole)
 
 
 def _png(path: Path, width: int, height: int) -> Path:
@@ -118,18 +106,18 @@ def test_an_image_of_169_megapixels_is_a_line(tmp_path: Path) -> None:
     image = _png(tmp_path / "photos" / "bomb.png", 13_000, 13_000)
     assert image.stat().st_size < 200_000
     said, megabytes = _peak(tmp_path / "photos")
-    assert "bomb.png: is no image (Image size (169000000 pixels) exceeds limit of 89478485" in said
+    assert "bomb.png: is not an image (Image size (169000000 pixels) exceeds limit of 89478485" in said
     assert megabytes < 100
 
 
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((4, 3, 0, 8), "holds an array of shape \\(4, 3, 0, 8\\), which is empty"),
-        ((0, 3, 8, 8), "which is empty"),
-        ((1 << 40, 3, 8, 8), "is no array file"),
-        ((1, 3, 1 << 20, 1 << 20), "is no array file"),
-        ((3,), "holds no array of images"),
+        ((4, 3, 0, 8), "empty"),
+        ((0, 3, 8, 8), "empty"),
+        ((1 << 40, 3, 8, 8), "is not an array file"),
+        ((1, 3, 1 << 20, 1 << 20), "is not an array file"),
+        ((3,), "holds uint8 .3,."),
     ],
 )
 def test_absurd_arrays_are_a_line(shape: tuple[int, ...], message: str, tmp_path: Path) -> None:
@@ -138,7 +126,7 @@ def test_absurd_arrays_are_a_line(shape: tuple[int, ...], message: str, tmp_path
         archive.writestr("a.npy", (tmp_path / "a.npy").read_bytes())
     for name in ("a.npy", "a.npz"):
         with pytest.raises(cs.CalibrationError, match=message if name == "a.npy" else "a.npz: ") as told:
-            load_images(tmp_path / name, SHAPE)
+            load(tmp_path / name, SHAPE)
         assert "\n" not in str(told.value)
 
 
@@ -154,5 +142,5 @@ def test_other_byte_orders_and_widths_are_read(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).standard_normal((3, 8, 8, 3)).astype(np.float32)
     for dtype in (">f4", ">f8", np.longdouble, np.float16):
         np.save(tmp_path / "a.npy", pixels.astype(dtype))
-        found = load_images(tmp_path / "a.npy", SHAPE)
+        found = load(tmp_path / "a.npy", SHAPE)
         torch.testing.assert_close(found, torch.from_numpy(pixels).permute(0, 3, 1, 2), atol=1e-2, rtol=1e-2)

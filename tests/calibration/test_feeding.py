@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.calibration.batching import fed
-from convsurgeon.calibration.dataset import images_in, read
+from convsurgeon.calibration.collect import fit_batches, read
+from convsurgeon.calibration.dataset import images_in
 from tests import nets
 
 IMAGES = torch.randn(80, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ class OneRow(nets.Plain):
 def test_it_is_fitted_image_by_image(kind: type[nets.Plain], given: object) -> None:
     torch.manual_seed(0)
     model = kind().eval()
-    data = fed(model, read(given, cs.Example.of(ONE)))
+    data = fit_batches(model, read(given, cs.Example.of(ONE)))
     assert {images_in(batch) for batch in (*data.fitted, *data.held_back)} == {1}
     assert torch.equal(torch.cat([batch.args[0] for batch in (*data.fitted, *data.held_back)]), IMAGES)
     result = cs.convert(
@@ -56,7 +56,7 @@ def test_it_is_fitted_image_by_image(kind: type[nets.Plain], given: object) -> N
 
 def test_what_takes_batches_is_fed_batches() -> None:
     data = read(IMAGES, cs.Example.of(ONE))
-    assert fed(nets.Plain().eval(), data) is data
+    assert fit_batches(nets.Plain().eval(), data) is data
 
 
 def test_images_that_the_model_does_not_take_are_refused_in_a_line() -> None:

@@ -12,34 +12,34 @@ from PIL import Image
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import read
-from convsurgeon.calibration.dead_leaves import drawn
-from convsurgeon.calibration.image_files import load_images
-from convsurgeon.calibration.sanity_checks import suspicions
-from convsurgeon.calibration.value_range import common
+from convsurgeon.calibration.collect import read
+from convsurgeon.calibration.dead_leaves import draw_images
+from convsurgeon.calibration.normalisation import common_normalisations
+from convsurgeon.calibration.sanity_checks import check_images
+from tests.calibration.loading import load
 from tests.calibration.test_synthetic import EXAMPLE, _knowing
 
-IMAGENET = common(3)[3]
-PIXELS = drawn(70, 3, 16, 16, torch.Generator().manual_seed(9))
+IMAGENET = common_normalisations(3)[3]
+PIXELS = draw_images(70, 3, 16, 16, torch.Generator().manual_seed(9))
 RIGHT = IMAGENET.apply(PIXELS)
 
 
 def _notes(images: Tensor, model: nn.Module | None = None, example: Tensor = EXAMPLE) -> str:
     seen = cs.capture(model or _knowing(IMAGENET), example)
-    return " ".join(suspicions(seen, read(images, seen.example)).notes)
+    return " ".join(check_images(seen, read(images, seen.example)).notes)
 
 
 WRONG: dict[str, tuple[Callable[[], Tensor], str]] = {
-    "floats from 0 to 255": (lambda: PIXELS * 255, "Divided by 255 and in ImageNet's normalisation they would be"),
-    "bytes": (lambda: (PIXELS * 255).byte(), "Divided by 255 and in ImageNet's normalisation they would be"),
-    "16 bits as numbers": (lambda: PIXELS * 65535, "Divided by 65535 and in ImageNet's normalisation they would be"),
-    "divided twice": (lambda: IMAGENET.apply(PIXELS / 255), "are not what the network's 3 batch norms know"),
+    "floats from 0 to 255": (lambda: PIXELS * 255, "Divided by 255 and in ImageNet's normalisation it would be"),
+    "bytes": (lambda: (PIXELS * 255).byte(), "Divided by 255 and in ImageNet's normalisation it would be"),
+    "16 bits as numbers": (lambda: PIXELS * 65535, "Divided by 65535 and in ImageNet's normalisation it would be"),
+    "divided twice": (lambda: IMAGENET.apply(PIXELS / 255), "are not what the network's 3 batch norms were trained on"),
     "all zero": (
         lambda: torch.zeros(70, 3, 16, 16),
         "100 % of the calibration images looked at hold one value everywhere",
     ),
     "one image many times": (lambda: RIGHT[:1].repeat(70, 1, 1, 1), "are all the same one; different ones"),
-    "noise": (lambda: 5 * torch.randn(70, 3, 16, 16), "are not what the network's 3 batch norms know"),
+    "noise": (lambda: 5 * torch.randn(70, 3, 16, 16), "are not what the network's 3 batch norms were trained on"),
 }
 
 
@@ -66,8 +66,7 @@ def test_no_answer_for_any_image_is_told() -> None:
 
 
 def test_few_images_are_told_in_the_report() -> None:
-    with pytest.warns(UserWarning, match="1 images are few"):
-        result = cs.convert(_knowing(IMAGENET), EXAMPLE, calibration=RIGHT[:1], progress=False)
+    result = cs.convert(_knowing(IMAGENET), EXAMPLE, calibration=RIGHT[:1], progress=False)
     assert "note: 1 image is few to calibrate on; a few hundred do best." in str(result.report)
 
 
@@ -88,7 +87,7 @@ def test_arrays_of_every_depth_are_the_same_pixels(dtype: str, tmp_path: Path) -
     pixels = PIXELS[:, :1, :, :].numpy() * most
     pixels.flat[0] = most
     np.save(tmp_path / "images.npy", np.round(pixels).astype(dtype) if most > 1 else pixels.astype(dtype))
-    read_back = load_images(tmp_path / "images.npy", (1, 1, 16, 16))
+    read_back = load(tmp_path / "images.npy", (1, 1, 16, 16))
     wanted = PIXELS[:, :1].clone()
     wanted.view(-1)[0] = 1
     torch.testing.assert_close(read_back, wanted, atol=0.5 / 255, rtol=0)
@@ -96,8 +95,8 @@ def test_arrays_of_every_depth_are_the_same_pixels(dtype: str, tmp_path: Path) -
 
 def test_whole_numbers_that_are_no_picture_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.full((4, 16, 16), -3, dtype=np.int16))
-    with pytest.raises(cs.CalibrationError, match="holds int16 from -3 to -3, no picture of 8 or 16 bits"):
-        load_images(tmp_path / "images.npy", (1, 1, 16, 16))
+    with pytest.raises(cs.CalibrationError, match="holds int16 from -3 to -3, which is not a picture of 8 or 16 bits"):
+        load(tmp_path / "images.npy", (1, 1, 16, 16))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -106,6 +105,6 @@ def test_files_of_every_depth_are_the_same_pixels(kind: str, name: str, channels
     grey = PIXELS[0, 0].numpy()
     most = {"uint8": 255, "uint16": 65535, "float32": 1}[kind]
     Image.fromarray((grey * most).round().astype(kind) if most > 1 else grey).save(tmp_path / name)
-    images = load_images(tmp_path, (1, channels, 16, 16))
+    images = load(tmp_path, (1, channels, 16, 16))
     wanted = PIXELS[:1, :1].expand(1, channels, 16, 16)
     torch.testing.assert_close(images, wanted.contiguous(), atol=0.51 / 255, rtol=0)

@@ -15,9 +15,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import read
-from convsurgeon.calibration.image_files import load_images
+from convsurgeon.calibration.collect import read
 from tests import nets, networks
+from tests.calibration.loading import load
 
 X = torch.randn(96, 3, 12, 12)
 LIKE = cs.Example((X[:2],))
@@ -120,9 +120,9 @@ def test_keyword_batches() -> None:
     ("batches", "message"),
     [
         ([], "it holds no images"),
-        (3, "a int is no batches"),
-        ("folder", "a str is no batches"),
-        (torch.tensor(1.0), "a single number is no batch"),
+        (3, "type int"),
+        ("folder", "folder does not exist"),
+        (torch.tensor(1.0), "a single number"),
         ([X[:, :2]], "batch 0 has shape 96x2x12x12, the example 2x3x12x12"),
         ([X, X[0]], "batch 1 has shape 3x12x12"),
         ([X, X * float("nan")], "batch 1 holds NaN or infinity"),
@@ -135,8 +135,8 @@ def test_batches_that_will_not_do(batches: object, message: str) -> None:
 
 
 def test_few_images_are_used_with_a_word() -> None:
-    with pytest.warns(UserWarning, match="5 images are few"):
-        result = _convert(nets.Plain().eval(), calibration=X[:5])
+    result = _convert(nets.Plain().eval(), calibration=X[:5])
+    assert "5 images are few" in str(result.report)
     assert result.report.reconstruction[0].error_after <= result.report.reconstruction[0].error_before
 
 
@@ -199,47 +199,47 @@ def test_images_from_arrays_and_folders(tmp_path: Path) -> None:
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(0, 256, (6, 40, 60, 3), dtype=np.uint8)
-    whole = load_images(_saved(tmp_path / "a.npy", pixels), (1, 3, 40, 60), [0.5], [0.25])
+    whole = load(_saved(tmp_path / "a.npy", pixels), (1, 3, 40, 60), mean=[0.5], std=[0.25])
     expected = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
     torch.testing.assert_close(whole, expected)
     np.savez(tmp_path / "b.npz", images=pixels, labels=np.zeros(6))
-    assert load_images(tmp_path / "b.npz", (1, 3, 20, 20), limit=3).shape == (3, 3, 20, 20)
-    assert load_images(_saved(tmp_path / "c.npy", pixels[..., 0]), (1, 1, 40, 60)).shape == (6, 1, 40, 60)
+    assert load(tmp_path / "b.npz", (1, 3, 20, 20), limit=3).shape == (3, 3, 20, 20)
+    assert load(_saved(tmp_path / "c.npy", pixels[..., 0]), (1, 1, 40, 60)).shape == (6, 1, 40, 60)
     floats = torch.randn(4, 1, 8, 8)
-    torch.testing.assert_close(load_images(_saved(tmp_path / "d.npy", floats.numpy()), (1, 1, 8, 8)), floats)
+    torch.testing.assert_close(load(_saved(tmp_path / "d.npy", floats.numpy()), (1, 1, 8, 8)), floats)
     folder = tmp_path / "photos"
     folder.mkdir()
     for index, image in enumerate(pixels):
         Image.fromarray(image).save(folder / f"{index}.png")
-    torch.testing.assert_close(load_images(folder, (1, 3, 40, 60), [0.5], [0.25]), whole)
+    torch.testing.assert_close(load(folder, (1, 3, 40, 60), mean=[0.5], std=[0.25]), whole)
 
 
 @pytest.mark.parametrize(
     ("make", "shape", "message"),
     [
-        (lambda path: path / "none.npy", (1, 3, 8, 8), r"none.npy: cannot be read"),
+        (lambda path: path / "none.npy", (1, 3, 8, 8), "none.npy does not exist"),
         (lambda path: _saved(path / "x.npy", np.zeros((2, 8, 8, 4))), (1, 3, 8, 8), "the network takes 3 channels"),
-        (lambda path: _saved(path / "x.npy", np.zeros(3)), (1, 3, 8, 8), "holds no array of images"),
+        (lambda path: _saved(path / "x.npy", np.zeros(3)), (1, 3, 8, 8), r"holds float64 \(3,\)"),
         (lambda path: path, (1, 3, 8, 8), "holds no images"),
         (lambda path: path, (1, 8), "images need 1xCxHxW"),
     ],
 )
 def test_images_that_will_not_do(tmp_path: Path, make: Any, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(cs.CalibrationError, match=message):
-        load_images(make(tmp_path), shape)
+        load(make(tmp_path), shape)
 
 
 def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
     path = _saved(tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(cs.CalibrationError, match="mean: 2 values for 3 channels"):
-        load_images(path, (1, 3, 8, 8), mean=[0.1, 0.2])
+        load(path, (1, 3, 8, 8), mean=[0.1, 0.2])
     with pytest.raises(cs.CalibrationError, match="std: every value must be above 0"):
-        load_images(path, (1, 3, 8, 8), std=[0.0])
+        load(path, (1, 3, 8, 8), std=[0.0])
     for name in ("mean", "std"):
         with pytest.raises(cs.CalibrationError, match=f"{name}: holds NaN or infinity"):
-            load_images(path, (1, 3, 8, 8), **{name: [float("inf")]})
-    with pytest.raises(cs.CalibrationError, match="images=0: none would be read"):
-        load_images(path, (1, 3, 8, 8), limit=0)
+            load(path, (1, 3, 8, 8), **{name: [float("inf")]})
+    with pytest.raises(cs.CalibrationError, match="limit=0"):
+        load(path, (1, 3, 8, 8), limit=0)
 
 
 def test_where_no_runtime_runs_a_layer_takes_what_costs_the_network_less_at_like_price(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import Calibration, images_in, read
+from convsurgeon.calibration.collect import read
+from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.distill import joint
 from convsurgeon.distill.joint import fit_jointly
 from convsurgeon.distill.reconstruct import OutputJudge

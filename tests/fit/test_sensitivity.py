@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import Calibration, read
+from convsurgeon.calibration.collect import read
+from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.samples import moments, second_moment
 from convsurgeon.graph.capture import capture

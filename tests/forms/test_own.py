@@ -14,7 +14,6 @@ from tests.forms.own import Reduced
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 FORMS = [Reduced(rank=rank) for rank in (4, 8, 16)]
-pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 
 
 def _net() -> nn.Sequential:

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 import convsurgeon as cs
-from convsurgeon.calibration.image_files import load_images
 from tests import nets
+from tests.calibration.loading import load
 from tests.fuzz.files import DEVICE, damaged
 from tests.fuzz.texts import captured, mutate
 
@@ -77,7 +77,7 @@ def images(rng: random.Random) -> None:
         path.write_bytes(data)
         shape = (1, rng.choice((1, 3)), rng.choice((1, 8, 40)), 8)
         try:
-            found = load_images(path if name[2:].startswith("np") else folder, shape, limit=rng.choice((1, 2, 10**30)))
+            found = load(path if name[2:].startswith("np") else folder, shape, limit=rng.choice((1, 2, 10**30)))
         except cs.CalibrationError as error:
             assert "\n" not in str(error)
             return

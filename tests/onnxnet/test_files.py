@@ -254,7 +254,7 @@ def test_images_are_made_up_where_none_are_given(tmp_path: Path) -> None:
     graph.conv("b", "y", "body", 8, 8, pads=[1] * 4)
     path = saved(graph.model(inputs=[("x", [1, 3, 16, 16])]), tmp_path)
     result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=2)], images=32, progress=False)
-    assert "No images were given, so 32 were made up" in str(result.report)
+    assert "No images were given, so 32 synthetic" in str(result.report)
 
 
 def test_what_touches_more_than_convs_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import convsurgeon as cs
 
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)] + [cs.Blueprint(rank=rank) for rank in (1, 2)]
 EXAMPLE = torch.zeros(1, 8, 16, 16)
-pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 
 
 def _net() -> nn.Sequential:

@@ -10,15 +10,13 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon import cli
-from convsurgeon.calibration.dataset import read
+from convsurgeon.calibration.collect import read
 from convsurgeon.int8.module import Int8Module
 from convsurgeon.search.trial import opened, rate, trial
 from tests import nets
 from tests.search import test_search
 from tests.search.chain import net
 from tests.search.test_search import EXAMPLE, FORMS, IMAGES
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 
 
 @dataclass(frozen=True)

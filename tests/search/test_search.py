@@ -26,7 +26,6 @@ from convsurgeon.search.trial import _SLOW
 from tests import nets
 from tests.search.chain import DENSE, net
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 3, 4)]
 IMAGES = torch.randn(40, 8, 12, 12, generator=torch.Generator().manual_seed(1))
 EXAMPLE = IMAGES[:1]

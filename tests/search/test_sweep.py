@@ -15,7 +15,6 @@ from convsurgeon import cli
 from convsurgeon.search.sweep import _farthest
 from tests import nets
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 MODEL = [f"{nets.__file__}:Plain", "--input", "1x3x12x12"]
 
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import read
+from convsurgeon.calibration.collect import read
 from convsurgeon.forms import cpfit
 from convsurgeon.search.scores import EFFORT
 from convsurgeon.search.trial import Appraised, appraise, best_forms, trial
 from tests.search.chain import net
 
 IMAGES = torch.randn(80, 8, 12, 12, generator=torch.Generator().manual_seed(1))
-pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 
 
 @pytest.fixture

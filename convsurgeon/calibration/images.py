@@ -1,0 +1,181 @@
+"""`Images`: where calibration images come from, and how they become what the network takes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from convsurgeon.base.errors import CalibrationError, describe
+from convsurgeon.calibration import image_files
+from convsurgeon.calibration.channels_last import is_channels_last, to_channels_first, to_channels_last
+from convsurgeon.calibration.dataset import BATCH, without_labels
+from convsurgeon.calibration.normalisation import Numbers, normalisation
+from convsurgeon.graph.example import Example
+
+_PASS = "pass a folder, an .npy or .npz file, a tensor, batches, a DataLoader or a Dataset"
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Unlabelled images, and how they are prepared: by `transform`, then `size`, then `mean` and `std`.
+
+    Files are brought to the example's size, and whole numbers in them to [0, 1] by their bit depth. Tensors are what
+    the network takes, unless an option says how to prepare them. Labels are ignored.
+
+    Args:
+        source: A folder of image files, an `.npy` or `.npz` file, a tensor or array, an iterable of batches, a
+            `DataLoader`, or a `Dataset`; None for synthetic images.
+        size: Height and width that images are scaled to cover and then cut to, or one number for both.
+        mean: Subtracted from pixels in [0, 1]: one number, or one for each channel.
+        std: Divides them then.
+        transform: Called with every image (C, H, W) in [0, 1]; returns another one.
+        limit: Most images to use; of files and data sets those at even distances, else the first. By default 1024 in
+            `convert`, and all of them in `recover`.
+        channels_last: Whether the network takes (N, H, W, C); by default the example's shape tells.
+    """
+
+    source: object = None
+    size: int | tuple[int, int] | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    transform: Callable[[Tensor], Tensor] | None = None
+    limit: int | None = None
+    channels_last: bool | None = None
+
+    def __post_init__(self) -> None:
+        source = self.source
+        if self.limit is not None and self.limit < 1:
+            raise CalibrationError(f"limit={self.limit}: no images would be read; pass 1 or more")
+        if isinstance(source, str | os.PathLike):
+            if not Path(source).exists():
+                raise CalibrationError(f"calibration: {source} does not exist; {_PASS}")
+        elif isinstance(source, bytes | Mapping) or not (
+            source is None or isinstance(source, Iterable | Dataset) or hasattr(source, "__array__")
+        ):
+            raise CalibrationError(f"calibration: cannot read images from type {type(source).__name__}; {_PASS}")
+
+    def batches(self, like: Example, names: Sequence[str] = ()) -> Iterator[Any]:
+        """Yield batches as a network takes them, perhaps with labels.
+
+        Args:
+            like: The example.
+            names: Of the network's inputs, for an `.npz` file that holds several.
+
+        Raises:
+            CalibrationError: The images cannot be read, or an option does not fit the network.
+        """
+        source = self.source
+        if self._has_options and not _is_picture(like):
+            raise CalibrationError(f"size, mean, std, transform: are for images; the network takes {like}")
+        if isinstance(source, str | os.PathLike):
+            yield from self._from_files(Path(source), like, names)
+        elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+            yield from self._from_dataset(source, like)
+        else:
+            for batch in _given_batches(source):
+                yield self._adapt(batch, like) if self._has_options else batch
+
+    @property
+    def most(self) -> int:
+        """The limit as a number."""
+        return sys.maxsize if self.limit is None else self.limit
+
+    @property
+    def _has_options(self) -> bool:
+        return any(one is not None for one in (self.size, self.mean, self.std, self.transform))
+
+    def _from_files(self, path: Path, like: Example, names: Sequence[str]) -> Iterator[Example]:
+        if not _is_picture(like):
+            yield from map(like.with_tensors, image_files.read_inputs(path, names, self.most))
+            return
+        shape = self._shape(like)
+        if path.is_dir():
+            parts = image_files.read_folder(path, shape[0], self.most)
+        else:
+            parts = image_files.read_array_file(path, shape, self.most)
+        images = torch.cat([self._prepare(part, like, shape[1:]) for part in parts])
+        for batch in images.split(BATCH):
+            yield like.with_tensors([batch])
+
+    def _from_dataset(self, dataset: Any, like: Example) -> Iterator[Any]:
+        rows = image_files.spread(len(dataset), self.most)
+        for start in range(0, len(rows), BATCH):
+            items = [self._item(dataset[row], like) for row in rows[start : start + BATCH]]
+            try:
+                yield default_collate(items)
+            except (RuntimeError, TypeError) as error:
+                raise CalibrationError(
+                    f"calibration: items of {type(dataset).__name__} do not make a batch ({describe(error)}); "
+                    "pass cs.Images(dataset, size=...) if they differ in size"
+                ) from error
+
+    def _item(self, item: Any, like: Example) -> Any:
+        """Return an item of a data set without its label, prepared."""
+        item = without_labels(item, like)
+        if isinstance(item, tuple | list) and len(item) == 1:
+            (item,) = item
+        if hasattr(item, "convert"):  # a Pillow image
+            channels, *size = self._shape(like)
+            pixels = image_files.to_unit(image_files.picture_pixels(item, channels), "calibration")
+            return self._prepare(pixels.permute(2, 0, 1)[None], like, size)[0]
+        return self._adapt(torch.as_tensor(item)[None], like)[0] if self._has_options else item
+
+    def _adapt(self, batch: Any, like: Example) -> Tensor:
+        """Return a user's own batch, without labels, prepared."""
+        batch = without_labels(batch, like)
+        images = torch.as_tensor(batch[0] if isinstance(batch, tuple | list) else batch)
+        if images.dim() != 4:
+            raise CalibrationError(f"size, mean, std, transform: are for images, not for {tuple(images.shape)}")
+        images = to_channels_first(images) if self._is_last(like) else images
+        pixels = images if images.is_floating_point() else image_files.to_unit(images.cpu().numpy(), "calibration")
+        return self._prepare(pixels, like, None)
+
+    def _prepare(self, pixels: Tensor, like: Example, size: Sequence[int] | None) -> Tensor:
+        """Return pixels (N, C, H, W) as the network takes them; `size` is used where the options name none."""
+        if self.transform is not None:
+            try:
+                pixels = torch.stack([self.transform(one) for one in pixels])
+            except Exception as error:  # the user's own function
+                shape = tuple(pixels.shape[1:])
+                raise CalibrationError(f"transform: fails on images {shape}: {describe(error)}") from error
+        wanted = (self.size, self.size) if isinstance(self.size, int) else self.size or size
+        if wanted is not None:
+            pixels = image_files.cover(pixels, *wanted)
+        images = normalisation(self.mean, self.std, pixels.shape[1]).apply(pixels)
+        return to_channels_last(images) if self._is_last(like) else images
+
+    def _is_last(self, like: Example) -> bool:
+        return is_channels_last(like.tensors()[0]) if self.channels_last is None else self.channels_last
+
+    def _shape(self, like: Example) -> tuple[int, int, int]:
+        """Return the channels, height and width that the network takes."""
+        if not _is_picture(like):
+            raise CalibrationError(f"calibration: the input has shape {like}; images need 1xCxHxW")
+        (tensor,) = like.tensors()
+        channels, height, width = (to_channels_first(tensor) if self._is_last(like) else tensor).shape[1:]
+        return channels, height, width
+
+
+def _is_picture(like: Example) -> bool:
+    """Return whether a network takes one image."""
+    return [tensor.dim() for tensor in like.tensors()] == [4]
+
+
+def _given_batches(source: Any) -> Iterator[Any]:
+    if isinstance(source, IterableDataset):
+        yield from DataLoader(source, batch_size=BATCH)
+    elif isinstance(source, Tensor) or hasattr(source, "__array__"):
+        tensor = torch.as_tensor(source)
+        if tensor.dim() == 0:
+            raise CalibrationError("calibration: a single number is not a batch; pass images (N, C, H, W)")
+        yield from tensor.split(BATCH)
+    else:
+        yield from source
