@@ -29,7 +29,7 @@ class ConvUnit(nn.Module):
         self.shortcut = inputs == outputs and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         out = F.relu(self.norm(self.conv(x)))
         return x + out if self.shortcut else out
 
@@ -46,28 +46,28 @@ class DigitNet(nn.Module):
         self.head = nn.Linear(96, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, 1, 32, 32) in [0, 1] to scores (N, 10)."""
+        """Map images (N, 1, 32, 32) in [0, 1] to scores (N, 10)."""
         features = self.stage3(self.stage2(self.stage1(self.stem(x))))
         scores: Tensor = self.head(features.mean((2, 3)))
         return scores
 
 
 def digit_net() -> DigitNet:
-    """The network with random weights; its trained ones are in `digits.safetensors`."""
+    """Return the network with random weights; its trained ones are in `digits.safetensors`."""
     return DigitNet()
 
 
 def as_input(pixels: np.ndarray | Tensor) -> Tensor:
-    """Digits as scikit-learn has them, (N, 8, 8) from 0 to 16, to what the network takes: (N, 1, 32, 32) in [0, 1]."""
+    """Turn digits of scikit-learn, (N, 8, 8) from 0 to 16, into what the network takes: (N, 1, 32, 32) in [0, 1]."""
     small = torch.as_tensor(pixels).float()[:, None] / 16
     return F.interpolate(small, size=(32, 32), mode="bilinear", align_corners=False)
 
 
 def accuracy(model: nn.Module) -> float:
-    """Share of the test images that `model` names right, in percent."""
+    """Return the share of the test images that `model` names right, in percent."""
     images, labels = _test_images()
     like = next(model.parameters())
-    with _evaluating(model):
+    with _evaluate(model):
         found = [model(part.to(like)).argmax(1).cpu() for part in images.split(90)]
     return 100 * (torch.cat(found) == labels).double().mean().item()
 
@@ -79,8 +79,8 @@ def _test_images() -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every part of the model is in the mode it was in."""
+def _evaluate(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode without gradients; afterwards every part of the model is in its old mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

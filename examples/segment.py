@@ -2,10 +2,9 @@
 
     python examples/segment.py [--epochs 30] [--images 1200] [--out segment.png]
 
-Every picture shows discs, squares and triangles, each kind about a colour of its own, before a striped, noisy ground
-of any colour; the network names the class of every pixel. Nothing is downloaded. `Network` is SegNet (Badrinarayanan,
-Kendall & Cipolla 2017): a VGG-16 encoder that hands the places of its maxima to a mirrored decoder, here with half the
-channels.
+Every picture shows discs, squares and triangles, each kind near a colour of its own, on a striped, noisy background;
+the network names the class of every pixel. Nothing is downloaded. `Network` is SegNet (Badrinarayanan, Kendall and
+Cipolla 2017): a VGG-16 encoder that hands its max-pool indices to a mirrored decoder, here with half the channels.
 
 The light networks are made from the dense one by `convert` with `init="random"`: the same sites, the same shapes, new
 weights. `mobile` has batch norm and ReLU between the convs, as MobileNet does; `subspace` is BSConv-S with its
@@ -28,7 +27,7 @@ import convsurgeon as cs
 CLASSES = ("background", "disc", "square", "triangle")
 SIZE = 32
 TINTS = {kind: torch.eye(3)[kind - 1].view(3, 1, 1) - 0.3 for kind in (1, 2, 3)}
-"""The colour that the shapes of a class scatter about."""
+"""The mean colour of each class."""
 Penalty = Callable[[nn.Module], Tensor]
 
 
@@ -47,7 +46,7 @@ class Network(nn.Module):
         self.unpool = nn.MaxUnpool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of every pixel."""
+        """Return the logits of every pixel."""
         places = []
         for stage in self.encoder:
             x, indices = self.pool(stage(x))
@@ -59,7 +58,7 @@ class Network(nn.Module):
 
 
 def stack(inputs: int, widths: list[int]) -> nn.Sequential:
-    """Conv, batch norm and ReLU, one after the other."""
+    """Return convs, each with batch norm and ReLU."""
     layers: list[nn.Module] = []
     for outputs in widths:
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
@@ -68,14 +67,14 @@ def stack(inputs: int, widths: list[int]) -> nn.Sequential:
 
 
 def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Pictures (count, 3, 32, 32) in about [-1, 1] and the class of every pixel (count, 32, 32)."""
+    """Return pictures (count, 3, 32, 32) in about [-1, 1] and the class of every pixel (count, 32, 32)."""
     draw = torch.Generator().manual_seed(seed)
     made = [picture(draw) for _ in range(count)]
     return torch.stack([image for image, _ in made]), torch.stack([labels for _, labels in made])
 
 
 def picture(draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One picture and its labels: one to three shapes, later ones before earlier ones."""
+    """Return one picture and its labels: one to three shapes, later ones in front."""
 
     def number(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=draw))
@@ -100,12 +99,12 @@ def picture(draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def colour(draw: torch.Generator) -> Tensor:
-    """Any colour, (3, 1, 1) in [-1, 1]."""
+    """Return a random colour, (3, 1, 1) in [-1, 1]."""
     return 2 * torch.rand(3, 1, 1, generator=draw) - 1
 
 
 def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, penalty: Penalty) -> None:
-    """Adam with a one-cycle rate up to 2e-3, batches of 16, mirrored at random."""
+    """Train by Adam with a one-cycle learning rate up to 2e-3, batches of 16, mirrored at random."""
     model.to(memory_format=torch.channels_last).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     steps = epochs * (len(images) // 16)
@@ -125,13 +124,13 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, penalty
 
 @torch.no_grad()
 def answers(model: nn.Module, images: Tensor) -> Tensor:
-    """The class of every pixel, as the network has it."""
+    """Return the class of every pixel, as the network predicts it."""
     model.eval()
     return torch.cat([model(part).argmax(1) for part in images.split(100)])
 
 
 def scores(found: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Pixel accuracy, and the mean over the classes of intersection over union, in percent."""
+    """Return pixel accuracy, and the mean over the classes of intersection over union, in percent."""
     unions = [((found == kind) | (labels == kind)).sum() for kind in range(len(CLASSES))]
     both = [((found == kind) & (labels == kind)).sum() for kind in range(len(CLASSES))]
     shares = [float(one) / max(1.0, float(all_)) for one, all_ in zip(both, unions, strict=True)]
@@ -139,7 +138,7 @@ def scores(found: Tensor, labels: Tensor) -> tuple[float, float]:
 
 
 def lighter(dense: nn.Module, form: cs.Form) -> cs.Result:
-    """The same architecture with other convs, of new weights."""
+    """Return the same architecture with other convs, with new weights."""
     torch.manual_seed(0)
     return cs.convert(
         dense,
@@ -151,7 +150,7 @@ def lighter(dense: nn.Module, form: cs.Form) -> cs.Result:
 
 
 def draw(path: str, images: Tensor, labels: Tensor, found: dict[str, Tensor], rows: int = 4) -> None:
-    """Pictures, truth and answers side by side."""
+    """Draw pictures, truth and answers side by side."""
     from matplotlib.figure import Figure
 
     columns = {"picture": images, "truth": labels, **found}
@@ -170,7 +169,7 @@ def draw(path: str, images: Tensor, labels: Tensor, found: dict[str, Tensor], ro
 
 
 def main() -> None:
-    """Trains all networks and prints what they are worth."""
+    """Train all networks alike and print their scores."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--images", type=int, default=1200)

@@ -1,4 +1,4 @@
-"""Trains `DigitNet` on scikit-learn's digits and writes the three data files beside this script.
+"""Train `DigitNet` on scikit-learn's digits and write the three data files beside this script.
 
     python examples/train_digits.py
 
@@ -30,7 +30,7 @@ CALIBRATION_IMAGES = 128
 
 
 def main() -> None:
-    """Splits, trains, saves, and prints the accuracy on the test images."""
+    """Split, train, save, and print the accuracy on the test images."""
     options = _options()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -51,7 +51,7 @@ def _options() -> argparse.Namespace:
 
 
 def split_and_save() -> tuple[np.ndarray, np.ndarray]:
-    """Writes the test and the calibration images; returns the training images, (N, 8, 8), and their labels."""
+    """Write the test and the calibration images; return the training images, (N, 8, 8), and their labels."""
     images, labels = load_digits(return_X_y=True)
     images, labels = images.reshape(-1, 8, 8).astype(np.uint8), labels.astype(np.int64)
     train_images, test_images, train_labels, test_labels = train_test_split(
@@ -63,7 +63,7 @@ def split_and_save() -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(model: DigitNet, images: Tensor, labels: Tensor, options: argparse.Namespace) -> None:
-    """SGD with momentum under a one-cycle learning rate; leaves the model in eval mode."""
+    """Train by SGD with momentum under a one-cycle learning rate; leave the model in eval mode."""
     steps = options.epochs * (len(images) // BATCH)
     optimiser = torch.optim.SGD(model.parameters(), options.rate, 0.9, weight_decay=options.decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.rate, total_steps=steps)
@@ -78,14 +78,14 @@ def train(model: DigitNet, images: Tensor, labels: Tensor, options: argparse.Nam
 
 
 def _batches(images: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in random order; the few images that fill no batch wait for another epoch."""
+    """Yield one epoch in random order; the few images that do not fill a batch wait for another epoch."""
     order = torch.randperm(len(images))
     for chosen in order.split(BATCH)[: len(images) // BATCH]:
         yield images[chosen], labels[chosen]
 
 
 def distort(images: Tensor) -> Tensor:
-    """Turns by up to 12 degrees, scales by up to 10 % and shifts by up to 3 of 32 pixels, each image its own way."""
+    """Turn by up to 12 degrees, scale by up to 10 % and shift by up to 3 of 32 pixels, each image its own way."""
     angle, scale, right, down = torch.empty(4, len(images)).uniform_(-1, 1)
     angle, scale = angle * torch.pi / 15, 1 + 0.1 * scale
     cos, sin = scale * angle.cos(), scale * angle.sin()

@@ -28,7 +28,7 @@ from tests.benchmarks.runner import Row
 KINDS = {"separable": cs.DepthwiseSeparable, "blueprint": cs.Blueprint, "cp": cs.CP}
 WAYS = ("own", "photos", "synthetic", "noise", "none")
 INGREDIENTS = {
-    "joint fit": ("convsurgeon.distill.reconstruct.NEAR", float("inf")),
+    "joint fit": ("convsurgeon.distill.joint.NEAR", float("inf")),
     "relu": ("convsurgeon.fit.site.ROUNDS", 0),
 }
 """What may be left out: the name of a constant, and the value at which it has no effect."""
