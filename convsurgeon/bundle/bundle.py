@@ -37,7 +37,7 @@ from convsurgeon.onnx.metadata import Preparation
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import Level, check_threads
-from convsurgeon.planning.energy import energy_curves
+from convsurgeon.planning.inspection import energy_curves
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
 from convsurgeon.timing.benchmark import LEVELS

@@ -32,6 +32,18 @@ class Geometry:
     bias: bool
     transposed: bool = False
 
+    def __post_init__(self) -> None:
+        windows = [self.kernel_size, self.stride, self.dilation]
+        if isinstance(self.padding, str):
+            wrong = self.padding not in ("same", "valid")
+        else:
+            wrong = len(self.padding) != len(self.kernel_size)
+        if wrong or {len(values) for values in windows} not in ({1}, {2}, {3}) or min(map(min, windows)) < 1:
+            raise ValueError("kernel_size, stride, padding and dilation do not fit together")
+        channels = self.in_channels, self.out_channels
+        if min(*channels, self.groups) < 1 or any(number % self.groups for number in channels):
+            raise ValueError("in_channels, out_channels and groups do not fit together")
+
     @staticmethod
     def of(conv: _Conv) -> Geometry:
         """Reads the geometry off a module."""

@@ -1,8 +1,9 @@
-"""What becomes of every conv: the first candidate that fits and saves work, or the reason it is left alone."""
+"""Plans are made here: every conv takes the first form that fits it and saves work, or a reason why it stays."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -14,52 +15,57 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
-from convsurgeon.planning.figures import figures
 from convsurgeon.planning.plan import Change, Plan, Skip
-from convsurgeon.planning.select import Policy, Predicate, resolve
+from convsurgeon.planning.select import Policy, Predicate, check_glob, matches, resolve
+
+Forms = Sequence[Form] | Mapping[str, Form | None]
+"""Candidates for every conv, or by hand: a form, or None for dense, by the name of a conv or a pattern of names."""
 
 
 def plan(
     model: Model,
     example: object = None,
     *,
-    forms: Sequence[Form] = DEFAULT_FORMS,
+    forms: Forms = DEFAULT_FORMS,
     policy: Predicate | None = None,
     allow_growth: bool = False,
 ) -> Plan:
-    """Decides for every conv which form it takes, or why it is left alone; touches nothing.
+    """Decide for every conv which form it takes, or why it is left alone; change nothing.
 
     Args:
         model: any module that runs on the example, or the path of an ONNX file.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
-        forms: candidates for every site; the first that fits, and makes the layer cheaper, is taken.
-        policy: which sites may be touched; the default leaves the stem alone.
+        forms: candidates for every conv, of which the first that fits and makes it cheaper is taken. Or by hand, by
+            name: `{"mid.3": CP(rank=24), "layer4.*": None, "*": DepthwiseSeparable(rank=2)}`. None leaves a conv
+            dense. An exact name comes first, then the longest pattern; what has an exact name may also grow.
+        policy: which convs may be changed; the default leaves the stem alone.
         allow_growth: take a form even where it has more MACs or parameters than the conv.
 
     Raises:
         CaptureError: the model does not run on the example.
-        PolicyError: a name in the policy fits no conv.
-        FormError: a layer demanded by its exact name cannot take any of the forms.
+        PolicyError: a name in the policy or in `forms` fits no conv.
+        FormError: a conv demanded by its exact name cannot take any of its forms.
     """
     return plan_captured(capture(model, example), forms, policy, allow_growth)
 
 
 def plan_captured(
     seen: Capture,
-    forms: Sequence[Form],
+    forms: Forms,
     policy: Predicate | None,
     allow_growth: bool,
     kernels: Mapping[str, Kernel] | None = None,
 ) -> Plan:
-    """`plan` for a model that is captured already, and perhaps its kernels."""
-    if not forms:
-        raise FormError("forms: the list is empty; pass at least one form, for example DepthwiseSeparable(rank=2)")
+    """Make a plan for a model that is captured already, and perhaps its kernels."""
+    check_forms(forms, seen.sites)
     chosen, demanded = resolve(policy, seen.sites)
     kernels = kernels_of(seen) if kernels is None else kernels
     steps = []
     for site in seen.sites:
-        step = _step(site, kernels.get(site.name), forms, chosen, allow_growth)
-        if isinstance(step, Skip) and not demanded.isdisjoint(site.names):
+        offer = offer_of(forms, site)
+        step = _step(site, kernels.get(site.name), offer, chosen, allow_growth)
+        asked = not demanded.isdisjoint(site.names) or (offer.by_name and offer.forms)
+        if isinstance(step, Skip) and asked:
             raise FormError(
                 f"{site.name}: {step.reason}; it was asked for by name: leave the name out to go on without"
             )
@@ -67,20 +73,61 @@ def plan_captured(
     return Plan(tuple(steps), seen.cost, str(seen.example))
 
 
-def candidates(
-    base: Plan, kernels: Mapping[str, Kernel], forms: Sequence[Form], allow_growth: bool
-) -> dict[str, list[Change]]:
-    """Every change that the forms could make to every site that `base`, made of the same forms, changes at all."""
+def candidates(base: Plan, kernels: Mapping[str, Kernel], forms: Forms, allow_growth: bool) -> dict[str, list[Change]]:
+    """Return every change that the forms could make to every site that `base`, made of the same forms, changes."""
     found: dict[str, list[Change]] = {}
     for name, step in base.changes.items():
-        tried = (change_of(step.site, kernels[name], form, allow_growth) for form in forms)
+        offer = offer_of(forms, step.site)
+        tried = (change_of(step.site, kernels[name], form, allow_growth or offer.by_name) for form in offer.forms)
         changes = {change.form.label: change for change in tried if isinstance(change, Change)}
         found[name] = list(changes.values())
     return found
 
 
+@dataclass(frozen=True)
+class Offer:
+    """The forms that a site may take; where there are none, the reason; and whether it was named exactly."""
+
+    forms: Sequence[Form]
+    reason: str = ""
+    by_name: bool = False
+
+
+def offer_of(forms: Forms, site: Site) -> Offer:
+    """Return what is offered to a site: by its exact name, else by the pattern with the most letters."""
+    if not isinstance(forms, Mapping):
+        return Offer(forms)
+    names = [name for name in forms if name in site.names]
+    globs = sorted((glob for glob in forms if matches(site, glob)), key=lambda glob: -len(glob.replace("*", "")))
+    key = next(iter([*names, *globs]), None)
+    if key is None:
+        return Offer((), "no form is given for it")
+    form = forms[key]
+    return Offer((), f"kept dense by hand ({key})") if form is None else Offer((form,), by_name=bool(names))
+
+
+def check_forms(forms: Forms, sites: Sequence[Site]) -> None:
+    """Check that there are forms, and that each of their names fits a conv.
+
+    Raises:
+        FormError: there are none, or a value is not a form.
+        PolicyError: a name fits no conv.
+    """
+    if isinstance(forms, Form) or not forms:
+        found = f"{forms.label} is not a list" if isinstance(forms, Form) else "nothing is given"
+        raise FormError(f"forms: {found}; pass a list of forms, for example [DepthwiseSeparable(rank=2)]")
+    values = forms.values() if isinstance(forms, Mapping) else forms
+    for value in values:
+        if not isinstance(value, Form) and not (value is None and isinstance(forms, Mapping)):
+            raise FormError(f"forms: {value!r} is not a form; pass for example DepthwiseSeparable(rank=2)")
+    if isinstance(forms, Mapping):
+        for glob in forms:
+            if glob != "*":
+                check_glob("forms", glob, sites)
+
+
 class Kernel:
-    """A conv's weight, read when it is first asked for, and what the forms tried so far found out about it."""
+    """A conv's weight, read when it is first asked for, and what the forms tried so far computed about it."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv = conv
@@ -88,67 +135,61 @@ class Kernel:
 
     @cached_property
     def weight(self) -> Tensor:
-        """The kernel; to read a parametrised one may change the model."""
+        """Return the kernel; to read a parametrised one may change the model."""
         return self._conv.weight
 
     @cached_property
     def finite(self) -> bool:
-        """Whether no value is NaN or infinity; taken for granted on the meta device."""
+        """Return whether no value is NaN or infinity; taken for granted on the meta device."""
         return self.weight.is_meta or bool(self.weight.isfinite().all())
 
     def settle(self, form: Form, geometry: Geometry) -> Form:
-        """The form with its rank settled."""
+        """Return the form with its rank settled."""
         return form.settle(geometry, self.weight, self._known)
 
     def lost(self, form: Form, geometry: Geometry) -> float | None:
-        """Share of the energy that a settled form drops."""
+        """Return the share of the energy that a settled form drops."""
         return form.lost(geometry, self.weight, self._known)
 
 
 def kernels_of(seen: Capture) -> dict[str, Kernel]:
-    """The kernels of all convs, by every name they have."""
+    """Return the kernels of all convs, by every name they have."""
     named = seen.model.named_modules(remove_duplicate=False)
     return {name: Kernel(conv) for name, conv in named if isinstance(conv, nn.Conv2d)}
 
 
-def _step(
-    site: Site, kernel: Kernel | None, forms: Sequence[Form], policy: Policy, allow_growth: bool
-) -> Change | Skip:
-    """What becomes of one site."""
+def _step(site: Site, kernel: Kernel | None, offer: Offer, policy: Policy, allow_growth: bool) -> Change | Skip:
+    """Return what becomes of one site."""
     if site.obstacle:
         return Skip(site, site.obstacle)
-    if not policy(site):
+    if not offer.by_name and not policy(site):
         return Skip(site, f"left out by the policy {policy}")
     assert kernel is not None
-    reasons: list[str] = []
-    for form in forms:
-        found = change_of(site, kernel, form, allow_growth)
+    reasons: dict[str, None] = {}
+    for form in offer.forms:
+        found = change_of(site, kernel, form, allow_growth or offer.by_name)
         if isinstance(found, Change):
             return found
-        if found not in reasons:
-            reasons.append(found)
-    return Skip(site, "; ".join(reasons))
+        reasons[found] = None
+    return Skip(site, "; ".join(reasons) or offer.reason)
 
 
 def change_of(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Change | str:
-    """The change that a form makes to a site, or why it makes none."""
-    found = settled(site, kernel, form, allow_growth)
-    if isinstance(found, str):
-        return found
-    form, params, macs = found
-    return Change(site, form, kernel.lost(form, site.geometry), params, macs)
+    """Return the change that a form makes to a site, or why it makes none."""
+    found = settle(site, kernel, form, allow_growth)
+    return found if isinstance(found, str) else Change(site, found, kernel.lost(found, site.geometry))
 
 
-def settled(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> tuple[Form, int, int] | str:
-    """The form with its rank settled, its parameters and its MACs at a site, or why the site does not take it."""
-    geometry = site.geometry
-    if reason := form.check(geometry):
+def settle(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Form | str:
+    """Return the form with its rank settled, or why the site does not take it."""
+    if reason := form.check(site.geometry):
         return reason
     if not kernel.finite:
         return "its weight holds NaN or infinity"
-    form = kernel.settle(form, geometry)
-    params, macs = figures(site, form)
-    if not allow_growth and (macs >= site.macs or params > site.params):
-        share = macs / max(1, site.macs)  # an example without images costs nothing
-        return f"{form.label} has {share:.2f} of its MACs and {params / site.params:.2f} of its parameters"
-    return form, params, macs
+    form = kernel.settle(form, site.geometry)
+    change = Change(site, form)
+    if not allow_growth and (change.macs_after >= site.macs or change.params_after > site.params):
+        macs = change.macs_after / max(1, site.macs)  # an example without images costs nothing
+        params = change.params_after / site.params
+        return f"{form.label} has {macs:.2f} of its MACs and {params:.2f} of its parameters"
+    return form

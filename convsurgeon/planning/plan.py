@@ -1,4 +1,4 @@
-"""A plan: for every conv the form it takes or the reason it is left alone. Plain data; prints itself, saves as JSON."""
+"""A plan: for every conv the form it takes or the reason it stays. Plain data; prints itself, saves as JSON."""
 
 from __future__ import annotations
 
@@ -6,36 +6,51 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import msgspec
 
 from convsurgeon.base.errors import FormError, PlanError, reason
 from convsurgeon.base.files import new_file, read_text
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
-from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost
-from convsurgeon.graph.site import Call, Site
-from convsurgeon.planning.figures import check_change, check_sums
+from convsurgeon.graph.site import Site
 
-VERSION = 1
+VERSION = 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A conv and the form it takes. `lost` is the share of the kernel's energy dropped, None where none is kept."""
+    """A conv and the form it takes.
+
+    `lost` is the share of the kernel's energy dropped; None where none is kept, or where no weights are at hand.
+    """
 
     site: Site
     form: Form
-    lost: float | None
-    params_after: int
-    macs_after: int
+    lost: float | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
-        """Dotted name of the conv."""
+        """Return the dotted name of the conv."""
         return self.site.name
+
+    @cached_property
+    def params_after(self) -> int:
+        """Return the parameters of the form."""
+        return self.form.params(self.site.geometry)
+
+    @cached_property
+    def macs_after(self) -> int:
+        """Return the MACs of all calls of the form on the example."""
+        site = self.site
+        return sum(site.images(call) * self.form.macs(site.geometry, site.size(call)) for call in site.calls)
 
     @property
     def rank(self) -> int:
@@ -117,61 +132,62 @@ class Plan:
         return "\n".join([layer_table(self.steps, head).text(), *lines])
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON."""
+        """Return the plan as JSON."""
         layers = [_step_to_dict(step) for step in self.steps]
         return {"convsurgeon_plan": VERSION, "example": self.example, "cost": vars(self.cost), "layers": layers}
 
     @staticmethod
     def from_dict(values: object, forms: Kinds = ()) -> Plan:
-        """Reads what `to_dict` wrote.
+        """Read what `to_dict` wrote. Figures are computed anew, so forms may be edited by hand.
 
         Args:
             values: the plan as JSON.
             forms: kinds of form that may be in it beside those that ship.
 
         Raises:
-            PlanError: it is no plan, or one of another version, or damaged; names the place.
+            PlanError: it is not a plan, or one of another version, or damaged; names the place.
         """
-        fields = _mapping(values, "plan")
-        version = fields.get("convsurgeon_plan")
-        if version is None:
-            raise PlanError("plan: no convsurgeon plan (no convsurgeon_plan field); make one with plan(...).save(path)")
+        version = _typed(values, _Header, "plan").convsurgeon_plan
         if version != VERSION:
-            raise PlanError(f"plan: version {version!r}, this convsurgeon reads {VERSION}; make the plan again")
-        cost = Cost(**{item.name: _int(fields, "cost", item.name) for item in dataclasses.fields(Cost)})
-        layers = fields.get("layers")
-        if not isinstance(layers, list):
-            raise PlanError("plan: layers is not a list; make the plan again")
-        steps = tuple(_step_from_dict(layer, f"plan: layer {index}", forms) for index, layer in enumerate(layers))
-        check_sums((step.site for step in steps), cost)
-        return Plan(steps, cost, str(fields.get("example", "")))
+            raise PlanError(f"plan: of version {version}, and this convsurgeon reads {VERSION}; make the plan again")
+        file = _typed(values, _File, "plan")
+        steps = tuple(_read_step(layer, f"plan: layers[{index}]", forms) for index, layer in enumerate(file.layers))
+        seen: dict[str, int] = {}
+        for index, step in enumerate(steps):
+            for name in step.site.names:
+                if seen.setdefault(name, index) != index:
+                    raise PlanError(f"plan: layers[{seen[name]}] and layers[{index}] are both {name}; remove one")
+        return Plan(steps, file.cost, file.example)
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = False) -> None:
-        """Writes the plan as JSON, whole or not at all.
+        """Write the plan as JSON, a line per conv, whole or not at all.
 
         Raises:
             WriteError: the file exists and `overwrite` is false, or cannot be written.
         """
+        values = self.to_dict()
+        layers = ",\n  ".join(map(json.dumps, values.pop("layers")))
         with new_file(path, overwrite) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            text = json.dumps(values, indent=1).removesuffix("\n}")
+            temporary.write_text(f'{text},\n "layers": [\n  {layers}\n ]\n}}\n', encoding="utf-8")
 
     @staticmethod
     def load(path: str | os.PathLike[str], forms: Kinds = ()) -> Plan:
-        """Reads a saved plan.
+        """Read a saved plan.
 
         Args:
             path: of the file.
             forms: kinds of form that may be in it beside those that ship.
 
         Raises:
-            PlanError: the file is missing, no JSON, or no plan.
+            PlanError: the file is missing, not JSON, or not a plan.
         """
         try:
             return Plan.from_dict(json.loads(read_text(path)), forms)
         except OSError as error:
             raise PlanError(f"{path}: cannot be read ({reason(error)}); pass a file written by Plan.save") from error
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{path}: is no JSON ({error}); pass a file written by Plan.save") from error
+            raise PlanError(f"{path}: is not JSON ({error}); pass a file written by Plan.save") from error
         except PlanError as error:
             raise PlanError(f"{path}: {error}") from error
 
@@ -204,102 +220,55 @@ def _layer_row(step: Change | Skip) -> tuple[Any, ...]:
     return (*start, *change, "")
 
 
+class _Header(msgspec.Struct):
+    convsurgeon_plan: int | None = None
+
+
+class _Layer(msgspec.Struct):
+    """One line of a plan's file: a form, or the reason for none."""
+
+    name: str
+    site: dict[str, Any]
+    form: dict[str, Any] | None = None
+    skip: str = ""
+
+
+class _File(msgspec.Struct):
+    cost: Cost
+    layers: list[_Layer]
+    example: str = ""
+
+
+def _typed(values: object, kind: type[T], where: str) -> T:
+    try:
+        return msgspec.convert(values, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise PlanError(f"{where}: {error}; correct it, or make the plan again") from error
+
+
 def _step_to_dict(step: Change | Skip) -> dict[str, Any]:
-    site = step.site
-    values: dict[str, Any] = {
-        "name": site.name,
-        "aliases": site.aliases,
-        "kind": site.kind,
-        "geometry": vars(site.geometry),
-        "calls": [[call.input_shape, call.output_shape] for call in site.calls],
-        "params": site.params,
-        "macs": site.macs,
-        "share": site.share,
-        "obstacle": site.obstacle,
-    }
+    site = dataclasses.asdict(step.site)
+    values: dict[str, Any] = {"name": site.pop("name")}
     if isinstance(step, Skip):
-        return values | {"skip": step.reason}
-    after = {"params_after": step.params_after, "macs_after": step.macs_after}
-    return values | {"form": step.form.to_dict(), "lost": step.lost, **after}
+        values |= {"skip": step.reason}
+    else:
+        values |= {"form": step.form.to_dict(), "params_after": step.params_after, "macs_after": step.macs_after}
+    return values | {"site": site}
 
 
-def _step_from_dict(values: object, where: str, forms: Kinds) -> Change | Skip:
+def _read_step(layer: _Layer, where: str, forms: Kinds) -> Change | Skip:
+    site = _typed({**layer.site, "name": layer.name}, Site, f"{where}.site")
+    where = f"{where}: {site.name}"
+    if not 0 <= site.share <= 1:
+        raise PlanError(f"{where}: share is {site.share}, not between 0 and 1; make the plan again")
+    if layer.form is None:
+        return Skip(site, layer.skip)
     try:
-        layer = _mapping(values, where)
-        site = Site(
-            name=_text(layer["name"]),
-            aliases=tuple(map(_text, layer["aliases"])),
-            kind=_text(layer["kind"]),
-            geometry=_geometry(_mapping(layer["geometry"], where)),
-            calls=tuple(Call(_ints(before), _ints(after)) for before, after in layer["calls"]),
-            params=_ints([layer["params"]])[0],
-            macs=_ints([layer["macs"]])[0],
-            share=float(layer["share"]),
-            obstacle=_text(layer["obstacle"]),
-        )
-        if "skip" in layer:
-            return Skip(site, _text(layer["skip"]))
-        form = form_from_dict(_mapping(layer["form"], where), forms)
+        form = form_from_dict(layer.form, forms)
         if reason := form.check(site.geometry) or form.exceeds(site.geometry):
-            raise PlanError(f"{where}: {site.name}: {reason}")
-        lost = None if layer["lost"] is None else _share(layer["lost"], "lost")
-        after = _ints([layer["params_after"], layer["macs_after"]])
-        check_change(site, form, after)
-        return Change(site, form, lost, *after)
-    except KeyError as error:
-        raise PlanError(f"{where}: no field {error}; make the plan again") from error
-    except (TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError, FormError) as error:
-        raise PlanError(f"{where}: {error}; make the plan again") from error
-
-
-def _geometry(values: Mapping[str, Any]) -> Geometry:
-    """A geometry with every field of its type."""
-    tuples = {name: _ints(values[name]) for name in ("kernel_size", "stride", "dilation")}
-    if {len(value) for value in tuples.values()} not in ({1}, {2}, {3}) or min(map(min, tuples.values())) < 1:
-        raise ValueError("kernel_size, stride and dilation do not fit together")
-    padding = values["padding"] if isinstance(values["padding"], str) else _ints(values["padding"])
-    counts = _ints([values[name] for name in ("in_channels", "out_channels", "groups")])
-    if min(counts) < 1 or counts[0] % counts[2] or counts[1] % counts[2]:
-        raise ValueError("in_channels, out_channels and groups do not fit together")
-    return Geometry(
-        in_channels=counts[0],
-        out_channels=counts[1],
-        groups=counts[2],
-        padding=padding,
-        padding_mode=_text(values["padding_mode"]),
-        bias=values["bias"] is True,
-        transposed=values["transposed"] is True,
-        **tuples,
-    )
-
-
-def _mapping(value: object, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise PlanError(f"{where}: expected an object, found {type(value).__name__}; make the plan again")
-    return value
-
-
-def _int(fields: Mapping[str, Any], group: str, name: str) -> int:
-    try:
-        return _ints([fields[group][name]])[0]
-    except (KeyError, TypeError, ValueError) as error:
-        raise PlanError(f"plan: {group}.{name} is missing or no whole number; make the plan again") from error
-
-
-def _ints(values: object) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple) or not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError(f"expected whole numbers, found {values!r}")
-    return tuple(values)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, found {value!r}")
-    return value
-
-
-def _share(value: Any, name: str) -> float:
-    """A share of energy; rounding may take one a hair below 0."""
-    if type(value) not in (int, float) or not -0.01 <= value <= 1.01:
-        raise ValueError(f"{name} is {value}, no share")
-    return float(value)
+            raise PlanError(f"{where}: {reason}")
+        change = Change(site, form)
+        _ = change.params_after, change.macs_after
+    except (FormError, TypeError, ValueError, ArithmeticError) as error:
+        raise PlanError(f"{where}: {error}; correct the form, or make the plan again") from error
+    return change

@@ -9,6 +9,7 @@ the dense weights are never copied. Afterwards the copy is traced again, and a s
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,8 +52,20 @@ def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module
         names = _culprits(model, plan, inputs, list(plan.changes))
         failed = dict.fromkeys(names, "the model reads more of it than its output; put back")
     if not failed:
-        return converted, plan
+        return converted, _with_losses(model, plan)
     return operate(model, plan.without(failed), inputs)
+
+
+def _with_losses(model: nn.Module, plan: Plan) -> Plan:
+    """Return the plan with the energy that every form drops, which a plan read from a file does not say."""
+    steps = []
+    for step in plan.steps:
+        if isinstance(step, Change) and step.lost is None:
+            conv = model.get_submodule(step.name)
+            assert isinstance(conv, nn.Conv2d)
+            step = dataclasses.replace(step, lost=step.form.lost(step.site.geometry, conv.weight))
+        steps.append(step)
+    return dataclasses.replace(plan, steps=tuple(steps))
 
 
 def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = None) -> nn.Module:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convsurgeon.planning.energy import Curves
+from convsurgeon.planning.inspection import Curves
 from convsurgeon.planning.plan import Change, Skip
 from convsurgeon.report.rows import Rows
 

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any
 
 from convsurgeon.base.tables import SHOWN, Table
-from convsurgeon.planning.energy import Curves
+from convsurgeon.planning.inspection import Curves
 from convsurgeon.report import charts
 from convsurgeon.report.rows import Rows
 from convsurgeon.report.sentence import cautions, sentence

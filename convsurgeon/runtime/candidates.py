@@ -20,7 +20,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
 from convsurgeon.onnxnet.standalone import DENSE
-from convsurgeon.planning.candidates import kernels_of, settled
+from convsurgeon.planning.candidates import kernels_of, settle
 from convsurgeon.planning.select import Predicate, resolve
 from convsurgeon.runtime.attribution import Row
 from convsurgeon.runtime.latencies import GAIN
@@ -68,9 +68,9 @@ def candidates_of(
     for form in forms:
         fits = {}
         for site in open_sites:
-            settles = settled(site, kernels[site.name], form, allow_growth=True)
+            settles = settle(site, kernels[site.name], form, allow_growth=True)
             if not isinstance(settles, str):
-                fits[site.name] = settles[0]
+                fits[site.name] = settles
         if fits:
             check_timeable(fits)
             _add(found, Candidate(form.label, fits, precision))

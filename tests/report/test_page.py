@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import convsurgeon as cs
-from convsurgeon.planning.energy import energy_curves
+from convsurgeon.planning.inspection import energy_curves
 from convsurgeon.planning.plan import Change, Skip
 from convsurgeon.report import charts
 from convsurgeon.report.page import page
