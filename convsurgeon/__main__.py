@@ -11,8 +11,7 @@ def main() -> int:
     """Run the command line and return its exit code."""
     signal.signal(signal.SIGINT, _leave)  # importing torch takes seconds, and nothing is open yet
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says what it does without triton
-    from convsurgeon.cli.main import INTERRUPTED
-    from convsurgeon.cli.main import main as run
+    from convsurgeon.cli.main import INTERRUPTED, main as run
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run()

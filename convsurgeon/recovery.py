@@ -17,7 +17,7 @@ from convsurgeon.base import processes as world
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.synthetic import synthesise
-from convsurgeon.conversion import Result, compared
+from convsurgeon.conversion import Result, compare_outputs
 from convsurgeon.distill.batches import Batch, Stream, images_from, kept_chance, split
 from convsurgeon.distill.checkpoint import RunFolder, check_run
 from convsurgeon.distill.history import Log
@@ -222,10 +222,10 @@ def _check_file(result: Result, recipe: Recipe) -> None:
 def _made_up(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
     """Images to learn from where none are given."""
     made = result.made_up
-    if not made:
+    if made is None:
         seen = capture(result.original, result.example)
-        made = (synthesise(seen, recipe.images or _MADE_UP, seed=recipe.seed, progress=progress),)
-    return [*made[0].fitted, *made[0].held_back]
+        made = synthesise(seen, recipe.images or _MADE_UP, seed=recipe.seed, progress=progress)
+    return [*made.fitted, *made.held_back]
 
 
 def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
@@ -324,6 +324,9 @@ def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Exa
     """The result with the recovered weights in a copy of its model, device, memory format and mode as they were."""
     model = copy.deepcopy(result.model)
     model.load_state_dict(weights)
-    values = compared(result.original, model, shown)
-    report = dataclasses.replace(result.report, fidelity=values, recovery=(done,), metrics=())
-    return dataclasses.replace(result, model=model, report=report, precision=precision)
+    values = compare_outputs(result.original, model, shown)
+    report = dataclasses.replace(result.report, fidelity=values, recovery=done, metrics=())
+    runtime = result.runtime
+    if runtime.precision != precision:
+        runtime = dataclasses.replace(runtime, precision=precision, table=None)
+    return dataclasses.replace(result, model=model, report=report, runtime=runtime)

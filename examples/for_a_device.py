@@ -39,9 +39,9 @@ def main() -> None:
         cs.write_device_folder(model, images[:1], FORMS, "for_the_device", overwrite=True)
         subprocess.run([sys.executable, "measure.py"], cwd="for_the_device", check=True)
         options.device = "for_the_device/device.json"
-    table = cs.LatencyTable.load(options.device)
-    budget = cs.Budget(latency=0.5)
-    result = cs.convert(model, images[:1], forms=FORMS, budget=budget, latencies=table, calibration=images)
+    device = cs.Runtime.load(options.device)
+    goal = cs.Budget(latency=0.5)
+    result = cs.convert(model, images[:1], forms=FORMS, goal=goal, runtime=device, calibration=images)
     result = result.with_metric("accuracy", accuracy(model), accuracy(result.model))
     bundle = cs.export(result, options.out, overwrite=True, calibration=images)
     print(result.report.summary)

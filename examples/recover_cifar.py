@@ -87,7 +87,7 @@ def main() -> None:
         return 100 * float((network(test).argmax(1) == labels).double().mean())
 
     with world.joined():
-        result = cs.convert(model, train[:1], budget=cs.Budget(macs=options.macs), calibration=train[:1024])
+        result = cs.convert(model, train[:1], goal=cs.Budget(macs=options.macs), calibration=train[:1024])
         augment = cs.Augment(flip=True, shift=4)
         how = {"epochs": options.epochs, "run": options.run, "resume": options.resume}
         better = cs.recover(result, train, transform=augment, **how)

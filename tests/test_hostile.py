@@ -11,6 +11,7 @@ import convsurgeon as cs
 from convsurgeon.fit.fidelity import fidelity
 from convsurgeon.graph.outputs import outputs
 from tests import hostile
+from tests.growing import convert_growing
 from tests.hostile import X
 from tests.nets import Plain
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 def _converted(model: nn.Module, x: Tensor = X) -> cs.Result:
     forms = [cs.DepthwiseSeparable(rank=cs.Energy(1.0))]
-    return cs.convert(model, x, forms=forms, policy=cs.select.everything(), allow_growth=True, calibration=False)
+    return convert_growing(model, x, forms=forms, policy=cs.select.everything(), calibration=False)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

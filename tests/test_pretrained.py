@@ -12,6 +12,7 @@ from torch import nn
 import convsurgeon as cs
 from convsurgeon.cli.main import main
 from tests import networks
+from tests.growing import convert_growing
 
 pytestmark = networks.needs_data
 
@@ -30,7 +31,7 @@ FAST = ["resnet20", *(pytest.param(name, marks=pytest.mark.slow) for name in ("r
 def test_rank_nine_keeps_the_metric_to_the_second_decimal(name: str, form: type[cs.DepthwiseSeparable]) -> None:
     shape, metric, _ = CASES[name]
     model = networks.pretrained(name)
-    result = cs.convert(model, torch.randn(shape), forms=[form(rank=9)], allow_growth=True, calibration=False)
+    result = convert_growing(model, torch.randn(shape), forms=[form(rank=9)], calibration=False)
     assert len(result.changes) >= 15
     assert metric(result.model) == pytest.approx(metric(model), abs=0.005)
 

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from tests import nets, networks
+from tests.growing import convert_growing
 
 
 def _layer(rank: int, stride: int = 1, bias: bool = True) -> nn.Module:
     model = nn.Sequential(nn.Conv2d(5, 7, 3, stride, padding=1, bias=bias))
     forms = [cs.DepthwiseSeparable(rank=rank)]
-    result = cs.convert(
-        model, torch.randn(1, 5, 9, 8), forms=forms, policy=cs.select.everything(), allow_growth=True, calibration=False
+    result = convert_growing(
+        model, torch.randn(1, 5, 9, 8), forms=forms, policy=cs.select.everything(), calibration=False
     )
     return result.model[0]
 

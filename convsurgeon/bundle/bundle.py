@@ -185,7 +185,7 @@ def _images(calibration: object, result: Result, images: int, int8: bool, progre
     if calibration is not None and not (isinstance(calibration, Images) and calibration.source is None):
         return _read(calibration, result, images)
     if result.made_up:
-        return _ordered(result.made_up[0], result)
+        return _ordered(result.made_up, result)
     if result.held_back:
         return _read(result.held_back if int8 else Calibration((), result.held_back), result, images)
     if int8:

@@ -34,7 +34,7 @@ from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import Level
-from convsurgeon.search.limit import ALLOWED, ALLOWED_ADDED
+from convsurgeon.search.goal import DEFAULT_ERROR, DEFAULT_ERROR_ADDED
 from convsurgeon.timing.benchmark import Bench, bench
 
 _PARITY_IMAGES = 4
@@ -147,9 +147,9 @@ def _allowed(result: Result, near: Sequence[Agreement], shown: Sequence[Example]
     errors = {one.name: one.error for one in near}
     accepted = CONVERTED if result.precision == "fp32" else INT8
     scale = added_share(result.original, shown[:_PARITY_IMAGES]) if shown else 1.0
-    usual = ALLOWED if scale == 1 else ALLOWED_ADDED * scale
-    searched = not math.isnan(result.allowed)
-    return allowed_error(errors, result.allowed if searched else usual, accepted, searched)
+    usual = DEFAULT_ERROR if scale == 1 else DEFAULT_ERROR_ADDED * scale
+    searched = not math.isnan(result.most_error)
+    return allowed_error(errors, result.most_error if searched else usual, accepted, searched)
 
 
 def _float(result: Result, name: str, images: Sequence[Example], order: Order, folder: Path) -> OnnxFile:

@@ -117,9 +117,7 @@ def print_bundle(bundle: Any, result: Result) -> None:
 
 
 def _wants_int8(options: argparse.Namespace) -> bool:
-    budget = getattr(options, "budget", None)
-    planned = {getattr(options, "precision", "fp32"), "fp32" if budget is None else budget.precision}
-    return bool(options.int8 or "int8" in planned)
+    return bool(options.int8 or getattr(options, "precision", "fp32") == "int8")
 
 
 def _target(options: argparse.Namespace) -> Any:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from typing import Any
 
 from convsurgeon.cli.bundles import add_export, check_export, export_bundle, print_bundle
 from convsurgeon.cli.options import add_calibration, add_command, add_within, group
 from convsurgeon.cli.planning import add_planning
-from convsurgeon.cli.reading import calibration, choices, limit, metric_of, model_and_example, stages
-from convsurgeon.cli.timing import latencies
-from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.cli.reading import (
+    calibration,
+    choices,
+    goal_of,
+    metric_of,
+    model_and_example,
+    runtime_of,
+    stages,
+)
+from convsurgeon.conversion import Result, convert
 from convsurgeon.planning.plan import Plan
 
 
@@ -34,15 +40,11 @@ def _convert(options: argparse.Namespace) -> None:
     metric = metric_of(options)
     with stages(options) as stage:
         stage("converting")
-        planned = Plan.load(options.plan) if options.plan else None
+        chosen = choices(options) | {"goal": goal_of(options, metric)}
+        if options.plan:
+            chosen = {"forms": Plan.load(options.plan)}
         data = calibration(options)
-        if planned is None:
-            chosen = choices(options)
-            chosen |= limit(options, metric)
-            chosen |= {} if "budget" in chosen else {"precision": options.precision}
-            result = convert(model, example, **chosen, **latencies(options, model, example, chosen), **data)
-        else:
-            result = dataclasses.replace(carry_out(model, planned, example, **data), precision=options.precision)
+        result = convert(model, example, **chosen, runtime=runtime_of(options), **data)
         if metric is not None:
             stage("metric")
             name, measured = metric

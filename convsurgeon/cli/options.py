@@ -10,7 +10,7 @@ from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.planning.select import Policy, default_policy, parse
-from convsurgeon.search.budget import Budget
+from convsurgeon.search.goal import Budget
 
 WORDS = {form.word: form for form in FORMS}
 """What a form is called on the command line."""
@@ -88,13 +88,12 @@ def add_choices(command: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; everything but the stem if not given",
     )
-    options.add_argument("--allow-growth", action="store_true", help="also where a layer gets more expensive")
     group(command, "budget").add_argument(
         "--budget",
         type=_budget,
         metavar="macs=0.5",
-        help="what the model may cost: macs=, params=, bytes=, latency= as shares or amounts (params=20M), "
-        "latency=faster, or lost= for the cheapest within an error; all of --form and --rank are candidates then",
+        help="what the model may cost: macs=, params=, bytes=, latency= as shares or amounts (params=20M); all of "
+        "--form and --rank are candidates then",
     )
 
 

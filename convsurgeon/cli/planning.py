@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from typing import Any
-
-from torch import nn
 
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.base.files import check_file
@@ -20,13 +19,13 @@ from convsurgeon.cli.options import (
     add_precision,
     group,
 )
-from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example
-from convsurgeon.cli.timing import add_latencies, add_milliseconds, latencies, shown_milliseconds
+from convsurgeon.cli.reading import calibration, choices, metric_of, model_and_example, runtime_of
+from convsurgeon.cli.timing import add_latencies, add_milliseconds
 from convsurgeon.conversion import convert
-from convsurgeon.graph.example import Example
+from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.graph.capture import capture
 from convsurgeon.planning.candidates import plan
 from convsurgeon.planning.inspection import inspect
-from convsurgeon.planning.plan import Plan
 from convsurgeon.search.sweep import SHARES, check_drawable, sweep
 
 
@@ -66,18 +65,15 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> None:
     chosen = choices(options)
-    if options.precision != "fp32" and "budget" not in chosen:
-        raise BudgetError(f"--precision {options.precision}: is of a budget; add --budget latency=0.5, for example")
-    make = plan if "budget" not in chosen else _plan_within
     model, example = model_and_example(options)
-    made = make(model, example, **chosen, **latencies(options, model, example, chosen))
+    if options.budget is None:
+        made = plan(model, example, **chosen)
+    else:
+        how = {"goal": options.budget, "runtime": runtime_of(options), "progress": not options.json}
+        made = convert(model, example, calibration=False, **chosen, **how).plan
     if options.out:
         made.save(options.out, overwrite=options.force)
     print(json.dumps(made.to_dict(), indent=1) if options.json else made)
-
-
-def _plan_within(model: nn.Module, example: Example, **chosen: Any) -> Plan:
-    return convert(model, example, calibration=False, **chosen).plan
 
 
 def _sweep(options: argparse.Namespace) -> None:
@@ -93,17 +89,21 @@ def _sweep(options: argparse.Namespace) -> None:
     model, example = model_and_example(options)
     metric = metric_of(options)
     chosen = choices(options)
-    times = shown_milliseconds(options, model, example, chosen)
+    runtime = runtime_of(options)
+    if options.milliseconds and runtime.table is None:
+        forms = chosen.get("forms", BUDGET_FORMS)
+        table = runtime.measure(capture(model, example), forms, options.select, progress=not options.json)
+        runtime = dataclasses.replace(runtime, table=table)
     data = calibration(options)
+    del data["seed"]
     found = sweep(
         model,
         example,
         shares=options.shares,
         kind=options.of,
-        precision=options.precision,
         metric=None if metric is None else metric[1],
+        runtime=runtime,
         **chosen,
-        **times,
         **data,
     )
     print(json.dumps(found.table.records(), indent=1) if options.json else found)

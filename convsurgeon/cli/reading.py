@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from convsurgeon.base.errors import LoadError, describe
-from convsurgeon.base.precision import Precision
+from convsurgeon.base.errors import BudgetError, LoadError, describe
 from convsurgeon.calibration.images import Images
 from convsurgeon.cli.options import NONE, WORDS
 from convsurgeon.forms.form import Form
@@ -25,8 +24,8 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
 from convsurgeon.graph.model_files import is_onnx, open_model
 from convsurgeon.planning.linear import linear_as_conv
-from convsurgeon.search.budget import Budget
-from convsurgeon.search.limit import Metric, check_within
+from convsurgeon.runtime.runtime import Runtime
+from convsurgeon.search.goal import Goal, Metric, Within
 
 
 def model_and_example(options: argparse.Namespace) -> tuple[nn.Module, Example]:
@@ -95,12 +94,10 @@ def calibration(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         CalibrationError: the images cannot be read, or have a mean where there are several inputs.
     """
-    given = {"images": options.images, "seed": options.seed, "progress": not options.json}
+    given = {"seed": options.seed, "progress": not options.json}
     if options.calibrate == NONE:
         return {"calibration": False, **given}
-    if options.calibrate or options.mean or options.std:
-        return {"calibration": images_of(options, options.images), **given}
-    return given
+    return {"calibration": images_of(options, options.images), **given}
 
 
 def images_of(options: argparse.Namespace, limit: int) -> Images:
@@ -112,19 +109,47 @@ def images_of(options: argparse.Namespace, limit: int) -> Images:
 
 
 def choices(options: argparse.Namespace) -> dict[str, Any]:
-    """What the command line says of forms and policy, as keyword arguments of `plan`."""
-    made: dict[str, Any] = {"policy": options.select, "allow_growth": options.allow_growth}
-    if options.budget is not None:
-        made["budget"] = _budget(options.budget, getattr(options, "precision", "fp32"))
+    """Return what the command line says of forms and policy, as keyword arguments of `convert`."""
+    made: dict[str, Any] = {"policy": options.select}
     if options.form or options.rank or options.energy or options.share:
         ranks = [*options.rank, *map(Energy, options.energy), *map(Share, options.share)] or [1]
         made["forms"] = [_form(word, rank, options.width) for word in options.form or ["separable"] for rank in ranks]
     return made
 
 
-def _budget(budget: Budget, precision: Precision) -> Budget:
-    """The budget, for a precision that may stand beside it instead of in it."""
-    return budget if precision == "fp32" else dataclasses.replace(budget, precision=precision)
+def goal_of(options: argparse.Namespace, metric: tuple[str, Metric] | None = None) -> Goal | None:
+    """Return the budget or the tolerance that was asked for.
+
+    Raises:
+        BudgetError: both were.
+    """
+    within = getattr(options, "within", None)
+    if within is None:
+        goal: Goal | None = options.budget
+        return goal
+    if options.budget is not None:
+        raise BudgetError("--within: asks for the fastest network and goes with no --budget; leave one of them out")
+    tolerance = within if within.endswith("%") else _number(within)
+    return Within(tolerance) if metric is None else Within(tolerance, _named(*metric), options.better)
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def runtime_of(options: argparse.Namespace) -> Runtime:
+    """Return where the network will run: this machine, or the device that a file was measured on.
+
+    Raises:
+        LatencyError: the file is damaged, or of another precision.
+    """
+    if getattr(options, "device", None):
+        return Runtime.load(options.device, precision=options.precision)
+    threads = next(iter(getattr(options, "threads", [])), 1)
+    return Runtime(threads=threads, precision=options.precision, cache=getattr(options, "cache", None))
 
 
 def metric_of(options: argparse.Namespace) -> tuple[str, Metric] | None:
@@ -145,20 +170,6 @@ def metric_of(options: argparse.Namespace) -> tuple[str, Metric] | None:
             raise LoadError(text) from error
 
     return options.metric.rpartition(":")[2], measured
-
-
-def limit(options: argparse.Namespace, metric: tuple[str, Metric] | None) -> dict[str, Any]:
-    """What may be lost, as keyword arguments of `convert`; none where it was not said.
-
-    Raises:
-        BudgetError: it goes with no budget.
-        CalibrationError: weights alone were asked for.
-    """
-    if options.within is None:
-        return {}
-    check_within(options.budget, images=options.calibrate != NONE)
-    asked: dict[str, Any] = {"within": options.within}
-    return asked | ({} if metric is None else {"metric": _named(*metric), "better": options.better})
 
 
 def _named(name: str, metric: Metric) -> Metric:

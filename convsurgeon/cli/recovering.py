@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from convsurgeon.cli.bundles import add_export, check_export, export_bundle
 from convsurgeon.cli.converting import print_result
 from convsurgeon.cli.options import add_command, add_reading, group
 from convsurgeon.cli.planning import add_planning
-from convsurgeon.cli.reading import choices, images_of, metric_of, model_and_example, stages
-from convsurgeon.cli.timing import latencies
-from convsurgeon.conversion import Result, carry_out, convert
+from convsurgeon.cli.reading import choices, images_of, metric_of, model_and_example, runtime_of, stages
+from convsurgeon.conversion import Result, convert
 from convsurgeon.distill.augment import Augment
 from convsurgeon.distill.checkpoint import check_run
 from convsurgeon.distill.recipe import OPTIMIZERS
@@ -47,9 +45,8 @@ def _recover(options: argparse.Namespace) -> None:
     metric = metric_of(options)
     with world.joined():
         model, example = model_and_example(options)
-        chosen = choices(options)
-        late = partial(latencies, options, model, example, chosen)
-        converted, result, images = _run(options, model, example, chosen, late)
+        chosen = choices(options) | {"goal": options.budget, "runtime": runtime_of(options)}
+        converted, result, images = _run(options, model, example, chosen)
         if world.rank():
             return
     with stages(options) as stage:
@@ -93,7 +90,7 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
 
 
 def _run(
-    options: argparse.Namespace, model: nn.Module, example: Example, chosen: dict[str, Any], late: Any
+    options: argparse.Namespace, model: nn.Module, example: Example, chosen: dict[str, Any]
 ) -> tuple[Result, Result, Images | Calibration]:
     """Converts or takes up a bundle, then trains; gives the conversion, what came of it, and the images.
 
@@ -102,14 +99,13 @@ def _run(
         model: the original, with its weights.
         example: its inputs.
         chosen: forms, policy and budget.
-        late: gives the latencies that a budget needs, once they are needed.
     """
     images = _images(options, model, example)
     quiet = {"seed": options.seed, "progress": not options.json}
     if options.bundle:
         converted = _taken_up(Path(options.bundle), model, example)
     else:
-        converted = convert(model, example, **chosen, **late(), calibration=images, images=options.images, **quiet)
+        converted = convert(model, example, **chosen, calibration=images, **quiet)
     names = ("epochs", "batch_size", "lr", "optimizer", "features", "norms", "precision", "amp", "save_every")
     settings = {name: getattr(options, name) for name in names}
     settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
@@ -149,6 +145,6 @@ def _taken_up(bundle: Path, model: nn.Module, example: Example) -> Result:
     from convsurgeon.bundle.loading import check_bundle
 
     check_bundle(bundle, model)
-    result = carry_out(model, Plan.load(bundle / "plan.json"), example, calibration=False)
+    result = convert(model, example, forms=Plan.load(bundle / "plan.json"), calibration=False)
     fill(result.model, model, bundle / "weights.safetensors")
     return result

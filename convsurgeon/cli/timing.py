@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from convsurgeon.base.errors import BudgetError, ExportError, LatencyError, WriteError
-from convsurgeon.base.precision import Precision
 from convsurgeon.cli.options import add_choices, add_command, add_model, group
 from convsurgeon.cli.reading import choices, model_and_example
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.graph.capture import capture
-from convsurgeon.graph.example import Example
 
 _LEVELS = ("all", "extended", "basic", "off")
 
@@ -61,28 +53,6 @@ def add_latencies(command: argparse.ArgumentParser) -> None:
     )
 
 
-def latencies(
-    options: argparse.Namespace, model: nn.Module, example: Example, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The table of latencies that a budget needs, as keyword arguments of `convert`; none where it needs none.
-
-    Raises:
-        BudgetError: a device without a budget for the latency.
-        LatencyError: the file is damaged, or the network cannot be timed.
-    """
-    budget = chosen.get("budget")
-    if (budget is not None and budget.latency is not None) or "within" in chosen:
-        return _table(options, model, example, chosen)
-    if (
-        budget is None and "forms" not in chosen and getattr(options, "calibrate", None)
-    ):  # the default, which can do without
-        with suppress(ExportError, LatencyError, WriteError) if not options.device else nullcontext():
-            return _table(options, model, example, chosen)
-    if options.device:
-        raise BudgetError("--device: no latency is asked for; add --budget latency=0.5, or latency=faster")
-    return {}
-
-
 def add_milliseconds(command: argparse.ArgumentParser) -> None:
     """Options of `sweep`, whose budgets are of MACs or milliseconds, and which may show these beside those."""
     options = group(command, "budget")
@@ -94,34 +64,6 @@ def add_milliseconds(command: argparse.ArgumentParser) -> None:
     )
     options.add_argument("--device", metavar="FILE.json", help="or take what was measured on a device")
     options.add_argument("--cache", metavar="DIR", help="where latencies of this machine are kept")
-
-
-def shown_milliseconds(
-    options: argparse.Namespace, model: nn.Module, example: Example, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The table of latencies that a sweep shows, as keyword arguments; none where it was not asked for.
-
-    Raises:
-        LatencyError: the file is damaged, or the network cannot be timed.
-    """
-    wanted = options.device or options.milliseconds or options.of == "latency"
-    return _table(options, model, example, chosen) if wanted else {}
-
-
-def _table(
-    options: argparse.Namespace, model: nn.Module, example: Example, chosen: Mapping[str, Any]
-) -> dict[str, Any]:
-    from convsurgeon.runtime.table import LatencyTable
-
-    budget = chosen.get("budget")
-    precision: Precision = options.precision if budget is None else budget.precision
-    if options.device:
-        return {"latencies": LatencyTable.load(options.device, precision=precision)}
-    threads = next(iter(getattr(options, "threads", [])), 1)
-    forms, policy = chosen.get("forms", BUDGET_FORMS), chosen["policy"]
-    how: dict[str, Any] = {"threads": threads, "precision": precision, "cache": options.cache}
-    how["progress"] = not options.json
-    return {"latencies": LatencyTable.measure(capture(model, example), forms, policy, **how)}
 
 
 def _add_device(command: argparse.ArgumentParser) -> None:

@@ -1,4 +1,3 @@
-from convsurgeon.int8.quantize import convert_fp16 as convert_fp16
-from convsurgeon.int8.quantize import quantize as quantize
+from convsurgeon.int8.quantize import convert_fp16 as convert_fp16, quantize as quantize
 from convsurgeon.onnx.exporter import export as export
 from convsurgeon.onnx.parity import check_parity as check_parity

@@ -26,8 +26,7 @@ from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
-from convsurgeon.onnx import graph
-from convsurgeon.onnx import node_names as names
+from convsurgeon.onnx import graph, node_names as names
 from convsurgeon.onnx.graph import picks
 from convsurgeon.onnx.inputs import ordered
 from convsurgeon.onnx.metadata import input_metadata

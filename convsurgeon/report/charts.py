@@ -33,7 +33,7 @@ def cards(report: Rows, deployed: Mapping[str, Any]) -> list[View]:
     if "model.onnx" in near:
         found.append(_near_card(near["model.onnx"], deployed["agreement"]["on"]))
     elif report.fidelity:
-        one = report.fidelity[0]
+        one = report.fidelity
         found.append(_near_card({"top1": one.agreement, "sqnr_db": one.sqnr_db}, "the example"))
     return found
 
@@ -92,7 +92,7 @@ def layers(report: Rows, curves: Curves, timed: Mapping[str, Any]) -> list[View]
     """One row per conv, with its energy curve and, where it was profiled, its time before and after."""
     names = [step.name for step in report.steps]
     times = [_by_owner(file["profile"]["nodes"], names) for file in _pair(timed)]
-    fits = {site.name: site for done in report.reconstruction for site in done.sites}
+    fits = {} if report.reconstruction is None else {site.name: site for site in report.reconstruction.sites}
     return [_layer(step, curves.get(step.name, {}), times, fits.get(step.name)) for step in report.steps]
 
 

@@ -24,7 +24,7 @@ class Report(Rows):
     def __str__(self) -> str:
         rewritten = sum(isinstance(step, Change) for step in self.steps)
         head = f"{rewritten} of {len(self.steps)} convs rewritten."
-        tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
+        tried = (self.tried, self.calibrated, self.recovered)
         shown = (self.layers, self.untraced, self.fits, *tried, self.summary, self.closeness)
         first = [*([self.speed] if self.speed else []), *(f"note: {note}" for note in self.notes)]
         return "\n\n".join([*map(printable, first), *(table.text() for table in shown if table.rows), head])
@@ -52,11 +52,12 @@ class Report(Rows):
             "example": self.example,
             "notes": list(self.notes),
             "summary": self.summary.records(),
-            "fidelity": [{k: jsonable(v) for k, v in dataclasses.asdict(item).items()} for item in self.fidelity],
+            "fidelity": None
+            if self.fidelity is None
+            else {name: jsonable(value) for name, value in dataclasses.asdict(self.fidelity).items()},
             "speed": self.speed,
-            "searched": self.searched.records(),
-            "weighed": self.weighed.records(),
-            "timed": self.timed.records(),
+            "goal": self.goal,
+            "trials": self.tried.records(),
             "calibration": self.calibrated.records(),
             "recovery": self.recovered.records(),
             "layers": self.layers.records(),

@@ -15,39 +15,33 @@ from convsurgeon.distill.record import Recovery
 from convsurgeon.fit.fidelity import Fidelity
 from convsurgeon.graph.cost import Cost
 from convsurgeon.planning.plan import Change, Skip, layer_table
-from convsurgeon.search.choice import Judged
-from convsurgeon.search.confirm import Timing
-from convsurgeon.search.fastest import Attempt
+from convsurgeon.search.trial import Trial
 
 
 @dataclass(frozen=True)
 class Rows:
     """Size and cost of both models, every conv, every parameter tensor, and how near the outputs are.
 
-    `fidelity` holds one entry, or none where the model has no values to compare (meta device). `metrics` are the user's
-    own, as (name, before, after), `reconstruction` what calibration did, if there was any, `judged` the plans that were
-    weighed under a budget, `timings` the whole networks that were timed, `recovery` what training did, `opaque` the
-    modules that could not be traced, each with the reason, `notes` what a reader must know of the images. Costs are
-    counted on the models.
+    `fidelity` is None where the outputs cannot be compared (meta device). `metrics` are the user's own, as (name,
+    before, after), `reconstruction` what calibration did, if there was any, `trials` the plans that a search tried,
+    `goal` what it was asked for, `recovery` what training did, `opaque` the modules that could not be traced, each with
+    the reason, `speed` what was gained in milliseconds or why nothing was, `notes` what a reader must know of the
+    images. Costs are counted on the models.
     """
 
     before: Cost
     after: Cost
     steps: tuple[Change | Skip, ...]
     tensors: tuple[tuple[str, tuple[int, ...], int, str], ...]
-    fidelity: tuple[Fidelity, ...]
+    fidelity: Fidelity | None
     example: str
     metrics: tuple[tuple[str, float, float], ...] = ()
-    reconstruction: tuple[Reconstruction, ...] = ()
-    judged: tuple[Judged, ...] = ()
-    recovery: tuple[Recovery, ...] = ()
-    timings: tuple[Timing, ...] = ()
+    reconstruction: Reconstruction | None = None
+    trials: tuple[Trial, ...] = ()
+    goal: str = ""
+    recovery: Recovery | None = None
     opaque: tuple[tuple[str, str], ...] = ()
-    attempts: tuple[Attempt, ...] = ()
-    limit: str = ""
-    """What a network may lose that was searched for, in words."""
     speed: str = ""
-    """What was bought in milliseconds, or why nothing was: one sentence."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,96 +73,82 @@ class Rows:
 
     @property
     def closeness(self) -> Table:
-        """Fidelity on the example, or on held-back images with calibration: original against converted."""
+        """Fidelity on the example, or on held-out images with calibration: original against converted."""
         columns = (("sqnr_db", "decibel"), ("cosine", "number"), ("top1_agreement", "share"), ("rows", "count"))
-        rows = ((item.sqnr_db, item.cosine, item.agreement, item.rows) for item in self.fidelity)
-        where = "held-back images" if self.reconstruction or self.recovery else "the example"
-        return Table(f"Fidelity on {where}: original against converted", columns, tuple(rows))
+        one = self.fidelity
+        rows = () if one is None else ((one.sqnr_db, one.cosine, one.agreement, one.rows),)
+        where = "held-out images" if self.reconstruction or self.recovery else "the example"
+        return Table(f"Fidelity on {where}: original against converted", columns, rows)
 
     @property
     def fits(self) -> Table:
         """Every fitted site: relative output error behind its batch norm and ReLU before and after, samples used."""
         columns = (("layer", "text"), ("error_before", "number"), ("error_after", "number"), ("positions", "count"))
-        sites = [site for done in self.reconstruction for site in done.sites]
+        sites = () if self.reconstruction is None else self.reconstruction.sites
         rows = ((site.name, site.before, site.after, site.positions, "" if site.kept else "put back") for site in sites)
-        return Table("Fits, on samples that were held back", (*columns, ("note", "text")), tuple(rows))
+        return Table("Fits, on held-out samples", (*columns, ("note", "text")), tuple(rows))
 
     @property
     def calibrated(self) -> Table:
-        """What calibration tried: the whole network's relative output error on held-back images, and what was kept."""
+        """What calibration tried: the whole network's relative output error on held-out images, and what was kept."""
         columns = (("weights", "text"), ("output_error", "number"), ("kept", "text"))
-        rows = [(w, e, "yes" if kept else "no") for done in self.reconstruction for w, e, kept in done.steps]
-        used = [f", {d.images} images, judged on {d.held_back} others" for d in self.reconstruction]
-        return Table(f"Calibration{''.join(used)}", columns, tuple(rows))
+        done = self.reconstruction
+        if done is None:
+            return Table("Calibration", columns, ())
+        rows = tuple((what, error, "yes" if kept else "no") for what, error, kept in done.steps)
+        return Table(f"Calibration, {done.images} images, judged on {done.held_back} others", columns, rows)
 
     @property
-    def weighed(self) -> Table:
-        """Under a budget, the plans that were made, by how they rate a layer's error, and which was taken."""
-        columns = (("layers rated by", "text"), ("macs", "count"), ("share", "ratio"), ("output_error", "number"))
-        rows = (
-            (item.measure, item.macs, item.macs / self.before.macs, item.error, "yes" if item.taken else "no")
-            for item in self.judged
+    def tried(self) -> Table:
+        """Plans that a search tried: cost, milliseconds predicted and measured, what they lose, which was taken."""
+        columns = (
+            *(("macs", "count"), ("share", "ratio"), ("predicted_ms", "ms"), ("measured_ms", "ms")),
+            *(("spread", "share"), ("speed_up", "times"), ("value", "number"), ("good_enough", "text")),
+            *(("slower_layers", "text"), ("taken", "text")),
         )
-        title = "Plans within the budget, tried on a part of the images"
-        return Table(title, (*columns, ("taken", "text")), tuple(rows))
-
-    @property
-    def searched(self) -> Table:
-        """Networks that were tried for the fastest within a limit: milliseconds by the table, and what they lose."""
-        columns = (("layers rated by", "text"), ("macs", "count"), ("predicted_ms", "ms"), ("speed_up", "times"))
         rows = (
-            (*_planned(one), one.value, "yes" if one.enough else "no", "yes" if one.taken else "no")
-            for one in self.attempts
+            (
+                one.plan.macs_after,
+                one.plan.macs_after / self.before.macs,
+                _known(one.predicted_ms),
+                _known(one.measured_ms),
+                one.spread if one.is_timed else None,
+                _known(one.speed_up),
+                _known(one.value),
+                "yes" if one.good_enough else "no",
+                ", ".join(one.slower) or None,
+                "yes" if one.taken else "no",
+            )
+            for one in self.trials
         )
-        more = (("figure", "number"), ("good_enough", "text"), ("taken", "text"))
-        return Table(f"Search for the fastest within {self.limit}", (*columns, *more), tuple(rows))
+        return Table(f"Plans that were tried for {self.goal}", columns, tuple(rows))
 
     @property
     def recovered(self) -> Table:
-        """What training did: distance to the original and agreement with it on held-back images, before and after."""
+        """What training did: distance to the original and agreement with it on held-out images, before and after."""
         columns = (("weights", "text"), ("distance", "number"), ("top1_agreement", "share"))
-        rows = []
-        for done in self.recovery:
-            kept = f"step {done.best_step} of {done.steps}"
-            rows += [("as converted", done.before.distance, done.before.agreement)]
-            rows += [(kept if done.best_step else "as converted, kept", done.after.distance, done.after.agreement)]
-        used = [
-            f": {d.images} images, judged on {d.held_back} others, rate {d.lr:.0e}, {d.seconds:.0f} s, {d.ended}"
-            + ("; still gaining: recover this result once more" if d.gaining else "")
-            for d in self.recovery
-        ]
-        return Table(f"Recovery{''.join(used)}", columns, tuple(rows))
-
-    @property
-    def timed(self) -> Table:
-        """Under a latency budget: what the table promised of every plan and what its whole network took."""
-        columns = (("plan", "text"), ("predicted_ms", "ms"), ("measured_ms", "ms"), ("spread", "share"))
-        rows = []
-        for one in self.timings:
-            limit = one.limit_ms if math.isfinite(one.limit_ms) else None
-            name = one.measure if one.round == 1 else f"{one.measure}, revised {one.round - 1}x"
-            off = one.measured_ms / one.predicted_ms - 1
-            times = (one.predicted_ms, one.measured_ms, one.spread, off, limit, one.dense_ms / one.measured_ms)
-            rows.append((name, *times, ", ".join(one.slower) or None, "yes" if one.taken else "no"))
-        more = (
-            ("off", "share"),
-            ("limit_ms", "ms"),
-            ("speed_up", "times"),
-            ("slower_layers", "text"),
-            ("taken", "text"),
+        done = self.recovery
+        if done is None:
+            return Table("Recovery", columns, ())
+        kept = f"step {done.best_step} of {done.steps}" if done.best_step else "as converted, kept"
+        rows = (
+            ("as converted", done.before.distance, done.before.agreement),
+            (kept, done.after.distance, done.after.agreement),
         )
-        return Table("Whole networks, timed", (*columns, *more), tuple(rows))
+        used = f"{done.images} images, judged on {done.held_back} others, rate {done.lr:.0e}, {done.seconds:.0f} s"
+        more = "; still gaining: recover this result once more" if done.gaining else ""
+        return Table(f"Recovery: {used}, {done.ended}{more}", columns, rows)
 
     @property
     def tables(self) -> tuple[Table, ...]:
         """All that hold something, in the order of reading."""
-        tried = (self.searched, self.weighed, self.timed, self.calibrated, self.recovered)
+        tried = (self.tried, self.calibrated, self.recovered)
         every = (self.summary, self.closeness, *tried, self.layers, self.fits, self.untraced, self.learnables)
         return tuple(table for table in every if table.rows)
 
 
-def _planned(one: Attempt) -> tuple[str, int, float, float]:
-    return one.measure, one.macs, one.predicted_ms, one.dense_ms / one.predicted_ms
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def learnable_rows(before: nn.Module, after: nn.Module) -> tuple[tuple[str, tuple[int, ...], int, str], ...]:

@@ -54,7 +54,7 @@ def cautions(report: Rows, deployed: Mapping[str, Any]) -> list[str]:
     if main := _main(deployed):
         found += [_settings(deployed["latency"][0]["timings"]), _dense(main)]
         found.append(_mac_ratio(report, _row(main, "model.onnx")["speedup"]))
-    sqnr = report.fidelity[0].sqnr_db if report.fidelity else None
+    sqnr = report.fidelity.sqnr_db if report.fidelity else None
     if sqnr is not None and sqnr < _FAR_DB and not report.reconstruction:
         found.append(
             f"The outputs are far from the original's (SQNR {sqnr:.1f} dB): without calibration images low ranks "
@@ -91,7 +91,7 @@ def _nearness(report: Rows, deployed: Mapping[str, Any]) -> str:
         if file["name"] == "model.onnx":
             return _near(float(file["sqnr_db"]), file["top1"], near["on"])
     if report.fidelity:
-        found = report.fidelity[0]
+        found = report.fidelity
         return _near(found.sqnr_db, found.agreement, f"the example's {found.rows} rows")
     return ""
 

@@ -26,8 +26,7 @@ from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
-from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet import standalone as measuring
+from convsurgeon.onnxnet import proto, standalone as measuring
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.candidates import Candidate, candidates_of
 from convsurgeon.runtime.network_graph import (

@@ -79,7 +79,7 @@ class Runtime:
         Raises:
             ExportError: the model has no ONNX form.
             LatencyError: a form, or the network, cannot be timed.
-            OutputError: there is no place for the cache.
+            WriteError: there is no place for the cache.
         """
         if self.table is not None:
             return self.table

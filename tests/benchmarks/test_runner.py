@@ -9,8 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.benchmarks import __main__ as command
-from tests.benchmarks import page, runner
+from tests.benchmarks import __main__ as command, page, runner
 
 
 def test_the_list_names_every_benchmark_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:

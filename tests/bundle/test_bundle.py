@@ -23,8 +23,7 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.base.errors import CalibrationError, ExportError, LoadError, ParityError, WriteError
 from convsurgeon.base.files import BUNDLE
-from convsurgeon.bundle import networks as models
-from convsurgeon.bundle import variants
+from convsurgeon.bundle import networks as models, variants
 from convsurgeon.bundle.bundle import Bundle
 from convsurgeon.cli import bundles
 from convsurgeon.onnx.metadata import Preparation, layout, state_sha256

@@ -7,8 +7,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from convsurgeon.bundle.recommendation import DENSE_INT8, allowed_error, recommend
 from convsurgeon.timing.comparison import ComparedFile, Comparison

@@ -49,7 +49,7 @@ def test_it_is_fitted_image_by_image(kind: type[nets.Plain], given: object) -> N
         policy=cs.select.named("body"),
     )
     assert set(result.changes) == {"body"}
-    (done,) = result.report.reconstruction
+    done = result.report.reconstruction
     assert done.images == 64
     assert done.error_after < 0.8 * done.error_before
 

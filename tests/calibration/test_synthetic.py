@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -202,9 +201,9 @@ def test_channels_may_come_last() -> None:
     given = cs.synthetic_images(_Last(model), EXAMPLE.permute(0, 2, 3, 1).contiguous(), 32, progress=False)
     wanted = cs.synthetic_images(model, EXAMPLE, 32, progress=False)
     torch.testing.assert_close(given.permute(0, 3, 1, 2), wanted, rtol=1e-3, atol=1e-3)
-    result = cs.convert(_Last(model), EXAMPLE.permute(0, 2, 3, 1), forms=[FORM], images=32, progress=False)
+    result = _without_images(_Last(model), EXAMPLE.permute(0, 2, 3, 1), 32, forms=[FORM])
     assert result.changes
-    assert result.made_up[0].held_back[0].tensors()[0].shape[1:] == (16, 16, 3)
+    assert result.made_up.held_back[0].tensors()[0].shape[1:] == (16, 16, 3)
 
 
 def test_several_inputs_are_batches_and_calibrate() -> None:
@@ -221,9 +220,7 @@ def test_a_model_of_one_batch_size_gets_whole_batches() -> None:
     seen = cs.capture(_Four(), torch.rand(4, 3, 12, 12))
     data = synthesise(seen, 70, seed=0, progress=False)
     assert {len(one.args[0]) for one in (*data.fitted, *data.held_back)} == {4}
-    result = cs.convert(
-        _Four(), torch.rand(4, 3, 12, 12), forms=[FORM], policy=cs.select.everything(), images=70, progress=False
-    )
+    result = _without_images(_Four(), torch.rand(4, 3, 12, 12), 70, forms=[FORM], policy=cs.select.everything())
     assert result.report.reconstruction
 
 
@@ -277,12 +274,15 @@ def test_a_network_without_gradients_keeps_the_drawn_images() -> None:
     torch.testing.assert_close(images, IMAGENET.apply(draw_images(16, 3, 16, 16, torch.Generator().manual_seed(0))))
 
 
+def _without_images(model: nn.Module, example: Any, count: int, **choices: Any) -> cs.Result:
+    """Convert with so many synthesised images."""
+    return cs.convert(model, example, calibration=cs.Images(limit=count), progress=False, **choices)
+
+
 @pytest.fixture(scope="module")
 def result() -> cs.Result:
     """A conversion without images."""
-    return cs.convert(
-        _knowing(IMAGENET), EXAMPLE, forms=[FORM], policy=cs.select.min_channels(12), images=80, progress=False
-    )
+    return _without_images(_knowing(IMAGENET), EXAMPLE, 80, forms=[FORM], policy=cs.select.min_channels(12))
 
 
 def test_a_conversion_without_images_says_so_first_and_beats_the_weights_alone(result: cs.Result) -> None:
@@ -292,7 +292,7 @@ def test_a_conversion_without_images_says_so_first_and_beats_the_weights_alone(r
     assert note in result.report.to_markdown().splitlines()[2]
     assert result.report.to_dict()["notes"] == [note]
     assert note.split("'")[0] in result.report.to_html()
-    (fit,) = result.report.reconstruction
+    fit = result.report.reconstruction
     assert fit.error_after < 0.5 * fit.error_before
     (data,) = result.made_up
     assert data.synthetic
@@ -309,14 +309,15 @@ def test_false_is_for_the_weights_alone() -> None:
 
 def test_a_budget_weighs_its_plans_on_made_up_images() -> None:
     model = _knowing(IMAGENET)
-    made = cs.convert(
-        model, EXAMPLE, forms=[FORM, cs.DepthwiseSeparable(rank=3)], policy=cs.select.min_channels(12),
-        budget=cs.Budget(macs=0.6), images=64, progress=False,
+    made = _without_images(
+        model, EXAMPLE, 64, forms=[FORM, cs.DepthwiseSeparable(rank=3)], policy=cs.select.min_channels(12),
+        goal=cs.Budget(macs=0.6),
     )  # fmt: skip
     assert made.report.reconstruction
     assert made.report.notes
+    data = cs.Images(limit=64)
     swept = cs.sweep(
-        model, EXAMPLE, shares=[0.6], forms=[FORM], policy=cs.select.min_channels(12), images=64, progress=False
+        model, EXAMPLE, calibration=data, shares=[0.6], forms=[FORM], policy=cs.select.min_channels(12), progress=False
     )
     assert str(swept).startswith("note: No images were given")
     with pytest.raises(cs.CalibrationError, match="without images no plan can be judged"):
@@ -324,18 +325,18 @@ def test_a_budget_weighs_its_plans_on_made_up_images() -> None:
 
 
 def test_a_plan_that_was_saved_is_fitted_to_made_up_images(result: cs.Result) -> None:
-    again = cs.carry_out(result.original, result.plan, EXAMPLE, images=80, progress=False)
+    again = _without_images(result.original, EXAMPLE, 80, forms=result.plan)
     theirs, ours = again.model.state_dict(), result.model.state_dict()
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
 def test_recovery_goes_on_with_the_made_up_images(result: cs.Result) -> None:
     better = cs.recover(result, epochs=2, batch_size=16, lr=1e-3, progress=False)
-    (done,) = better.report.recovery
+    done = better.report.recovery
     assert done.images + done.held_back == 80
     assert better.report.notes == result.report.notes
     alone = cs.convert(result.original, EXAMPLE, forms=[FORM], policy=cs.select.min_channels(12), calibration=False)
-    (done,) = cs.recover(alone, epochs=1, batch_size=16, lr=1e-3, images=64, progress=False).report.recovery
+    done = cs.recover(alone, epochs=1, batch_size=16, lr=1e-3, images=64, progress=False).report.recovery
     assert done.images + done.held_back == 64
 
 

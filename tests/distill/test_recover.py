@@ -53,7 +53,7 @@ def _recover(result: cs.Result, batches: object = X, **options: Any) -> cs.Resul
 
 
 def _done(result: cs.Result) -> cs.Recovery:
-    return result.report.recovery[0]
+    return result.report.recovery
 
 
 def _same(one: nn.Module, two: nn.Module) -> bool:

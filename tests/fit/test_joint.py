@@ -220,6 +220,6 @@ def test_the_report_says_what_it_bought(near: float, monkeypatch: pytest.MonkeyP
     if near == 1.0:  # nothing that would show
         assert "fitted together" not in str(result.report)
         return
-    steps = {what: error for what, error, _ in result.report.reconstruction[0].steps}
+    steps = {what: error for what, error, _ in result.report.reconstruction.steps}
     assert steps["fitted together"] < steps["fitted to activations"]
     assert "fitted together" in str(result.report)

@@ -57,7 +57,7 @@ def _converted(net: _Net, form: str) -> cs.Result:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("inputs", INPUTS)
 def test_fits_stand_dead_and_disparate_channels(inputs: str, form: str) -> None:
-    done = _converted(_Net(INPUTS[inputs]), form).report.reconstruction[0]
+    done = _converted(_Net(INPUTS[inputs]), form).report.reconstruction
     assert done.sites
     assert done.error_after <= done.error_before
 
@@ -75,7 +75,7 @@ def test_fits_stand_kernels_of_any_size_and_rank(kernel: str, form: str) -> None
             net.body.weight.copy_((torch.randn(32, 2) @ torch.randn(2, 26 * 9)).reshape(32, 26, 3, 3))
         else:
             net.body.weight *= float(kernel)
-    done = _converted(net, form).report.reconstruction[0]
+    done = _converted(net, form).report.reconstruction
     assert done.error_after <= done.error_before
 
 
@@ -85,12 +85,12 @@ def test_what_cannot_be_squared_is_said_to_be_too_large(form: str) -> None:
     with torch.no_grad():
         net.body.weight *= 1e37
     with pytest.warns(UserWarning, match=re.escape("too large to fit to in float32; its weights stay as they are")):
-        done = _converted(net, form).report.reconstruction[0]
+        done = _converted(net, form).report.reconstruction
     assert done.error_after <= done.error_before
     budget = cs.Budget(macs=0.6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = cs.convert(net, X[:1], budget=budget, calibration=X, policy=cs.select.everything(), progress=False)
+        result = cs.convert(net, X[:1], goal=budget, calibration=X, policy=cs.select.everything(), progress=False)
     assert result.report.after.macs <= 0.6 * result.report.before.macs
 
 

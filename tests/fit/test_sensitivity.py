@@ -16,6 +16,7 @@ from convsurgeon.fit.samples import moments, second_moment
 from convsurgeon.graph.capture import capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from convsurgeon.search.scores import by_data
+from tests.growing import convert_growing
 
 
 class Linear(nn.Module):
@@ -101,7 +102,7 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
         falling = [errors["0", form.label] for form in forms[:3]]
         assert falling == sorted(falling, reverse=True)
     for form in forms:
-        result = cs.convert(model, images[:1], forms=[form], allow_growth=True, policy=cs.select.everything(),
+        result = convert_growing(model, images[:1], forms=[form], policy=cs.select.everything(),
                             calibration=images, progress=False)  # fmt: skip
         with torch.no_grad():
             wrong = (result.model(images) - model(images)).square().sum() / len(images)

@@ -46,11 +46,11 @@ def test_without_factors_from_the_weights_the_fit_to_white_noise_gives_them() ->
 
 def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> None:
     budget = cs.Budget(macs=0.4)
-    result = cs.convert(_net(), EXAMPLE, forms=FORMS, budget=budget, calibration=_images(), progress=False)
+    result = cs.convert(_net(), EXAMPLE, forms=FORMS, goal=budget, calibration=_images(), progress=False)
     assert "3" in result.changes
     assert {change.form.name for change in result.changes.values()} == {"reduced"}
     assert result.report.after.macs == result.plan.macs_after <= 0.4 * result.report.before.macs
-    (calibrated,) = result.report.reconstruction
+    calibrated = result.report.reconstruction
     assert all(site.after < site.before for site in calibrated.sites)
     assert calibrated.error_after < calibrated.error_before
 

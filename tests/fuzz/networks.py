@@ -31,6 +31,7 @@ from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.source_file import read_source
 from convsurgeon.onnxnet.write import save_network
 from tests.fuzz.makers import Maker
+from tests.growing import convert_growing
 from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, session_of
 
 FORMS: tuple[Any, ...] = (cs.CP, cs.DepthwiseSeparable, cs.Blueprint)
@@ -205,9 +206,9 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
 
 def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tuple[OnnxNetwork, list[str]]:
     """As a user does it; every conv that somebody reads is accounted for."""
-    how: dict[str, Any] = {"policy": cs.select.everything(), "allow_growth": True, "calibration": False}
+    how: dict[str, Any] = {"policy": cs.select.everything(), "calibration": False}
     example = None if truth is None else truth.example
-    result = cs.convert(path, example, forms=[form], progress=False, **how)
+    result = convert_growing(path, example, forms=[form], progress=False, **how)
     cs.onnx.export(result.model, example, made)
     graph = onnx.load(path).graph
     used = proto.uses(graph)

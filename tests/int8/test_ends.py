@@ -18,6 +18,7 @@ from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import Exported, learn_rounded
 from convsurgeon.onnx.exporter import exported_graph
+from tests.growing import convert_growing
 
 SIZE = 16
 
@@ -94,12 +95,11 @@ def test_a_rewritten_end_stays_in_float_as_a_whole(form: cs.Form) -> None:
     example = torch.randn(1, 3, SIZE, SIZE)
     how: dict[str, Any] = {
         "forms": [form],
-        "policy": cs.select.everything(),
-        "allow_growth": True,
+        "policy": cs.select.min_channels(1),
         "calibration": False,
         "progress": False,
     }
-    made = cs.convert(Restorer().eval(), example, **how)
+    made = convert_growing(Restorer().eval(), example, **how)
     assert {"first", "middle", "last"} == set(made.changes)
     graph = exported_graph(made.model, example)
     convs = {node.name for node in graph.graph.node if node.op_type == "Conv"}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.onnxnet import proto
+from tests.growing import convert_growing
 from tests.onnxnet.files import FILES, feed_of, nothing_else_touched, plain, run, saved, shared
 
 FORMS = (cs.CP, cs.DepthwiseSeparable, pytest.param(cs.Blueprint, marks=pytest.mark.slow))
@@ -20,8 +21,8 @@ FORMS = (cs.CP, cs.DepthwiseSeparable, pytest.param(cs.Blueprint, marks=pytest.m
 
 def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Result, Path]:
     """A file with the form wherever it fits, and the file that comes of it."""
-    result = cs.convert(
-        path, forms=[form], policy=cs.select.everything(), allow_growth=True, calibration=False, progress=False, **more
+    result = convert_growing(
+        path, forms=[form], policy=cs.select.everything(), calibration=False, progress=False, **more
     )
     made = folder / "made.onnx"
     cs.onnx.export(result.model, None, made, overwrite=True)

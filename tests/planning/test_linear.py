@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.graph.linear import LinearAsConv
 from convsurgeon.graph.neighbours import callers, neighbours
+from tests.growing import convert_growing
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -87,9 +88,7 @@ def test_full_rank_is_exact_and_a_small_rank_is_not(name: str) -> None:
     errors = []
     for rank in (16, 2):
         policy = cs.select.named(f"{name}.conv")
-        result = cs.convert(
-            made, X.double(), forms=[cs.LowRank(rank)], policy=policy, allow_growth=True, calibration=False
-        )
+        result = convert_growing(made, X.double(), forms=[cs.LowRank(rank)], policy=policy, calibration=False)
         assert list(result.changes) == [f"{name}.conv"]
         errors.append(float((_run(result.model, X.double()) - _run(model, X.double())).abs().max()))
     assert errors[0] < 1e-9 < 1e-3 < errors[1]
@@ -145,7 +144,7 @@ def test_a_layer_wider_than_its_images_are_many_is_fitted_in_the_space_of_their_
         made,
         images[:1],
         calibration=images[:64],
-        budget=cs.Budget(params=0.5),
+        goal=cs.Budget(params=0.5),
         policy=cs.select.everything(),
         progress=False,
     )
@@ -155,11 +154,11 @@ def test_a_layer_wider_than_its_images_are_many_is_fitted_in_the_space_of_their_
 def test_a_budget_that_the_convs_cannot_keep_points_to_the_linear_layers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 64)).eval()
     with pytest.raises(cs.BudgetError, match=r"linear layers hold 0\.90 of it: linear_as_conv opens them"):
-        cs.convert(model, X, calibration=False, budget=cs.Budget(params=0.2))
+        cs.convert(model, X, calibration=False, goal=cs.Budget(params=0.2))
     with pytest.raises(cs.BudgetError, match=r"or a wider policy$"):
-        cs.convert(model, X, calibration=False, budget=cs.Budget(macs=0.01))
+        cs.convert(model, X, calibration=False, goal=cs.Budget(macs=0.01))
     made = cs.linear_as_conv(model, X, min_weights=1)
-    result = cs.convert(made, X, calibration=False, budget=cs.Budget(params=0.5), policy=cs.select.named("3.conv"))
+    result = cs.convert(made, X, calibration=False, goal=cs.Budget(params=0.5), policy=cs.select.named("3.conv"))
     assert result.report.after.params <= 0.5 * result.report.before.params
 
 
@@ -232,7 +231,7 @@ class _Looks(_Reads):
 
 def test_bad_requests_are_one_line_that_says_what_to_do() -> None:
     model = _mixed()
-    with pytest.raises(cs.PolicyError, match=r"no linear layer is named 'heads\.0'; did you mean head\.0"):
+    with pytest.raises(cs.select.PolicyError, match=r"no linear layer is named 'heads\.0'; did you mean head\.0"):
         cs.linear_as_conv(model, X, "heads.0")
     with pytest.raises(cs.CaptureError, match=r"no layer is left of the 5 of \*, 0 of them of 65536 weights"):
         cs.linear_as_conv(model, X)

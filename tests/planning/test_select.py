@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from torch import nn
 
 import convsurgeon as cs
@@ -95,7 +94,7 @@ def test_the_logic_of_the_signs(one: cs.select.Policy, two: cs.select.Policy, si
 def test_any_text_parses_or_is_refused_in_one_line(text: str) -> None:
     try:
         policy = cs.select.parse(text)
-    except cs.PolicyError as error:
+    except cs.select.PolicyError as error:
         assert "\n" not in str(error) or "\n" in text
     else:
         assert cs.select.parse(str(policy)) == policy
@@ -127,7 +126,7 @@ def test_any_text_parses_or_is_refused_in_one_line(text: str) -> None:
     ],
 )
 def test_bad_text_is_refused(text: str, named: str) -> None:
-    with pytest.raises(cs.PolicyError, match=named):
+    with pytest.raises(cs.select.PolicyError, match=named):
         cs.select.parse(text)
 
 
@@ -167,10 +166,10 @@ def test_names_are_demands_only_where_they_are_exact_and_positive() -> None:
     ],
 )
 def test_misspelt_names_suggest_the_nearest(policy: cs.select.Policy, message: str) -> None:
-    with pytest.raises(cs.PolicyError, match=message):
+    with pytest.raises(cs.select.PolicyError, match=message):
         resolve(policy, SITES)
 
 
 def test_what_is_no_policy_is_refused() -> None:
-    with pytest.raises(cs.PolicyError, match="expected a policy or a function of a site, got int"):
+    with pytest.raises(cs.select.PolicyError, match="expected a policy or a function of a site, got int"):
         cs.plan(nn.Sequential(nn.Conv2d(8, 8, 3)), __import__("torch").zeros(1, 8, 4, 4), policy=3)

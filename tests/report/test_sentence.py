@@ -83,9 +83,9 @@ def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
     fast = deployed(timing(model=30.0, original_int8=2.0, model_int8=40.0))
     assert "the surgery gives 40.00" in " ".join(cautions(report, fast))
     assert "MACs promise" not in " ".join(cautions(report, fast))
-    far = dataclasses.replace(report, fidelity=(dataclasses.replace(report.fidelity[0], sqnr_db=2.0),))
+    far = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=2.0))
     assert "far from the original's (SQNR 2.0 dB): without calibration" in " ".join(cautions(far, {}))
-    near = dataclasses.replace(report, fidelity=(dataclasses.replace(report.fidelity[0], sqnr_db=math.inf),))
+    near = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=math.inf))
     assert cautions(near, deployed(timing(model=30.0))) == []
 
 

@@ -35,15 +35,15 @@ class Table:
 
     total_ms: float = 10.0
 
+    def time(self, *_: object, **__: object) -> None:
+        return None
+
     def has(self, site: str, form: cs.Form | None) -> bool:
         return form is None or form.label != "separable rank 4"
 
     def ms(self, site: str, form: cs.Form | None) -> float:
         dense = {"0": 2.0, "2": 3.0, "5": 4.0}[site]
         return dense if form is None else dense * (1.2 if site == "2" else 0.2 * int(getattr(form, "rank", 1)))
-
-    def time(self, *_: object, **__: object) -> None:
-        return None
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,6 @@ class Table:
         ("macs=0.5", cs.Budget(macs=0.5)),
         ("macs=0.5,params=20M", cs.Budget(macs=0.5, params="20M")),
         ("params=20000", cs.Budget(params=20000)),
-        ("latency=faster", cs.Budget(latency="faster")),
-        ("lost=0.05", cs.Budget(lost=0.05)),
     ],
 )
 def test_budgets_are_read(text: str, budget: cs.Budget) -> None:
@@ -82,18 +80,18 @@ def test_limits_are_shares_or_have_units(kind: str, value: float | int | str, li
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", "no limit"),
+        ("", "sets no limit"),
         ("macs", "cannot read 'macs'"),
         ("mac=0.5", "cannot read 'mac=0.5'"),
         ("macs=1.5", "more than all of it"),
-        ("macs=-1", "is no limit"),
-        ("macs=nan", "is no limit"),
+        ("macs=-1", "is not a limit"),
+        ("macs=nan", "is not a limit"),
         ("macs=twelve", "cannot be read"),
         ("latency=3 parsec", "cannot be read"),
         ("latency=3kms", "cannot be read"),
-        ("macs=0.5,lost=0.1", "goes with no other limit"),
+        ("macs=0.5,lost=0.1", "lost=0.1"),
         ("macs=0.5,macs=0.4", "cannot read 'macs=0.4'"),
-        ("lost=many", "cannot be read"),
+        ("latency=faster", "cannot be read"),
     ],
 )
 def test_what_is_no_budget_is_refused(text: str, match: str) -> None:
@@ -114,7 +112,7 @@ def test_budgets_are_kept(budget: cs.Budget, calibrated: bool) -> None:
         EXAMPLE,
         forms=FORMS,
         policy=cs.select.everything(),
-        budget=budget,
+        goal=budget,
         calibration=calibration,
         progress=False,
     )
@@ -124,47 +122,16 @@ def test_budgets_are_kept(budget: cs.Budget, calibrated: bool) -> None:
     for kind, limit in budget.limits(lambda kind: whole[kind]).items():
         assert counted[kind] <= limit
     assert {*result.changes, *(skip.name for skip in result.skipped)} == {"0", "2", "5", "7"}
-    assert sum(judged.taken for judged in result.judged) == 1
 
 
 def test_a_smaller_budget_never_loses_less() -> None:
     lost = []
     for share in (0.8, 0.6, 0.4, 0.25):
         plan = cs.convert(
-            _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(macs=share), calibration=False
+            _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=cs.Budget(macs=share), calibration=False
         ).plan
         lost.append(sum(change.lost or 0.0 for change in plan.changes.values()))
     assert lost == sorted(lost)
-
-
-def test_the_best_plan_on_held_back_images_is_taken() -> None:
-    result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(macs=0.4), calibration=_images(),
-        progress=False,
-    )  # fmt: skip
-    if len(result.judged) > 1:
-        best = min(result.judged, key=lambda judged: judged.error)
-        assert best.taken
-    assert result.report.fidelity
-
-
-@pytest.mark.parametrize("lost", [0.3, 0.02])
-def test_lost_gives_the_cheapest_model_within_an_error(lost: float) -> None:
-    result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(lost=lost), calibration=_images(),
-        progress=False,
-    )  # fmt: skip
-    (taken,) = (judged for judged in result.judged if judged.taken)
-    assert taken.error <= lost
-    assert all(judged.macs >= taken.macs for judged in result.judged if judged.error <= lost)
-
-
-def test_lost_without_data_is_the_energy_of_the_weights() -> None:
-    result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(lost=0.2), calibration=False
-    )
-    assert sum(change.lost or 0.0 for change in result.changes.values()) <= 0.2 * 3
-    assert result.changes
 
 
 @pytest.mark.parametrize(
@@ -186,21 +153,20 @@ def test_an_impossible_budget_says_how_far_it_goes_and_what_stands_in_the_way(
     policy: cs.select.Policy, budget: cs.Budget, match: str
 ) -> None:
     with pytest.raises(cs.BudgetError, match=match):
-        cs.convert(_net(), EXAMPLE, forms=FORMS, policy=policy, budget=budget, calibration=False)
+        cs.convert(_net(), EXAMPLE, forms=FORMS, policy=policy, goal=budget, calibration=False)
 
 
 def test_with_a_latency_budget_no_chosen_layer_is_slower_than_dense() -> None:
     """Law 9."""
     table = Table()
-    for budget in (cs.Budget(latency="faster"), cs.Budget(latency=0.6), cs.Budget(latency=0.7, macs=0.9)):
+    for budget in (cs.Budget(latency=0.6), cs.Budget(latency=0.7, macs=0.9)):
         result = cs.convert(
             _net(),
             EXAMPLE,
             forms=FORMS,
             policy=cs.select.everything(),
-            budget=budget,
-            latencies=table,
-            allow_growth=True,
+            goal=budget,
+            runtime=cs.Runtime(table=table),
             calibration=False,
         )
         for name, change in result.changes.items():
@@ -218,41 +184,41 @@ def test_a_latency_budget_may_spend_macs_where_that_is_faster() -> None:
         EXAMPLE,
         forms=forms,
         policy=cs.select.named("0"),
-        budget=cs.Budget(latency=0.85),
-        latencies=Table(),
+        goal=cs.Budget(latency=0.85),
+        runtime=cs.Runtime(table=Table()),
         calibration=False,
     )
     assert result.changes["0"].macs_after > result.changes["0"].macs_before
     assert result.changes["0"].lost == pytest.approx(0.0, abs=1e-9)
     torch.testing.assert_close(result.model(_images()), net(_images()))
     with pytest.raises(cs.FormError, match=r"1\.11 of its MACs"):
-        cs.convert(
-            net, EXAMPLE, forms=forms, policy=cs.select.named("0"), budget=cs.Budget(macs=1.0), calibration=False
-        )
+        cs.convert(net, EXAMPLE, forms=forms, policy=cs.select.named("0"), goal=cs.Budget(macs=1.0), calibration=False)
 
 
 def test_a_latency_budget_measures_what_it_needs() -> None:
     """Here, in the runtime, once: the same call is planned from the cache."""
-    budget = cs.Budget(latency="faster")
-    first = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=budget, progress=False)
+    first = _measured()
     assert "times as fast" in first.report.speed
-    assert str(first.report).startswith(first.report.speed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("convsurgeon.runtime.table.measured", None)  # nothing is measured again
-        again = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=budget, progress=False)
-    assert next(one.predicted_ms for one in again.timings) == first.timings[0].predicted_ms
+        again = _measured()
+    assert again.trials[0].predicted_ms == first.trials[0].predicted_ms
+
+
+def _measured() -> cs.Result:
+    budget = cs.Budget(latency=0.95)
+    return cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=budget, progress=False)
 
 
 def test_a_table_that_is_handed_in_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.measure", None)
-    result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(latency=0.6), latencies=Table()
-    )
+    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", None)
+    how = {"goal": cs.Budget(latency=0.6), "runtime": cs.Runtime(table=Table())}
+    result = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), **how)  # type: ignore[arg-type]
     assert result.report.speed.endswith("by the table of latencies.")
 
 
 def test_a_budget_of_macs_says_what_the_milliseconds_are() -> None:
     result = cs.convert(
-        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), budget=cs.Budget(macs=0.4), progress=False
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=cs.Budget(macs=0.4), progress=False
     )
     assert re.match(r"\d+\.\d\d times as fast.*: .* ms instead of .*, measured in onnxruntime", result.report.speed)

@@ -1,4 +1,4 @@
-"""Errors of many ranks from a few: right where the law holds, asked for one by one where it does not."""
+"""Scores of many ranks from a few: right where the law holds, fitted one by one where it does not."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 
 import convsurgeon as cs
-from convsurgeon.search.rank_curve import POINTS, read_off
+from convsurgeon.search.rank_curve import POINTS, score_ranks
 
 RANKS = (16, 32, 48, 64, 80, 96, 112)
 
@@ -39,18 +38,17 @@ def test_a_falling_curve_is_read_off_from_rough_fits_and_a_whole_one(
 ) -> None:
     asked: list[tuple[str, str]] = []
 
-    def fitted(change: cs.Change) -> tuple[float, float]:
+    def fitted(change: cs.Change) -> float:
         asked.append(("fitted", change.form.label))
         part = _rank(change) / max(RANKS)
-        error = math.exp(-3 * part - sum(abs(one) * part**power for power, one in enumerate(parts)))
-        return error, scale * error
+        return scale * math.exp(-3 * part - sum(abs(one) * part**power for power, one in enumerate(parts)))
 
-    def roughly(change: cs.Change) -> tuple[float, float]:
-        errors = fitted(change)
+    def roughly(change: cs.Change) -> float:
+        error = fitted(change)
         asked[-1] = ("roughly", change.form.label)
-        return looser * errors[0], looser**2 * errors[1]
+        return looser * error
 
-    found = read_off(CHANGES, fitted, roughly)
+    found = score_ranks(CHANGES, fitted, roughly)
     assert len(asked) == len(set(asked)) == POINTS + 1 + 2
     assert [label for how, label in asked if how == "fitted"] == [CHANGES[at].form.label for at in (0, 7, 8)]
     assert set(found) == {change.form.label for change in CHANGES}
@@ -60,31 +58,33 @@ def test_a_falling_curve_is_read_off_from_rough_fits_and_a_whole_one(
 
 @pytest.mark.parametrize("wrong", [0.0, math.inf, math.nan])
 def test_what_has_no_logarithm_is_fitted_rank_by_rank(wrong: float) -> None:
-    def fitted(change: cs.Change) -> tuple[float, float]:
-        return wrong if _rank(change) == RANKS[-1] else 1.0, float(_rank(change))
+    asked: list[str] = []
 
-    found = read_off(CHANGES, fitted, fitted)
-    for change in CHANGES:
-        assert found[change.form.label][1] == _rank(change)
+    def fitted(change: cs.Change) -> float:
+        asked.append(change.form.label)
+        return wrong if _rank(change) == RANKS[-1] else 1.0
+
+    found = score_ranks(CHANGES, fitted, fitted)
+    assert {change.form.label for change in CHANGES} == set(asked) == set(found)
 
 
 def test_a_curve_stays_between_its_ends() -> None:
     wild = dict(zip(RANKS, (1.0, 0.0, 1e-9, 0.0, 1.0, 0.0, 1e-9), strict=True))
 
-    def fitted(change: cs.Change) -> tuple[float, float]:
-        return wild.get(_rank(change), 1.0) or 1.0, 1.0
+    def fitted(change: cs.Change) -> float:
+        return wild.get(_rank(change), 1.0) or 1.0
 
-    found = read_off(CHANGES, fitted, fitted)
-    assert all(own * (1 + 1e-6) >= 1e-9 and own <= 1 + 1e-6 for own, _ in found.values())
+    found = score_ranks(CHANGES, fitted, fitted)
+    assert all(own * (1 + 1e-6) >= 1e-9 and own <= 1 + 1e-6 for own in found.values())
 
 
 def test_forms_that_differ_in_more_than_rank_share_no_curve() -> None:
     others = [replace(change, form=replace(change.form, init="random")) for change in CHANGES[:3]]
     asked: list[str] = []
 
-    def fitted(change: cs.Change) -> tuple[float]:
+    def fitted(change: cs.Change) -> float:
         asked.append(change.form.label)
-        return (1.0,)
+        return 1.0
 
-    read_off([*CHANGES[:4], *others], fitted, fitted)
+    score_ranks([*CHANGES[:4], *others], fitted, fitted)
     assert len(asked) == 7

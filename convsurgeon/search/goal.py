@@ -1,0 +1,240 @@
+"""What a user asks for: a limit on cost (`Budget`), or the fastest network that loses little (`Within`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+from torch import nn
+
+from convsurgeon.base.errors import BudgetError
+from convsurgeon.calibration.dataset import first_batches
+from convsurgeon.fit.residual import added_share
+from convsurgeon.graph.example import Example
+
+Amount = float | int | str
+Metric = Callable[[nn.Module], float]
+
+DEFAULT_ERROR = 0.03
+"""Relative error of the output on held-out images that the default allows."""
+
+DEFAULT_ERROR_ADDED = 0.005
+"""The same for image-to-image networks, relative to what the network adds to its input."""
+
+_ADDED_IMAGES = 16
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_UNITS = {
+    "macs": {"mac": 1.0, "macs": 1.0, "flop": 0.5, "flops": 0.5},
+    "params": {"": 1.0},
+    "bytes": {"b": 1.0},
+    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+}
+_EXAMPLES = {"macs": "1.5GMAC", "params": "20M", "bytes": "300kB", "latency": "12ms"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on the cost of the converted model, which all hold at once.
+
+    A limit is a share of the original (a float from 0 to 1), a number in the unit of its name (an int), or a text with
+    a unit: `"20M"` parameters, `"1.5GMAC"`, `"300kB"`, `"12ms"`.
+
+    Args:
+        macs: multiply-accumulates of all convs and matrix products on the example.
+        params: parameters of the whole model.
+        bytes: bytes of the whole model's weights.
+        latency: milliseconds of the whole model, in the runtime and precision of `Runtime`.
+
+    Raises:
+        BudgetError: there is no limit, or one that cannot be read.
+    """
+
+    macs: Amount | None = None
+    params: Amount | None = None
+    bytes: Amount | None = None
+    latency: Amount | None = None
+
+    def __post_init__(self) -> None:
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        if not limits:
+            raise BudgetError("budget: it sets no limit; pass for example Budget(macs=0.5)")
+        for name, value in limits.items():
+            _read_amount(name, value)
+
+    @staticmethod
+    def parse(text: str) -> Budget:
+        """Read `macs=0.5,params=20M`.
+
+        Raises:
+            BudgetError: an unknown name, a name without a value, or a value that cannot be read.
+        """
+        known = [item.name for item in fields(Budget)]
+        values: dict[str, Amount] = {}
+        for part in filter(None, (piece.strip() for piece in text.split(","))):
+            name, equals, value = (piece.strip() for piece in part.partition("="))
+            if not equals or name not in known or name in values:
+                raise BudgetError(f"budget: cannot read {part!r}; write macs=0.5, with one of {', '.join(known)}")
+            values[name] = _number_or_text(value)
+        return Budget(**values)
+
+    def limits(self, whole: Callable[[str], float]) -> dict[str, float]:
+        """Return name -> limit in the name's unit (MACs, parameters, bytes, milliseconds).
+
+        Args:
+            whole: gives what the original has of each.
+        """
+        found = {}
+        for name, value in vars(self).items():
+            if value is not None:
+                is_share, amount = _read_amount(name, value)
+                found[name] = amount * whole(name) if is_share else amount
+        return found
+
+
+@dataclass(frozen=True)
+class Within:
+    """The fastest network that loses at most so much.
+
+    Args:
+        tolerance: most that may be lost of the metric, in its unit (`1.0`) or as a share of the original's (`"1%"`).
+            Without a metric it is the relative error of the output on held-out images; for an image-to-image network
+            the error relative to what the network adds to its input. None is the default's tolerance.
+        metric: the user's own measure, model -> number.
+        better: whether a `"higher"` or a `"lower"` metric is better.
+
+    Raises:
+        BudgetError: the tolerance cannot be read, or a metric comes without one.
+    """
+
+    tolerance: float | str | None = None
+    metric: Metric | None = None
+    better: str = "higher"
+    before: float = field(default=0.0, repr=False)
+    """The original's metric; the search fills it in."""
+    scale: float = field(default=1.0, repr=False)
+    """The share of the output's variance that an error is relative to; the search fills it in."""
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower"):
+            raise BudgetError(f"within: better={self.better!r}; pass 'higher' or 'lower'")
+        if self.metric is not None and self.tolerance is None:
+            raise BudgetError(
+                "within: say how much of the metric may be lost, for example Within(1.0, metric=accuracy)"
+            )
+        if self.tolerance is not None:
+            _read_tolerance(self.tolerance, 1.0)
+
+    def resolve(self, model: nn.Module, held_out: Sequence[Example]) -> Within:
+        """Return the goal with its tolerance as a number, and the original's metric measured once.
+
+        Args:
+            model: the original.
+            held_out: images to judge by.
+
+        Raises:
+            BudgetError: the metric does not give a finite number.
+        """
+        if self.metric is not None:
+            assert self.tolerance is not None
+            before = measure(self.metric, model)
+            return dataclasses.replace(self, tolerance=_read_tolerance(self.tolerance, abs(before)), before=before)
+        scale = added_share(model, first_batches(held_out, _ADDED_IMAGES))
+        default = DEFAULT_ERROR if scale == 1 else DEFAULT_ERROR_ADDED
+        tolerance = default if self.tolerance is None else _read_tolerance(self.tolerance, 1.0)
+        return dataclasses.replace(self, tolerance=tolerance, better="lower", scale=scale)
+
+    @property
+    def name(self) -> str:
+        """The name of the figure."""
+        return "output error" if self.metric is None else getattr(self.metric, "__name__", "metric")
+
+    @property
+    def most(self) -> float:
+        """The resolved tolerance."""
+        assert isinstance(self.tolerance, float)
+        return self.tolerance
+
+    @property
+    def most_error(self) -> float:
+        """The relative error of the output that is allowed; nan where a metric decides."""
+        return math.nan if self.metric is not None else self.most * self.scale
+
+    def keeps(self, value: float) -> bool:
+        """Return whether a figure is good enough."""
+        return self._lost(value) <= self.most + 1e-12
+
+    def spent(self, value: float) -> float:
+        """Return the share of the tolerance that a figure has used up, below 0 where it is better than before."""
+        lost = self._lost(value)
+        return lost / self.most if self.most > 0 else math.inf if lost > 0 else 0.0
+
+    def _lost(self, value: float) -> float:
+        return self.before - value if self.better == "higher" else value - self.before
+
+    def __str__(self) -> str:
+        if self.metric is not None:
+            return f"{self.most:.3g} of {self.name} ({self.before:.4g})"
+        return f"an error of {self.most:.3g} of {'the output' if self.scale == 1 else 'what is added to the input'}"
+
+
+Goal = Budget | Within
+
+
+def measure(metric: Metric, model: nn.Module) -> float:
+    """Return the user's metric of a model.
+
+    Raises:
+        BudgetError: it is not a finite number.
+    """
+    value = metric(model)
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise BudgetError(f"metric: it gives a {type(value).__name__}; it takes a model and gives a number") from error
+    if not math.isfinite(number):
+        raise BudgetError(f"metric: it gives {number}; it takes a model and gives a finite number")
+    return number
+
+
+def _number_or_text(text: str) -> Amount:
+    try:
+        return int(text) if re.fullmatch(r"\d+", text) else float(text)
+    except ValueError:
+        return text
+
+
+def _read_amount(name: str, value: Amount) -> tuple[bool, float]:
+    """Return whether a limit is a share, and its number in the unit of its name."""
+    if isinstance(value, str):
+        return False, _read_unit(name, value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise BudgetError(f"budget: {name}={value!r} is not a limit; pass a share such as 0.5, or a number with a unit")
+    if isinstance(value, float) and value > 1:
+        raise BudgetError(f"budget: {name}={value} is more than all of it; pass a share up to 1.0, or a whole number")
+    return isinstance(value, float), float(value)
+
+
+def _read_unit(name: str, text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Z]*)\s*", text)
+    if match:
+        number, word = float(match[1]), match[2].lower()
+        for unit, scale in _UNITS[name].items():
+            prefix = word.removesuffix(unit) if unit else word
+            if word.endswith(unit) and prefix in (_PREFIXES if name != "latency" else {""}):
+                return number * _PREFIXES[prefix] * scale
+    raise BudgetError(f"budget: {name}={text!r} cannot be read; pass a share such as 0.5 or {_EXAMPLES[name]}")
+
+
+def _read_tolerance(tolerance: float | str, whole: float) -> float:
+    """Return the most that may be lost, as a number."""
+    text = str(tolerance).strip()
+    try:
+        number = float(text.removesuffix("%")) * (whole / 100 if text.endswith("%") else 1.0)
+    except ValueError:
+        number = math.nan
+    if isinstance(tolerance, bool) or not math.isfinite(number) or number < 0:
+        raise BudgetError(f"within: {tolerance!r} is not an amount; pass a number such as 1.0, or a share such as '1%'")
+    return number

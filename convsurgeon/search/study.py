@@ -1,0 +1,159 @@
+"""The context of one call: a captured network, its candidates and their scores, images, and where it will run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from convsurgeon.base.errors import BudgetError
+from convsurgeon.calibration.dataset import Calibration, first_batches
+from convsurgeon.distill.reconstruct import OutputJudge, reconstruct
+from convsurgeon.fit import sensitivity
+from convsurgeon.forms.form import Form
+from convsurgeon.graph.capture import Capture
+from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.planning.plan import Change, Plan
+from convsurgeon.planning.select import Predicate
+from convsurgeon.planning.surgery import operate
+from convsurgeon.runtime.latencies import Latencies, pays
+from convsurgeon.runtime.runtime import Runtime
+from convsurgeon.search.scores import EFFORT, Scores, images_for_scores, score_by_data, score_by_weights
+
+NOT_FASTER = "kept dense: no form is clearly faster here"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known while one network is converted; handed down instead of its parts.
+
+    Args:
+        seen: the captured network.
+        data: images to fit to and to judge by; None where only the weights are known.
+        runtime: where the converted network will run.
+        base: the plan with the first candidate at every site; its skips stay.
+        options: every change that may be made, by site.
+        seed: of the positions and projections that are drawn.
+        progress: whether to show progress.
+        table: milliseconds of every site in every form, where they are known.
+        scores: what each change would lose; empty before `score`.
+        gradients: second moments of the gradients at every site, where there are images.
+    """
+
+    seen: Capture
+    data: Calibration | None
+    runtime: Runtime
+    base: Plan
+    options: Mapping[str, Sequence[Change]]
+    seed: int = 0
+    progress: bool = True
+    table: Latencies | None = None
+    scores: Scores = field(default_factory=dict)
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def with_table(self, table: Latencies) -> Study:
+        """Return the study with milliseconds, without the candidates that are not clearly faster than dense.
+
+        Raises:
+            BudgetError: the table is of another precision than the runtime.
+        """
+        found = getattr(table, "precision", "fp32")
+        if found != self.runtime.precision:
+            raise BudgetError(
+                f"runtime: the plan is for {self.runtime.precision}, the latency table of {found}; "
+                f"measure one with precision={self.runtime.precision!r}, or plan for {found}"
+            )
+        options = {
+            name: [change for change in changes if pays(table, name, change.form)]
+            for name, changes in self.options.items()
+        }
+        slow = {name: NOT_FASTER for name, changes in options.items() if not changes}
+        left = {name: changes for name, changes in options.items() if changes}
+        return dataclasses.replace(self, table=table, base=self.base.without(slow), options=left)
+
+    def score(self) -> Study:
+        """Return the study with a score for every candidate: on images where there are any, else from the weights."""
+        if self.data is None:
+            return dataclasses.replace(self, scores=score_by_weights(self.options))
+        model, batches = self.seen.model, first_batches(self.data.fitted, images_for_scores(self.options))
+        gradients = sensitivity.moments(model, self.options, batches, self.seed)
+        scores = score_by_data(model, self.options, batches, gradients, seed=self.seed, progress=self.progress)
+        return dataclasses.replace(self, scores=scores, gradients=gradients)
+
+    def try_plan(self, plan: Plan, *, final: bool = False) -> tuple[nn.Module, float]:
+        """Return a plan's network as the file that ships would compute it, and its error on held-out images.
+
+        Args:
+            plan: what becomes of every conv.
+            final: fit as the conversion will, on all images and together; otherwise on a part and with fewer steps,
+                which is enough to tell plans apart.
+        """
+        if self.data is None:
+            raise BudgetError("search: without images no plan can be tried; pass calibration")
+        if not plan.changes:
+            return self._as_shipped(self.seen.model, 0.0)
+        converted, done = operate(self.seen.model, plan, self.seen.example)
+        if final:
+            fitted = reconstruct(self.seen, converted, done, self.data, seed=self.seed, progress=False)
+        else:
+            part = first_batches(self.data.fitted, images_for_scores(self.options))
+            fitted = reconstruct(
+                self.seen,
+                converted,
+                done,
+                Calibration(tuple(part), self.data.held_back),
+                seed=self.seed,
+                progress=False,
+                jointly=False,
+                metrics={name: sensitivity.mixed(self.gradients[name]) for name in done.changes},
+                effort=EFFORT,
+            )
+        return self._as_shipped(converted, fitted.error_after)
+
+    def _as_shipped(self, model: nn.Module, error: float) -> tuple[nn.Module, float]:
+        """Return the model in the runtime's precision, and its error there."""
+        if self.runtime.precision == "fp32":
+            return model, error
+        assert self.data is not None
+        shipped = self.runtime.deployed(model, self.data.fitted)
+        return shipped, OutputJudge(self.seen.model, self.data.held_back).error(shipped)
+
+    def predicted_ms(self, plan: Plan) -> float:
+        """Return the milliseconds of a plan's network by the table; nan where one of its forms was not measured."""
+        table = self.table
+        if table is None or not all(table.has(change.name, change.form) for change in plan.changes.values()):
+            return math.nan
+        gains = (table.ms(change.name, None) - table.ms(change.name, change.form) for change in plan.changes.values())
+        return table.total_ms - sum(gains)
+
+
+def open_study(
+    seen: Capture,
+    data: Calibration | None,
+    runtime: Runtime,
+    *,
+    forms: Sequence[Form],
+    policy: Predicate | None,
+    allow_growth: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Study:
+    """Return a study with every change that the forms could make.
+
+    Args:
+        seen: the captured network.
+        data: images, or None.
+        runtime: where it will run.
+        forms: candidates for every site.
+        policy: which sites may be changed; None leaves the stem alone.
+        allow_growth: whether a form may have more MACs or parameters than the conv; milliseconds decide then.
+        seed: of what is drawn.
+        progress: whether to show progress.
+    """
+    kernels = kernels_of(seen)
+    base = plan_captured(seen, forms, policy, allow_growth, kernels)
+    options = candidates(base, kernels, forms, allow_growth)
+    return Study(seen, data, runtime, base, options, seed, progress)

@@ -1,0 +1,91 @@
+"""Plans on trial: fitted roughly on a part of the images; what ships is fitted whole, in the precision that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import convsurgeon as cs
+from convsurgeon.calibration.dataset import read
+from convsurgeon.forms import cpfit
+from convsurgeon.int8.module import Int8Module
+from convsurgeon.search.scores import EFFORT
+from convsurgeon.search.study import Study, open_study
+from tests.search.chain import net
+from tests.search.tables import MadeUpTable
+from tests.search.test_within import FORMS, converted, nearness
+
+IMAGES = torch.randn(80, 8, 12, 12, generator=torch.Generator().manual_seed(1))
+pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
+
+
+def _study(forms: list[cs.Form], precision: str = "fp32") -> Study:
+    seen = cs.capture(net(), IMAGES[:1])
+    data = read(IMAGES, seen.example, len(IMAGES))
+    runtime = cs.Runtime(precision=precision)  # type: ignore[arg-type]
+    return open_study(
+        seen, data, runtime, forms=forms, policy=cs.select.everything(), allow_growth=True, progress=False
+    ).score()
+
+
+def test_a_trial_takes_half_of_the_steps_of_what_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    honest = cpfit.descended
+
+    def descended(*parts: object) -> object:
+        steps.append(int(parts[3]))  # type: ignore[call-overload]
+        return honest(*parts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(cpfit, "descended", descended)
+    study = _study([cs.CP(rank=8)])
+    steps.clear()
+    _, roughly = study.try_plan(study.base)
+    rough = list(steps)
+    steps.clear()
+    _, whole = study.try_plan(study.base, final=True)
+    assert rough == [EFFORT * count for count in steps]
+    assert rough
+    assert whole < 1.05 * roughly < 1.5 * whole
+
+
+def test_a_network_on_trial_is_its_int8_file() -> None:
+    exact, rough = _study(FORMS), _study(FORMS, "int8")
+    left = exact.base.without(dict.fromkeys(exact.base.changes, "dense"))
+    assert exact.try_plan(left)[1] == 0
+    assert 0 < rough.try_plan(left)[1] < 0.01  # the network as it is loses something, too
+    float_one, int8_one = exact.try_plan(exact.base), rough.try_plan(exact.base)
+    assert isinstance(int8_one[0], Int8Module)
+    assert not isinstance(float_one[0], Int8Module)
+    assert 0 < abs(int8_one[1] - float_one[1]) < 0.1 * float_one[1]
+
+
+def test_a_metric_is_asked_about_int8_and_export_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsurgeon.search.search.MOST_TRIALS", 2)
+    asked: list[nn.Module] = []
+
+    def near(model: nn.Module) -> float:
+        asked.append(model)
+        return nearness(model)
+
+    result = converted(MadeUpTable(precision="int8"), cs.Within(60.0, metric=near))
+    assert result.changes
+    assert [type(model) is Int8Module for model in asked] == [False] + [True] * (len(asked) - 1)
+    assert result.precision == "int8"
+    assert "in int8 as the original in int8" in result.report.speed
+    bundle = cs.export(result, tmp_path / "out", pairs=0, progress=False)
+    assert {one.path.name for one in bundle.quantized} == {"original-int8.onnx", "model-int8.onnx"}
+
+
+def test_a_table_of_another_precision_is_refused() -> None:
+    with pytest.raises(cs.LatencyError, match="int8"):
+        cs.Runtime(table=MadeUpTable(precision="int8"))
+
+
+def test_the_sweep_is_of_a_precision() -> None:
+    how = {"shares": [0.6], "forms": FORMS, "policy": cs.select.everything(), "calibration": IMAGES, "progress": False}
+    exact = cs.sweep(net(), IMAGES[:1], **how)  # type: ignore[arg-type]
+    rough = cs.sweep(net(), IMAGES[:1], runtime=cs.Runtime(precision="int8"), **how)  # type: ignore[arg-type]
+    assert exact.points[0].error != rough.points[0].error

@@ -1,0 +1,205 @@
+"""The fastest network that loses little, or the model as it was: on made-up milliseconds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import convsurgeon as cs
+from convsurgeon import cli
+from convsurgeon.fit.residual import added_share
+from convsurgeon.search import study
+from convsurgeon.search.goal import DEFAULT_ERROR_ADDED
+from convsurgeon.search.search import MOST_TRIALS, NOT_WORTH_IT, WORTH
+from tests import nets
+from tests.search.chain import net
+from tests.search.tables import MadeUpTable
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
+FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 3, 4)]
+IMAGES = torch.randn(40, 8, 12, 12, generator=torch.Generator().manual_seed(1))
+EXAMPLE = IMAGES[:1]
+
+
+def nearness(model: nn.Module) -> float:
+    """Higher is better: 100 for the original."""
+    with torch.no_grad():
+        wanted, got = net()(IMAGES), model(IMAGES)
+    return 100 * (1 - float((wanted - got).square().sum() / wanted.square().sum()))
+
+
+def converted(table: Any, goal: cs.Within | cs.Budget | None = None, **choices: Any) -> cs.Result:
+    runtime = cs.Runtime(table=table, precision=table.precision)
+    given = {"forms": FORMS, "policy": cs.select.everything(), "calibration": IMAGES, "progress": False, **choices}
+    return cs.convert(net(), EXAMPLE, goal=goal, runtime=runtime, **given)
+
+
+def test_the_fastest_within_a_metric_is_found_with_few_trials() -> None:
+    asked: list[float] = []
+
+    def near(model: nn.Module) -> float:
+        asked.append(nearness(model))
+        return asked[-1]
+
+    result = converted(MadeUpTable(), cs.Within(20.0, metric=near))
+    (taken,) = (trial for trial in result.trials if trial.taken)
+    assert len(asked) == 1 + len(result.trials) <= 1 + MOST_TRIALS
+    assert [trial.value for trial in result.trials] == asked[1:]
+    assert taken.good_enough
+    assert taken.value >= 100 - 20
+    assert taken.predicted_ms == min(trial.predicted_ms for trial in result.trials if trial.good_enough)
+    assert {trial.good_enough for trial in result.trials} == {True, False}
+    assert nearness(result.model) == pytest.approx(taken.value)  # what was judged is what comes back
+    assert taken.measured_ms == pytest.approx(taken.predicted_ms)
+    assert f"{taken.speed_up:.2f} times as fast" in str(result.report)
+    assert "20 of near (100)" in str(result.report)
+
+
+@pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
+def test_the_tolerance_that_is_spent(better: str, sign: int) -> None:
+    goal = cs.Within(2.0, metric=lambda _: 10.0, better=better).resolve(net(), [])
+    assert [goal.spent(10.0 + sign * lost) for lost in (-1.0, 0.0, 1.0, 2.0, 4.0)] == [-0.5, 0.0, 0.5, 1.0, 2.0]
+    none = cs.Within(0.0, metric=lambda _: 10.0, better=better).resolve(net(), [])
+    assert [none.spent(10.0 + sign * lost) for lost in (-1.0, 0.0, 1.0)] == [0.0, 0.0, math.inf]
+
+
+def test_a_larger_tolerance_is_faster() -> None:
+    times = []
+    for tolerance in (15.0, "25%", 45.0):
+        result = converted(MadeUpTable(), cs.Within(tolerance, metric=nearness))
+        times += [trial.predicted_ms for trial in result.trials if trial.taken]
+    assert times == sorted(times, reverse=True)
+    assert times[0] > times[-1]
+
+
+def test_lower_may_be_better() -> None:
+    lower = converted(MadeUpTable(), cs.Within(20.0, metric=lambda model: 100 - nearness(model), better="lower"))
+    assert lower.plan == converted(MadeUpTable(), cs.Within(20.0, metric=nearness)).plan
+
+
+@pytest.mark.parametrize(
+    ("table", "goal", "why"),
+    [
+        (MadeUpTable(each=0.9), cs.Within(0.9), "in its fastest form"),
+        (MadeUpTable(), cs.Within(1e-6, metric=nearness), "has nearness"),
+        (MadeUpTable(), cs.Within(1e-9), "has output error"),
+        (MadeUpTable(beside=(7.0, 7.0, 7.0)), cs.Within(0.5), "1.00 times as fast measured"),
+        (MadeUpTable(cores=20.0), cs.Within(0.5), "with all cores"),
+    ],
+    ids=["no gain", "metric", "error", "clock", "cores"],
+)
+def test_a_network_that_is_not_worth_it_comes_back_as_it_was(table: MadeUpTable, goal: cs.Within, why: str) -> None:
+    result = converted(table, goal)
+    assert not result.changes
+    assert torch.equal(result.model(EXAMPLE), net()(EXAMPLE))
+    assert result.report.speed.startswith("Left as it was")
+    assert why in result.report.speed
+    assert re.search(r"4 \(40%\), 2 \(30%\), 0 \(20%\), all else \(10%\)", result.report.speed)
+    assert not any(trial.taken for trial in result.trials)
+    assert {skip.reason for skip in result.skipped} <= {NOT_WORTH_IT, study.NOT_FASTER}
+
+
+def test_a_layer_that_is_slower_beside_the_others_goes_back() -> None:
+    """Law 9, of the measured whole."""
+    result = converted(MadeUpTable(beside=(1.0, 9.0, 1.0)), cs.Within(0.9))
+    assert set(result.changes) == {"0", "4"}
+    timed = [trial for trial in result.trials if trial.is_timed]
+    assert [trial.slower for trial in timed] == [("2",), ()]
+    assert timed[-1].taken
+    assert timed[-1].speed_up >= WORTH
+
+
+def test_candidates_that_are_not_faster_are_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A score takes a fit."""
+    scored: list[str] = []
+    honest = study.score_by_data
+
+    def score_by_data(model: nn.Module, options: dict[str, list[cs.Change]], *others: Any, **more: Any) -> Any:
+        scored.extend(change.form.label for changes in options.values() for change in changes)
+        return honest(model, options, *others, **more)
+
+    monkeypatch.setattr(study, "score_by_data", score_by_data)
+    assert converted(MadeUpTable(each=0.4), cs.Within(0.9)).changes
+    assert set(scored) == {"separable rank 1", "separable rank 2"}
+
+
+def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise cs.ExportError("no ONNX form of this")
+
+    default = converted(MadeUpTable(), forms=None)
+    assert default.trials or "Left as it was" in default.report.speed
+    monkeypatch.setattr(cs.Runtime, "measure", refuse)
+    by_macs = cs.convert(net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, progress=False)
+    assert "Milliseconds are not known" in by_macs.report.speed
+    assert "no ONNX form of this" in by_macs.report.speed
+    with pytest.raises(cs.ExportError):
+        cs.convert(net(), EXAMPLE, calibration=IMAGES, goal=cs.Within(0.1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "offender"),
+    [
+        (lambda: cs.Within(metric=nearness), "metric"),
+        (lambda: cs.Within("much"), "much"),
+        (lambda: cs.Within(-1.0), "-1.0"),
+        (lambda: cs.Within(0.1, better="best"), "best"),
+        (lambda: cs.Within(1.0, metric=lambda _: None).resolve(net(), []), "NoneType"),  # type: ignore[arg-type,return-value]
+        (lambda: cs.Within(1.0, metric=lambda _: math.nan).resolve(net(), []), "nan"),
+    ],
+)
+def test_a_tolerance_that_cannot_be_read_is_refused(make: Callable[[], cs.Within], offender: str) -> None:
+    with pytest.raises(cs.BudgetError, match=re.escape(offender)):
+        make()
+
+
+def test_a_tolerance_needs_images_and_something_to_choose() -> None:
+    with pytest.raises(cs.CalibrationError):
+        converted(MadeUpTable(), cs.Within(0.1), calibration=False)
+    with pytest.raises(cs.BudgetError):
+        converted(MadeUpTable(), cs.Within(0.1), forms={"0": cs.DepthwiseSeparable(rank=1)})
+
+
+class _Denoiser(nn.Module):
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.add = nn.Conv2d(8, 8, 3, padding=1), add
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.add(x, 0.01 * self.body(x))
+
+
+def test_image_to_image_is_judged_by_what_is_added() -> None:
+    example = cs.Example((IMAGES,))
+    small = added_share(_Denoiser(lambda x, y: x - y), [example])
+    assert 1e-6 < small < 1e-3
+    large = added_share(_Denoiser(lambda x, y: F.interpolate(x - y, scale_factor=2.0, mode="bicubic")), [example])
+    assert large == pytest.approx(small, rel=0.5)
+    assert added_share(_Denoiser(lambda _, y: y), [example]) == 1.0  # nothing of the input is handed on
+    assert added_share(net(), [example]) == 1.0  # other channels
+    goal = cs.Within().resolve(_Denoiser(lambda x, y: x - y), [example])
+    assert (goal.scale, goal.most) == (pytest.approx(small, rel=0.2), DEFAULT_ERROR_ADDED)
+    assert "added to the input" in str(goal)
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).random((40, 3, 12, 12), dtype=np.float32))
+    (tmp_path / "mine.py").write_text("def score(model):\n    return 7.0\n")
+    command = ["convert", f"{nets.__file__}:Plain", "--input", "1x3x12x12", "--rank", "1", "2", "--within", "1%"]
+    images = ["--calibrate", str(tmp_path / "images.npy")]
+    assert cli.main([*command, *images, "--metric", f"{tmp_path / 'mine.py'}:score"]) == 0
+    printed = capsys.readouterr().out
+    assert "Left as it was" in printed or "0.07 of score (7)" in printed
+    assert cli.main([*command, "--calibrate", "none"]) == 1
+    assert "calibration" in capsys.readouterr().err
+    assert cli.main([*command, *images, "--budget", "macs=0.5"]) == 1
+    assert "--budget" in capsys.readouterr().err
