@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
 
 FEWER = {
-    **{"fit.joint.EPOCHS": 1, "fit.site.SWEEPS": 1, "forms.cpfit.STEPS": 2, "forms.cpfit._LEAST_STEPS": 2},
+    **{"distill.joint.EPOCHS": 1, "fit.site.SWEEPS": 1, "forms.cpfit.STEPS": 2, "forms.cpfit._LEAST_STEPS": 2},
     **{"calibration.synthetic._PASSES": 1, "calibration.synthetic._LEAST_PASSES": 1},
 }
 """Steps of all that is done step by step."""

@@ -8,10 +8,11 @@ import re
 import pytest
 
 from tests.networks import import_timm
+from tests.zoo.__main__ import ROWS, read
 from tests.zoo.cases import Case, timm_cases
 from tests.zoo.check import check
 from tests.zoo.counters import check_counter
-from tests.zoo.page import page
+from tests.zoo.page import COUNTERS, PAGE, PEERS, page
 
 ALWAYS = ("levit", "vision_transformer_hybrid")
 """One family that caches tensors while it is traced, and one whose convs standardise their weights."""
@@ -43,6 +44,10 @@ def test_every_timm_family_is_right(case: Case) -> None:
     import_timm()
     (row,) = check(case, export=False)
     assert row["status"] == "ok", row
+
+
+def test_the_page_is_what_the_stored_rows_say() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(read(ROWS), read(PEERS), read(COUNTERS)), "python -m tests.zoo.page"
 
 
 def test_the_page_counts_what_the_rows_say() -> None:

@@ -73,20 +73,20 @@ def _todo(options: argparse.Namespace) -> Iterator[tuple[Case, str]]:
 
 
 def read(path: Path) -> list[Row]:
-    """All rows of a file, none if there is none."""
+    """Return all rows of a file; an absent file has none."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def exported(case: Case, part: str) -> bool:
-    """Whether a case is in the part of the zoo that is exported this time."""
+def is_exported(case: Case, part: str) -> bool:
+    """Return whether a case is in the part of the zoo that is exported this time."""
     index, parts = map(int, part.split("/"))
     return zlib.crc32(case.key.encode()) % parts == index
 
 
 def _one(case: Case, what: str, options: argparse.Namespace) -> Row:
-    """The row of a case; that it crashed or took too long where it did."""
+    """Return the row of a case, which says so where it crashed or took too long."""
     here, there = _FORK.Pipe(duplex=False)
-    process = _FORK.Process(target=_child, args=(there, case, what, exported(case, options.export)))
+    process = _FORK.Process(target=_child, args=(there, case, what, is_exported(case, options.export)))
     process.start()
     there.close()
     row: Row = {"case": case.key, "source": case.source, "family": case.family, "name": case.name}

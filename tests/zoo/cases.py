@@ -1,8 +1,8 @@
-"""The models of the sweep, how each is built, made lively, and fed.
+"""The models of the sweep, how each is built, given random weights, and fed.
 
 A fresh network hides mistakes: zero-initialised last norms and layer scales of 1e-6 switch whole branches off, and
-without batch-norm statistics the rest dies or explodes. `enliven` draws what is constant anew and runs the batch norms
-once, so that every conv is heard in the output; the sweep checks that with a rank-1 conversion, which must differ.
+without batch-norm statistics the rest dies or explodes. `randomise` draws constants anew and runs the batch norms once,
+so that the output depends on every conv; the sweep checks that with a rank-1 conversion, which must differ.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every torchvision model, and one model of every timm family that holds a dense conv."""
+    """Return every torchvision model, and one model of every timm family that holds a dense conv."""
     return [*torchvision_cases(), *timm_cases()]
 
 
 def timm_cases() -> list[Case]:
-    """The models that `choose` found smallest."""
+    """Return the models that `choose` found smallest."""
     chosen = json.loads(CHOSEN.read_text(encoding="utf-8"))
     return [Case("timm", family, name) for family, name in chosen.items()]
 
 
 def torchvision_cases() -> list[Case]:
-    """All builders; the family is the module they come from. Of a detector it is the backbone that counts."""
+    """Return all builders; the family is the module they come from. Of a detector the backbone is taken."""
     models = import_torchvision().models
     names = sorted(models.list_models())
     return [Case("torchvision", models.get_model_builder(name).__module__.split(".", 2)[2], name) for name in names]
 
 
 def build(case: Case) -> nn.Module:
-    """The model in eval mode, with random weights of which none is switched off."""
+    """Return the model in eval mode, with random weights."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,8 +84,8 @@ def _torchvision(case: Case) -> nn.Module:
     return backbone if case.family.startswith("detection") and isinstance(backbone, nn.Module) else model
 
 
-def enliven(model: nn.Module, example: tuple[Tensor, ...]) -> None:
-    """Draws constant parameters anew and gives batch norms the statistics of one batch."""
+def randomise(model: nn.Module, example: tuple[Tensor, ...]) -> None:
+    """Draw constant parameters anew and give batch norms the statistics of one batch."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
@@ -110,7 +110,7 @@ def _draw(name: str, parameter: Tensor) -> None:
 
 
 def examples(case: Case, model: nn.Module) -> Iterator[tuple[Tensor, ...]]:
-    """Inputs to try, small ones first."""
+    """Yield inputs to try, small ones first."""
     config = getattr(model, "default_cfg", None) or getattr(model, "pretrained_cfg", None)
     wanted = tuple(config["input_size"]) if isinstance(config, dict) and "input_size" in config else (3, 224, 224)
     family = case.family.split(".")[0]
@@ -129,7 +129,7 @@ def examples(case: Case, model: nn.Module) -> Iterator[tuple[Tensor, ...]]:
 
 
 def ready(case: Case) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The model, enlivened, and the first input it runs on."""
+    """Return the model with random weights, and the first input that it runs on."""
     model = build(case)
     for example in examples(case, model):
         try:
@@ -139,7 +139,7 @@ def ready(case: Case) -> tuple[nn.Module, tuple[Tensor, ...]]:
             reason = error
             continue
         if alive:
-            enliven(model, example)
+            randomise(model, example)
             return model, example
     raise RuntimeError(f"{case.key} runs on no example") from reason
 

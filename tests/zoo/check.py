@@ -37,7 +37,7 @@ HEARD = 1e-3
 
 
 def check(case: Case, export: bool) -> Iterator[Row]:
-    """The row of a case, yielded again each time more of it is known."""
+    """Yield the row of a case, again each time more of it is known."""
     row: Row = {"case": case.key, "source": case.source, "family": case.family, "name": case.name}
     start = time.perf_counter()
     model, example = ready(case)
@@ -64,7 +64,7 @@ def check(case: Case, export: bool) -> Iterator[Row]:
 
 
 def verdict(row: Row) -> str:
-    """`ok`, or what is wrong with a row."""
+    """Return `ok`, or what is wrong with a row."""
     if row["unaccounted"]:
         return "a conv is neither changed nor skipped"
     if not (row["error"] <= ROUNDING or row.get("error64", 1.0) <= EXACT):
@@ -81,7 +81,7 @@ def verdict(row: Row) -> str:
 
 
 def full_rank_plan(seen: cs.Capture) -> cs.Plan:
-    """Both exact forms in turns, and for wide windows the one with fewer branches."""
+    """Return a plan with both exact forms in turns, and for wide windows the one with fewer branches."""
     made = [
         plan_captured(seen, [kind(rank=cs.Energy(1.0))], cs.select.everything(), allow_growth=True)
         for kind in (cs.DepthwiseSeparable, cs.Blueprint)
@@ -94,7 +94,7 @@ def full_rank_plan(seen: cs.Capture) -> cs.Plan:
 
 
 def difference(one: nn.Module, two: nn.Module, example: Inputs) -> float:
-    """Largest difference between two models' outputs over the largest output; each output tensor by itself."""
+    """Return the largest difference between two models' outputs, over the largest value of each output tensor."""
     worst = 0.0
     given = cs.Example.of(example)
     for a, b in zip(outputs(one, given), outputs(two, given), strict=True):
@@ -114,7 +114,7 @@ def _wide(example: Inputs) -> Inputs:
 
 
 def _plain_trace(model: nn.Module) -> bool:
-    """Whether torch.fx traces the model as it is."""
+    """Return whether torch.fx traces the model as it is."""
     try:
         with undisturbed(model):  # it leaves proxies in the caches of models that keep some
             fx.symbolic_trace(model)
@@ -129,7 +129,7 @@ def _handling(seen: cs.Capture) -> Row:
 
 
 def _account(model: nn.Module, plan: cs.Plan) -> Row:
-    """Convs, which of them were converted, and why the others were not."""
+    """Return how many convs there are and were converted, and why the others were not."""
     convs = {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
@@ -151,7 +151,7 @@ def _account(model: nn.Module, plan: cs.Plan) -> Row:
 
 
 def _rank_one(model: nn.Module, seen: cs.Capture, example: Inputs) -> Row:
-    """Rank 1 everywhere: runs, learns, differs, and comes back from its plan and state dict to the bit."""
+    """Check rank 1 everywhere: it runs, learns, differs, and comes back from its plan and state dict to the bit."""
     forms = [cs.DepthwiseSeparable(rank=1)]
     plan = plan_captured(seen, forms, cs.select.everything(), allow_growth=True)
     converted, done = cs.operate(model, plan, example)
@@ -174,7 +174,7 @@ def _rank_one(model: nn.Module, seen: cs.Capture, example: Inputs) -> Row:
 
 
 def _learns(converted: nn.Module, plan: cs.Plan, example: Inputs) -> bool:
-    """Whether every new parameter gets a finite gradient."""
+    """Return whether every new parameter gets a finite gradient."""
     loss = sum(leaf.square().mean() for leaf in tensors_in(converted(*example)) if leaf.is_floating_point())
     assert isinstance(loss, Tensor)
     loss.backward()
@@ -184,7 +184,7 @@ def _learns(converted: nn.Module, plan: cs.Plan, example: Inputs) -> bool:
 
 
 def _export(model: nn.Module, seen: cs.Capture, example: Inputs) -> str:
-    """`ok` if the rank-1 model passes the parity gate, else the refusal."""
+    """Return `ok` if the rank-1 model passes the parity check, else the refusal."""
     plan = plan_captured(seen, [cs.DepthwiseSeparable(rank=1)], cs.select.everything(), allow_growth=True)
     converted, _ = cs.operate(model, plan, example)
     with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +196,7 @@ def _export(model: nn.Module, seen: cs.Capture, example: Inputs) -> str:
 
 
 def _digest(model: nn.Module) -> str:
-    """A fingerprint of the structure, the modes and every parameter and buffer."""
+    """Return a fingerprint of the structure, the modes and every parameter and buffer."""
     total = hashlib.sha256(str(model).encode())
     total.update(bytes(module.training for module in model.modules()))
     for name, tensor in model.state_dict().items():

@@ -30,14 +30,14 @@ _FVCORE = {
 }
 
 
-def torchs(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
-    """Everything torch has a formula for; must be equal."""
+def count_by_torch(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
+    """Count everything torch has a formula for; must be equal."""
     theirs = sum(_by_kind(model, example).values())
     return {"ours": seen.cost.macs, "theirs": theirs, "why": "" if theirs == seen.cost.macs else "unexplained"}
 
 
-def fvcores(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
-    """The products it traces; what it has no formula for it says itself."""
+def count_by_fvcore(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
+    """Count the products that fvcore traces; it says itself what it has no formula for."""
     from fvcore.nn import FlopCountAnalysis  # type: ignore[import-not-found]
 
     counted = FlopCountAnalysis(copy.deepcopy(model), example)
@@ -60,7 +60,7 @@ def fvcores(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
     return {"ours": seen.cost.macs, "theirs": sum(theirs.values()), "why": "; ".join(reasons)}
 
 
-def torchinfos(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
+def count_by_torchinfo(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
     """The convs it sees, less the bias it counts as one MAC an output value."""
     import torchinfo
 
@@ -91,7 +91,7 @@ def _torchinfo_reason(site: cs.Site, told: int, biases: int) -> str:
     return f"unexplained: {site.name} {told - biases} for {site.macs}"
 
 
-COUNTERS = {"torch": torchs, "fvcore": fvcores, "torchinfo": torchinfos}
+COUNTERS = {"torch": count_by_torch, "fvcore": count_by_fvcore, "torchinfo": count_by_torchinfo}
 
 
 def check_counter(case: Case, counter: str) -> Row:

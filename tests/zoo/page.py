@@ -1,4 +1,4 @@
-"""The table of the sweep, from its rows.
+"""Make the page of the sweep from its rows.
 
 python -m tests.zoo.page        # rewrites tests/zoo/README.md from rows.jsonl, peers.jsonl and counters.jsonl
 """
@@ -20,11 +20,10 @@ PAGE = Path(__file__).parent / "README.md"
 
 _HEAD = """# The zoo
 
-Every torchvision model (of detectors the backbone) and one model of each of the {timm} timm families that hold a dense
-k x k conv, the smallest: captured, planned, and converted at **full rank**, where the forms are exact, separable and
-blueprint in turns. Random weights with nothing switched off; the same models at rank 1 must differ, learn, and come
-back from plan and state dict to the bit. What a model's own conv subclasses and untraceable code need is found out, not
-told. Made by
+Every torchvision model (of a detector its backbone) and the smallest model of each of the {timm} timm families that
+hold a dense k x k conv. Each is captured, planned, and converted at **full rank**, where the forms are exact:
+separable and blueprint in turns. Weights are random, and none is zero. At rank 1 the same models must give different
+outputs, get gradients, and come back from plan and state dict to the bit. No model gets settings of its own. Made by
 
     pip install --no-deps torchvision==0.28.0 timm && pip install pillow pyyaml huggingface_hub
     python -m tests.zoo --export 3/10
@@ -32,12 +31,11 @@ told. Made by
     python -m tests.zoo --counters --rows tests/zoo/counters.jsonl             # fvcore, torchinfo
     python -m tests.zoo.page
 
-The first goes on where it stopped and tries again what was not right. `error` is the largest difference over the
-largest output in float32; above {rounding:g} it is judged in float64. *traced*: torch.fx, or torch.fx with help;
-*leaves*: some modules run untraced; *untraced*: the whole model does. Convs inside are found and rewritten all the
-same.
-*Deaf* is a fault of the test and not of the conversion: the random weights drown the convs' signal, so that equal
-outputs say nothing; such a model needs livelier weights.
+The first command goes on where it stopped, and repeats what was not right. `error` is the largest difference over the
+largest output in float32; above {rounding:g} it is measured again in float64. *traced*: by torch.fx, with or without
+help; *leaves*: some modules run untraced; *untraced*: the whole model does. Convs inside are found and rewritten in all
+three cases. *Deaf* is a fault of the test: the random weights make the output independent of the convs, so that equal
+outputs do not prove anything.
 """
 
 
@@ -110,8 +108,8 @@ def _distinct(rows: list[Row]) -> list[Row]:
     return list({(row["case"], row["peer"]): row for row in rows}.values())
 
 
-_PEERS = """The timm models again, as far as they were run. bsconv knows no rank but 1 and draws new weights, so its
-output cannot be right; what counts is that the model still runs. tensorly-torch factors by Tucker at the full rank
+_PEERS = """The timm models again, as far as they were run. bsconv has rank 1 only and draws new weights, so its
+output cannot be right; the model has to run, that is all. tensorly-torch factors by Tucker at the full rank
 of every mode, where it should be exact.
 """
 
@@ -132,7 +130,7 @@ def _peers(peers: list[Row], own: dict[str, Row]) -> str:
 
 _COUNTERS = """MACs of each model on the input of the sweep, compared kind by kind (convolutions, matrix products,
 attention): torch's `FlopCounterMode` all of them, fvcore what it has a formula for, torchinfo the convs without their
-bias. What the others add for norms, pooling and biases is left out.
+bias. What the others count for norms, pooling and biases is left out.
 """
 
 
