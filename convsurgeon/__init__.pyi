@@ -26,6 +26,7 @@ from .conversion import (
     convert as convert,
 )
 from .distill.augment import Augment as Augment
+from .distill.recipe import Recipe as Recipe
 from .distill.reconstruct import Reconstruction as Reconstruction
 from .distill.record import Recovery as Recovery
 from .fit.fidelity import Fidelity as Fidelity

@@ -256,7 +256,9 @@ def carry_out(
     """
     model, example = before.model, before.example
     converted, done = operate(model, wanted, example)
-    fits = None if data is None or not done.changes else reconstruct(before, converted, done, data, seed, progress)
+    fits = None
+    if data is not None and done.changes:
+        fits = reconstruct(before, converted, done, data, seed=seed, progress=progress)
     with undisturbed(model):  # a closure that the copy holds may still run modules of the original
         after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())

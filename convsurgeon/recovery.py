@@ -7,33 +7,23 @@ import dataclasses
 import hashlib
 import json
 import os
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from convsurgeon.base import processes as world
+from convsurgeon.base import processes
 from convsurgeon.base.errors import RecoveryError
-from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.conversion import Result, compare_outputs
-from convsurgeon.distill.batches import Batch, Stream, images_from, kept_chance, split
+from convsurgeon.distill.batches import Stream, kept_chance, split, training_set
 from convsurgeon.distill.checkpoint import RunFolder, check_run
-from convsurgeon.distill.history import Log
+from convsurgeon.distill.distiller import Distiller
 from convsurgeon.distill.learning_rate import best_rate
-from convsurgeon.distill.loop import train
-from convsurgeon.distill.loss import Judge, Loss, Objective
+from convsurgeon.distill.loss import AnswerLoss, OutputJudge
 from convsurgeon.distill.recipe import Recipe
-from convsurgeon.distill.record import Recovery
-from convsurgeon.distill.training import (
-    OptimizerFactory,
-    SchedulerFactory,
-    Training,
-    Transform,
-    as_channels_last,
-    unheard,
-)
+from convsurgeon.distill.record import Recovery, Score
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import keep_state
@@ -42,291 +32,195 @@ from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import as_exported, learn_rounded
 from convsurgeon.onnxnet.network import OnnxNetwork
 
-_MADE_UP = 1024
+SYNTHETIC = 1024
 """Images that are made up at most."""
-
 SAMPLE = 2
-"""Held-back batches that the scales of the loss are measured on."""
+"""Held-back batches that the variances of the outputs are measured on."""
+DEFAULT = Recipe()
+JUDGED = 10
+"""Times that a run is judged at least."""
 
 
 def recover(
     result: Result,
-    batches: object = None,
+    images: object = None,
     *,
-    epochs: float | None = None,
-    batch_size: int | None = None,
-    lr: float | None = None,
-    transform: Transform | None = None,
-    features: float = 0.0,
-    loss: Loss | None = None,
-    label_loss: Loss | None = None,
-    label_weight: float = 1.0,
-    optimizer: str | OptimizerFactory = "soap",
-    scheduler: SchedulerFactory | None = None,
-    warm_up: float = 0.05,
-    clip: float | None = None,
-    norms: str = "frozen",
-    precision: Precision | None = None,
-    amp: bool = False,
-    channels_last: bool = True,
-    hold_back: int = 512,
-    images: int | None = None,
+    recipe: Recipe = DEFAULT,
     run: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    save_every: int = 100,
-    seed: int = 0,
     progress: bool = True,
 ) -> Result:
-    """Fine-tunes a converted model on the original's outputs; needs no labels, and never ends worse than it began.
+    """Fine-tune a converted model on the original's outputs; it needs no labels and never ends worse than it began.
 
-    Of all states that were judged, the one nearest to the original on held-back images is returned, among those whose
-    top-1 agreement is no less than before; if there is none, the model as it was. A quarter of the steps in which no
-    nearer state was found is taken back, and the next begins from the best one at a fifth of the rate; two in a row end
-    the run. Under `torchrun` the work is shared: the batches are those that one process would have seen.
+    Of all states that were judged, the one with the least error on held-back images is returned, among those whose
+    top-1 agreement is not below that at the start; if there is none, the model as it was. Under `torchrun` every
+    process takes its share of every batch.
 
     Args:
-        result: of `convert`, `carry_out` or an earlier `recover`; it is not changed.
-        batches: images: a tensor or array, a map-style data set, a `DataLoader`, or an iterable of batches. Of a loader
-            the data set, the collate function and the number of workers are used. If not given, the images that were
-            made up for the conversion, or new ones (see `synthetic_images`).
-        epochs: passes over the images; by default 20, and more where that is less than 400 steps.
-        batch_size: of all processes together; by default a 16th of the images, from 8 to 64.
-        lr: the highest learning rate; by default one above the best of four in trials that take a tenth of the steps.
-        transform: inputs -> inputs, for augmentation; it gets the tensor of a model that takes one, an `Example`
-            otherwise. Original and converted model see the same result. See `Augment`.
-        features: weight of the mean relative error of the rewritten convs' own outputs in the loss.
-        loss: (converted's output, original's output) -> mean over the rows. By default the squared error over the
-            variance of the original's output.
-        label_loss: (converted's output, labels) -> mean over the rows, added for those who have labels.
-        label_weight: its weight.
-        optimizer: `"soap"` (see `soap`) or `"adam"`, with `lr`; or parameters -> optimiser, whose rate is yours, too.
-        scheduler: (optimiser, steps) -> schedule, stepped after every step; by default a linear warm-up over a share
-            `warm_up` of the steps and half a cosine down to zero.
-        warm_up: see `scheduler`.
-        clip: largest norm of the gradient; None for no limit.
-        norms: `"frozen"` batch-norm statistics, or `"updated"` ones.
-        precision: of the file that is to ship: with `"int8"` the model computes in training and on held-back images as
-            that file will, so that it learns to bear the rounding (see `rounding`). By default that of the conversion.
-        amp: run in bfloat16 where torch's autocast says it may.
-        channels_last: train in the memory format that torch's convs are fastest in; the result has its own again.
-        hold_back: most images to hold back for judging; a tenth of them where that is less.
-        images: most images to use; of an iterable no more are read.
-        run: a folder for checkpoints, log and plot. With it Ctrl-C saves, and then ends the process as ever.
-        resume: go on with what lies in `run`, to the bit on a CPU; begins anew where nothing does.
-        save_every: steps between checkpoints.
-        seed: of the order, the images held back, and the random numbers of every step.
-        progress: whether to show a bar.
+        result: of `convert` or an earlier `recover`; it is not changed.
+        images: a tensor or array, a map-style data set, a `DataLoader`, or an iterable of batches. Of a loader the data
+            set, the collate function and the number of workers are used. If not given, the synthetic images of the
+            conversion, or new ones.
+        recipe: the settings.
+        run: a folder for checkpoints and a log.
+        resume: go on from the checkpoint in `run`, to the bit on a CPU; begin anew where there is none.
+        progress: whether to show bars.
 
     Raises:
-        RecoveryError: a setting is out of range, nothing was rewritten or is trainable, or the run is another's.
+        RecoveryError: nothing was rewritten or is trainable, or the checkpoint is another run's.
         CalibrationError: the images are too few, of another shape, or not finite.
         WriteError: the folder holds a run already, or cannot be written.
-        KeyboardInterrupt: after saving, where there is a folder.
+        KeyboardInterrupt: Ctrl-C was pressed; it says from which step the run can be resumed.
 
     Returns:
         A new result with the recovered model and a report of it.
     """
-    named, maker = (optimizer, None) if isinstance(optimizer, str) else (Recipe.optimizer, optimizer)
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        optimizer=named,
-        warm_up=warm_up,
-        norms=norms,
-        precision=result.precision if precision is None else precision,
-        features=features,
-        label_weight=label_weight,
-        clip=clip,
-        amp=amp,
-        channels_last=channels_last,
-        hold_back=hold_back,
-        images=images,
-        save_every=save_every,
-        seed=seed,
-    )
-    own = Own(loss, label_loss, maker, scheduler, transform)
-    _check(result, recipe, own)
+    recipe = dataclasses.replace(recipe, precision=recipe.precision or result.precision)
+    _check(result)
     check_run(run, resume)
-    folder = None if run is None else RunFolder(run)
-    with kept_chance(), keep_state(result.original), nullcontext() if folder is None else folder.owned():
-        given = _made_up(result, recipe, progress) if batches is None else batches
-        setup = _set_up(result, given, recipe, own)
-        weights, done = _carried_out(setup, _identity(result, setup), folder, progress)
-    return _with(result, weights, done, setup.shown, recipe.precision)
+    with kept_chance(), keep_state(result.original):
+        given = _synthetic(result, recipe, progress) if images is None else images
+        job = _Job(result, given, recipe)
+        folder = None if run is None else RunFolder(run, _settings(result, job))
+        done = _train(job, folder, progress)
+    model = copy.deepcopy(result.model)
+    model.load_state_dict(job.student.state_dict())
+    values = compare_outputs(result.original, model, job.held_back[0])
+    report = dataclasses.replace(result.report, fidelity=values, recovery=done, metrics=())
+    runtime = result.runtime
+    if recipe.precision is not None and recipe.precision != runtime.precision:
+        runtime = dataclasses.replace(runtime, precision=recipe.precision, table=None)
+    return dataclasses.replace(result, model=model, report=report, runtime=runtime)
 
 
-@dataclasses.dataclass(frozen=True)
-class Own:
-    """What a user may bring in place of the defaults."""
-
-    loss: Loss | None = None
-    label_loss: Loss | None = None
-    optimizer: OptimizerFactory | None = None
-    scheduler: SchedulerFactory | None = None
-    transform: Transform | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """All that a run needs: a working copy of the converted model, its data, its loss and its judge."""
-
-    model: nn.Module
-    parameters: tuple[nn.Parameter, ...]
-    stream: Stream
-    held_back: int
-    shown: Example
-    objective: Objective
-    judge: Judge
-    recipe: Recipe
-    own: Own
-
-    @property
-    def steps(self) -> int:
-        """Of the whole run."""
-        return self.recipe.steps(self.stream.epoch)
-
-    def training(self, lr: float, steps: int) -> Training:
-        """A fresh run of the model as it is."""
-        own = self.own
-        return Training(
-            *(self.model, self.objective, self.recipe, lr, steps, self.parameters),
-            *(own.optimizer, own.scheduler, own.transform),
-        )
-
-
-def _check(result: Result, recipe: Recipe, own: Own) -> None:
-    if recipe.lr is not None and own.optimizer is not None:
-        raise RecoveryError("recover: lr is for the optimiser that is made here; set the rate in your optimizer alone")
+def _check(result: Result) -> None:
     if not result.changes:
         raise RecoveryError("recover: no conv of this result was rewritten, so there is nothing to win back")
     if any(parameter.is_meta for parameter in result.model.parameters()):
         raise RecoveryError("recover: the model is on the meta device and has no values; load its weights first")
-
-    if isinstance(result.model, OnnxNetwork):
-        _check_file(result, recipe)
-
-
-def _check_file(result: Result, recipe: Recipe) -> None:
-    """A file is for inference: its norms keep what they know, and training needs gradients all the way."""
-    if recipe.norms != "frozen":
-        raise RecoveryError("recover: an ONNX file keeps its batch-norm statistics; leave norms as it is")
-    kinds = operators_without_gradient(result.original, result.example)
-    if kinds:
+    if isinstance(result.model, OnnxNetwork) and (kinds := operators_without_gradient(result.original, result.example)):
         raise RecoveryError(
             f"recover: {', '.join(kinds[:4])} of the file run in onnxruntime, which gives no gradients; "
             "cut the graph before them (onnx.utils.extract_model), recover that part, or take more images in convert"
         )
 
 
-def _made_up(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
-    """Images to learn from where none are given."""
+def _synthetic(result: Result, recipe: Recipe, progress: bool) -> list[Example]:
+    """Return images to learn from where none are given."""
     made = result.made_up
     if made is None:
         seen = capture(result.original, result.example)
-        made = synthesise(seen, recipe.images or _MADE_UP, seed=recipe.seed, progress=progress)
+        made = synthesise(seen, recipe.limit or SYNTHETIC, seed=recipe.seed, progress=progress)
     return [*made.fitted, *made.held_back]
 
 
-def _set_up(result: Result, batches: object, recipe: Recipe, own: Own) -> Setup:
-    pool = images_from(batches, result.example, recipe.images)
-    count = len(pool) if recipe.images is None else min(len(pool), recipe.images)
-    numbers, held = split(count, recipe.hold_back, recipe.seed)
-    stream = Stream(pool, numbers, recipe.batch(len(numbers)), recipe.seed)
-    held_back = [_laid_out(batch, recipe) for batch in pool.take(held.tolist(), stream.batch_size)]
-    names = list(result.changes)
-    settings = (own.loss, recipe.features, own.label_loss, recipe.label_weight)
-    objective = Objective(result.original, names, held_back[:SAMPLE], *settings)
-    judge = Judge(result.original, held_back, objective)
+class _Job:
+    """What a recovery works with: a copy of the converted model, the images, the loss and the judge."""
+
+    def __init__(self, result: Result, images: object, recipe: Recipe) -> None:
+        pool = training_set(images, result.example, recipe.limit)
+        count = len(pool) if recipe.limit is None else min(len(pool), recipe.limit)
+        numbers, held = split(count, recipe.hold_back, recipe.seed)
+        self.recipe, self.images = recipe, count
+        self.stream = Stream(pool, numbers, recipe.batch(len(numbers)), recipe.seed, recipe.transform)
+        self.held_back = pool.take(held.tolist(), self.stream.batch_size)
+        sample = self.held_back[:SAMPLE]
+        self.student = _student(result, sample, int8=recipe.precision == "int8")
+        self.parameters = _trained(self.student, list(result.changes))
+        self._loss = AnswerLoss(result.original, self.student, sample, recipe.loss)
+        self._judge = OutputJudge(result.original, self.held_back, recipe.loss)
+        self.steps = recipe.steps(self.stream.epoch)
+        self.start = self.score(self.student)
+
+    def score(self, model: nn.Module) -> Score:
+        """Return the score that the first process finds, in all of them: decisions must not differ."""
+        return processes.shared(lambda: self._judge.score(model))
+
+    def distiller(self, rate: float, steps: int) -> Distiller:
+        """Return a fresh run of the model as it is."""
+        return Distiller(
+            self.student,
+            self.parameters,
+            loss=self._loss,
+            judge=self.score,
+            start=self.start,
+            steps=steps,
+            rate=rate,
+            seed=self.recipe.seed,
+            judge_every=max(1, min(self.stream.epoch, steps // JUDGED or 1)),
+            shared=True,
+        )
+
+
+def _student(result: Result, sample: Sequence[Example], int8: bool) -> nn.Module:
+    """Return a working copy of the converted model; one that is to be int8 rounds in every forward pass."""
     model = copy.deepcopy(result.model)
-    world.agree(model)
-    if recipe.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.precision == "int8":
+    processes.agree(model)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if int8:
         target = Target.onnxruntime()
-        learn_rounded(model, held_back[:SAMPLE], target, as_exported(result.model, held_back[:SAMPLE], target))
-    parameters = _trained(model, names)
-    setup = Setup(model, parameters, stream, len(held), held_back[0].example, objective, judge, recipe, own)
-    if world.size() > 1:
-        for parameter in unheard(setup.training(0.0, 1), next(stream.steps(0, 1))):
-            parameter.requires_grad_(False)
-    return setup
+        learn_rounded(model, sample, target, as_exported(result.model, sample, target))
+    return model
 
 
-def _laid_out(batch: Batch, recipe: Recipe) -> Batch:
-    return Batch(batch.example.map(as_channels_last), batch.labels) if recipe.channels_last else batch
-
-
-def _trained(model: nn.Module, names: list[str]) -> tuple[nn.Parameter, ...]:
-    """The parameters that move: all that are trainable, but of a file only those that it has not of its own."""
+def _trained(model: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
+    """Return the parameters that move: all trainable ones, but of an ONNX file only those of the rewritten convs."""
     if isinstance(model, OnnxNetwork):
         moving = {id(parameter) for name in names for parameter in model.get_submodule(name).parameters()}
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.requires_grad and id(parameter) in moving)
-    trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise RecoveryError("recover: every parameter is frozen; call requires_grad_() on what may move")
+        raise RecoveryError("recover: every parameter is frozen; call requires_grad_() on those that may move")
     return trained
 
 
-def _identity(result: Result, setup: Setup) -> dict[str, Any]:
-    """What a run must have been started with to be gone on with."""
-    settings = dataclasses.asdict(setup.recipe)
-    own = {name: _named(value) for name, value in vars(setup.own).items() if value is not None or name not in settings}
+def _settings(result: Result, job: _Job) -> dict[str, Any]:
+    """Return what a run must have been started with to be resumed."""
+    values = {field.name: getattr(job.recipe, field.name) for field in dataclasses.fields(job.recipe)}
+    named = {name: _name(value) if callable(value) else value for name, value in values.items()}
     planned = json.dumps(result.plan.to_dict(), sort_keys=True).encode()
-    images = {"images": len(setup.stream.numbers) + setup.held_back}
-    plan = {"plan": hashlib.sha256(planned).hexdigest()[:16]}
-    return settings | own | images | plan
+    return {**named, "images": job.images, "plan": hashlib.sha256(planned).hexdigest()[:16]}
 
 
-def _named(part: Any) -> str:
-    """A user's own part, as well as it can be told from another."""
+def _name(part: Callable[..., Any]) -> str:
     return repr(part) if dataclasses.is_dataclass(part) else getattr(part, "__qualname__", type(part).__name__)
 
 
-def _carried_out(
-    setup: Setup, run: dict[str, Any], folder: RunFolder | None, progress: bool
-) -> tuple[dict[str, Tensor], Recovery]:
-    """Trains, or goes on training; gives the best weights."""
-    held = None if folder is None else folder.load(run)
-    log = Log(setup.model, setup.judge.score(setup.model))
-    if held is None:
-        lr, trials = _rate(setup, progress)
-    else:
-        lr, trials = held["lr"], tuple(map(tuple, held["trials"]))
-    training = setup.training(lr, setup.steps)
-    if held is not None and folder is not None:
-        try:
-            training.load_state(held)
-            log.load_state(held["log"])
-        except Exception as error:  # torch raises a dozen kinds here
-            raise folder.refused(error) from error
-    fixed = {"run": run, "lr": lr, "trials": [list(trial) for trial in trials]}
-    ended = "" if held is None else held["ended"]
+def _train(job: _Job, folder: RunFolder | None, progress: bool) -> Recovery:
+    """Train the student, or go on training it, and leave the best weights in it."""
+    stream = job.stream
+    held = None if folder is None else folder.load()
+    lr, trials = _rate(job, progress) if held is None else (held["lr"], held["trials"])
+    distiller = job.distiller(lr, job.steps)
+    ended = "" if held is None or folder is None else folder.restore(distiller, held)
+    saved = distiller.step
+
+    def save(ended: str = "") -> None:
+        nonlocal saved
+        if folder is not None and processes.rank() == 0:
+            folder.save({"lr": lr, "trials": trials, "ended": ended, **distiller.state()}, distiller.rows)
+            saved = distiller.step
+
     if not ended:
-        ended = train(training, log, setup.stream, setup.judge, folder, fixed, progress)
-    if folder is not None and world.rank() == 0:
-        folder.draw(log.rows)
-    counts = (setup.steps, setup.stream.epoch, setup.stream.batch_size, len(setup.stream.numbers), setup.held_back)
-    scores = (log.start, log.best, log.best_step)
-    return log.weights, Recovery(*scores, *counts, lr, log.seconds, ended, trials, tuple(log.rows))
+        try:
+            save()
+            batches = stream.steps(distiller.step, job.steps)
+            every = job.recipe.save_every
+            ended = distiller.run(batches, desc="recovering", progress=progress, save=save, save_every=every)
+        except KeyboardInterrupt as error:
+            where = "" if folder is None else f"step {saved} of {job.steps} is saved in {folder.path}"
+            raise KeyboardInterrupt(where and f"{where}; resume goes on from there") from error
+        save(ended)
+    return Recovery(
+        before=distiller.start, after=distiller.best, best_step=distiller.best_step, steps=job.steps,
+        batch_size=stream.batch_size, images=len(stream.numbers), held_back=job.images - len(stream.numbers), lr=lr,
+        seconds=distiller.seconds, ended=ended, trials=tuple(trials), rows=tuple(distiller.rows),
+    )  # fmt: skip
 
 
-def _rate(setup: Setup, progress: bool) -> tuple[float, tuple[tuple[float, float], ...]]:
-    if setup.recipe.lr is not None:
-        return setup.recipe.lr, ()
-    if setup.own.optimizer is not None:
-        return 0.0, ()
-    return best_rate(setup.model, setup.training, setup.stream, setup.judge, setup.steps, progress)
-
-
-def _with(result: Result, weights: dict[str, Tensor], done: Recovery, shown: Example, precision: Precision) -> Result:
-    """The result with the recovered weights in a copy of its model, device, memory format and mode as they were."""
-    model = copy.deepcopy(result.model)
-    model.load_state_dict(weights)
-    values = compare_outputs(result.original, model, shown)
-    report = dataclasses.replace(result.report, fidelity=values, recovery=done, metrics=())
-    runtime = result.runtime
-    if runtime.precision != precision:
-        runtime = dataclasses.replace(runtime, precision=precision, table=None)
-    return dataclasses.replace(result, model=model, report=report, runtime=runtime)
+def _rate(job: _Job, progress: bool) -> tuple[float, list[tuple[float, float]]]:
+    """Return the learning rate, and the trials that it was chosen by."""
+    if job.recipe.lr is not None:
+        return job.recipe.lr, []
+    return best_rate(job.distiller, lambda count: job.stream.steps(0, count), job.score, job.steps, progress)

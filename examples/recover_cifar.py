@@ -89,8 +89,8 @@ def main() -> None:
     with world.joined():
         result = cs.convert(model, train[:1], goal=cs.Budget(macs=options.macs), calibration=train[:1024])
         augment = cs.Augment(flip=True, shift=4)
-        how = {"epochs": options.epochs, "run": options.run, "resume": options.resume}
-        better = cs.recover(result, train, transform=augment, **how)
+        recipe = cs.Recipe(epochs=options.epochs, transform=augment)
+        better = cs.recover(result, train, recipe=recipe, run=options.run, resume=options.resume)
         if world.rank() == 0:
             print(better.report.recovered)
             for name, network in (("original", model), ("converted", result.model), ("recovered", better.model)):

@@ -88,9 +88,8 @@ def test_a_model_is_recovered_where_it_is(images: str, model: nn.Module) -> None
         form = cs.DepthwiseSeparable(rank=1)
         result = cs.convert(model, X[:2].to(DEVICE), forms=[form], calibration=False, progress=False)
         given = X.to(DEVICE) if images == "there" else X
-        better = cs.recover(
-            result, given, epochs=1, features=1.0, clip=1.0, transform=cs.Augment(shift=1), progress=False
-        )
+        recipe = cs.Recipe(epochs=1, transform=cs.Augment(shift=1))
+        better = cs.recover(result, given, recipe=recipe, progress=False)
         assert {tensor.device for tensor in (*better.model.parameters(), *better.model.buffers())} == {DEVICE}
     assert not here
 

@@ -22,7 +22,7 @@ from convsurgeon.cli.reading import choices, images_of, metric_of, model_and_exa
 from convsurgeon.conversion import Result, convert
 from convsurgeon.distill.augment import Augment
 from convsurgeon.distill.checkpoint import check_run
-from convsurgeon.distill.recipe import OPTIMIZERS
+from convsurgeon.distill.recipe import Recipe
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
@@ -74,17 +74,9 @@ def _add_recovery(command: argparse.ArgumentParser) -> None:
     options.add_argument("--epochs", type=float, help="passes over the images (default 20, or what 400 steps take)")
     options.add_argument("--batch-size", type=int, help="of all processes together (default: by the images)")
     options.add_argument("--lr", type=float, help="highest learning rate (default: the best of short trials)")
-    options.add_argument("--optimizer", choices=list(OPTIMIZERS), default="soap", help="that moves them (default soap)")
     options.add_argument("--flip", action="store_true", help="mirror images at random")
     options.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="shift them by up to so much")
-    options.add_argument("--features", type=float, default=0.0, help="weight of the rewritten layers' own outputs")
-    options.add_argument(
-        "--norms", choices=("frozen", "updated"), default="frozen", help="batch-norm statistics (default frozen)"
-    )
-    options.add_argument("--amp", action="store_true", help="train in bfloat16 where autocast allows")
-    options.add_argument(
-        "--run", dest="folder", metavar="DIR", help="for checkpoints, log and plot; Ctrl-C saves there"
-    )
+    options.add_argument("--run", dest="folder", metavar="DIR", help="folder for checkpoints and a log")
     options.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
     options.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (100)")
 
@@ -106,17 +98,14 @@ def _run(
         converted = _taken_up(Path(options.bundle), model, example)
     else:
         converted = convert(model, example, **chosen, calibration=images, **quiet)
-    names = ("epochs", "batch_size", "lr", "optimizer", "features", "norms", "precision", "amp", "save_every")
-    settings = {name: getattr(options, name) for name in names}
-    settings["transform"] = Augment(options.flip, options.shift) if options.flip or options.shift else None
+    names = ("epochs", "batch_size", "lr", "precision", "save_every", "seed")
+    augment = Augment(options.flip, options.shift) if options.flip or options.shift else None
+    recipe = Recipe(transform=augment, **{name: getattr(options, name) for name in names})
     batches: Any = dataclasses.replace(images, limit=None) if isinstance(images, Images) else None
     if isinstance(images, Calibration):
         batches = [*images.fitted, *images.held_back]
-    return (
-        converted,
-        recover(converted, batches, run=options.folder, resume=options.resume, **settings, **quiet),
-        images,
-    )
+    how = {"run": options.folder, "resume": options.resume, "progress": not options.json}
+    return converted, recover(converted, batches, recipe=recipe, **how), images
 
 
 def _check(options: argparse.Namespace) -> None:

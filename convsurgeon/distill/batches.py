@@ -1,9 +1,7 @@
-"""Training batches by number: the same global batches for any number of processes, from any step on.
+"""Training batches by number: the same batches for any number of processes, from any step on.
 
-Every epoch has its own order of the images, drawn from (seed, epoch); step s takes the next `batch_size` of them, and
-of these process r of n takes every n-th. So n processes see together what one alone would see, and a run that is taken
-up at step s goes on with the very batches it would have had. torch's `DistributedSampler` always begins at the start of
-an epoch. Fetching is `torch.utils.data.DataLoader`'s.
+Every epoch has its own order of the images, drawn from (seed, epoch). Step s takes the next `batch_size` of them, and
+process r of n takes every n-th of these. So a run that goes on at step s has the very batches that it would have had.
 """
 
 from __future__ import annotations
@@ -21,32 +19,23 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
 
-from convsurgeon.base import processes as world
-from convsurgeon.base.errors import CalibrationError, RecoveryError
+from convsurgeon.base import processes
+from convsurgeon.base.errors import CalibrationError, RecoveryError, describe
 from convsurgeon.calibration.collect import as_images
 from convsurgeon.calibration.dataset import as_example, images_in
 from convsurgeon.graph.example import Example
 
 HELD_BACK_SHARE = 0.1
-"""Of the images, set aside for judging; no more than the caller says."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Inputs as the model takes them, and whatever the data set gives beside them: labels, or None."""
-
-    example: Example
-    labels: Any
-
-
-class Pool:
-    """A numbered collection of images: what a user passed, and how a batch is made of some of them.
+class TrainingSet:
+    """A numbered collection of images, and how a batch is made of some of them.
 
     Args:
-        dataset: map-style; items are what `collate` takes a list of.
+        dataset: map-style; its items are what `collate` takes a list of.
         collate: list of items -> batch, as a `DataLoader` has it.
-        like: the example the model was captured on.
-        workers: processes that fetch.
+        like: the example that the model was captured on.
+        workers: processes that load images.
     """
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], like: Example, workers: int = 0) -> None:
@@ -55,50 +44,55 @@ class Pool:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batch(self, raw: Any) -> Batch:
-        """A collated batch as the model takes it, the labels taken off.
+    def take(self, indices: Sequence[int], size: int) -> list[Example]:
+        """Return these images in batches of at most `size`."""
+        batches = [[(0, index) for index in indices[at : at + size]] for at in range(0, len(indices), size)]
+        return list(self.load(batches, seed=0))
+
+    def load(self, batches: Any, seed: int) -> Iterator[Example]:
+        """Yield the batches of an iterable of lists of (step, index), without labels, channels last in memory.
 
         Raises:
-            CalibrationError: its shapes are not the model's, or it is not finite.
+            CalibrationError: a batch has another shape than the model's inputs, or is not finite.
         """
-        if isinstance(raw, Batch):
-            return raw
-        beside = raw[len(self.like.args)] if _labelled(raw, self.like) else None
-        return Batch(as_example(raw, self.like), beside)
-
-    def take(self, indices: Sequence[int], size: int) -> list[Batch]:
-        """These images, in batches of at most `size`."""
+        workers = self.workers if isinstance(batches, Sampler) else 0
         loader = DataLoader(
-            _Drawn(self.dataset, 0),
-            batch_sampler=[[(0, index) for index in indices[at : at + size]] for at in range(0, len(indices), size)],
-            collate_fn=self.collate,
+            _Repeatable(self.dataset, seed), batch_sampler=batches, collate_fn=self.collate, num_workers=workers
         )
-        return [self.batch(raw) for raw in loader]
+        for raw in loader:
+            yield as_example(raw, self.like).map(as_channels_last)
 
 
-def images_from(batches: object, like: Example, limit: int | None = None) -> Pool:
-    """Reads what a user passed as `batches`.
+def training_set(images: object, like: Example, limit: int | None = None) -> TrainingSet:
+    """Return the images that a user passed.
 
-    A tensor or array (N, ...), a map-style data set and a loader of one are used where they are; a loader's own order,
-    sampler and batches are not. Anything else that yields batches is read into memory once.
+    A tensor or array (N, ...), a map-style data set and a loader of one are used where they are; the loader's own
+    order, sampler and batches are not used. Anything else that yields batches is read into memory once.
 
     Args:
-        batches: as above; labels beside the inputs are kept.
-        like: the example the model was captured on.
+        images: as above; labels beside the inputs are not used.
+        like: the example that the model was captured on.
         limit: of an iterable, how many images to read; needed where it has no end.
 
     Raises:
-        CalibrationError: nothing to read, or batches the model cannot take.
+        CalibrationError: nothing to read, or batches that the model cannot take.
     """
-    if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
-        return Pool(batches.dataset, batches.collate_fn, like, batches.num_workers)
-    if isinstance(batches, Dataset) and hasattr(batches, "__len__"):
-        return Pool(batches, default_collate, like)
-    return Pool(_Memory(_read(batches, like, limit)), _only, like)
+    if isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
+        return TrainingSet(images.dataset, images.collate_fn, like, images.num_workers)
+    if isinstance(images, Dataset) and hasattr(images, "__len__"):
+        return TrainingSet(images, default_collate, like)
+    taken: list[Example] = []
+    for index, raw in enumerate(as_images(images, sys.maxsize).batches(like)):
+        taken.append(as_example(raw, like, index))
+        if limit is not None and sum(map(images_in, taken)) >= limit:
+            break
+    if not taken:
+        raise CalibrationError("recover: no images; pass at least one batch, a few thousand images do best")
+    return TrainingSet(_InMemory(taken), lambda items: items[0], like)
 
 
 def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the images to train on and of those held back, drawn at random.
+    """Return the numbers of the images to train on and of those held back, drawn at random.
 
     Raises:
         CalibrationError: fewer than two images.
@@ -114,55 +108,66 @@ def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
 class Stream:
     """The batches of a training run.
 
-    `batch_size` is that of all processes together.
+    Args:
+        images: the training set.
+        numbers: of the images to train on.
+        batch_size: of all processes together.
+        seed: of the order, and of what data set and transform draw.
+        transform: of the inputs, or None.
 
     Raises:
-        RecoveryError: it is no multiple of the number of processes.
+        RecoveryError: the batch size is not a multiple of the number of processes.
     """
 
-    images: Pool
+    images: TrainingSet
     numbers: Tensor
     batch_size: int
     seed: int
+    transform: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size % world.size():
+        if self.batch_size % processes.size():
             raise RecoveryError(
-                f"recover: batch_size {self.batch_size} is no multiple of {world.size()} processes; pass one that is"
+                f"recover: batch_size {self.batch_size} is not a multiple of {processes.size()} processes"
             )
 
     @property
     def epoch(self) -> int:
-        """Steps of an epoch; images beyond a whole batch wait for the next one's order."""
+        """Return the steps of an epoch; images beyond a whole batch wait for the next epoch's order."""
         return len(self.numbers) // self.batch_size
 
-    def steps(self, start: int, stop: int) -> Iterator[Batch]:
-        """This process's share of every batch from step `start` on."""
-        loader = DataLoader(
-            _Drawn(self.images.dataset, self.seed),
-            batch_sampler=_Steps(self, start, stop),
-            collate_fn=self.images.collate,
-            num_workers=self.images.workers,
-        )
-        for raw in loader:
-            yield self.images.batch(raw)
+    def steps(self, start: int, stop: int) -> Iterator[Example]:
+        """Yield this process's share of every batch from step `start` on."""
+        batches = self.images.load(_Steps(self, start, stop), self.seed)
+        for step, batch in enumerate(batches, start):
+            if self.transform is None:
+                yield batch
+                continue
+            with own_chance(self.seed, step, processes.rank()):
+                changed = _transform(self.transform, batch)
+            yield changed.map(as_channels_last)
+
+
+def as_channels_last(tensor: Tensor) -> Tensor:
+    """Return images (N, C, H, W) in the memory format that torch's convs are fastest in; other tensors as they are."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 @contextmanager
-def own_chance(seed: int, step: int) -> Iterator[None]:
-    """Random numbers of torch, numpy and `random` that depend on (seed, step, process) alone.
+def own_chance(*numbers: int) -> Iterator[None]:
+    """Make the random numbers of torch, numpy and `random` depend on these numbers alone.
 
-    A resumed run needs no state of a generator, then: what is drawn in a step follows from its number.
+    What is drawn in a step follows from its number, so a resumed run needs no generator's state.
     """
     with kept_chance():
-        _draw_from(seed, step, world.rank())
+        _seed(*numbers)
         yield
 
 
 @contextmanager
 def kept_chance() -> Iterator[None]:
-    """Puts the generators of torch, numpy and `random` back afterwards."""
-    states = (random.getstate(), np.random.get_state())  # users' transforms draw from this one
+    """Put the generators of torch, numpy and `random` back afterwards."""
+    states = (random.getstate(), np.random.get_state())  # a user's transform may draw from these
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
         try:
@@ -172,15 +177,25 @@ def kept_chance() -> Iterator[None]:
             np.random.set_state(states[1])
 
 
-def _draw_from(*numbers: int) -> None:
+def _seed(*numbers: int) -> None:
     mixed = int(np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1, np.uint64)[0])
     torch.manual_seed(mixed >> 1)
     np.random.seed(mixed & 0xFFFFFFFF)
     random.seed(mixed)
 
 
+def _transform(transform: Callable[[Any], Any], batch: Example) -> Example:
+    alone = len(batch.args) == 1 and not batch.kwargs and isinstance(batch.args[0], Tensor)
+    try:
+        return Example.of(transform(batch.args[0] if alone else batch))
+    except RecoveryError:
+        raise
+    except Exception as error:  # the user's own code
+        raise RecoveryError(f"recover: the transform fails ({describe(error)})") from error
+
+
 class _Steps(Sampler[list[tuple[int, int]]]):
-    """(step, image) pairs of every batch of this process."""
+    """The (step, image) pairs of every batch of this process."""
 
     def __init__(self, stream: Stream, start: int, stop: int) -> None:
         self.stream, self.start, self.stop = stream, start, stop
@@ -194,7 +209,7 @@ class _Steps(Sampler[list[tuple[int, int]]]):
             epoch, number = divmod(step, self.stream.epoch)
             if epoch != drawn:
                 drawn, order = epoch, self._order(epoch)
-            mine = order[number * size : (number + 1) * size][world.rank() :: world.size()]
+            mine = order[number * size : (number + 1) * size][processes.rank() :: processes.size()]
             yield [(step, index) for index in mine.tolist()]
 
     def _order(self, epoch: int) -> Tensor:
@@ -203,49 +218,45 @@ class _Steps(Sampler[list[tuple[int, int]]]):
         return self.stream.numbers[torch.randperm(len(self.stream.numbers), generator=generator)]
 
 
-class _Drawn(Dataset[Any]):
+class _Repeatable(Dataset[Any]):
     """A data set whose own random transforms depend on (seed, step, image), in whatever process it is asked."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
 
     def __getitems__(self, picks: Sequence[tuple[int, int]]) -> list[Any]:
-        if isinstance(self.dataset, _Memory):
+        if isinstance(self.dataset, _InMemory):
             return [self.dataset.rows([index for _, index in picks])]
         with kept_chance():
             return [self._item(step, index) for step, index in picks]
 
     def _item(self, step: int, index: int) -> Any:
-        _draw_from(self.seed, step, index)
+        _seed(self.seed, step, index)
         return self.dataset[index]
 
 
-class _Memory:
+class _InMemory:
     """Batches in memory, end to end."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        examples = [batch.example for batch in batches]
-        flat = [pytree.tree_leaves((one.args, one.kwargs)) for one in examples]
-        self._count = sum(map(images_in, examples))
-        columns = iter([_joined(column, [images_in(one) for one in examples]) for column in zip(*flat, strict=True)])
-        args, kwargs = pytree.tree_map(lambda _: next(columns), (examples[0].args, examples[0].kwargs))
-        self._all = Example(args, kwargs)
-        labels = [batch.labels for batch in batches]
-        self._labels = torch.cat(labels) if all(isinstance(item, Tensor) and item.dim() for item in labels) else None
+    def __init__(self, batches: Sequence[Example]) -> None:
+        counts = [images_in(one) for one in batches]
+        self._count = sum(counts)
+        flat = [pytree.tree_leaves((one.args, one.kwargs)) for one in batches]
+        columns = iter([_joined(column, counts) for column in zip(*flat, strict=True)])
+        self._all = Example(*pytree.tree_map(lambda _: next(columns), (batches[0].args, batches[0].kwargs)))
 
     def __len__(self) -> int:
         return self._count
 
-    def rows(self, indices: Sequence[int]) -> Batch:
-        """The images of these numbers."""
+    def rows(self, indices: Sequence[int]) -> Example:
+        """Return the images of these numbers."""
         index = torch.as_tensor(indices)
-        example = self._all.map(lambda tensor: tensor[index] if _rows(tensor, self._count) else tensor)
-        return Batch(example, None if self._labels is None else self._labels[index])
+        return self._all.map(lambda tensor: tensor[index] if _has_rows(tensor, self._count) else tensor)
 
 
 def _joined(column: Sequence[Any], counts: Sequence[int]) -> Any:
-    """One argument of all batches: joined where it has a row for every image, the first batch's otherwise."""
-    if not all(_rows(item, count) for item, count in zip(column, counts, strict=True)):
+    """Return one argument of all batches: joined where it has a row for every image, the first batch's otherwise."""
+    if not all(_has_rows(item, count) for item, count in zip(column, counts, strict=True)):
         return column[0]
     shapes = {tuple(item.shape[1:]) for item in column}
     if len(shapes) > 1:
@@ -254,28 +265,5 @@ def _joined(column: Sequence[Any], counts: Sequence[int]) -> Any:
     return torch.cat(list(column))
 
 
-def _rows(value: Any, count: int) -> bool:
+def _has_rows(value: Any, count: int) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == count
-
-
-def _read(batches: object, like: Example, limit: int | None) -> list[Batch]:
-    taken: list[Batch] = []
-    count = 0
-    for index, raw in enumerate(as_images(batches, sys.maxsize).batches(like)):
-        beside = torch.as_tensor(raw[len(like.args)]) if _labelled(raw, like) else None
-        taken.append(Batch(as_example(raw, like, index), beside))
-        count += images_in(taken[-1].example)
-        if limit is not None and count >= limit:
-            break
-    if not count:
-        raise CalibrationError("recover: no images; pass at least one batch, a few thousand images do best")
-    return taken
-
-
-def _labelled(raw: Any, like: Example) -> bool:
-    """Whether a batch holds more than the model's arguments."""
-    return isinstance(raw, tuple | list) and not like.kwargs and len(raw) > len(like.args) >= 1
-
-
-def _only(items: list[Any]) -> Any:
-    return items[0]

@@ -1,108 +1,76 @@
-"""How a model is recovered, as plain data: what a checkpoint is compared with, and what a report says."""
+"""The settings of a recovery."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
-from convsurgeon.base import processes as world
+from convsurgeon.base import processes
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.base.precision import PRECISIONS, Precision
-from convsurgeon.distill.soap import Soap
-
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"soap": Soap, "adam": torch.optim.Adam}
-"""That a recovery may name; each is called with the parameters and `lr`."""
-
 
 EPOCHS = 20
 LEAST_STEPS = 400
-"""Of a run whose epochs are not given, however few its images are."""
 BATCH, _LEAST_BATCH = 64, 8
 _STEPS_AN_EPOCH = 16
-"""That an epoch has at least, where the batch size is not given: small batches learn more from few images."""
-
 _MOST_EPOCHS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a recovery; `recover` says what each one means. What is None is found from the images.
+    """The settings of `recover`; what is None is found from the images.
+
+    Args:
+        epochs: passes over the images; by default 20, or what 400 steps take where that is more.
+        batch_size: of all processes together; by default a 16th of the images, from 8 to 64.
+        lr: the highest learning rate; by default the rate above the best of four in short trials.
+        transform: inputs -> inputs, for augmentation (see `Augment`). It gets the tensor of a model that takes one,
+            an `Example` otherwise. Original and converted model see the same result.
+        precision: with `"int8"` the model computes in training and on held-back images as its int8 file will, so its
+            weights learn to bear the rounding. By default that of the conversion.
+        loss: (converted model's output, original's output) -> mean over the rows. By default the error of the outputs.
+        hold_back: most images to judge by; a tenth of the images where that is less.
+        limit: most images to use; an iterable is read no further.
+        save_every: steps between checkpoints.
+        seed: of the order of the images, those held back, and the random numbers of every step.
 
     Raises:
-        RecoveryError: one is out of range.
+        RecoveryError: a setting is out of range.
     """
 
     epochs: float | None = None
     batch_size: int | None = None
     lr: float | None = None
-    optimizer: str = "soap"
-    warm_up: float = 0.05
-    norms: str = "frozen"
-    features: float = 0.0
-    label_weight: float = 1.0
-    clip: float | None = None
-    precision: Precision = "fp32"
-    amp: bool = False
-    channels_last: bool = True
+    transform: Callable[[Any], Any] | None = None
+    precision: Precision | None = None
+    loss: Callable[[Any, Any], Tensor] | None = None
     hold_back: int = 512
-    images: int | None = None
+    limit: int | None = None
     save_every: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _positive(self, "epochs", "batch_size", "lr", "clip", "hold_back", "images", "save_every")
-        _within(self, "warm_up", 0, 1)
-        _chosen(self, "optimizer", *OPTIMIZERS)
-        _chosen(self, "norms", "frozen", "updated")
-        _chosen(self, "precision", *PRECISIONS)
+        for name in ("epochs", "batch_size", "lr", "hold_back", "limit", "save_every"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise RecoveryError(f"recover: {name} must be above 0 and finite, got {value}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise RecoveryError(f"recover: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.epochs is not None and self.epochs > _MOST_EPOCHS:
             raise RecoveryError(f"recover: epochs={self.epochs:g} would never end; pass {_MOST_EPOCHS:,} or less")
-        if not 0 <= self.features < math.inf or not 0 <= self.label_weight < math.inf:
-            raise RecoveryError("recover: features and label_weight are weights in the loss; pass 0 or more")
 
     def batch(self, images: int) -> int:
-        """The size of a batch of all processes together, for so many images to learn from."""
+        """Return the size of a batch of all processes together, for so many images to learn from."""
+        count = processes.size()
         size = self.batch_size
         if size is None:
-            size = -(-min(BATCH, max(_LEAST_BATCH, images // _STEPS_AN_EPOCH)) // world.size()) * world.size()
-        return size if size <= images else max(images // world.size(), 1) * world.size()
+            size = -(-min(BATCH, max(_LEAST_BATCH, images // _STEPS_AN_EPOCH)) // count) * count
+        return size if size <= images else max(images // count, 1) * count
 
     def steps(self, epoch: int) -> int:
-        """Of a whole run, where an epoch has so many."""
+        """Return the steps of a whole run, where an epoch has so many."""
         return max(EPOCHS * epoch, LEAST_STEPS) if self.epochs is None else max(1, round(self.epochs * epoch))
-
-    def factor(self, steps: int, since: int, step: int) -> float:
-        """The learning rate as a share of the highest: a linear warm-up, and half a cosine down to 0.
-
-        Loshchilov & Hutter 2017. An optimiser that is fresh since a later step warms up again on its way down.
-
-        Args:
-            steps: of the run.
-            since: how many of them were over when the optimiser began.
-            step: how many it has made.
-        """
-        rising = max(1, round(self.warm_up * steps))
-        falling = 0.5 * (1 + math.cos(math.pi * (since + step - rising) / max(1, steps - rising)))
-        return min(1.0, (step + 1) / rising) * (falling if since + step >= rising else 1.0)
-
-
-def _positive(recipe: Recipe, *names: str) -> None:
-    for name in names:
-        value = getattr(recipe, name)
-        if value is not None and not 0 < value < math.inf:
-            raise RecoveryError(f"recover: {name} must be {'finite' if value == math.inf else 'above 0'}, got {value}")
-
-
-def _within(recipe: Recipe, name: str, low: float, high: float) -> None:
-    value = getattr(recipe, name)
-    if value is not None and not low <= value < high:
-        raise RecoveryError(f"recover: {name} must lie in [{low}, {high}), got {value}")
-
-
-def _chosen(recipe: Recipe, name: str, *known: str) -> None:
-    if (value := getattr(recipe, name)) not in known:
-        raise RecoveryError(f"recover: {name} must be one of {', '.join(known)}, got {value!r}")

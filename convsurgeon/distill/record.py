@@ -7,33 +7,45 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Score:
-    """How far a model is from its original on held-back images: the distance it is taught by, and top-1 agreement.
+    """How far a model is from its original on held-back images.
 
-    `agreement` is the share of rows with the same largest entry; None unless the output looks like a classifier's.
+    Args:
+        error: of the outputs (see `graph.output_error`), or the user's own loss.
+        agreement: share of rows with the same largest entry; None unless the output looks like a classifier's.
     """
 
-    distance: float
-    agreement: float | None
+    error: float
+    agreement: float | None = None
 
     def better_than(self, other: Score, start: Score) -> bool:
-        """Nearer than `other`, and agreeing no less than at the start: both have to hold for `never worse`."""
+        """Return whether the error is below another's and the agreement not below that at the start."""
         agrees = self.agreement is None or start.agreement is None or self.agreement >= start.agreement
-        return self.distance < other.distance and agrees
+        return self.error < other.error and agrees
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Settings that were found, and how near the model was to its original on held-back images before and after.
+    """How a recovery went: scores on held-back images before and after, and the settings that were found.
 
-    `best_step` is the step whose weights were kept, 0 for those it began with; `trials` holds (learning rate, distance
-    after a short run); `rows` the log, whose last row is of the last step.
+    Args:
+        before: the score at the start.
+        after: that of the weights that were kept.
+        best_step: the step whose weights were kept; 0 for those at the start.
+        steps: of the run.
+        batch_size: of all processes together.
+        images: that were learned from.
+        held_back: images that judged.
+        lr: the highest learning rate.
+        seconds: that training took.
+        ended: why it ended.
+        trials: (learning rate, error after a short run) of every rate that was tried.
+        rows: the log, a row for every time the model was judged.
     """
 
     before: Score
     after: Score
     best_step: int
     steps: int
-    epoch_steps: int
     batch_size: int
     images: int
     held_back: int
@@ -45,11 +57,11 @@ class Recovery:
 
     @property
     def gaining(self) -> bool:
-        """Whether it ended while it still gained: the last quarter brought a tenth of all that was gained, or more.
+        """Return whether a tenth or more of the gain came in the last quarter: more steps would gain more.
 
-        A rate that falls to nothing ends every run with small gains.
+        A learning rate that falls to zero ends every run with small gains.
         """
-        before = [row["distance"] for row in self.rows if (row["step"] or 0) <= 0.75 * self.steps]
-        reached = min(distance for distance in before if distance is not None)
-        gained = self.before.distance - self.after.distance
-        return self.best_step > 0.75 * self.steps and reached - self.after.distance >= 0.1 * gained > 0
+        before = [row["error"] for row in self.rows if (row["step"] or 0) <= 0.75 * self.steps]
+        reached = min(error for error in before if error is not None)
+        gained = self.before.error - self.after.error
+        return self.best_step > 0.75 * self.steps and reached - self.after.error >= 0.1 * gained > 0

@@ -1,19 +1,24 @@
 """Model -> graph and sites: every conv with its names, the shapes of its calls, its cost, and what stands in its way.
 
 The graph (see `trace`) is run once, on fake tensors where the model allows it, on the example itself where it looks at
-values.
+values. Global module hooks see every conv that runs, also inside opaque regions and in modules kept in plain lists; a
+function mode sees convs that are called as functions. Nothing of this stays on the model.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules import module as hooks
+from torch.overrides import TorchFunctionMode
 
 from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.forms.geometry import Geometry
@@ -21,13 +26,25 @@ from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.graph.obstacles import check_model, holders_of, module_obstacle, reading_obstacle
-from convsurgeon.graph.recorder import CONV_FUNCTIONS, Recorder
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import Traced, readers_of_input, trace, untraced
 from convsurgeon.onnxnet.modules import HiddenConv, Subgraph
 
 _CONVS = nn.modules.conv._ConvNd
+_FUNCTIONS = {
+    torch.conv1d: 1,
+    torch.conv2d: 2,
+    torch.conv3d: 3,
+    torch.conv_transpose1d: -1,
+    torch.conv_transpose2d: -2,
+    torch.conv_transpose3d: -3,
+    torch.ops.aten.conv1d.default: 1,
+    torch.ops.aten.conv2d.default: 2,
+    torch.ops.aten.conv2d.padding: 2,
+    torch.ops.aten.conv3d.default: 3,
+}
+"""The functional convs and their dimensions, negative where transposed."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +59,8 @@ class Capture:
     cost: Cost
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One run of a model, recorded."""
-
-    record: Recorder
-    macs: int
-    peak_activation_bytes: int
-
-
 def capture(model: Model, example: object = None) -> Capture:
-    """Find and measure every conv of a model, as it runs in eval mode.
+    """Finds and measures every conv of a model, as it runs in eval mode.
 
     Args:
         model: any module that runs on the example; left as it was, to the bit. Or the path of an ONNX file.
@@ -61,48 +69,56 @@ def capture(model: Model, example: object = None) -> Capture:
 
     Raises:
         CaptureError: the model is of a kind that has no layers to rewrite, or does not run on the example.
-        LoadError: the file is not an ONNX file, or its convs are quantised.
+        LoadError: the file is no ONNX file, or its convs are quantised.
     """
     model, example = open_model(model, example)
     check_model(model)
-    inputs = Example.of(example).map(_without_spare_memory)
+    inputs = Example.of(example).map(_compact)
     with undisturbed(model):
         traced = trace(model, inputs)
         try:
-            run = _run(model, traced, inputs)
+            watch, peak = _watch(model, traced, inputs)
         except CaptureError as error:
             if "" in traced.opaque:
                 raise
             traced = untraced(model, inputs, f"its trace does not run ({error})")  # such as what an except clause hid
-            run = _run(model, traced, inputs)
-    sites = [*_module_sites(model, run.record), *run.record.functional.values(), *_hidden_sites(model)]
-    readers = _names_of_readers(model, traced, run.record)
-    shared = [
-        replace(site, share=site.macs / run.macs if run.macs else 0.0, reads_input=site.name in readers)
+            watch, peak = _watch(model, traced, inputs)
+    sites = _module_sites(model, watch) + watch.functional_sites() + _hidden_sites(model)
+    readers = _readers(model, traced, watch)
+    sites = [
+        replace(site, share=site.macs / watch.macs if watch.macs else 0.0, reads_input=site.name in readers)
         for site in sites
     ]
-    cost = Cost(parameter_count(model), run.macs, weight_bytes(model), run.peak_activation_bytes)
-    return Capture(model, inputs, traced.graph, tuple(shared), traced.opaque, cost)
+    cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)
+    return Capture(model, inputs, traced.graph, tuple(sites), traced.opaque, cost)
 
 
-def _without_spare_memory(tensor: Tensor) -> Tensor:
-    """Return a copy of a slice of a larger tensor, whose memory would count as the model's; others as they are."""
+def _readers(model: nn.Module, traced: Traced, watch: _Watch) -> set[str]:
+    """Names of the convs that read the input."""
+    by_id = {id(module): module for module in model.modules()}
+    run = [by_id[key] for key in watch.calls if key in by_id]
+    reading = readers_of_input(traced.graph, run, _FUNCTIONS)
+    return {name for name, module in model.named_modules() if id(module) in reading}
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor, without the rest of a larger one that it is a slice of: its memory would count as the model's."""
     return tensor if tensor.is_meta or tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.detach().clone()
 
 
-def _run(model: nn.Module, traced: Traced, example: Example) -> _Run:
-    """Run the graph on fake tensors, or on the example if the model looks at values."""
+def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, int]:
+    """Runs the graph on fake tensors, or on the example if the model looks at values."""
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
         try:
             with undisturbed(model):  # or a cache would go on with a fake tensor
-                return _run_on(model, traced, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
-        except Exception as error:  # whatever operator has no fake version, or asks for a value
-            logging.getLogger(__name__).debug("does not run on fake tensors: %s", error)
+                return _run(model, traced, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
+        except Exception:  # whatever operator has no fake version, or asks for a value
+            pass
     try:
         inputs = [tensor.to("meta") if on_meta else tensor.clone() for tensor in example.tensors()]
         with undisturbed(model):
-            return _run_on(model, traced, inputs, None)
+            return _run(model, traced, inputs, None)
     except Exception as error:
         raise CaptureError(
             f"example: {type(model).__name__} does not run on an input of shape {example}: "
@@ -110,42 +126,165 @@ def _run(model: nn.Module, traced: Traced, example: Example) -> _Run:
         ) from error
 
 
-def _run_on(model: nn.Module, traced: Traced, tensors: list[Tensor], fake: FakeTensorMode | None) -> _Run:
+def _run(model: nn.Module, traced: Traced, tensors: list[Tensor], fake: FakeTensorMode | None) -> tuple[_Watch, int]:
+    watch = _Watch(model)
     with ExitStack() as stack:
         if fake is not None:
             stack.enter_context(fake)
             tensors = [fake.from_tensor(tensor, static_shapes=True) for tensor in tensors]
         counter = stack.enter_context(MacCounter())
-        record = Recorder(model, counter)
-        stack.enter_context(record.recording())
-        interpreter = _ScopeInterpreter(traced.graph, record)
+        stack.enter_context(watch.following(counter))
+        interpreter = _NodeInterpreter(traced.graph, watch)
         interpreter.run(*tensors)
-    return _Run(record, counter.macs, interpreter.peak_activation_bytes)
+    watch.macs = counter.macs
+    return watch, interpreter.peak_activation_bytes
 
 
-class _ScopeInterpreter(PeakInterpreter):
-    """Tells the recorder which module a traced-through function belongs to."""
+class _NodeInterpreter(PeakInterpreter):
+    """Tells the watch which module a traced-through function belongs to."""
 
-    def __init__(self, graph: fx.GraphModule, record: Recorder) -> None:
+    def __init__(self, graph: fx.GraphModule, watch: _Watch) -> None:
         super().__init__(graph)
-        self._record = record
+        self._watch = watch
 
     def run_node(self, n: fx.Node) -> Any:
         scopes = n.meta.get("nn_module_stack") or {}
-        self._record.scope = next(reversed(scopes), "")
+        self._watch.scope = next(reversed(scopes), "")
         return super().run_node(n)
 
 
-def _names_of_readers(model: nn.Module, traced: Traced, record: Recorder) -> set[str]:
-    """Return the names of the convs that read the input."""
-    by_id = {id(module): module for module in model.modules()}
-    run = [by_id[key] for key in record.calls if key in by_id]
-    reading = readers_of_input(traced.graph, run, CONV_FUNCTIONS)
-    return {name for name, module in model.named_modules() if id(module) in reading}
+class _Watch(TorchFunctionMode):
+    """Follows one run of a model: what every conv sees, and who else reads its weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.macs = 0
+        self.scope = ""
+        self.calls: dict[int, list[Call]] = {}
+        self.conv_macs: Counter[int] = Counter()
+        self.functional: dict[str, Site] = {}
+        self.unregistered: dict[int, tuple[_CONVS, str]] = {}
+        self.readers: dict[str, str] = {}
+        self._thread = threading.get_ident()
+        self._running: list[nn.Module] = []
+        self._starts: list[int] = []
+        self._names = {id(tensor): name for name, tensor in model.named_parameters()}
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._owners = {
+            id(parameter): module
+            for module in model.modules()
+            if isinstance(module, _CONVS)
+            for parameter in module.parameters(recurse=False)
+        }
+
+    @contextmanager
+    def following(self, counter: MacCounter) -> Iterator[None]:
+        """Installs the hooks and the function mode for the length of the block."""
+        self._counter = counter
+        before = hooks.register_module_forward_pre_hook(self._enter)
+        after = hooks.register_module_forward_hook(self._leave, with_kwargs=True)
+        try:
+            with self:
+                yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        self._running.append(module)
+        self._starts.append(self._counter.macs)
+
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        while self._running.pop() is not module:  # a module whose forward raised and was caught
+            self._starts.pop()
+        start = self._starts.pop()
+        if isinstance(module, Subgraph):
+            self._counter.macs += module.macs
+        if isinstance(module, _CONVS) and isinstance(output, Tensor):
+            value = args[0] if args else kwargs["input"]
+            if id(module) not in self._paths:
+                self.unregistered.setdefault(id(module), (module, self._here()))
+            self.calls.setdefault(id(module), []).append(Call(tuple(value.shape), tuple(output.shape)))
+            self.conv_macs[id(module)] += self._counter.macs - start
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inside = next((module for module in reversed(self._running) if isinstance(module, _CONVS)), None)
+        self._note_readers(inside, (*args, *kwargs.values()))
+        if func not in _FUNCTIONS or inside is not None:
+            return func(*args, **kwargs)
+        start = self._counter.macs
+        out = func(*args, **kwargs)
+        self._note_functional(_FUNCTIONS[func], args, kwargs, out, self._counter.macs - start)
+        return out
+
+    def _note_readers(self, inside: nn.Module | None, values: tuple[Any, ...]) -> None:
+        """A conv's weight that is used outside that conv's own forward."""
+        for value in values:
+            owner = self._owners.get(id(value))
+            if owner is not None and owner is not inside:
+                self.readers.setdefault(self._names[id(value)], self._here())
+
+    def _here(self) -> str:
+        """The module that is running, in words."""
+        path = self._paths.get(id(self._running[-1]), "") if self._running else self.scope
+        return path or "the model's own forward"
+
+    def _note_functional(
+        self, dimensions: int, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, macs: int
+    ) -> None:
+        value = args[0] if args else kwargs["input"]
+        weight = args[1] if len(args) > 1 else kwargs["weight"]
+        name = self._names.get(id(weight)) or f"{self._here()}:{'F.conv' if dimensions > 0 else 'F.conv_transpose'}"
+        call = Call(tuple(value.shape), tuple(out.shape))
+        known = self.functional.get(name)
+        if known is None:
+            geometry = _functional_geometry(dimensions, weight, args, kwargs)
+            kind = f"F.conv{'_transpose' if dimensions < 0 else ''}{abs(dimensions)}d"
+            why = f"called as {kind} in {self._here()}; make it an nn.Conv2d module to have it rewritten"
+            self.functional[name] = Site(name, (), kind, geometry, (call,), geometry.params, macs, 0.0, why)
+        else:
+            self.functional[name] = replace(known, calls=(*known.calls, call), macs=known.macs + macs)
+
+    def functional_sites(self) -> list[Site]:
+        """The convs that are no modules."""
+        return list(self.functional.values())
 
 
-def _module_sites(model: nn.Module, record: Recorder) -> list[Site]:
-    """Return one site per conv module, in the order of the model; then those that run without being registered."""
+def _functional_geometry(dimensions: int, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry:
+    """Geometry of a functional call, from its arguments by position or name; `dimensions` < 0 means transposed."""
+    late = ("dilation", "groups") if dimensions > 0 else ("output_padding", "groups", "dilation")
+    given = dict(zip(("input", "weight", "bias", "stride", "padding", *late), args, strict=False)) | kwargs
+    groups, padding = given.get("groups", 1), given.get("padding", 0)
+    channels = (weight.shape[0], weight.shape[1] * groups)
+    dims = abs(dimensions)
+    return Geometry(
+        in_channels=channels[dimensions > 0],
+        out_channels=channels[dimensions < 0],
+        kernel_size=tuple(weight.shape[2:]),
+        stride=_tuple(given.get("stride", 1), dims),
+        padding=padding if isinstance(padding, str) else _tuple(padding, dims),
+        dilation=_tuple(given.get("dilation", 1), dims),
+        groups=groups,
+        padding_mode="zeros",
+        bias=given.get("bias") is not None,
+        transposed=dimensions < 0,
+    )
+
+
+def _tuple(value: Any, length: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value,)
+    return values * length if len(values) == 1 else values
+
+
+def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:
+    """One site per conv module, in the order of the model; then those that run without being registered."""
     names: dict[int, list[str]] = {}
     convs: dict[int, _CONVS] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -153,26 +292,15 @@ def _module_sites(model: nn.Module, record: Recorder) -> list[Site]:
             names.setdefault(id(module), []).append(name)
             convs[id(module)] = module
     holders = holders_of(model)
-    sites = [_module_site(conv, names[key], record, holders) for key, conv in convs.items()]
-    for index, (conv, where) in enumerate(record.unregistered.values()):
+    sites = [_site(conv, names[key], watch, holders) for key, conv in convs.items()]
+    for index, (conv, where) in enumerate(watch.unregistered.values()):
         why = f"an unregistered module that runs in {where}; put it into an nn.ModuleList"
-        site = _module_site(conv, [f"{where}:unregistered.{index}"], record, holders)
-        sites.append(replace(site, obstacle=why))
+        sites.append(replace(_site(conv, [f"{where}:unregistered.{index}"], watch, holders), obstacle=why))
     return sites
 
 
-def _module_site(conv: _CONVS, names: list[str], record: Recorder, holders: Mapping[int, list[nn.Module]]) -> Site:
-    calls = tuple(record.calls.get(id(conv), ()))
-    obstacle = module_obstacle(conv, holders) or reading_obstacle(conv, names[0], record.readers)
-    if not obstacle and not calls:
-        obstacle = "the example never reaches it in eval mode"
-    params = sum(parameter.numel() for parameter in conv.parameters())
-    macs = record.conv_macs[id(conv)]
-    return Site(names[0], tuple(names[1:]), type(conv).__name__, Geometry.of(conv), calls, params, macs, 0.0, obstacle)
-
-
 def _hidden_sites(model: nn.Module) -> list[Site]:
-    """Return convs that run in subgraphs, under names that no module has."""
+    """Convs that another runtime computes, under names that no module has."""
     taken = {name for name, _ in model.named_modules()}
     found = []
     for path, module in model.named_modules():
@@ -186,3 +314,21 @@ def _hidden_sites(model: nn.Module) -> list[Site]:
 def _hidden_site(name: str, conv: HiddenConv) -> Site:
     calls = tuple(Call(before, after) for before, after in conv.shapes)
     return Site(name, (), conv.kind, conv.geometry, calls, conv.params, conv.macs, 0.0, conv.reason)
+
+
+def _site(conv: _CONVS, names: list[str], watch: _Watch, holders: Mapping[int, list[nn.Module]]) -> Site:
+    calls = tuple(watch.calls.get(id(conv), ()))
+    obstacle = module_obstacle(conv, holders) or reading_obstacle(conv, names[0], watch.readers)
+    if not obstacle and not calls:
+        obstacle = "the example never reaches it in eval mode"
+    return Site(
+        names[0],
+        tuple(names[1:]),
+        type(conv).__name__,
+        Geometry.of(conv),
+        calls,
+        sum(parameter.numel() for parameter in conv.parameters()),
+        watch.conv_macs[id(conv)],
+        0.0,
+        obstacle,
+    )

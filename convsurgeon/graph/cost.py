@@ -1,4 +1,4 @@
-"""Count parameters, MACs, bytes and peak live activation on what exists.
+"""Parameters, MACs, bytes and peak live activation, counted on what exists.
 
 MACs are half of what torch's own flop formulas give for the operators that really ran (convolutions, matrix products,
 attention); element-wise work, norms and pooling count nothing, as everywhere in the literature.
@@ -39,13 +39,13 @@ class Cost:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Count parameters, shared ones once, and those that subgraphs hold."""
+    """Parameters, shared ones once, and those that another runtime holds."""
     held = sum(module.params for module in model.modules() if isinstance(module, Subgraph))
     return held + sum(parameter.numel() for parameter in model.parameters())
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Count the bytes of parameters, shared ones once, and of those that subgraphs hold."""
+    """Bytes of the parameters, shared ones once, and of those that another runtime holds."""
     held = sum(module.weight_bytes for module in model.modules() if isinstance(module, Subgraph))
     return held + sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
@@ -60,7 +60,7 @@ class MacCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operator and count it."""
+        """Runs the operator and counts it."""
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
@@ -75,7 +75,7 @@ class MacCounter(TorchDispatchMode):
 
 
 def live_bytes(values: Iterable[object]) -> int:
-    """Count the bytes of all tensors in nested values; views of one storage count once."""
+    """Bytes behind all tensors in a nest of values; views of one storage count once."""
     storages: dict[int, int] = {}
     for leaf in pytree.tree_leaves(list(values)):
         if isinstance(leaf, Tensor) and leaf.layout is torch.strided:
@@ -92,7 +92,7 @@ class PeakInterpreter(fx.Interpreter):
         self.peak_activation_bytes = 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node and look at what is alive just after it, with its inputs."""
+        """Runs one node and looks at what is alive just after it, its inputs still being there."""
         result = super().run_node(n)
         if n.op != "output":
             alive = [value for node, value in self.env.items() if node.op != "get_attr"]

@@ -1,4 +1,4 @@
-"""The example that a model is run on: what `model(...)` is called with.
+"""The example a model is run on: what `model(...)` is called with.
 
 A tensor is the one positional argument, a tuple or list the positional arguments, a mapping the keyword arguments.
 A model whose single argument is itself a tuple or dict takes a tuple around it: `example=({"image": x},)`.
@@ -27,10 +27,10 @@ class Example:
 
     @staticmethod
     def of(value: object) -> Example:
-        """Read what a user passes as `example`.
+        """Reads what a user passes as `example`.
 
         Raises:
-            CaptureError: It holds no tensor.
+            CaptureError: it holds no tensor at all.
         """
         if isinstance(value, Example):
             example = value
@@ -46,11 +46,11 @@ class Example:
         return example
 
     def tensors(self) -> list[torch.Tensor]:
-        """Return all tensors, in pytree order."""
+        """All tensors, in pytree order."""
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
     def map(self, function: Callable[[torch.Tensor], Any]) -> Example:
-        """Return the same example with `function` applied to every tensor."""
+        """The same nest with `function` applied to every tensor."""
 
         def apply(leaf: object) -> object:
             return function(leaf) if isinstance(leaf, torch.Tensor) else leaf
@@ -64,7 +64,7 @@ class Example:
         return self.map(lambda _: next(others))
 
     def run(self, model: nn.Module) -> Any:
-        """Run a model on copies of these arguments, because a forward may work on its input in place."""
+        """What a model gives for copies of these arguments: a forward may work on its input in place."""
         own = self.map(torch.clone)
         return model(*own.args, **own.kwargs)
 

@@ -1,4 +1,4 @@
-"""Load a model by its name, and weights from a file. Nothing in a weight file is ever executed."""
+"""Names and files -> a model with its weights. Nothing that a weight file says is ever executed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a model by its name.
+    """Builds a model from its name.
 
     Args:
         name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME`, where the
@@ -32,16 +32,16 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
         arguments: keyword arguments for the factory.
 
     Raises:
-        LoadError: There is no such module, file or factory, or it does not return a module.
+        LoadError: no such module, file or factory, or it does not return a module.
     """
     where, _, factory = name.partition(":")
     arguments = dict(arguments or {})
     if where == "torchvision" and factory:
         family, _, factory = f"models.{factory}".rpartition(".")  # detection.ssd300_vgg16, segmentation.fcn_resnet50
-        made = _call(name, _attribute(_import(f"torchvision.{family}", name), factory, name), arguments)
+        made = _call(name, _attribute(_module(f"torchvision.{family}", name), factory, name), arguments)
     elif where == "timm" and factory:
         made = _call(
-            name, _attribute(_import("timm", name), "create_model", name), {"model_name": factory, **arguments}
+            name, _attribute(_module("timm", name), "create_model", name), {"model_name": factory, **arguments}
         )
     else:
         found = load_function(name)
@@ -54,32 +54,32 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
 
 
 def load_function(name: str) -> Any:
-    """Return what `package.module:attribute` or `path/to/file.py:attribute` names.
+    """What `package.module:attribute` or `path/to/file.py:attribute` names.
 
     Raises:
-        LoadError: There is no such module, file or attribute, or its code fails.
+        LoadError: no such module, file or attribute, or its code fails.
     """
     where, colon, attribute = name.rpartition(":")
     if not colon or not where or not attribute:
         raise LoadError(
             f"{name}: expected package.module:factory, path/to/file.py:factory, torchvision:NAME or timm:NAME"
         )
-    module = _run_file(Path(where)) if where.endswith(".py") else _import(where, name)
+    module = _file(Path(where)) if where.endswith(".py") else _module(where, name)
     return _attribute(module, attribute, name)
 
 
 def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = ()) -> None:
-    """Load a safetensors file, or a checkpoint of tensors and plain values alone, into a model.
+    """Loads a safetensors file, or a checkpoint that holds nothing but tensors and plain values, into a model.
 
-    Wrappers such as `state_dict` and prefixes such as `module.` are removed.
+    `state_dict` and `model` wrappers and `module.` prefixes are taken off.
 
     Args:
-        model: gets the weights.
+        model: what to fill.
         path: of the file.
         optional: names that may be missing in it.
 
     Raises:
-        LoadError: The file is missing, empty, damaged or of a kind that would have to be executed, or its tensors are
+        LoadError: the file is missing, empty, damaged or of a kind that would have to be executed, or its tensors are
             not the model's, or hold NaN; they are listed.
     """
     tensors = _unwrap(_read(Path(path)), Path(path))
@@ -96,19 +96,19 @@ def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = 
     if wrong := "; ".join(f"{len(names)} {word}: {_some(names)}" for word, names in parts if names):
         raise LoadError(f"{path}: the weights are not this model's: {wrong}; check the factory and its arguments")
     learned = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    broken = [name for name in own if name in tensors and not _is_finite(tensors[name], name in learned)]
+    broken = [name for name in own if name in tensors and not _whole(tensors[name], name in learned)]
     if broken:
         raise LoadError(f"{path}: NaN or infinity in {_some(broken)}; pass weights from before they diverged")
     model.load_state_dict(dict(tensors), strict=False)
 
 
-def _is_finite(tensor: Tensor, learned: bool) -> bool:
-    """Return whether weights are finite; a buffer may hold infinity, as masks do."""
+def _whole(tensor: Tensor, learned: bool) -> bool:
+    """Whether weights hold numbers; a buffer may hold infinity, as masks do."""
     return not tensor.is_floating_point() or not bool((~tensor.isfinite() if learned else tensor.isnan()).any())
 
 
 def _read(path: Path) -> Any:
-    """Return what a weight file holds."""
+    """What a weight file holds."""
     if path.exists() and not path.is_file():
         raise LoadError(f"{path}: is a folder, a device or a pipe; pass a safetensors file or a checkpoint")
     try:
@@ -140,13 +140,13 @@ def _read_checkpoint(path: Path) -> Any:
                 "save model.state_dict() with safetensors where you trust the file"
             ) from error
         raise LoadError(
-            f"{path}: is not a weight file ({type(error).__name__}); pass safetensors or a checkpoint"
+            f"{path}: is no weight file ({type(error).__name__}); pass safetensors or a checkpoint"
         ) from error
 
 
 def _refuse_programs(path: Path) -> None:
-    """Refuse archives that hold code."""
-    entries = _archive_entries(path)
+    """Archives that hold code."""
+    entries = _archived(path)
     names = [entry.filename for entry in entries]
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # it may grow a thousandfold
         raise LoadError(f"{path}: is compressed, which torch.save does not do; save model.state_dict() again")
@@ -156,8 +156,8 @@ def _refuse_programs(path: Path) -> None:
         raise LoadError(f"{path}: is an exported program (.pt2), which holds code; save model.state_dict() instead")
 
 
-def _archive_entries(path: Path) -> list[zipfile.ZipInfo]:
-    """Return what is in a zip archive; nothing where it is not one, or damaged, which torch then says."""
+def _archived(path: Path) -> list[zipfile.ZipInfo]:
+    """What is in a zip archive; none where it is none, or damaged, which torch then says."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
@@ -166,7 +166,7 @@ def _archive_entries(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict inside a checkpoint."""
+    """The state dict inside a checkpoint."""
     for _ in range(3):
         if isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
             loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
@@ -186,7 +186,7 @@ def _some(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-def _import(name: str, asked: str) -> ModuleType:
+def _module(name: str, asked: str) -> ModuleType:
     try:
         with _importing_from_here():
             return importlib.import_module(name)
@@ -194,8 +194,8 @@ def _import(name: str, asked: str) -> ModuleType:
         raise LoadError(f"{asked}: {name} cannot be imported ({describe(error)})") from error
 
 
-def _run_file(path: Path) -> ModuleType:
-    """Run a Python file as a module."""
+def _file(path: Path) -> ModuleType:
+    """Runs a Python file as a module."""
     if not path.is_file():
         raise LoadError(f"{path}: no such file; pass path/to/file.py:factory")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -232,7 +232,7 @@ def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) ->
 
 @contextlib.contextmanager
 def _importing_from_here() -> Iterator[None]:
-    """Put the current folder on the import path, as `python -m` does."""
+    """The current folder on the import path, as `python -m` has it."""
     sys.path.insert(0, "")
     try:
         yield

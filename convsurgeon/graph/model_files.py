@@ -1,8 +1,7 @@
-"""Open a model: a module with its example, or an ONNX file as the network that it describes."""
+"""Models that are files: an ONNX file and an example become a network and its inputs, whoever asks for it."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,14 @@ Model = nn.Module | str | Path
 
 
 def is_onnx(name: str) -> bool:
-    """Return whether a model is an ONNX file, by its name."""
+    """Whether a model is a file of ONNX, by its name."""
     return name.lower().endswith(".onnx")
 
 
 def open_model(
     model: Model, example: object = None, shapes: Mapping[str | int, tuple[int, ...]] | None = None
 ) -> tuple[nn.Module, object]:
-    """Return a module and an example of its inputs; a module comes back as it is.
+    """A module and an example of its inputs; a module that is given comes back as it is.
 
     Args:
         model: a module, or the path of an ONNX file.
@@ -38,11 +37,11 @@ def open_model(
         shapes: in place of an example, of the inputs of a file whose sizes are open, by name or by place.
 
     Raises:
-        CaptureError: A size is open, or onnxruntime does not run the file on the example.
-        LoadError: It is not an ONNX file, or its convs are quantised.
+        CaptureError: a size is open, or onnxruntime does not run the file on the example.
+        LoadError: it is no ONNX file, or its convs are quantised.
     """
     if isinstance(model, OnnxNetwork):
-        return model, _example_for(model.file_inputs, example)
+        return model, _inputs(model.file_inputs, example)
     if not isinstance(model, str | Path):
         if example is None:
             raise CaptureError("example: a model needs one; pass a tensor, a tuple of arguments or a dict")
@@ -52,17 +51,18 @@ def open_model(
     from convsurgeon.onnxnet.values import to_array
 
     source = read_source(model)
-    inputs = inputs_of(source, dict(shapes or {}) if example is None else _shapes_of(example))
-    given = _example_for(inputs, example)
-    tensors = given.kwargs or {inputs[0].name: given.args[0]}
-    network = build_network(source, inputs, {one.name: to_array(tensors[one.name], one.kind) for one in inputs})
+    ports = inputs_of(source, dict(shapes or {}) if example is None else _shapes(_by_name(example)))
+    given = _inputs(ports, example)
+    tensors = given.kwargs or {ports[0].name: given.args[0]}
+    feed = {port.name: to_array(tensors[port.name], port.kind) for port in ports}
+    network = build_network(source, ports, feed)
     if size := _only_batch(network, given):
         network.keep_batch(size)
     return network, given
 
 
 def _only_batch(network: OnnxNetwork, example: Example) -> int:
-    """Return the batch size of the example where the file mixes the images of a batch or takes no other, else 0.
+    """The batch size of the example where the file mixes what stands in other places of a batch, or takes no other.
 
     A file of a fixed size may hold shapes as constants: two images in a batch then run into each other.
     """
@@ -71,83 +71,89 @@ def _only_batch(network: OnnxNetwork, example: Example) -> int:
     if not size:
         return 0
     other = example.map(lambda tensor: tensor.flip(-1) if tensor.is_floating_point() else tensor)
-    open_ended = [one.name for one in network.file_inputs if any(axis == 0 for axis, _ in one.open)]
-    joins = [
-        tensor.dim() > 1 or one.name in open_ended for tensor, one in zip(tensors, network.file_inputs, strict=True)
-    ]
-    triples = zip(tensors, other.tensors(), joins, strict=True)
-    both = iter([torch.cat([one, two]) if join else one for one, two, join in triples])
+    open_ended = [port.name for port in network.file_inputs if any(axis == 0 for axis, _ in port.open)]
+    rows = [one.dim() > 1 or port.name in open_ended for one, port in zip(tensors, network.file_inputs, strict=True)]
+    triples = zip(tensors, other.tensors(), rows, strict=True)
+    both = iter([torch.cat([one, two]) if many else one for one, two, many in triples])
     with torch.no_grad():
         try:
             one = tensors_in(example.run(network))
-        except Exception as error:  # of a subgraph that the runtime takes only as a part of the whole
+        except Exception as error:  # of a piece that the runtime takes only as a part of the whole
             words = " ".join(str(error).split())[:300]
-            raise CaptureError(f"{network.source.path}: does not run in parts ({words}); simplify the graph") from error
+            place = network.source.path
+            raise CaptureError(f"{place}: does not run in pieces ({words}); simplify the graph") from error
         try:
             two = tensors_in(other.run(network))
             joined = tensors_in(example.map(lambda _: next(both)).run(network))
-        except Exception as error:  # what the runtime or torch says of a shape that does not fit
-            logging.getLogger(__name__).debug("%s takes batches of %d alone: %s", network.source.path, size, error)
+        except Exception:  # what the runtime or torch says of a shape that does not fit
             return size
-    return 0 if len(one) == len(joined) and all(map(_is_joined, one, two, joined)) else size
+    return 0 if all(map(_side_by_side, one, two, joined)) and len(one) == len(joined) else size
 
 
-def _is_joined(one: Tensor, two: Tensor, both: Tensor) -> bool:
-    """Return whether a value of two batches is the values of each, one after the other, but for rounding."""
-    finite = both[both.isfinite()].double()
-    limit = 1e-4 * float(finite.abs().max()) + 1e-30 if finite.numel() else 0.0
+def _alike(values: Tensor) -> float:
+    """How far apart two values may be that are the same but for rounding."""
+    finite = values[values.isfinite()].double()
+    return 1e-4 * float(finite.abs().max()) + 1e-30 if finite.numel() else 0.0
+
+
+def _side_by_side(one: Tensor, two: Tensor, both: Tensor) -> bool:
+    """Whether a value of two batches is the values of each, one beside the other."""
     for axis in range(one.dim()):
-        if one.shape[:axis] != both.shape[:axis] or one.shape[axis] + two.shape[axis] != both.shape[axis]:
+        sizes = [tensor.shape[axis] for tensor in (one, two, both)]
+        if sizes[0] + sizes[1] != sizes[2] or one.shape[:axis] != both.shape[:axis]:
             continue
         wanted = torch.cat([one.double(), two.double()], axis) if one.shape == two.shape else both[:0]
-        if wanted.shape == both.shape and bool(((wanted - both).abs() <= limit).all()):
+        if wanted.shape == both.shape and bool(((wanted - both).abs() <= _alike(both)).all()):
             return True
     return False
 
 
 def _by_name(example: object) -> dict[str | int, Tensor]:
-    """Return tensors by the names or the places of their inputs."""
-    made = Example.of(_arrays_as_tensors(example))
+    """Tensors by the names or the places of their inputs."""
+    made = Example.of(_tensors(example))
     named: dict[str | int, Tensor] = {str(name): value for name, value in made.kwargs.items()}
     return dict(enumerate(made.args)) | named
 
 
-def _arrays_as_tensors(example: object) -> object:
+def _tensors(example: object) -> object:
+    """Arrays as tensors."""
     if isinstance(example, np.ndarray):
         return torch.as_tensor(example)
     if isinstance(example, Mapping):
-        return {name: _arrays_as_tensors(value) for name, value in example.items()}
-    return tuple(map(_arrays_as_tensors, example)) if isinstance(example, tuple | list) else example
+        return {name: _tensors(value) for name, value in example.items()}
+    return tuple(map(_tensors, example)) if isinstance(example, tuple | list) else example
 
 
-def _shapes_of(example: object) -> dict[str | int, tuple[int, ...]]:
-    found: dict[str | int, Any] = dict(_by_name(example))
-    for name, value in found.items():
+def _shapes(given: Mapping[str | int, Any]) -> dict[str | int, tuple[int, ...]]:
+    for name, value in given.items():
         if not isinstance(value, Tensor):
             raise CaptureError(f"example: {name} is a {type(value).__name__}; an ONNX file takes tensors")
-    return {name: tuple(value.shape) for name, value in found.items()}
+    return {name: tuple(value.shape) for name, value in given.items()}
 
 
-def _example_for(inputs: tuple[FileInput, ...], example: object) -> Example:
-    """Return the example by position for one input, by name in the file's order for several."""
+def _inputs(ports: tuple[FileInput, ...], example: object) -> Example:
+    """The example as all go on with it: by position for one input, by name in the file's order for several."""
     if example is None:
-        tensors = {one.name: _make_values(one) for one in inputs}
+        tensors = {port.name: _made_up(port) for port in ports}
     else:
         given = _by_name(example)
-        names = [one.name for one in inputs]
-        if len(given) != len(inputs) or any(isinstance(name, str) and name not in names for name in given):
-            raise CaptureError(f"example: the file's inputs are {', '.join(names)}; pass one tensor for each")
-        places = iter(range(len(inputs)))
-        found = {one.name: given[one.name] if one.name in given else given[next(places)] for one in inputs}
-        tensors = {one.name: found[one.name].detach().cpu().to(one.dtype) for one in inputs}
-    return Example((tensors[inputs[0].name],)) if len(inputs) == 1 else Example((), tensors)
+        unknown = [name for name in given if isinstance(name, str) and name not in {port.name for port in ports}]
+        if unknown or len(given) != len(ports):
+            names = ", ".join(port.name for port in ports)
+            raise CaptureError(f"example: the file's inputs are {names}; pass one tensor for each")
+        places = iter(range(len(ports)))
+        tensors = {port.name: given[port.name] if port.name in given else given[next(places)] for port in ports}
+        tensors = {port.name: tensors[port.name].detach().cpu().to(port.dtype) for port in ports}
+    if len(ports) == 1:
+        return Example((tensors[ports[0].name],))
+    return Example((), tensors)
 
 
-def _make_values(one: FileInput) -> Tensor:
-    """Return values for an input: noise, pixels for small whole numbers, zeros for others, which are mostly indices."""
+def _made_up(port: FileInput) -> Tensor:
+    """Values of an input: noise, pixels for small whole numbers, zeros for others, which are mostly indices."""
     generator = torch.Generator().manual_seed(0)
-    if one.dtype.is_floating_point:
-        return torch.randn(one.shape, generator=generator, dtype=one.dtype)
-    if one.dtype in (torch.uint8, torch.int8):
-        return torch.randint(0, 128, one.shape, generator=generator, dtype=torch.int64).to(one.dtype)
-    return torch.zeros(one.shape, dtype=one.dtype)
+    if port.dtype.is_floating_point:
+        return torch.randn(port.shape, generator=generator, dtype=port.dtype)
+    if port.dtype in (torch.uint8, torch.int8):
+        return torch.randint(0, 128, port.shape, generator=generator, dtype=torch.int64).to(port.dtype)
+    return torch.zeros(port.shape, dtype=port.dtype)

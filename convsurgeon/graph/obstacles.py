@@ -18,10 +18,10 @@ _ASKED = ("modules", "named_modules", "parameters", "named_parameters", "buffers
 
 
 def check_model(model: object) -> None:
-    """Refuse what cannot be captured: other than modules, wrappers, compiled and quantised layers.
+    """Turns away wrappers, whose inner model is what can be rewritten, compiled and quantised layers, and non-modules.
 
     Raises:
-        CaptureError: It is one of these, with what to do next.
+        CaptureError: always with what to do next.
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -51,7 +51,7 @@ def _refuse_wrappers(model: nn.Module) -> None:
 
 
 def _refuse_exported(model: nn.Module) -> None:
-    """Refuse graphs of operators without conv modules, as torch.export makes them."""
+    """What torch.export makes holds operators and no conv modules; so does any graph of operators."""
     nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
     convs = any(isinstance(node.target, OpOverload) and "conv" in node.target.name() for node in nodes)
     if convs or type(model).__module__.startswith("torch.export"):
@@ -62,7 +62,7 @@ def _refuse_exported(model: nn.Module) -> None:
 
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """List all modules, once it is sure that they can be listed."""
+    """All modules, once it is sure that they can be listed."""
     for path, module in _walk(model):
         if not path.isascii() and path != path.encode("utf-8", "replace").decode():
             raise CaptureError(f"model: {path!r} holds half of a character, which no file can hold; rename it")
@@ -78,7 +78,7 @@ def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield every module under every name, without torch's methods, which a model may hide."""
+    """Every module under every name, by torch's own bookkeeping and none of its methods."""
     waiting = [("", model, frozenset[int]())]
     while waiting:
         path, module, above = waiting.pop()
@@ -93,7 +93,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _layer(module: nn.Module) -> str:
-    """Return why a model with this module in it is refused; empty for all others."""
+    """Why a model with this module in it is turned away; empty for all others."""
     if isinstance(module, jit.ScriptModule):
         return "is a TorchScript module, whose layers are compiled; put back the original"
     if "quantized" in type(module).__module__ and hasattr(module, "_packed_params") and hasattr(module, "kernel_size"):
@@ -115,7 +115,7 @@ _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) -> str:
-    """Return why a module cannot be rewritten whatever the form; empty where it can.
+    """Why a module cannot be rewritten whatever the form; empty where it can.
 
     Args:
         conv: a conv module of any kind.
@@ -134,12 +134,12 @@ def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) ->
 
 
 def linear_obstacle(linear: nn.Linear, holders: Mapping[int, Sequence[nn.Module]]) -> str:
-    """Return why a linear layer cannot be made into a 1x1 conv; empty where it can."""
+    """Why a linear layer cannot be made into a 1x1 conv; empty where it can."""
     return _more_than_weights(linear, nn.Linear) or _tied(linear, holders) or _whole_numbers(linear)
 
 
 def holders_of(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """Return the modules that hold each parameter, by the parameter's `id`."""
+    """The modules that hold each parameter, by the parameter's `id`."""
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -149,7 +149,7 @@ def holders_of(model: nn.Module) -> dict[int, list[nn.Module]]:
 
 
 def reading_obstacle(conv: _CONVS, name: str, readers: Mapping[str, str]) -> str:
-    """Return what else than the conv reads its weight, in words; `readers` maps parameter names to who."""
+    """Whether something else than the conv reads its weight; `readers` maps parameter names to who."""
     for parameter, _ in conv.named_parameters(recurse=False):
         if f"{name}.{parameter}" in readers:
             return f"its {parameter} is also read in {readers[f'{name}.{parameter}']}"
@@ -157,7 +157,7 @@ def reading_obstacle(conv: _CONVS, name: str, readers: Mapping[str, str]) -> str
 
 
 def _more_than_weights(layer: nn.Module, plain: type[nn.Module]) -> str:
-    """Return what a layer has beyond the weights of the plain class, and would lose."""
+    """What a layer has beyond the weights of the plain class, and would lose."""
     if parametrize.is_parametrized(layer):
         names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
         return f"its {names} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
@@ -175,7 +175,7 @@ def _more_than_weights(layer: nn.Module, plain: type[nn.Module]) -> str:
 
 
 def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
-    """Return how a subclass or an instance redefines what a layer computes; more attributes are no matter."""
+    """A subclass or an instance that redefines what a layer computes; one that only adds attributes is plain."""
     if any(name in vars(layer) for name in ("forward", "_conv_forward")):
         return "its forward is replaced on the instance"
     for cls in type(layer).__mro__:
@@ -200,7 +200,7 @@ def _tied(layer: nn.Module, holders: Mapping[int, Sequence[nn.Module]]) -> str:
 
 
 def _stale_padding(conv: nn.Conv2d, geometry: Geometry) -> str:
-    """Return whether padding was changed too late: torch computes that of most modes once, when a conv is made."""
+    """Torch works out the padding of the modes but zeros once, when a conv is made; attributes set later do nothing."""
     if geometry.padding_mode == "zeros":
         return ""
     with torch.device("meta"):

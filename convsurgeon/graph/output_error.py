@@ -57,19 +57,39 @@ class OutputError:
 
 
 def variances(answers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return the variances (C,) of the channels of every output, as the error is scaled by them.
+    """Return the variances (C,) of the channels of every output, as the error is scaled by them; 1 for a constant.
 
     Args:
-        answers: the outputs of the original for some batches; each output has the same channels in all of them.
+        answers: the outputs of the original for some batches.
     """
     found = []
     for column in zip(*answers, strict=True):
+        rows = [by_channel(values.detach()) for values in column]
+        alike = len({len(one) for one in rows}) == 1
         moments = _Moments()
-        for values in column:
-            moments.add(by_channel(values.detach()))
+        for one in rows:
+            moments.add(one if alike else one.reshape(1, -1))
         own = moments.variances()
-        found.append(torch.where(own == 0, 1.0, own).to(column[0]))
+        found.append(torch.where(own == 0, 1.0, own).to(column[0].device))
     return found
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
+    """Return the error as a loss: with constant variances, so the loss of a batch is the mean of its parts' losses.
+
+    Args:
+        found: a converted network's outputs.
+        wanted: the original's.
+        scales: from `variances`.
+    """
+    parts = []
+    for (one, two), scale in zip(pair_outputs(wanted, found), scales, strict=True):
+        dtype = torch.promote_types(one.dtype, torch.float32)
+        squared = (two.to(dtype) - one.to(dtype)).square()
+        channels = squared.dim() > 1 and len(scale) == squared.shape[1]
+        own = scale.view(-1, *[1] * (squared.dim() - 2)) if channels else scale.mean()
+        parts.append((squared / own.to(dtype)).mean())
+    return torch.stack(parts).mean() if parts else torch.zeros(())
 
 
 def by_channel(values: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The tensors of a model's output, however they are nested.
+"""What a model gives: the tensors of its output, however they are nested.
 
-A network that picks boxes by their scores gives another number of values for another image, and once its weights have
-changed. The outputs of two such networks cannot be compared, so they are refused before anything is tried.
+A network that picks (boxes, by their scores) gives another number of values for another image, and another one once its
+weights have changed. Two such networks cannot be told apart by their outputs, which is said before anything is tried.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from convsurgeon.graph.state import undisturbed
 
 
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    """Return the floating-point outputs in eval mode, in pytree order; the model is left as it was."""
+    """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
     with undisturbed(model):
         return float_tensors(example.run(model))
 
 
 def float_tensors(output: object) -> list[Tensor]:
-    """Return the floating-point tensors of an output, as `tensors_in` finds them."""
+    """The floating-point tensors of an output, as `tensors_in` finds them."""
     return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """Return all tensors in tuples, lists, dicts, and the fields of dataclasses and other plain objects."""
+    """All tensors of an output: in tuples, lists, dicts, and the fields of dataclasses and other plain objects."""
     leaves = []
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -40,10 +40,10 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Pair the outputs of two networks for the same input.
+    """The outputs of two networks for the same input, in pairs.
 
     Raises:
-        CalibrationError: They have different shapes.
+        CalibrationError: they are of other sizes.
     """
     if _shapes(wanted) != _shapes(found):
         raise CalibrationError(
@@ -54,10 +54,10 @@ def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tupl
 
 
 def check_output_sizes(model: nn.Module, example: Example) -> None:
-    """Refuse a network whose output has another size for another image of the same size.
+    """Refuses a network whose output has another size for another image of the same size.
 
     Raises:
-        CalibrationError: It has, with what to convert instead.
+        CalibrationError: it does, with what to convert instead.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -78,7 +78,7 @@ def check_output_sizes(model: nn.Module, example: Example) -> None:
 
 
 def part_before(model: nn.Module) -> str:
-    """Return the name of the part of a network before it picks boxes."""
+    """What there is of a network before it picks, in words."""
     children = dict(model.named_children())
     found = next((name for name in ("backbone", "encoder", "features", "body") if name in children), "")
     return f"model.{found}" if found else "the part before it"

@@ -10,7 +10,7 @@ from convsurgeon.forms.geometry import Geometry
 
 @dataclass(frozen=True)
 class Call:
-    """One execution of a conv: the shapes of its input and output, batch and channels included."""
+    """One execution of a conv: shapes of what went in and came out, batch and channels included."""
 
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
@@ -42,10 +42,10 @@ class Site:
         return (self.name, *self.aliases)
 
     def images(self, call: Call) -> int:
-        """Return the batch size of a call; 1 for a call without batch dimension."""
+        """Batch size of a call; 1 for a call without batch dimension."""
         lead = call.input_shape[: -1 - len(self.geometry.kernel_size)]
         return math.prod(lead)
 
     def size(self, call: Call) -> tuple[int, ...]:
-        """Return the spatial size of a call's input."""
+        """Spatial size of a call's input."""
         return call.input_shape[-len(self.geometry.kernel_size) :]

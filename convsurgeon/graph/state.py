@@ -1,4 +1,4 @@
-"""Run a model and leave nothing of it behind: modes, buffers, caches, parameters, random state."""
+"""Looking at a model without leaving a trace on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KEPT = _Kept()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode without gradients, and every module back into its own mode afterwards."""
+    """Puts the model into eval mode without gradients, and every module back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -46,9 +46,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put the model into eval mode without gradients, and restore whatever changes inside the block.
+    """Puts the model into eval mode without gradients, and puts back whatever changes inside the block.
 
-    That is what `keep_state` names, and torch's CPU random generator.
+    That is what `state_kept` says, and torch's CPU random generator.
     """
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # or a user's autocast would remember casts of what is run on here
@@ -61,11 +61,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def keep_state(model: nn.Module) -> Iterator[None]:
-    """Restore what runs of a model inside the block change.
+    """Puts back what runs of a model inside the block change.
 
-    That is: attributes, registered parameters and buffers, and the lists and dicts that modules hold, nested ones and
-    those of plain objects too; and the values of parameters and buffers, which even a symbolic trace changes where
-    the forward works on them in place.
+    Attributes, registered parameters and buffers, and the lists and dicts that modules hold, nested ones and those of
+    plain objects too, so a forward that stores activations on `self` leaves nothing behind; and the values of
+    parameters and buffers, which even a symbolic trace changes where the forward works on them in place.
     """
     containers = [(container, _content(container)) for container in _containers(model)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
@@ -81,7 +81,7 @@ def keep_state(model: nn.Module) -> Iterator[None]:
 
 
 def written_parameters(model: nn.Module, run: Callable[[], object]) -> list[str]:
-    """Return the names of parameters that a run writes to, even if it writes what they held; restore them."""
+    """Names of the parameters that a run of the model writes to, be it what they held already; they are put back."""
     with undisturbed(model):
         with _Writes() as writes:
             run()
@@ -101,7 +101,7 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operator and note what it writes to."""
+        """Runs the operator."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
@@ -111,12 +111,12 @@ class _Writes(TorchDispatchMode):
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a model's state."""
+    """A copy of a model's state."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def restore_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model the state that `copy_state` copied, in its own tensors."""
+    """Gives a model the state that `saved` copied, in its very tensors."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(state[name])
@@ -149,7 +149,7 @@ class _Value:
 
 @contextmanager
 def _parameters_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the values that parameters had when the outermost such block was entered."""
+    """Puts the values of parameters back to what they were when the outermost such block was entered."""
     own = [
         parameter for parameter in model.parameters() if not parameter.is_meta and not nn.parameter.is_lazy(parameter)
     ]
@@ -165,12 +165,12 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _moved(parameter: nn.Parameter) -> bool:
-    """Return whether it is new, or in other memory, since the outermost block was entered."""
+    """Whether it is new, or in other memory, since the outermost block was entered."""
     return id(parameter) not in _KEPT.values or _KEPT.values[id(parameter)].moved
 
 
 def _pointer(tensor: Tensor) -> int:
-    """Return where its memory begins; 0 where it has none of its own."""
+    """Where its memory begins; 0 where it has none of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse, or wrapped by a transform
@@ -182,7 +182,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
 
 
 def _containers(model: nn.Module) -> list[Any]:
-    """Return every dict, list and set that a model's attributes are kept in, once."""
+    """Every dict, list and set that a model's attributes are kept in, once."""
     waiting: list[Any] = [vars(module) for module in model.modules()]
     found: dict[int, Any] = {}
     while waiting:
@@ -198,7 +198,7 @@ def _containers(model: nn.Module) -> list[Any]:
 
 
 def _plain_objects(container: Any) -> list[Any]:
-    """Return the attributes of a user's own objects in a container, and one level of what they hold."""
+    """The attributes of a user's own objects in a container, and one level of what they hold."""
     inner = container.values() if isinstance(container, dict) else container
     found: list[Any] = [vars(value) for value in inner if hasattr(value, "__dict__") and not isinstance(value, _SHELLS)]
     return found + [value for own in found for value in own.values() if isinstance(value, _CONTAINERS)]
@@ -209,7 +209,7 @@ def _content(container: Any) -> Any:
 
 
 def _restore(container: Any, content: Any) -> None:
-    """Put the objects that a container held back into it."""
+    """Gives a container back the very objects that it held."""
     if _same(container, content):
         return
     container.clear()
@@ -220,7 +220,7 @@ def _restore(container: Any, content: Any) -> None:
 
 
 def _same(now: Any, before: Any) -> bool:
-    """Return whether a container holds the same objects as before."""
+    """Whether a container holds the very objects it held."""
     if len(now) != len(before):
         return False
     if isinstance(now, dict):
@@ -230,7 +230,7 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
-    """Restore a buffer's content, and its size where an observer has grown it."""
+    """Gives a buffer back its content, and its size where an observer has grown it."""
     if buffer.layout is not torch.strided or buffer.is_nested:
         buffer.copy_(value)
     elif buffer.shape != value.shape:

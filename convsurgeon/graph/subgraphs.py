@@ -1,4 +1,4 @@
-"""The parts of a network that onnxruntime runs: where gradients end, and what a reader must know of it."""
+"""The parts of a network that another runtime computes: where gradients end, and what a reader must know of it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from convsurgeon.graph.state import undisturbed, watch_inputs
 from convsurgeon.onnxnet.modules import Subgraph
 
 Ends = dict[int, tuple[Tensor, Subgraph]]
-"""Values that a subgraph reads and gradients come from, by `id`, each with the subgraph."""
+"""Values that a part reads and gradients come from, by `id`, each with the part."""
 
 
 @contextmanager
 def watch_gradient_ends(model: nn.Module) -> Iterator[Ends]:
-    """Collect where gradients end while the model runs inside the block."""
+    """Collects where gradients end while the model runs."""
     found: Ends = {}
 
     def look(part: nn.Module, given: tuple[Any, ...]) -> None:
@@ -33,7 +33,7 @@ def watch_gradient_ends(model: nn.Module) -> Iterator[Ends]:
 
 
 def operators_without_gradient(model: nn.Module, example: Example) -> tuple[str, ...]:
-    """Return the operators of subgraphs that end gradients on their way from the output, each once."""
+    """Operators of the parts that gradients cannot go through on their way from the output, each once."""
     if not any(isinstance(module, Subgraph) for module in model.modules()):
         return ()
     with undisturbed(model), torch.enable_grad(), watch_gradient_ends(model) as ends:
@@ -42,7 +42,7 @@ def operators_without_gradient(model: nn.Module, example: Example) -> tuple[str,
 
 
 def note_on_subgraphs(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:
-    """Return a note for the report on subgraphs that give no gradients, if there are any.
+    """A note on parts that give no gradients, none where there are none.
 
     Args:
         model: the original.

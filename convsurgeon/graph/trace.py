@@ -1,4 +1,4 @@
-"""Trace a model with torch.fx; what cannot be traced becomes one opaque node.
+"""Symbolic tracing that never gives up: what cannot be traced becomes one opaque node.
 
 `torch.fx` fails on control flow that depends on data, on modules kept in plain Python lists, on code that iterates over
 tensors. The innermost module whose forward fails is then made a leaf, with its whole class, because its siblings would
@@ -40,7 +40,7 @@ class Traced:
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
-    """Trace `model(*example.args, **example.kwargs)` in the mode that the model is in."""
+    """Traces `model(*example.args, **example.kwargs)` in the mode the model is in."""
     paths = frozenset[str]()
     kinds = frozenset[type[nn.Module]]()
     opaque: dict[str, str] = {}
@@ -82,7 +82,7 @@ class _Tracer(ThreadTracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        """Make one placeholder per tensor; everything else in the example is a constant of the trace."""
+        """One placeholder per tensor; everything else in the example is a constant of the trace."""
         leaves, spec = pytree.tree_flatten((self._example.args, self._example.kwargs))
         proxies = [
             self.create_proxy("placeholder", f"input_{index}", (), {}) if isinstance(leaf, Tensor) else leaf
@@ -92,7 +92,7 @@ class _Tracer(ThreadTracer):
         return lambda root: root.forward(*args, **kwargs), [self.root]  # also where forward is set on the instance
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Keep every conv as one node: a subclass may have a forward of its own."""
+        """Convs are never traced through: a subclass's own forward is its own business."""
         if module_qualified_name in self._paths or type(m) in self._kinds:
             self.leaves.add(module_qualified_name)
             return True
@@ -105,7 +105,7 @@ class _Tracer(ThreadTracer):
     def call_own_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Raise an error with the innermost module that fails; an unregistered one counts as its caller."""
+        """Blames the innermost module that fails; one that is not registered is its caller's fault."""
         if m not in self._known:
             return self._call_unregistered(m, forward, args, kwargs)
         path = self.path_of_module(m)
@@ -125,7 +125,7 @@ class _Tracer(ThreadTracer):
     def _call_unregistered(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Make the module a leaf under a new name, where nothing in it is the model's or the trace's."""
+        """A leaf in the graph where the module stands by itself."""
         inside = list(m.modules())
         if any(one in self._known or _holds_proxies(one) for one in inside):
             return forward(*args, **kwargs)
@@ -136,12 +136,12 @@ class _Tracer(ThreadTracer):
 
 
 def _holds_proxies(module: nn.Module) -> bool:
-    """Return whether an attribute was computed by the trace, such as a window as wide as the input."""
+    """Whether one of its own attributes was computed by the trace, such as a window as wide as the input."""
     return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(list(vars(module).values())))
 
 
 class UntracedRoot(nn.Module):
-    """A root with one child, the model."""
+    """A root whose one child is the model."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class UntracedRoot(nn.Module):
 
 
 def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
-    """Return the graph that just calls the model, where its trace fails, or does not run."""
+    """The graph that just calls the model, where tracing it fails, or gives something that does not run."""
     leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
     graph = fx.Graph()
     nodes = [graph.placeholder(f"input_{i}") if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]

@@ -15,6 +15,7 @@ DnCNN at 0.2 of the MACs, PSNR on Set12: in float 30.14 dB, its file 30.00; with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +24,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.distill.batches import Batch
+from convsurgeon.base.errors import describe
+from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import evaluating, watch_inputs
 from convsurgeon.int8.histogram import Array, Range, count_bins, cut_range, widen_range
 from convsurgeon.int8.target import Target
+
+_LOG = logging.getLogger(__name__)
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _LEVELS = 255
@@ -45,7 +49,7 @@ class Exported:
     scales: Mapping[str, Array] = field(default_factory=dict)
 
 
-def as_exported(model: nn.Module, sample: Sequence[Batch], target: Target) -> Exported:
+def as_exported(model: nn.Module, sample: Sequence[Example], target: Target) -> Exported:
     """Asks the exporter itself; the nodes of an exported graph bear the names of the layers."""
     from convsurgeon.int8.equalise import equalise  # loads onnx and the runtime
     from convsurgeon.int8.float_ends import find_float_ends
@@ -53,15 +57,16 @@ def as_exported(model: nn.Module, sample: Sequence[Batch], target: Target) -> Ex
     from convsurgeon.int8.weight_rounding import find_roundable
 
     try:
-        graph, feeds = build_float_graph(model, [batch.example for batch in sample])
+        graph, feeds = build_float_graph(model, list(sample))
         return Exported(find_float_ends(graph, target), find_roundable(graph.graph), equalise(graph, feeds))
-    except Exception:  # of torch's exporter or of the runtime, who say so themselves when the file is written
+    except Exception as error:  # of torch's exporter or of the runtime
+        _LOG.warning("recover: the int8 export failed (%s); all layers are rounded plainly", describe(error))
         return Exported()
 
 
 def learn_rounded(
     model: nn.Module,
-    sample: Sequence[Batch],
+    sample: Sequence[Example],
     target: Target,
     exported: Exported = Exported(),
 ) -> None:
@@ -140,7 +145,7 @@ def _with_zero(span: Range) -> Range:
     return (low, high) if low == 0.0 else (round(low / step) * step, round(low / step) * step + high - low)
 
 
-def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequence[Batch]) -> list[Range | None]:
+def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequence[Example]) -> list[Range | None]:
     """The range of what each layer reads, over its factors; None of one that is never called or reads but one value."""
     spans: dict[nn.Module, Range] = {}
     bins: dict[nn.Module, Array] = {}
@@ -153,7 +158,7 @@ def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequenc
 
     def run() -> None:
         for batch in sample:
-            batch.example.run(model)
+            batch.run(model)
 
     with evaluating(model):
         with watch_inputs(layers, widen):

@@ -125,15 +125,15 @@ class Rows:
 
     @property
     def recovered(self) -> Table:
-        """What training did: distance to the original and agreement with it on held-out images, before and after."""
-        columns = (("weights", "text"), ("distance", "number"), ("top1_agreement", "share"))
+        """What training did: output error and agreement with the original on held-out images, before and after."""
+        columns = (("weights", "text"), ("output_error", "number"), ("top1_agreement", "share"))
         done = self.recovery
         if done is None:
             return Table("Recovery", columns, ())
         kept = f"step {done.best_step} of {done.steps}" if done.best_step else "as converted, kept"
         rows = (
-            ("as converted", done.before.distance, done.before.agreement),
-            (kept, done.after.distance, done.after.agreement),
+            ("as converted", done.before.error, done.before.agreement),
+            (kept, done.after.error, done.after.agreement),
         )
         used = f"{done.images} images, judged on {done.held_back} others, rate {done.lr:.0e}, {done.seconds:.0f} s"
         more = "; still gaining: recover this result once more" if done.gaining else ""

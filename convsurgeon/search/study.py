@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import Calibration, first_batches
-from convsurgeon.distill.reconstruct import OutputJudge, reconstruct
+from convsurgeon.distill.loss import OutputJudge
+from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit import sensitivity
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture

@@ -331,12 +331,13 @@ def test_a_plan_that_was_saved_is_fitted_to_made_up_images(result: cs.Result) ->
 
 
 def test_recovery_goes_on_with_the_made_up_images(result: cs.Result) -> None:
-    better = cs.recover(result, epochs=2, batch_size=16, lr=1e-3, progress=False)
+    better = cs.recover(result, recipe=cs.Recipe(epochs=2, batch_size=16, lr=1e-3), progress=False)
     done = better.report.recovery
     assert done.images + done.held_back == 80
     assert better.report.notes == result.report.notes
     alone = cs.convert(result.original, EXAMPLE, forms=[FORM], policy=cs.select.min_channels(12), calibration=False)
-    done = cs.recover(alone, epochs=1, batch_size=16, lr=1e-3, images=64, progress=False).report.recovery
+    recipe = cs.Recipe(epochs=1, batch_size=16, lr=1e-3, limit=64)
+    done = cs.recover(alone, recipe=recipe, progress=False).report.recovery
     assert done.images + done.held_back == 64
 
 

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.distill.batches import Batch
 from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
-from convsurgeon.int8.training import as_exported, learn_rounded
+from convsurgeon.int8.training import Exported, as_exported, learn_rounded
 from tests import nets
 from tests.distill.test_recover import X, _converted, _done, _recover
 
-SAMPLE = [Batch(cs.Example((X[:64],)), None)]
+SAMPLE = [cs.Example((X[:64],))]
 
 
 def _model(seed: int = 0) -> nn.Module:
@@ -38,7 +37,7 @@ def _rounded(model: nn.Module, target: Target = Target.onnxruntime("vnni")) -> n
 def test_it_computes_what_the_int8_file_does(seed: int) -> None:
     model = _model(seed)
     with torch.no_grad():
-        exact, rounded, file = (one(X) for one in (model, _rounded(model), as_int8(model, [SAMPLE[0].example])))
+        exact, rounded, file = (one(X) for one in (model, _rounded(model), as_int8(model, SAMPLE)))
     off = (file - exact).norm()
     assert (rounded - exact).norm() == pytest.approx(float(off), rel=1.0)
     assert (rounded - file).norm() < 1.2 * off  # two roundings of the same steps, not of the same neighbours
@@ -61,7 +60,7 @@ def test_uneven_channels_inside_a_chain_are_evened_out_as_in_the_file(form: cs.F
     evened, rough = copy.deepcopy(model), copy.deepcopy(model)
     learn_rounded(evened, SAMPLE, Target.onnxruntime(), exported)
     learn_rounded(rough, SAMPLE, Target.onnxruntime())
-    file = as_int8(model, [SAMPLE[0].example])
+    file = as_int8(model, SAMPLE)
     with torch.no_grad():
         wanted = model(X)
         off = [float((one(X) - wanted).norm()) for one in (file, evened, rough)]
@@ -129,14 +128,21 @@ def test_a_layer_that_is_never_called_or_reads_one_value_is_left() -> None:
     assert not model[0]._forward_hooks
 
 
+def test_an_export_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ValueError("not for export")
+
+    assert as_exported(Failing(), SAMPLE, Target()) == Exported()
+    assert "not for export" in caplog.text
+
+
 def test_the_int8_file_gains() -> None:
     result = _converted(nets.Plain())
     better = _recover(result, epochs=8, lr=3e-3, precision="int8")
     assert better.precision == "int8"
-    assert _done(better).after.distance < 0.5 * _done(better).before.distance
+    assert _done(better).after.error < 0.5 * _done(better).before.error
     with torch.no_grad():
         wanted = result.original(X)
-        before, after = (
-            float((as_int8(one.model, [SAMPLE[0].example])(X) - wanted).norm()) for one in (result, better)
-        )
+        before, after = (float((as_int8(one.model, SAMPLE)(X) - wanted).norm()) for one in (result, better))
     assert after < 0.7 * before

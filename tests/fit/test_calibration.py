@@ -137,7 +137,7 @@ def test_batches_that_will_not_do(batches: object, message: str) -> None:
 def test_few_images_are_used_with_a_word() -> None:
     result = _convert(nets.Plain().eval(), calibration=X[:5])
     assert "5 images are few" in str(result.report)
-    assert result.report.reconstruction[0].error_after <= result.report.reconstruction[0].error_before
+    assert result.report.reconstruction.error_after <= result.report.reconstruction[0].error_before
 
 
 def _worker(rank: int, port: int, folder: str, kind: str) -> None:

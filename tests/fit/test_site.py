@@ -90,9 +90,7 @@ def test_a_fit_that_knows_what_follows_does_better_behind_it(name: str, form: cs
         conv.bias *= 2
     zero = torch.zeros(3000, 6)
     samples = Samples(patches[:, None], targets)
-    behind = _found(_Net(ACTIVATIONS[name]))
-    assert behind is not None
-    knowing = Behind(torch.ones(6), torch.zeros(6), (zero, zero), (behind,), intercept=True)
+    knowing = Behind(torch.ones(6), torch.zeros(6), (zero, zero), _found(_Net(ACTIVATIONS[name])), intercept=True)
     blind = dataclasses.replace(knowing, activation=())
     metric = torch.eye(6, dtype=torch.float64)
     errors = []

@@ -93,6 +93,9 @@ def _of_shape(rng: random.Random) -> bytes:
     return held.getvalue() + bytes(rng.choice((0, 24, 1536)))
 
 
+RECIPE = cs.Recipe(epochs=1, batch_size=16, lr=1e-3)
+
+
 @functools.cache
 def _run() -> tuple[cs.Result, bytes]:
     """A finished recovery, and its checkpoint."""
@@ -100,7 +103,7 @@ def _run() -> tuple[cs.Result, bytes]:
     batch = torch.randn(32, 3, 8, 8)
     made = cs.convert(nets.Plain().eval(), batch[:1], forms=[cs.DepthwiseSeparable(rank=1)], progress=False)
     with tempfile.TemporaryDirectory() as folder:
-        cs.recover(made, batch, epochs=1, batch_size=16, lr=1e-3, run=folder, progress=False)
+        cs.recover(made, batch, recipe=RECIPE, run=folder, progress=False)
         return made, (Path(folder) / "last.pt").read_bytes()
 
 
@@ -123,8 +126,8 @@ def checkpoint(rng: random.Random) -> None:
                 _change(rng, held)
             torch.save(held, path)
         try:
-            options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "lr": 1e-3, "progress": False}
-            better = cs.recover(result, torch.randn(32, 3, 8, 8), run=folder, resume=True, **options)
+            images = torch.randn(32, 3, 8, 8)
+            better = cs.recover(result, images, recipe=RECIPE, run=folder, resume=True, progress=False)
         except cs.ConvSurgeonError as error:
             assert "\n" not in str(error)
             return

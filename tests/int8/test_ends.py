@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.distill.batches import Batch
 from convsurgeon.int8.float_ends import find_image_ends
 from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
@@ -172,9 +171,7 @@ def test_a_recovery_rounds_what_the_file_will() -> None:
     torch.manual_seed(0)
     model, images = Restorer().eval(), torch.rand(16, 3, SIZE, SIZE)
     example = cs.Example((images[:1],))
-    learn_rounded(
-        model, [Batch(cs.Example((images,)), None)], Target(), Exported(find_image_ends(exported_graph(model, example)))
-    )
+    learn_rounded(model, [cs.Example((images,))], Target(), Exported(find_image_ends(exported_graph(model, example))))
     inputs: dict[str, Tensor] = {}
     for name in ("middle", "last"):
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))

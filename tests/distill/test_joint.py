@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.calibration.collect import read
-from convsurgeon.calibration.dataset import Calibration, images_in
-from convsurgeon.distill import joint
+from convsurgeon.calibration.dataset import Calibration, first_images, images_in
+from convsurgeon.distill import distiller, joint
 from convsurgeon.distill.joint import fit_jointly
-from convsurgeon.distill.reconstruct import OutputJudge
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.soap import Soap
 from convsurgeon.fit import sensitivity
 from convsurgeon.graph.capture import capture
@@ -95,7 +95,7 @@ def _fitted(made: Made, data: Calibration, seed: int = 0) -> tuple[float, float]
     judge = OutputJudge(made.original, data.held_back)
     before = judge.error(made.model)
     seen = capture(made.original, _images(1))
-    fit_jointly(seen, made.model, made.plan, data.fitted, judge.error, seed, progress=False)
+    fit_jointly(seen, made.model, made.plan, data.fitted, judge.score, seed, progress=False)
     return before, judge.error(made.model)
 
 
@@ -110,9 +110,10 @@ def test_a_large_network_gets_fewer_steps(
 ) -> None:
     """Ten epochs, or what may be computed: by the size of the images, not the example's."""
     seen = capture(Residual().eval(), _images(1))
-    draw = joint._Draw(read(_images(80, size), cs.Example.of(_images(1, size))).fitted, 0)
-    monkeypatch.setattr(joint, "_MACS", allowed * 4 * seen.cost.macs * (size / 12) ** 2 * draw._size)
-    assert joint._steps(seen, draw) == steps
+    batches = read(_images(80, size), cs.Example.of(_images(1, size))).fitted
+    sample = first_images(batches[0], 8)
+    monkeypatch.setattr(joint, "_MACS", allowed * 4 * seen.cost.macs * (size / 12) ** 2 * 8)
+    assert joint._steps(seen, batches, sample) == steps
 
 
 @pytest.mark.parametrize("kind", [Residual, Branching, Shared])
@@ -160,15 +161,15 @@ def test_images_one_by_one_give_the_gradient_of_their_batch(
         def step(self, closure: object = None) -> None:  # type: ignore[override]
             found[-1] += [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
 
-    monkeypatch.setattr(joint, "Soap", Still)
+    monkeypatch.setattr(distiller, "Soap", Still)
     monkeypatch.setattr(joint, "EPOCHS", 1)
-    honest = joint._Sides.loss
+    honest = joint._SiteLoss.__call__
 
-    def loss(sides: joint._Sides, batch: cs.Example) -> Tensor:
+    def loss(own: joint._SiteLoss, batch: cs.Example) -> Tensor:
         most[-1] = max(most[-1], images_in(batch))
-        return honest(sides, batch)
+        return honest(own, batch)
 
-    monkeypatch.setattr(joint._Sides, "loss", loss)
+    monkeypatch.setattr(joint._SiteLoss, "__call__", loss)
     for memory in (1 << 30, 1):
         monkeypatch.setattr(sensitivity, "_BYTES", memory)
         found.append([])
@@ -182,7 +183,7 @@ def test_images_one_by_one_give_the_gradient_of_their_batch(
 
 def test_what_does_not_help_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint, "RATE", 1e4)
-    monkeypatch.setattr(joint, "SLOWER", 1.0)
+    monkeypatch.setattr(distiller, "SLOWER", 1.0)
     made = _made(Residual)
     start = made.state()
     before, after = _fitted(made, _data())
