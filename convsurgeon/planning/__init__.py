@@ -2,3 +2,5 @@
 
 `inspection` and `energy` tell what any plan could keep; they need sites and forms, and no data.
 """
+
+from convsurgeon.planning import select as select

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
+from convsurgeon.runtime.table import LatencyTable
 
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)] + [cs.Blueprint(rank=rank) for rank in (1, 2)]
 EXAMPLE = torch.zeros(1, 8, 16, 16)
@@ -106,7 +107,7 @@ def test_what_is_no_budget_is_refused(text: str, match: str) -> None:
     ids=str,
 )
 def test_budgets_are_kept(budget: cs.Budget, calibrated: bool) -> None:
-    calibration = _images() if calibrated else None
+    calibration = _images() if calibrated else False
     result = cs.convert(
         _net(),
         EXAMPLE,
@@ -200,20 +201,22 @@ def test_a_latency_budget_measures_what_it_needs() -> None:
     first = _measured()
     assert "times as fast" in first.report.speed
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("convsurgeon.runtime.table.measured", None)  # nothing is measured again
+        patch.setattr("convsurgeon.runtime.table.measure_candidates", None)  # nothing is measured again
         again = _measured()
     assert again.trials[0].predicted_ms == first.trials[0].predicted_ms
 
 
 def _measured() -> cs.Result:
     budget = cs.Budget(latency=0.95)
-    return cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=budget, progress=False)
+    return cs.convert(
+        _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=budget, calibration=False, progress=False
+    )
 
 
 def test_a_table_that_is_handed_in_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.of", None)
+    monkeypatch.setattr(LatencyTable, "measure", None)
     how = {"goal": cs.Budget(latency=0.6), "runtime": cs.Runtime(table=Table())}
-    result = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), **how)  # type: ignore[arg-type]
+    result = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), calibration=False, **how)
     assert result.report.speed.endswith("by the table of latencies.")
 
 

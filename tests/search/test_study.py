@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import read
+from convsurgeon.calibration.collect import gather
 from convsurgeon.forms import cpfit
 from convsurgeon.int8.module import Int8Module
 from convsurgeon.search.scores import EFFORT
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
 
 def _study(forms: list[cs.Form], precision: str = "fp32") -> Study:
     seen = cs.capture(net(), IMAGES[:1])
-    data = read(IMAGES, seen.example, len(IMAGES))
+    data = gather(seen, IMAGES, seed=0, progress=False)
     runtime = cs.Runtime(precision=precision)  # type: ignore[arg-type]
     return open_study(
         seen, data, runtime, forms=forms, policy=cs.select.everything(), allow_growth=True, progress=False
