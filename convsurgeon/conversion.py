@@ -177,7 +177,7 @@ class _Call:
             return Outcome(self.forms)
         if self.goal is None and (self.forms is not None or data is None):
             forms = DEFAULT_FORMS if self.forms is None else self.forms
-            return Outcome(_plan_by_hand(seen, forms, self.policy))
+            return Outcome(plan_captured(seen, forms, self.policy, allow_growth=False))
         if isinstance(self.goal, Budget):
             return meet_budget(self._study(seen, data, timed=self.goal.latency is not None).score(), self.goal)
         assert data is not None  # Within without images was refused
@@ -224,12 +224,6 @@ class _Call:
         except (ExportError, LatencyError) as error:
             return f"Milliseconds are not known: {error}."
         return describe_speed(dense_ms, after.total_ms, "measured in onnxruntime", self.runtime.precision)
-
-
-def _plan_by_hand(seen: Capture, forms: Sequence[Form] | Mapping[str, Form | None], policy: Predicate | None) -> Plan:
-    if isinstance(forms, Mapping):
-        return plan_captured(seen, list(forms.values()), policy, True)  # type: ignore[arg-type]
-    return plan_captured(seen, forms, policy, False)
 
 
 def carry_out(
