@@ -43,29 +43,29 @@ class Blueprint(Factorised):
     word: ClassVar[str] = "blueprint"
 
     def full_rank(self, geometry: Geometry) -> int:
-        """min(kh*kw, input channels per group)."""
+        """Return min(kh*kw, input channels per group)."""
         return min(geometry.taps, geometry.in_per_group)
 
     def stages(self, geometry: Geometry) -> Stages:
-        """Pointwise with the channels, depthwise with the window."""
+        """Return pointwise with the channels, depthwise with the window."""
         pointwise = geometry.pointwise(geometry.in_channels, geometry.out_channels, bias=False)
         return ("pointwise", pointwise), ("depthwise", geometry.over(geometry.out_channels, bias=geometry.bias))
 
     def matrices(self, geometry: Geometry, weight: Tensor) -> Tensor:
-        """One (C/groups, kh*kw) matrix per output channel."""
+        """Return one (C/groups, kh*kw) matrix per output channel."""
         return weight.flatten(2)
 
     def parts(self, geometry: Geometry, factors: svd.Factors) -> list[Parts]:
-        """Mixings (T, O, C) and windows (T, O, K) of every group."""
+        """Return mixings (T, O, C) and windows (T, O, K) of every group."""
         lefts, rights = (side.unflatten(0, (geometry.groups, -1)) for side in (factors.left, factors.right))
         return [(left.permute(2, 0, 1), right.transpose(0, 1)) for left, right in zip(lefts, rights, strict=True)]
 
     def scheme(self, geometry: Geometry) -> Scheme:
-        """Alternating least squares."""
+        """Return alternating least squares."""
         return BlueprintFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
-        """Per branch: pointwise (O, C/groups, 1, 1) and depthwise (O, 1, kh, kw)."""
+        """Return for each branch pointwise (O, C/groups, 1, 1) and depthwise (O, 1, kh, kw)."""
         mixings, windows = balanced(*(torch.cat(part, 1) for part in zip(*groups, strict=True)))
         depthwise = windows.unflatten(2, (1, *geometry.kernel_size))
         return list(zip(mixings[..., None, None], depthwise, strict=True))
@@ -78,7 +78,7 @@ class BlueprintFit:
     rank: int
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
-        """Windows from the SVD of `W[o]` between roots of the covariance's marginals, then mixings."""
+        """Start with windows from the SVD of `W[o]` between roots of the covariance's marginals, then mixings."""
         across = normal.channels
         root, inverse = roots(normal.taps)
         windows = orthonormal_windows((leading(roots(across)[0] @ dense @ root, self.rank) @ inverse).transpose(0, 1))
@@ -96,7 +96,7 @@ class BlueprintFit:
         return self._mixings(normal, (mixings, windows)), windows
 
     def _mixings(self, normal: Normal, factors: Parts) -> Tensor:
-        """Conjugate gradients over all outputs; the preconditioner solves each output's own system."""
+        """Solve for all outputs by conjugate gradients; the preconditioner solves each output's own system."""
         mixings, windows = factors
         channels = mixings.shape[2]
 
@@ -117,7 +117,7 @@ class BlueprintFit:
         return conjugate_gradients(apply, right, mixings, shared, normal.steps)
 
     def _own_mixings(self, normal: Normal, windows: Tensor) -> Tensor:
-        """Systems (O, T*C, T*C) of single outputs."""
+        """Return the systems (O, T*C, T*C) of single outputs."""
         rank, outputs, taps = windows.shape
         channels = len(normal.covariance)
         pairs = torch.einsum("tok,uol->otukl", windows, windows).reshape(-1, taps * taps)
@@ -126,7 +126,7 @@ class BlueprintFit:
         return systems.reshape(outputs, rank * channels, -1)
 
     def _windows(self, normal: Normal, factors: Parts) -> Tensor:
-        """One (T*O*K)^2 system, or conjugate gradients with the outputs' own systems before them."""
+        """Solve one (T*O*K)^2 system, directly or by conjugate gradients, with each output's own system first."""
         mixings, windows = factors
         rank, outputs, taps = windows.shape
         channels = mixings.shape[2]

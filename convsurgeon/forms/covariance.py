@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,41 +19,24 @@ from torch import Tensor
 from convsurgeon.forms.systems import cholesky
 
 
-class Covariance(Protocol):
-    """A positive semi-definite matrix (p, p), however it is held."""
-
-    @property
-    def values(self) -> Tensor:
-        """Multiplied out (p, p)."""
-
-    def times(self, matrix: Tensor) -> Tensor:
-        """`matrix @ S` (O, p)."""
-
-    def ridged(self, ridge: float) -> Covariance:
-        """`S + ridge I`; a copy."""
-
-    def size(self) -> tuple[int, float, float]:
-        """Its width p, its trace and its squared norm."""
-
-
 @dataclass(frozen=True)
 class Whole:
-    """The matrix itself."""
+    """The matrix itself (p, p)."""
 
     values: Tensor
 
     def times(self, matrix: Tensor) -> Tensor:
-        """`matrix @ S`."""
+        """Return `matrix @ S` for a matrix (O, p)."""
         return matrix @ self.values
 
     def ridged(self, ridge: float) -> Whole:
-        """With the ridge on its diagonal."""
+        """Return a copy with the ridge on its diagonal, `S + ridge I`."""
         values = self.values.clone()
         values.diagonal().add_(ridge)
         return Whole(values)
 
     def size(self) -> tuple[int, float, float]:
-        """Width, trace and squared norm."""
+        """Return width, trace and squared norm."""
         return len(self.values), float(self.values.trace()), float(self.values.norm()) ** 2
 
 
@@ -67,19 +49,19 @@ class FewRows:
 
     @cached_property
     def values(self) -> Tensor:
-        """For forms that want every element."""
+        """Multiplied out (p, p), for forms that need every element."""
         return Whole(self.rows.T @ self.rows).ridged(self.ridge).values
 
     def times(self, matrix: Tensor) -> Tensor:
-        """`matrix @ S`, through the rows."""
+        """Return `matrix @ S`, through the rows."""
         return torch.add((matrix @ self.rows.T) @ self.rows, matrix, alpha=self.ridge)
 
     def ridged(self, ridge: float) -> FewRows:
-        """The same rows."""
+        """Return the same rows with more ridge."""
         return FewRows(self.rows, self.ridge + ridge)
 
     def size(self) -> tuple[int, float, float]:
-        """Width, trace and squared norm; of the rows' products, whose spectrum is the same."""
+        """Return width, trace and squared norm, from the rows' products, whose spectrum is the same."""
         width, products = self.rows.shape[1], self.products
         trace, square = float(products.trace()), float(products.norm()) ** 2
         return width, trace + width * self.ridge, square + self.ridge * (2 * trace + width * self.ridge)
@@ -92,10 +74,14 @@ class FewRows:
 
     @cached_property
     def factor(self) -> Tensor:
-        """Of `rows rows^T + ridge I`."""
+        """The Cholesky factor of `rows rows^T + ridge I`."""
         return cholesky(Whole(self.products).ridged(self.ridge).values)
 
     def regressed(self, errors: Tensor) -> Tensor:
-        """`errors^T rows S^-1` (O, p): what takes errors (S, O) of the rows away, as far as the ridge allows."""
+        """Return `errors^T rows S^-1` (O, p), which takes errors (S, O) of the rows away as far as the ridge allows."""
         weights: Tensor = torch.cholesky_solve(errors.double(), self.factor)
         return weights.T.to(self.rows) @ self.rows
+
+
+Covariance = Whole | FewRows
+"""A positive semi-definite matrix (p, p), however it is held."""

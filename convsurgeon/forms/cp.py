@@ -36,41 +36,37 @@ class CP(Form):
     name: ClassVar[str] = "cp"
     word: ClassVar[str] = "cp"
     width_steps: ClassVar[tuple[int, int]] = (16, 8)
-
-    @property
-    def branches(self) -> int:
-        """One."""
-        return 1
+    summed: ClassVar[bool] = False
 
     def full_rank(self, geometry: Geometry) -> int:
-        """The number of terms: principal inputs (or outputs) times the windows that each can have."""
+        """Return the number of terms: principal inputs (or outputs) times the windows that each can have."""
         inputs, outputs, taps = geometry.in_per_group, geometry.out_per_group, geometry.taps
         return min(inputs * min(taps, outputs), outputs * min(taps, inputs))
 
     def stages(self, geometry: Geometry) -> Stages:
-        """Reduce, the window, expand."""
+        """Return reduce, the window, expand."""
         inner = self.settled_rank * geometry.groups
         reduce = geometry.pointwise(geometry.in_channels, inner, bias=False)
         expand = geometry.pointwise(inner, geometry.out_channels, bias=geometry.bias)
         return ("reduce", reduce), ("depthwise", geometry.over(inner, bias=False)), ("expand", expand)
 
     def energies(self, geometry: Geometry, weight: Tensor) -> Tensor:
-        """Energy of every term, largest first, summed over the groups: (full rank,) float64."""
+        """Return the energy of every term, largest first, summed over the groups: (full rank,) float64."""
         kernels = weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1))
         terms = [sizes(principal_terms(kernel)).square().sort(descending=True).values for kernel in kernels]
         return torch.stack(terms).sum(0)
 
     def factored(self, geometry: Geometry, weight: Tensor) -> list[Parts]:
-        """The largest terms."""
+        """Return the largest terms."""
         kernels = weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1))
         return [largest(principal_terms(kernel), self.settled_rank) for kernel in kernels]
 
     def scheme(self, geometry: Geometry) -> CPFit:
-        """Variable projection."""
+        """Return variable projection."""
         return CPFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
-        """Reduce (R, C/groups, 1, 1), depthwise (R, 1, kh, kw), expand (O, R/groups, 1, 1), evened out."""
+        """Return reduce (R, C/groups, 1, 1), depthwise (R, 1, kh, kw), expand (O, R/groups, 1, 1), of equal norms."""
         even = [evened(*parts) for parts in groups]
         reduce, window, expand = (torch.cat(part) for part in zip(*even, strict=True))
         depthwise = window.unflatten(1, (1, *geometry.kernel_size))
@@ -78,7 +74,7 @@ class CP(Form):
 
 
 def evened(reduce: Tensor, window: Tensor, expand: Tensor) -> Parts:
-    """The same terms with factors of equal norms: only their product counts."""
+    """Return the same terms with factors of equal norms: only their product counts."""
     norms = torch.stack([reduce.norm(dim=1), window.norm(dim=1), expand.norm(dim=0)])
     size = norms.prod(0).pow(1 / 3)
     scales = torch.where((norms > 0) & (size > 0), size / norms.clamp(min=1e-30), 1.0)

@@ -11,14 +11,11 @@ orthogonal, so the error is the energy of the others, exact once none is left.
 
 with the metric `M` of the outputs, the covariance `S` of the patches and the dense kernel `W` of the regression. Its
 starting Hessian is the Kronecker product of what each factor couples, from the covariance's marginals over channels and
-taps, which is what makes it converge, whatever the start: 100 steps come within 2 to 17 % of what 800 find on 32 and 64
-channels; where 16 channels lose next to nothing the tail is longer. The last term bounds the terms (Phan et al.'s
-degeneracy: terms that grow and cancel, of which int8 and training suffer): without it their squared norms sum to 30 to
-10 000 times the product's, with `mu` = 1e-4 to 2 to 11 times, at no higher an error after as many steps.
+taps, which makes it converge from any start. The last term keeps the terms small (Phan et al. 2020: terms that grow and
+cancel hurt int8 and training).
 
-Wide layers, 256 channels and more, cannot pay many such steps. They search first between the roots of `M` and of the
-marginals, where `S` is the identity and no product is as wide as the covariance. On CRAFT's convs of 256 and 512
-channels 20 such steps and a sweep reach errors that are 3 to 16 % lower than two sweeps without, in less time.
+Wide layers, 256 channels and more, can afford few such steps. They search first between the roots of `M` and of the
+marginals, where `S` is the identity and no product is as wide as the covariance.
 """
 
 from __future__ import annotations
@@ -30,28 +27,27 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import svd
-from convsurgeon.forms.lbfgs import Solver, descended, flat
-from convsurgeon.forms.leastsquares import KroneckerSolver, Normal, Parts
+from convsurgeon.forms.lbfgs import Point, Solver, flat, minimise
+from convsurgeon.forms.leastsquares import Normal, Parts
 from convsurgeon.forms.systems import cholesky, eigen, roots
 
 BOUND = 1e-4
-"""`mu`, the price of a term's size: at 1e-5 terms are four times as large, at 1e-3 the error is a few per cent up."""
+"""`mu`, the price of a term's size."""
 
 STEPS = 60
-"""Of L-BFGS in a sweep."""
+"""Steps of L-BFGS in a sweep."""
 
 SWEEP_MACS = 4e10
 """What a sweep may cost: layers of 256 channels and more take fewer steps."""
 
 _LEAST_STEPS, _LEAST_OF_WIDEST = 6, 3
-"""The fewer where one alone costs more than a sweep may: on CRAFT's 512 channels three sweeps of three end with errors
-2 to 18 % higher than three of six, in half the time."""
+"""The second where one step alone costs more than a sweep may."""
 
 _BETWEEN_STEPS = 20
 
 
 def principal_terms(kernel: Tensor) -> Parts:
-    """All terms of a kernel (O, C, K): reduce (T, C), window (T, K), expand (O, T), orthogonal to each other."""
+    """Return all terms of a kernel (O, C, K): reduce (T, C), window (T, K), expand (O, T), orthogonal to each other."""
     outputs, inputs, taps = kernel.shape
     if inputs * min(taps, outputs) > outputs * min(taps, inputs):
         expand, window, reduce = principal_terms(kernel.transpose(0, 1))
@@ -69,14 +65,14 @@ def principal_terms(kernel: Tensor) -> Parts:
 
 
 def sizes(terms: Parts) -> Tensor:
-    """Norms (T,)."""
+    """Return norms (T,)."""
     reduce, window, expand = terms
     sizes: Tensor = reduce.norm(dim=1) * window.norm(dim=1) * expand.norm(dim=0)
     return sizes
 
 
 def largest(terms: Parts, rank: int) -> Parts:
-    """The `rank` largest terms."""
+    """Return the `rank` largest terms."""
     reduce, window, expand = terms
     kept = sizes(terms).argsort(descending=True, stable=True)[:rank]
     return reduce[kept], window[kept], expand[:, kept]
@@ -89,50 +85,47 @@ class CPFit:
     rank: int
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
-        """The largest principal terms of the kernel between roots of the metrics, and the best `expand` for them.
+        """Return the largest principal terms of the kernel between roots of the metrics, and the best `expand`.
 
-        Where the problem itself can pay few steps, a search between the roots comes first: each costs a fifth there.
+        Where the problem itself can afford few steps, a cheaper search between the roots comes first.
         """
         between, problem = _Between.of(normal, dense), _Problem(normal, dense, self.rank)
         reduce, window, _ = largest(between.terms, self.rank)
         if problem.scarce:
             begun = between.at(flat((_unit(reduce), _unit(window))))
-            return between.outside(descended(between.at, between.hessian, begun, between.steps(self.rank)).parts)
+            return between.outside(minimise(between.at, between.hessian, begun, between.steps(self.rank)).parts)
         reduce, window, _ = between.outside((reduce, window, reduce.new_zeros(len(dense), self.rank)))
         return problem.at(flat((_unit(reduce), _unit(window)))).parts
 
     def kernel(self, factors: Parts) -> Tensor:
-        """(O, C, K)."""
+        """Return the dense kernel (O, C, K)."""
         return torch.einsum("rc,rk,or->ock", *factors)
 
     def sweep(self, normal: Normal, factors: Parts) -> Parts:
-        """Steps of L-BFGS, if they help: they lower the error and the price of the terms' sizes together."""
+        """Take steps of L-BFGS, and keep them if they lower the error itself."""
         problem = _Problem(normal, normal.regress(), self.rank)
         reduce, window, expand = factors
         sizes = reduce.norm(dim=1) * window.norm(dim=1)
         start = problem.at(flat((_unit(reduce), _unit(window))))
-        moved = descended(problem.at, problem.hessian, start, problem.steps)
+        moved = minimise(problem.at, problem.hessian, start, problem.steps)
         before, after = start.cost(expand * sizes, normal.metric), moved.cost(moved.parts[2], normal.metric)
         return moved.parts if after < before else factors
 
 
 @dataclass(frozen=True)
-class _Point:
-    """A place in the search: the factors, what is minimised, its slope, and what the terms couple, `B^T M B`.
+class _Point(Point):
+    """A place in the search with its factors, and what the terms couple, `B^T M B`.
 
     `gram` is `V S V^T` and `wanted` is `M R V^T`, of the problem's cross moments `R`.
     """
 
-    place: Tensor
     parts: Parts
-    value: float
-    gradient: Tensor
     coupling: Tensor
     gram: Tensor
     wanted: Tensor
 
     def cost(self, expand: Tensor, metric: Tensor) -> float:
-        """`Normal.cost` of these rows with an expand, from what is at hand: no product as wide as the covariance."""
+        """Return `Normal.cost` of these rows with an expand, without a product as wide as the covariance."""
         return float((expand.T @ (metric @ expand) * self.gram).sum() - 2 * (expand * self.wanted).sum())
 
 
@@ -146,25 +139,25 @@ class _Problem:
 
     @property
     def worth(self) -> float:
-        """How many steps a sweep can pay."""
+        """How many steps a sweep can afford."""
         return SWEEP_MACS / (self.rank * self.dense[0].numel() ** 2)
 
     @property
     def scarce(self) -> bool:
-        """Whether that is fewer than it would take."""
+        """Whether that is fewer than a sweep takes."""
         return self.worth < STEPS
 
     @property
     def steps(self) -> int:
-        """How many are taken."""
+        """How many steps a sweep takes."""
         least = _LEAST_STEPS if self.worth >= 1 else _LEAST_OF_WIDEST
         return int(max(least, self.normal.effort * min(STEPS, self.worth)))
 
     def at(self, place: Tensor) -> _Point:
-        """The best expand for a reduce and a window, and what changing them would do."""
+        """Return the best expand for a reduce and a window, and the gradient."""
         reduce, window = _split(place, self.dense)
         rows, metric, cross = _rows(reduce, window), self.normal.metric, self.normal.cross.flatten(1)
-        pulled = rows @ self.normal.square
+        pulled = rows @ self.normal.spread.values
         gram = pulled @ rows.T
         sizes = gram.diagonal()
         read = cross @ rows.T
@@ -176,20 +169,20 @@ class _Problem:
         slope = (expand.T @ wrong + price[:, None] * pulled).unflatten(1, (reduce.shape[1], -1))
         by_reduce, by_window = (slope @ window[:, :, None])[..., 0], (reduce[:, None] @ slope)[:, 0]
         slope_of = flat((by_reduce, by_window))
-        return _Point(place, (reduce, window, expand), float(value), slope_of, coupling, gram, metric @ read)
+        return _Point(place, float(value), slope_of, (reduce, window, expand), coupling, gram, metric @ read)
 
     def hessian(self, point: _Point) -> Solver:
-        """Solves with what reduce and window couple, each by itself, as if channels and taps were independent."""
+        """Return a solver for reduce and window, each by itself, as if channels and taps were independent."""
         reduce, window, _ = point.parts
         channels, taps = self.normal.channels, self.normal.taps
         by_taps = point.coupling * (window @ taps @ window.T) / taps.diagonal().mean()
         by_channels = point.coupling * (reduce @ channels @ reduce.T) / channels.diagonal().mean()
-        for_reduce = KroneckerSolver(cholesky(by_taps), cholesky(channels))
-        for_window = KroneckerSolver(cholesky(by_channels), cholesky(taps))
+        for_reduce = cholesky(by_taps), cholesky(channels)
+        for_window = cholesky(by_channels), cholesky(taps)
 
         def solve(vector: Tensor) -> Tensor:
             own, other = _split(vector, self.dense)
-            return flat((for_reduce(own), for_window(other)))
+            return flat((_solve_kronecker(own, *for_reduce), _solve_kronecker(other, *for_window)))
 
         return solve
 
@@ -208,7 +201,7 @@ class _Between:
 
     @staticmethod
     def of(normal: Normal, dense: Tensor) -> _Between:
-        """Made once for all ranks."""
+        """Return the problem, made once for all ranks."""
         found = normal.shared.get("between")
         if found is None or found.dense is not dense:
             channels = roots(normal.channels)
@@ -220,22 +213,22 @@ class _Between:
 
     @cached_property
     def terms(self) -> Parts:
-        """The principal terms."""
+        """The principal terms of the kernel."""
         return tuple(part.to(self.kernel) for part in principal_terms(self.kernel.double()))
 
     def steps(self, rank: int) -> int:
-        """How many are worth their price."""
+        """Return how many steps are worth their price."""
         worth = SWEEP_MACS / (2 * rank * self.kernel.numel())
         return int(max(_LEAST_STEPS, self.normal.effort * min(_BETWEEN_STEPS, worth)))
 
     def outside(self, parts: Parts) -> Parts:
-        """Factors of the kernel itself."""
+        """Return factors of the kernel itself."""
         reduce, window, expand = parts
         channels, taps, outputs = self.inverses
         return reduce @ channels, window @ taps, outputs @ expand
 
     def at(self, place: Tensor) -> _Point:
-        """The best expand for a reduce and a window, and what changing them would do."""
+        """Return the best expand for a reduce and a window, and the gradient."""
         reduce, window = _split(place, self.kernel)
         by_taps, by_channels = window @ window.T, reduce @ reduce.T
         gram, read = by_taps * by_channels, self.kernel.flatten(1) @ _rows(reduce, window).T
@@ -247,10 +240,11 @@ class _Between:
         pulled = (expand.T @ self.kernel.flatten(1)).unflatten(1, self.kernel.shape[1:])
         by_reduce = (priced * by_taps) @ reduce - (pulled @ window[:, :, None])[..., 0]
         by_window = (priced * by_channels) @ window - (reduce[:, None] @ pulled)[:, 0]
-        return _Point(place, (reduce, window, expand), float(value), flat((by_reduce, by_window)), coupling, gram, read)
+        slope_of = flat((by_reduce, by_window))
+        return _Point(place, float(value), slope_of, (reduce, window, expand), coupling, gram, read)
 
     def hessian(self, point: _Point) -> Solver:
-        """Solves with what reduce and window couple, each by itself."""
+        """Return a solver for reduce and window, each by itself."""
         reduce, window, _ = point.parts
         for_reduce = cholesky(point.coupling * (window @ window.T))
         for_window = cholesky(point.coupling * (reduce @ reduce.T))
@@ -262,19 +256,24 @@ class _Between:
         return solve
 
 
+def _solve_kronecker(x: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
+    """Solve with the Kronecker product of two matrices, given their Cholesky factors, for values (R, N)."""
+    return torch.cholesky_solve(torch.cholesky_solve(x, inner).T, outer).T
+
+
 def _split(vector: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-    """Reduce (R, C) and window (R, K) of a kernel (O, C, K)."""
+    """Return reduce (R, C) and window (R, K) of a kernel (O, C, K)."""
     channels, taps = dense.shape[1:]
     rank = len(vector) // (channels + taps)
     return vector[: rank * channels].unflatten(0, (rank, -1)), vector[rank * channels :].unflatten(0, (rank, -1))
 
 
 def _rows(reduce: Tensor, window: Tensor) -> Tensor:
-    """(R, C*K): what each inner channel reads of a patch."""
+    """Return what each inner channel reads of a patch (R, C*K)."""
     return (reduce[:, :, None] * window[:, None, :]).flatten(1)
 
 
 def _unit(values: Tensor) -> Tensor:
-    """Rows of norm one; the last factor holds the sizes."""
+    """Return rows of norm one; the last factor holds the sizes."""
     scaled: Tensor = values / values.norm(dim=1, keepdim=True).clamp(min=1e-30)
     return scaled

@@ -37,14 +37,14 @@ class Factorised(Form):
 
 
 def balanced(mixings: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mixings and windows (T, ...) of the same product, those of every branch with equal norms."""
+    """Return mixings and windows (T, ...) of the same product, those of every branch with equal norms."""
     share = (mixings.flatten(1).norm(dim=1) / windows.flatten(1).norm(dim=1).clamp(min=1e-30)).sqrt()
     share = torch.where(share > 0, share, 1.0)[:, None, None]
     return mixings / share, windows * share
 
 
 def leading(matrices: Tensor, rank: int) -> Tensor:
-    """(B, T, N): leading right singular vectors of (B, M, N), through their N x N Gram matrices."""
+    """Return the leading right singular vectors (B, T, N) of (B, M, N), through their N x N Gram matrices."""
     _, vectors = eigen(matrices.mT @ matrices)
     found: Tensor = vectors[..., -rank:].mT.flip(-2)
     return found

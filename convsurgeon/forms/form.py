@@ -54,6 +54,8 @@ class Form(ABC):
     word: ClassVar[str]
     width_steps: ClassVar[tuple[int, int]] = (8, 1)
     """Ranks that rules choose are multiples of the first from 16 on, of the second from 8 on."""
+    summed: ClassVar[bool] = True
+    """Whether the rank counts branches; otherwise there is one branch, and the rank is its width."""
 
     def __post_init__(self) -> None:
         where = type(self).__name__
@@ -110,31 +112,27 @@ class Form(ABC):
 
     @property
     def label(self) -> str:
-        """Return name and parameters in a table's words: `separable rank 2`."""
+        """Name and parameters as tables have them: `separable rank 2`."""
         return f"{self.word} {self.rank if isinstance(self.rank, Rule) else f'rank {self.rank}'}"
 
     @property
     def fittable(self) -> bool:
-        """Return whether it keeps what a kernel holds, so that it can be fitted to data."""
+        """Whether it keeps what a kernel holds, so that it can be fitted to data."""
         return self.init == "factor"
 
     @property
     def plain(self) -> bool:
-        """Return whether nothing but the convs of its stages is built, so that its graph is known."""
+        """Whether nothing but the convs of its stages is built, so that its graph is known."""
         return not (self.norm or self.activation)
 
     @property
     def branches(self) -> int:
-        """Return how many branches of the settled form are summed."""
-        return self.settled_rank
+        """How many branches of the settled form are summed."""
+        return self.settled_rank if self.summed else 1
 
     @property
     def settled_rank(self) -> int:
-        """Return the rank.
-
-        Raises:
-            FormError: it is a rule still.
-        """
+        """The rank, once it is a number; a FormError before."""
         if not isinstance(self.rank, int):
             raise FormError(f"{self.label}: the rank is not settled yet; call settle(geometry, weight) first")
         return self.rank
@@ -163,13 +161,13 @@ class Form(ABC):
             weight: its kernel (O, C/groups, kh, kw); only an `Energy` rule reads it.
             known: what is known of this very kernel; what is missing is added.
         """
-        if isinstance(self.rank, int):
-            return dataclasses.replace(self, rank=min(self.rank, self.full_rank(geometry)))
         if isinstance(self.rank, Share):
-            return dataclasses.replace(self, rank=self._sharing(self.rank, geometry))
-        if weight.is_meta:
-            raise FormError(f"{self.label}: the rule reads weights, and this model is on the meta device; pass an int")
-        return dataclasses.replace(self, rank=self._keeping(self.rank, geometry, weight, known))
+            rank = self._sharing(self.rank, geometry)
+        elif isinstance(self.rank, Energy):
+            rank = self._keeping(self.rank, geometry, weight, known)
+        else:
+            rank = min(self.settled_rank, self.full_rank(geometry))
+        return dataclasses.replace(self, rank=rank)
 
     def _sharing(self, rule: Share, geometry: Geometry) -> int:
         """Return the rank that a share of the MACs allows."""
@@ -188,6 +186,8 @@ class Form(ABC):
 
     def _keeping(self, rule: Energy, geometry: Geometry, weight: Tensor, known: Known | None) -> int:
         """Return the smallest rank that keeps a share of the energy; `lost` never rises with rank."""
+        if weight.is_meta:
+            raise FormError(f"{self.label}: the rule reads weights, and this model is on the meta device; pass an int")
         low, full = 1, self.full_rank(geometry)
         if (energies := self.spectrum(geometry, weight, known)) is not None:
             low = rule.rank(energies)

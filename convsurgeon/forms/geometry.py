@@ -46,7 +46,7 @@ class Geometry:
 
     @staticmethod
     def of(conv: _Conv) -> Geometry:
-        """Reads the geometry off a module."""
+        """Read the geometry off a module."""
         padding = conv.padding if isinstance(conv.padding, str) else _wide(conv, conv.padding)
         return Geometry(
             conv.in_channels,
@@ -92,16 +92,16 @@ class Geometry:
         return self.weights + (self.out_channels if self.bias else 0)
 
     def over(self, channels: int, *, bias: bool) -> Geometry:
-        """The depthwise conv with the same window on other channels, each by itself."""
+        """Return the depthwise conv with the same window on other channels."""
         return dataclasses.replace(self, in_channels=channels, out_channels=channels, groups=channels, bias=bias)
 
     def pointwise(self, inputs: int, outputs: int, *, bias: bool) -> Geometry:
-        """A 1x1 conv in as many groups as this one."""
+        """Return a 1x1 conv in as many groups as this one."""
         one = (1, 1)
         return Geometry(inputs, outputs, one, one, (0, 0), one, self.groups, "zeros", bias)
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """Spatial size of the output for a spatial input `size`; for convolutions that are not transposed."""
+        """Return the spatial size of the output for a spatial input `size`; not for transposed convolutions."""
         if self.padding == "same":
             return tuple(size)
         padding = (0,) * len(self.kernel_size) if isinstance(self.padding, str) else self.padding
@@ -111,12 +111,12 @@ class Geometry:
         )
 
     def macs(self, size: Sequence[int]) -> int:
-        """Multiply-accumulates of one image of spatial `size` (bias not counted, as everywhere)."""
+        """Return the multiply-accumulates of one image of spatial `size`; the bias is not counted."""
         return self.weights * math.prod(self.output_size(size))
 
     @property
     def kernel(self) -> str:
-        """The window in words: `3x3`."""
+        """The window as text: `3x3`."""
         return "x".join(map(str, self.kernel_size))
 
     def __str__(self) -> str:
@@ -127,17 +127,17 @@ class Geometry:
         return " ".join([*words, f"g{self.groups}"] if self.groups > 1 else words)
 
     def module(self, **factory: Any) -> nn.Conv2d:
-        """A fresh `nn.Conv2d` of this geometry; `factory` is device and dtype."""
+        """Return a new `nn.Conv2d` of this geometry; `factory` is device and dtype."""
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias")
         arguments: dict[str, Any] = {name: getattr(self, name) for name in names} | factory
         return nn.Conv2d(self.in_channels, self.out_channels, **arguments)
 
 
 def _wide(conv: _Conv, value: int | tuple[int, ...]) -> tuple[int, ...]:
-    """An attribute that somebody set to one int, as torch itself allows, for every dimension."""
+    """Return an attribute for every dimension, also where somebody set it to one int, as torch allows."""
     return tuple(value) if isinstance(value, tuple | list) else (value,) * (conv.weight.dim() - 2)
 
 
 def keeps_channels_last(weight: torch.Tensor) -> bool:
-    """Whether a kernel is stored channels-last and not, as 1x1 kernels are, in both layouts at once."""
+    """Return whether a kernel is stored channels-last and not, as 1x1 kernels are, in both layouts at once."""
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()

@@ -21,7 +21,7 @@ Array = NDArray[np.float32]
 
 
 def to_keras_kernels(layer: nn.Module) -> list[Array]:
-    """What `SeparableConv2D(O, (kh, kw), depth_multiplier=T).set_weights` takes.
+    """Return what `SeparableConv2D(O, (kh, kw), depth_multiplier=T).set_weights` takes.
 
     Args:
         layer: a depthwise-separable layer of a converted model, `result.model.get_submodule(name)`.
@@ -30,7 +30,7 @@ def to_keras_kernels(layer: nn.Module) -> list[Array]:
         Depthwise kernel (kh, kw, C, T), pointwise kernel (1, 1, C * T, O), and the bias (O,) if there is one.
 
     Raises:
-        FormError: the layer is no separable one, or has groups.
+        FormError: the layer is not a separable one, or has groups.
     """
     depthwise, pointwise = zip(*map(_convs, _branches(layer)), strict=True)
     windows = torch.stack([conv.weight[:, 0] for conv in depthwise], -1)  # C, kh, kw, T
@@ -41,14 +41,14 @@ def to_keras_kernels(layer: nn.Module) -> list[Array]:
 
 
 def from_keras_kernels(layer: nn.Module, kernels: list[Array]) -> None:
-    """Fills a separable layer with what Keras' `SeparableConv2D.get_weights()` gives.
+    """Fill a separable layer with what Keras' `SeparableConv2D.get_weights()` gives.
 
     Args:
         layer: a separable layer of matching sizes, such as one of a model made by `rebuild`; changed in place.
         kernels: depthwise kernel (kh, kw, C, T), pointwise kernel (1, 1, C * T, O), and the bias (O,) if it has one.
 
     Raises:
-        FormError: the layer is no separable one, or the sizes differ.
+        FormError: the layer is not a separable one, or the sizes differ.
     """
     own = [kernel.shape for kernel in to_keras_kernels(layer)]
     given = [np.shape(kernel) for kernel in kernels]
@@ -66,12 +66,12 @@ def from_keras_kernels(layer: nn.Module, kernels: list[Array]) -> None:
 
 
 def _branches(layer: nn.Module) -> list[nn.Module]:
-    """The branches, once it is sure that they are separable and mix all channels."""
+    """Return the branches, if they are separable and mix all channels."""
     stages = DepthwiseSeparable.word
     branches = list(layer.branches) if isinstance(layer, SummedBranches) else []
     names = [[name for name, _ in branch.named_children()] for branch in branches]
     if not branches or any(name != ["depthwise", "pointwise"] for name in names):
-        raise FormError(f"layer: a {type(layer).__name__} is no {stages} layer; pass one made by DepthwiseSeparable")
+        raise FormError(f"layer: a {type(layer).__name__} is not a {stages} layer; pass one made by DepthwiseSeparable")
     if any(_convs(branch)[1].groups > 1 for branch in branches):
         raise FormError("layer: it has groups, which Keras' SeparableConv2D has not")
     return branches

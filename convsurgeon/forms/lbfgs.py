@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,23 +26,13 @@ _FLAT = 1e-9
 """Relative decrease under which a step is the last."""
 
 
-class Point(Protocol):
-    """A place in a search."""
+@dataclass(frozen=True)
+class Point:
+    """A place (n,) in a search, the value there, which is minimised, and its gradient (n,)."""
 
-    @property
-    def place(self) -> Tensor:
-        """Where it is (n,)."""
-        ...
-
-    @property
-    def value(self) -> float:
-        """What is minimised."""
-        ...
-
-    @property
-    def gradient(self) -> Tensor:
-        """Its slope (n,)."""
-        ...
+    place: Tensor
+    value: float
+    gradient: Tensor
 
 
 P = TypeVar("P", bound=Point)
@@ -49,8 +40,8 @@ Solver = Callable[[Tensor], Tensor]
 """Multiplies a vector (n,) by the inverse of a starting Hessian."""
 
 
-def descended(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: P, steps: int) -> P:
-    """A lower point, at most so many steps away.
+def minimise(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: P, steps: int) -> P:
+    """Return a lower point, at most so many steps away.
 
     Args:
         at: gives the point of a place.
@@ -82,7 +73,7 @@ def descended(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: 
 
 
 def _direction(memory: deque[tuple[Tensor, Tensor, float]], solve: Solver, scale: float, gradient: Tensor) -> Tensor:
-    """The two-loop recursion."""
+    """Return the direction by the two-loop recursion."""
     vector, weights = gradient.clone(), []
     for moved, turned, inverse in reversed(memory):
         weights.append(float(moved @ vector) * inverse)
@@ -94,7 +85,7 @@ def _direction(memory: deque[tuple[Tensor, Tensor, float]], solve: Solver, scale
 
 
 def _lower(at: Callable[[Tensor], P], point: P, direction: Tensor, step: float) -> P | None:
-    """The first point along a direction, by halving, that is lower enough."""
+    """Return the first point along a direction, by halving, that is lower enough, or None."""
     slope = float(point.gradient @ direction)
     for _ in range(_HALVINGS):
         found = at(point.place + step * direction)
@@ -105,5 +96,5 @@ def _lower(at: Callable[[Tensor], P], point: P, direction: Tensor, step: float) 
 
 
 def flat(parts: tuple[Tensor, ...]) -> Tensor:
-    """Tensors as one vector."""
+    """Return tensors as one vector."""
     return torch.cat([part.flatten() for part in parts])

@@ -25,22 +25,22 @@ from convsurgeon.forms.covariance import Covariance
 from convsurgeon.forms.systems import CG_STEPS, solve
 
 DIRECT_UNKNOWNS = 512
-"""Largest joint system of windows that is factored rather than iterated on."""
+"""Largest joint system of windows that is factored; larger ones are solved by iteration."""
 
 STEP_MACS = 3e9
-"""What the steps of one system may cost in all: layers of 256 channels and more take fewer, from ever better starts."""
+"""What the steps of one system may cost in all; layers of 256 channels and more take fewer steps."""
 
 _LEAST_STEPS = 3
 
 DOUBLE_UNKNOWNS = 1200
-"""Patches of more values than these are fitted in float32, at half the price: the ridge keeps them well conditioned."""
+"""Patches of more values are fitted in float32, at half the price; the ridge keeps them well conditioned."""
 
 Parts = tuple[Tensor, ...]
 """A form's factors, whatever they are."""
 
 
 def precision(unknowns: int) -> torch.dtype:
-    """What a problem of so many unknowns per output is solved in."""
+    """Return what a problem of so many unknowns per output is solved in."""
     return torch.float64 if unknowns <= DOUBLE_UNKNOWNS else torch.float32
 
 
@@ -68,7 +68,7 @@ class Normal:
     @cached_property
     def covariance(self) -> Tensor:
         """The covariance by channels and taps (C, K, C, K)."""
-        return self.square.reshape(*self.cross.shape[1:], *self.cross.shape[1:])
+        return self.spread.values.reshape(*self.cross.shape[1:], *self.cross.shape[1:])
 
     @cached_property
     def channels(self) -> Tensor:
@@ -83,27 +83,22 @@ class Normal:
         return found
 
     @property
-    def square(self) -> Tensor:
-        """The covariance as a matrix (C*K, C*K)."""
-        return self.spread.values
-
-    @property
     def steps(self) -> int:
-        """How many steps of conjugate gradients are worth their price, where each computes `M W S`."""
+        """Return how many steps of conjugate gradients are worth their price, where each computes `M W S`."""
         return int(min(CG_STEPS, max(_LEAST_STEPS, STEP_MACS // (self.cross.numel() * self.cross[0].numel()))))
 
     def cost(self, kernel: Tensor) -> float:
-        """What the fit minimises, of a kernel (O, C, K): its squared error in the metric but for a constant."""
+        """Return what the fit minimises for a kernel (O, C, K): its squared error in the metric, up to a constant."""
         return float((kernel * (self.pulled(kernel) - 2 * self.wanted)).sum())
 
     def regress(self) -> Tensor:
-        """The dense kernel (O, C, K) that predicts best; the metric does not change it."""
+        """Return the dense kernel (O, C, K) that predicts best; the metric does not change it."""
         if self.regression is not None:
             return self.regression
-        return solve(self.square, self.cross.flatten(1).T).T.reshape(self.cross.shape)
+        return solve(self.spread.values, self.cross.flatten(1).T).T.reshape(self.cross.shape)
 
     def pulled(self, kernel: Tensor) -> Tensor:
-        """`M W S` (O, C, K)."""
+        """Return `M W S` (O, C, K)."""
         return (self.metric @ self.spread.times(kernel.flatten(1))).reshape(kernel.shape)
 
     @property
@@ -116,22 +111,20 @@ class Scheme(Protocol):
     """How a form's factors are fitted."""
 
     def start(self, normal: Normal, dense: Tensor) -> Any:
-        """Factors near a dense kernel (O, C, K)."""
+        """Return factors near a dense kernel (O, C, K)."""
 
     def kernel(self, factors: Any) -> Tensor:
-        """The dense kernel (O, C, K) that factors compute."""
+        """Return the dense kernel (O, C, K) that factors compute."""
 
     def sweep(self, normal: Normal, factors: Any) -> Any:
-        """Better factors: one round over all of them."""
+        """Return better factors after one round over all of them."""
 
 
 def oas_ridge(covariance: Covariance, samples: int) -> float:
-    """How far to shrink a covariance towards its mean variance, from the data alone.
+    """Return the ridge that shrinks a covariance towards its mean variance, from the data alone.
 
     Chen, Wiesel, Eldar & Hero 2010, "Shrinkage algorithms for MMSE covariance estimation", equation 23.
-
-    Returns:
-        The ridge to add to the diagonal, so that `S + ridge * I` has the proportions of the shrunk estimate.
+    With it on the diagonal, `S + ridge * I` has the proportions of the shrunk estimate.
     """
     size, trace, square = covariance.size()
     if trace <= 0:
@@ -143,14 +136,14 @@ def oas_ridge(covariance: Covariance, samples: int) -> float:
 
 
 def alternate(scheme: Scheme, normal: Normal, factors: Parts, sweeps: int) -> Parts:
-    """So many sweeps."""
+    """Return the factors after so many sweeps."""
     for _ in range(sweeps):
         factors = scheme.sweep(normal, factors)
     return factors
 
 
 def orthonormal_windows(windows: Tensor) -> Tensor:
-    """(T, channels, K) with the T windows of every channel orthonormal and spanning what they did."""
+    """Return windows (T, channels, K) that span the same, those of every channel orthonormal."""
     basis, _ = torch.linalg.qr(windows.permute(1, 2, 0))
     ordered: Tensor = basis.permute(2, 0, 1).contiguous()
     return ordered
@@ -163,27 +156,7 @@ class RowSolver:
     chol: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The solution."""
+        """Return the solution."""
         rank, rows, size = x.shape
         flat = x.transpose(0, 1).reshape(rows, -1, 1)
         return torch.cholesky_solve(flat, self.chol).reshape(rows, rank, size).transpose(0, 1)
-
-
-@dataclass(frozen=True)
-class KroneckerSolver:
-    """Solves with the Kronecker product of two matrices, given their Cholesky factors, for values (R, ...)."""
-
-    inner: Tensor
-    outer: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The solution."""
-        rows = torch.cholesky_solve(x.flatten(1), self.inner)
-        return torch.cholesky_solve(rows.T, self.outer).T.reshape(x.shape)
-
-
-def orthonormal_rows(values: Tensor) -> Tensor:
-    """(R, ...) with orthonormal rows that span what they did."""
-    basis, _ = torch.linalg.qr(values.flatten(1).T)
-    rows: Tensor = basis.T.reshape(values.shape).contiguous()
-    return rows

@@ -33,11 +33,7 @@ class LowRank(Factorised):
     name: ClassVar[str] = "low_rank"
     word: ClassVar[str] = "lowrank"
     width_steps: ClassVar[tuple[int, int]] = (16, 8)
-
-    @property
-    def branches(self) -> int:
-        """One."""
-        return 1
+    summed: ClassVar[bool] = False
 
     def check(self, geometry: Geometry) -> str | None:
         """Why a conv of this geometry cannot take the form, or None."""
@@ -48,30 +44,30 @@ class LowRank(Factorised):
         return "already depthwise" if geometry.depthwise else None
 
     def full_rank(self, geometry: Geometry) -> int:
-        """min(C, O) of a group."""
+        """Return min(C, O) of a group."""
         return min(geometry.in_per_group, geometry.out_per_group)
 
     def stages(self, geometry: Geometry) -> Stages:
-        """Reduce, with the stride; expand."""
+        """Return reduce, with the stride, and expand."""
         inner = self.settled_rank * geometry.groups
         reduce = dataclasses.replace(geometry, out_channels=inner, bias=False)
         return ("reduce", reduce), ("expand", geometry.pointwise(inner, geometry.out_channels, bias=geometry.bias))
 
     def matrices(self, geometry: Geometry, weight: Tensor) -> Tensor:
-        """One (O, C) matrix per group."""
+        """Return one (O, C) matrix per group."""
         grouped: Tensor = weight.flatten(1).unflatten(0, (geometry.groups, -1))
         return grouped
 
     def parts(self, geometry: Geometry, factors: svd.Factors) -> list[Parts]:
-        """Reduce (R, C) and expand (O, R) of every group."""
+        """Return reduce (R, C) and expand (O, R) of every group."""
         return list(zip(factors.right, factors.left, strict=True))
 
     def scheme(self, geometry: Geometry) -> LowRankFit:
-        """Regression of reduced rank."""
+        """Return the regression of reduced rank."""
         return LowRankFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
-        """Reduce (R*groups, C/groups, 1, 1) and expand (O, R, 1, 1)."""
+        """Return reduce (R*groups, C/groups, 1, 1) and expand (O, R, 1, 1)."""
         reduce, expand = (torch.cat(part) for part in zip(*groups, strict=True))
         return [(reduce[..., None, None], expand[..., None, None])]
 
@@ -83,18 +79,18 @@ class LowRankFit:
     rank: int
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
-        """The optimum near a dense kernel (O, C, 1)."""
+        """Return the optimum near a dense kernel (O, C, 1)."""
         lower, weighed, directions = _directions(normal, dense)
         leading = directions[:, -self.rank :]
         return leading.T @ weighed, torch.linalg.solve_triangular(lower.T, leading, upper=True)
 
     def kernel(self, factors: Parts) -> Tensor:
-        """(O, C, 1)."""
+        """Return the dense kernel (O, C, 1)."""
         reduce, expand = factors
         return (expand @ reduce)[..., None]
 
     def sweep(self, normal: Normal, factors: Parts) -> Parts:
-        """The optimum, if rounding has not made it worse than what is there."""
+        """Return the optimum, if rounding has not made it worse than what is there."""
         found = self.start(normal, normal.regress())
         if all(map(torch.equal, found, factors)):
             return factors
@@ -102,7 +98,7 @@ class LowRankFit:
 
 
 def _cost(normal: Normal, factors: Parts) -> float:
-    """`normal.cost` of their product, which is not multiplied out."""
+    """Return `normal.cost` of their product, which is not multiplied out."""
     reduce, expand = factors
     weighed = expand.T @ normal.metric
     quadratic = (weighed @ expand) * (normal.spread.times(reduce) @ reduce.T)
@@ -110,7 +106,7 @@ def _cost(normal: Normal, factors: Parts) -> float:
 
 
 def _directions(normal: Normal, dense: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`L` (O, O), `L^T W` (O, C) and all the eigenvectors (O, O), the one that matters most last.
+    """Return `L` (O, O), `L^T W` (O, C) and all eigenvectors (O, O), the most important one last.
 
     Those of the regression are kept for other ranks of the problem.
     """

@@ -1,4 +1,4 @@
-"""What stands in the place of a rewritten conv: summed branches of plain convs."""
+"""The modules that take the place of a conv: summed branches of plain convs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish":
 
 
 class InPlaceOfLayer(nn.Module):
-    """What stands where a layer was, without its `weight` and `bias`: whoever asks for them is told what to do."""
+    """A module in the place of a layer, without its `weight` and `bias`: asking for them says what to do."""
 
     instead: ClassVar[str]
     """What became of the weights and what to do, as the end of the message."""
 
     def __getattr__(self, name: str) -> Any:
-        """Called for what the module does not have."""
+        """Say what to do for a weight that the module does not have."""
         if name in ("weight", "bias"):
             raise AttributeError(f"{type(self).__name__} has no {name}: {self.instead}")
         return super().__getattr__(name)
@@ -59,7 +59,7 @@ class SummedBranches(InPlaceOfLayer):
         self.output_padding = (0,) * len(geometry.kernel_size)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Conv2d gives it, for callers by keyword
-        """Maps (N, C, H, W) to (N, O, H', W')."""
+        """Map (N, C, H, W) to (N, O, H', W')."""
         chains = iter(self.branches)
         total: Tensor = next(chains)(input)
         for chain in chains:
@@ -73,7 +73,7 @@ def chain(
     activation: str | None,
     **factory: Any,
 ) -> nn.Sequential:
-    """One branch: the named convs in a row, `norm` and `activation` after every one but the last."""
+    """Return one branch: the named convs in a row, `norm` and `activation` after every one but the last."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for name, geometry in stages:
         layers[name] = geometry.module(**factory)
@@ -87,7 +87,9 @@ def chain(
 
 
 def composed(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
-    """The dense kernel (O, C/groups, kh, kw) that convs in a row compute, no two of whose windows share an axis.
+    """Return the dense kernel (O, C/groups, kh, kw) that convs in a row compute.
+
+    No two of their windows share an axis.
 
     Args:
         stages: kernel (outputs, inputs per group, kh, kw) and groups of every conv, in order.
@@ -108,7 +110,7 @@ def composed(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
 
 
 def _joined(parts: Tensor) -> Tensor:
-    """Parts (g, a, m, c, ...) of a grouped conv as one (g, 1, a*m, a*c, ...), zero where no part sees a channel."""
+    """Return parts (g, a, m, c, ...) as one (g, 1, a*m, a*c, ...), zero where no part sees a channel."""
     if parts.shape[1] == 1:
         return parts
     blocks = torch.diag_embed(parts.movedim(1, -1)).movedim((-2, -1), (1, 3))

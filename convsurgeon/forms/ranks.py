@@ -14,8 +14,8 @@ from convsurgeon.base.errors import FormError
 
 
 @dataclass(frozen=True)
-class Energy:
-    """Rank rule: the smallest rank that keeps this share of a kernel's energy (its squared norm).
+class Rule:
+    """A share from which the rank of every layer follows.
 
     Args:
         share: 0 < share <= 1.
@@ -25,52 +25,40 @@ class Energy:
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
-            raise FormError(f"Energy: the share must lie in (0, 1], got {self.share}; pass for example Energy(0.9)")
+            name = type(self).__name__
+            raise FormError(f"{name}: the share must lie in (0, 1], got {self.share}; pass for example {name}(0.5)")
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__.lower()} {self.share:g}"
+
+
+class Energy(Rule):
+    """The smallest rank that keeps this share of a kernel's energy (its squared norm)."""
 
     def rank(self, energies: Tensor) -> int:
-        """The rank for a spectrum (largest first), at least 1."""
+        """Return the rank for a spectrum (largest first), at least 1."""
         reached = energies.cumsum(0) >= self.share * energies.sum() * (1 - 1e-12)
         return int(reached.to(torch.int8).argmax()) + 1
 
-    def __str__(self) -> str:
-        return f"energy {self.share:g}"
 
-
-@dataclass(frozen=True)
-class Share:
-    """Rank rule: the largest rank that leaves a layer this share of its MACs, at least 1.
-
-    Args:
-        share: 0 < share <= 1.
-    """
-
-    share: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise FormError(f"Share: the share must lie in (0, 1], got {self.share}; pass for example Share(0.5)")
+class Share(Rule):
+    """The largest rank that leaves a layer this share of its MACs, at least 1."""
 
     def rank(self, full: int, macs: Callable[[int], int], dense: int) -> int:
-        """The rank up to `full`, given the MACs of a rank and those of the dense layer."""
+        """Return the rank up to `full`, given the MACs of a rank and those of the dense layer."""
         return max(1, bisect.bisect_right(range(1, full + 1), self.share * dense, key=macs))
-
-    def __str__(self) -> str:
-        return f"share {self.share:g}"
-
-
-Rule = Energy | Share
 
 
 def rule_to_dict(rule: Rule) -> dict[str, float]:
-    """A rule as JSON."""
+    """Return a rule as JSON."""
     return {type(rule).__name__.lower(): rule.share}
 
 
 def rule_from_dict(values: Mapping[str, Any]) -> Rule:
-    """Reads what `rule_to_dict` wrote.
+    """Read what `rule_to_dict` wrote.
 
     Raises:
-        FormError: it is none.
+        FormError: it is not a rule.
     """
     for rule in (Energy, Share):
         share = values.get(rule.__name__.lower())

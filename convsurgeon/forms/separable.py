@@ -8,7 +8,7 @@ and the conv's stride, padding and dilation sit on the depthwise conv. Exact at 
 Decoupling, BMVC 2018. With groups all of this holds group by group, and the pointwise conv carries the groups.
 
 In the fit windows belong to input channels: all outputs share one (T*C)^2 system for the mixings, which the metric
-leaves alone, and the windows are one (T*C*K)^2 system.
+does not change, and the windows are one (T*C*K)^2 system.
 """
 
 from __future__ import annotations
@@ -36,30 +36,30 @@ class DepthwiseSeparable(Factorised):
     word: ClassVar[str] = "separable"
 
     def full_rank(self, geometry: Geometry) -> int:
-        """min(kh*kw, output channels per group)."""
+        """Return min(kh*kw, output channels per group)."""
         return min(geometry.taps, geometry.out_per_group)
 
     def stages(self, geometry: Geometry) -> Stages:
-        """Depthwise with the window, pointwise with the channels."""
+        """Return depthwise with the window, pointwise with the channels."""
         pointwise = geometry.pointwise(geometry.in_channels, geometry.out_channels, bias=geometry.bias)
         return ("depthwise", geometry.over(geometry.in_channels, bias=False)), ("pointwise", pointwise)
 
     def matrices(self, geometry: Geometry, weight: Tensor) -> Tensor:
-        """One (O/groups, kh*kw) matrix per input channel."""
+        """Return one (O/groups, kh*kw) matrix per input channel."""
         grouped: Tensor = weight.flatten(2).unflatten(0, (geometry.groups, -1))
         return grouped.transpose(1, 2).flatten(0, 1)
 
     def parts(self, geometry: Geometry, factors: svd.Factors) -> list[Parts]:
-        """Mixings (T, O, C) and windows (T, C, K) of every group."""
+        """Return mixings (T, O, C) and windows (T, C, K) of every group."""
         lefts, rights = (side.unflatten(0, (geometry.groups, -1)) for side in (factors.left, factors.right))
         return [(left.permute(2, 1, 0), right.transpose(0, 1)) for left, right in zip(lefts, rights, strict=True)]
 
     def scheme(self, geometry: Geometry) -> SeparableFit:
-        """Alternating least squares."""
+        """Return alternating least squares."""
         return SeparableFit(self.settled_rank)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
-        """Per branch: depthwise (C, 1, kh, kw) and pointwise (O, C/groups, 1, 1)."""
+        """Return for each branch depthwise (C, 1, kh, kw) and pointwise (O, C/groups, 1, 1)."""
         mixings, windows = balanced(*(torch.cat(part, 1) for part in zip(*groups, strict=True)))
         depthwise = windows.unflatten(2, (1, *geometry.kernel_size))
         return list(zip(depthwise, mixings[..., None, None], strict=True))
@@ -72,23 +72,23 @@ class SeparableFit:
     rank: int
 
     def start(self, normal: Normal, dense: Tensor) -> Parts:
-        """Windows from the SVD of `M^1/2 W[:, c] S_cc^1/2` for every channel, then the best mixings for them."""
+        """Start with windows from the SVD of `M^1/2 W[:, c] S_cc^1/2` for every channel and the best mixings."""
         root, inverse = roots(normal.covariance.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
         weighed = roots(normal.metric)[0] @ dense.transpose(0, 1) @ root
         windows = orthonormal_windows((leading(weighed, self.rank) @ inverse).transpose(0, 1))
         return self._mixings(normal, windows), windows
 
     def kernel(self, factors: Parts) -> Tensor:
-        """(O, C, K)."""
+        """Return the dense kernel (O, C, K)."""
         return torch.einsum("toc,tck->ock", *factors)
 
     def sweep(self, normal: Normal, factors: Parts) -> Parts:
-        """Windows, then mixings."""
+        """Improve windows, then mixings."""
         windows = orthonormal_windows(self._windows(normal, factors))
         return self._mixings(normal, windows), windows
 
     def _mixings(self, normal: Normal, windows: Tensor) -> Tensor:
-        """One (T*C)^2 system for all outputs."""
+        """Solve one (T*C)^2 system for all outputs."""
         rank, channels, _ = windows.shape
         half = torch.stack([(normal.covariance * window).sum(-1) for window in windows])  # (U, C, K, D)
         system = torch.einsum("tck,uckd->tcud", windows, half).reshape(rank * channels, -1)
@@ -96,7 +96,7 @@ class SeparableFit:
         return solve(system, right).reshape(rank, channels, -1).transpose(1, 2).contiguous()
 
     def _windows(self, normal: Normal, factors: Parts) -> Tensor:
-        """One (T*C*K)^2 system."""
+        """Solve one (T*C*K)^2 system, directly or by conjugate gradients."""
         mixings, windows = factors
         right = torch.einsum("toc,ock->tck", mixings, normal.wanted)
         weighed = normal.metric @ mixings

@@ -45,16 +45,16 @@ class BlueprintSubspace(Blueprint):
 
     @property
     def label(self) -> str:
-        """`subspace rank 1 width 0.25`."""
+        """Name and parameters: `subspace rank 1 width 0.25`."""
         return f"{super().label} width {self.width:g}"
 
     def inner(self, geometry: Geometry) -> int:
-        """Inner channels per group."""
+        """Return the inner channels per group."""
         wanted = 4 * math.ceil(self.width * geometry.in_per_group / 4)
         return min(wanted, geometry.in_per_group, geometry.out_per_group)
 
     def stages(self, geometry: Geometry) -> Stages:
-        """Two pointwise convs with the inner width between them, then depthwise."""
+        """Return two pointwise convs with the inner width between them, then depthwise."""
         inner = self.inner(geometry) * geometry.groups
         narrow = geometry.pointwise(geometry.in_channels, inner, bias=False)
         wide = geometry.pointwise(inner, geometry.out_channels, bias=False)
@@ -62,11 +62,11 @@ class BlueprintSubspace(Blueprint):
         return ("subspace", narrow), ("pointwise", wide), ("depthwise", depthwise)
 
     def scheme(self, geometry: Geometry) -> Scheme:
-        """Alternating least squares, every mixing cut to the inner width."""
+        """Return alternating least squares, every mixing cut to the inner width."""
         return SubspaceFit(self.settled_rank, self.inner(geometry))
 
     def lost(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> float | None:
-        """Share of the kernel's energy dropped by the rank and by the width together."""
+        """Return the share of the kernel's energy dropped by the rank and by the width together."""
         if self.init == "random" or weight.is_meta:
             return None
         energies = self.spectrum(geometry, weight, known)
@@ -77,7 +77,7 @@ class BlueprintSubspace(Blueprint):
         return svd.lost(energies, self.settled_rank) + (max(0.0, narrowed) / total if total > 0 else 0.0)
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
-        """Per branch: subspace (inner, C/groups, 1, 1), pointwise (O, inner/groups, 1, 1), depthwise (O, 1, kh, kw)."""
+        """Return subspace (inner, C/groups, 1, 1), pointwise (O, inner/groups, 1, 1), depthwise (O, 1, kh, kw)."""
         mixings, windows = self._mixings(geometry, groups)
         branches: list[tuple[Tensor, ...]] = []
         for mixing, window in zip(mixings, windows.unflatten(2, (1, *geometry.kernel_size)), strict=True):
@@ -87,7 +87,7 @@ class BlueprintSubspace(Blueprint):
         return branches
 
     def regularization(self, module: nn.Module) -> Tensor:
-        """How far the subspace convs are from orthonormal rows: the sum over them of ||P P^T - I||_F, differentiable.
+        """Return how far the subspace convs are from orthonormal rows: the sum of ||P P^T - I||_F, differentiable.
 
         Haase & Amthor, CVPR 2020, equation 6, add it to the loss with a weight of 0.1 when training from scratch: rows
         that coincide would waste the inner width. P is (inner, C) per group.
@@ -100,7 +100,7 @@ class BlueprintSubspace(Blueprint):
         return torch.stack(parts).sum() if parts else super().regularization(module)
 
     def _mixings(self, geometry: Geometry, groups: Sequence[Parts]) -> tuple[Tensor, Tensor]:
-        """Pointwise matrices (T, groups, O/groups, C/groups) for windows (T, O, kh*kw) of norm one.
+        """Return pointwise matrices (T, groups, O/groups, C/groups) for windows (T, O, kh*kw) of norm one.
 
         With the singular values all on this side, cutting the width costs exactly the energy it drops.
         """
@@ -121,7 +121,7 @@ class SubspaceFit(BlueprintFit):
     width: int
 
     def sweep(self, normal: Normal, factors: Parts) -> Parts:
-        """One round, if it helps: the cut is a projection, not the minimum."""
+        """Take one round, and keep it if it helps: the cut is a projection, not the minimum."""
         moved = super().sweep(normal, factors)
         return moved if normal.cost(self.kernel(moved)) < normal.cost(self.kernel(factors)) else factors
 
@@ -135,7 +135,7 @@ class SubspaceFit(BlueprintFit):
 
 
 def _skewness(conv: nn.Conv2d) -> Tensor:
-    """||P P^T - I||_F of every group's matrix, summed over the groups."""
+    """Return ||P P^T - I||_F of every group's matrix, summed over the groups."""
     rows = conv.weight.flatten(1).unflatten(0, (conv.groups, -1))
     skew: Tensor = rows @ rows.mT - torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
     total: Tensor = torch.linalg.matrix_norm(skew).sum()

@@ -31,7 +31,7 @@ class Factors:
 
 
 def spectrum(matrices: Tensor) -> Tensor:
-    """Squared singular values, largest first, summed over a batch.
+    """Return squared singular values, largest first, summed over a batch.
 
     Args:
         matrices: (B, M, N), any strides.
@@ -46,7 +46,7 @@ def spectrum(matrices: Tensor) -> Tensor:
 
 
 def truncate(matrices: Tensor, rank: int) -> Factors:
-    """The best rank-`rank` factors of every matrix, singular values shared evenly between the two sides.
+    """Return the best factors of every matrix, singular values shared evenly between the two sides.
 
     Args:
         matrices: (B, M, N), any strides.
@@ -60,20 +60,20 @@ def truncate(matrices: Tensor, rank: int) -> Factors:
 
 
 def lost(energies: Tensor, rank: int) -> float:
-    """Share of the energy that the first `rank` directions do not keep, 0 for a layer of zeros."""
+    """Return the share of the energy that the first `rank` directions do not keep, 0 for a layer of zeros."""
     total = float(energies.sum())
     return max(0.0, float(energies[rank:].sum()) / total) if total > 0 else 0.0
 
 
 def _blocks(matrices: Tensor) -> Iterator[Tensor]:
-    """The batch in float64, a bounded number of elements at a time."""
+    """Yield the batch in float64, a bounded number of elements at a time."""
     size = max(1, _BLOCK_ELEMENTS // max(1, matrices[0].numel()))
     for block in matrices.detach().split(size):
         yield block.to(torch.float64)
 
 
 def _gram(block: Tensor) -> Tensor:
-    """The smaller of the two Gram matrices, (B, min(M, N), min(M, N))."""
+    """Return the smaller of the two Gram matrices, (B, min(M, N), min(M, N))."""
     return block.mT @ block if block.shape[2] <= block.shape[1] else block @ block.mT
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 CG_STEPS = 12
-"""Steps of conjugate gradients from the values at hand: with a block preconditioner as good as a direct solution."""
+"""Steps of conjugate gradients from the values at hand."""
 
 _CG_TOLERANCE = 1e-2
 _JITTER = {torch.float64: 1e-9, torch.float32: 1e-6}
@@ -17,7 +17,7 @@ _FLOOR = 1e-6
 
 
 def cholesky(systems: Tensor) -> Tensor:
-    """Lower factor of (..., n, n) positive semi-definite systems, jittered until it exists.
+    """Return the lower factor of (..., n, n) positive semi-definite systems, jittered until it exists.
 
     Raises:
         FloatingPointError: a system that is far from positive, or not finite.
@@ -36,12 +36,12 @@ def cholesky(systems: Tensor) -> Tensor:
 
 
 def solve(systems: Tensor, right: Tensor) -> Tensor:
-    """Solves (..., n, n) positive semi-definite systems for (..., n, m) right sides."""
+    """Solve (..., n, n) positive semi-definite systems for (..., n, m) right sides."""
     return torch.cholesky_solve(right, cholesky(systems))
 
 
 def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, smallest first, and eigenvectors of symmetric (..., n, n) matrices, whatever their scale.
+    """Return eigenvalues, smallest first, and eigenvectors of symmetric (..., n, n) matrices of any scale.
 
     LAPACK's driver for float32 fails or returns NaN on matrices of nearly dead channels, and so does that for float64
     once entries are tiny; so they are scaled to 1 and decomposed in float64, if need be with a jitter.
@@ -54,12 +54,12 @@ def eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def eigenvalues(matrices: Tensor) -> Tensor:
-    """The eigenvalues alone, at a quarter of the price."""
+    """Return the eigenvalues alone, which is faster."""
     return _decomposed(matrices, lambda scaled: (torch.linalg.eigvalsh(scaled),))[0]
 
 
 def _decomposed(matrices: Tensor, decompose: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What a decomposition gives for matrices scaled to 1: their eigenvalues, which are scaled back, and others."""
+    """Return what a decomposition gives for matrices scaled to 1; eigenvalues, which come first, are scaled back."""
     exact = matrices.detach().double()
     size = exact.abs().amax(dim=(-2, -1), keepdim=True)
     if not bool(size.isfinite().all()):
@@ -79,7 +79,7 @@ def _decomposed(matrices: Tensor, decompose: Callable[[Tensor], tuple[Tensor, ..
 
 
 def roots(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Square roots of (..., n, n) positive semi-definite matrices and their inverses: `S = root @ root.mT`."""
+    """Return square roots of (..., n, n) positive semi-definite matrices and their inverses: `S = root @ root.mT`."""
     values, vectors = eigen(matrices)
     values = torch.maximum(values, values[..., -1:].clamp(min=0) * _FLOOR + 1e-30)
     root = values.sqrt()[..., None, :]
@@ -93,7 +93,7 @@ def conjugate_gradients(
     precondition: Callable[[Tensor], Tensor],
     steps: int = CG_STEPS,
 ) -> Tensor:
-    """Solves `apply(x) = right` for a positive semi-definite `apply`, from `start`.
+    """Solve `apply(x) = right` for a positive semi-definite `apply`, from `start`.
 
     The energy `x . apply(x) / 2 - x . right` never rises from step to step (Hestenes & Stiefel 1952).
     """

@@ -1,8 +1,4 @@
-"""Linear layers made into 1x1 convs, which they are: what `LowRank` does for convs it then does for them.
-
-The 494 MB of a VGG-16's three linear layers, a detector's head, the pointwise layers that a ConvNeXt writes as
-`nn.Linear`: after this they are sites, with a cost, an error, milliseconds and a line in every report.
-"""
+"""Linear layers as 1x1 convs, so that they are sites with a cost, an error and a line in every report."""
 
 from __future__ import annotations
 
@@ -24,13 +20,13 @@ from convsurgeon.planning.select import fits
 from convsurgeon.planning.surgery import swapped
 
 LEAST = 1 << 16
-"""Weights of a layer from which on it is worth being looked at: the head of a CIFAR ResNet has 640."""
+"""Layers with fewer weights are not worth a change."""
 
 
 def linear_as_conv(
     model: Model, example: object, names: str | Sequence[str] = "*", *, min_weights: int = LEAST
 ) -> nn.Module:
-    """A copy of a model that computes the same, its linear layers as 1x1 convs: they can be rewritten then.
+    """Return a copy of a model that computes the same, with its linear layers as 1x1 convs, which can be changed.
 
         wide = cs.linear_as_conv(vgg, example)
         result = cs.convert(wide, example, calibration=images, budget=cs.Budget(params=0.2))
@@ -74,7 +70,7 @@ def linear_as_conv(
 
 
 def _asked_for(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Linear]:
-    """The linear layers of these names, each under its first."""
+    """Return the linear layers of these names, each under its first."""
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if not linears:
         raise CaptureError(f"linear_as_conv: {type(model).__name__} has no linear layer; go on with it as it is")
@@ -85,7 +81,7 @@ def _asked_for(model: nn.Module, wanted: Sequence[str]) -> dict[str, nn.Linear]:
 
 
 def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tuple[dict[int, set[int]], list[Tensor]]:
-    """How many dimensions each layer's inputs have, by its `id`, and the outputs of the model."""
+    """Return how many dimensions each layer's inputs have, by its `id`, and the outputs of the model."""
     dims: dict[int, set[int]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -107,13 +103,13 @@ def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tu
 
 
 def _placed(inputs: Example, model: nn.Module) -> Example:
-    """The example without values where the model has none."""
+    """Return the example, without values where the model has none."""
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     return inputs.map(lambda tensor: tensor.to("meta")) if on_meta else inputs
 
 
 def _shape_obstacle(dims: set[int]) -> str:
-    """Why a layer that reads tensors of so many dimensions is no conv; empty where it is."""
+    """Return why a layer that reads tensors of so many dimensions cannot be a conv; empty where it can."""
     if not dims:
         return "the example never reaches it in eval mode"
     if len(dims) > 1:
@@ -122,7 +118,7 @@ def _shape_obstacle(dims: set[int]) -> str:
 
 
 def _check_same(made: nn.Module, inputs: Example, outputs: list[Tensor]) -> None:
-    """Raises where the convs do not do what the layers did."""
+    """Raise where the convs do not compute what the layers did."""
     try:
         with undisturbed(made):
             found = float_tensors(_placed(inputs, made).run(made))

@@ -38,17 +38,17 @@ class Change:
 
     @property
     def name(self) -> str:
-        """Return the dotted name of the conv."""
+        """The dotted name of the conv."""
         return self.site.name
 
     @cached_property
     def params_after(self) -> int:
-        """Return the parameters of the form."""
+        """Parameters of the form."""
         return self.form.params(self.site.geometry)
 
     @cached_property
     def macs_after(self) -> int:
-        """Return the MACs of all calls of the form on the example."""
+        """MACs of all calls of the form on the example."""
         site = self.site
         return sum(site.images(call) * self.form.macs(site.geometry, site.size(call)) for call in site.calls)
 
@@ -77,7 +77,7 @@ class Skip:
 
     @property
     def name(self) -> str:
-        """Dotted name of the conv."""
+        """The dotted name of the conv."""
         return self.site.name
 
 
@@ -97,12 +97,12 @@ class Plan:
 
     @property
     def changes(self) -> dict[str, Change]:
-        """The convs that are rewritten, by name."""
+        """The convs that are changed, by name."""
         return {step.name: step for step in self.steps if isinstance(step, Change)}
 
     @property
     def skipped(self) -> tuple[Skip, ...]:
-        """The convs that are not."""
+        """The convs that stay."""
         return tuple(step for step in self.steps if isinstance(step, Skip))
 
     @property
@@ -116,7 +116,7 @@ class Plan:
         return self.cost.macs - sum(step.macs_before - step.macs_after for step in self.changes.values())
 
     def without(self, reasons: Mapping[str, str]) -> Plan:
-        """The plan with some changes turned into skips, by name."""
+        """Return the plan with some changes turned into skips, by name."""
         steps = (
             Skip(step.site, reasons[step.name]) if isinstance(step, Change) and step.name in reasons else step
             for step in self.steps

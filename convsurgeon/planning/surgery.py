@@ -1,9 +1,9 @@
-"""The pass itself: `operate` and `rebuild`.
+"""Carry out a plan on a copy of the model: `operate` and `rebuild`.
 
-The FX graph is where sites are found and checked; what the user gets back is the original class with those modules
-swapped, because a GraphModule freezes `training` and loses methods. The swap is one `copy.deepcopy` of the model that
-is told beforehand what each rewritten conv becomes: every reference follows, under aliases and in plain lists too, and
-the dense weights are never copied. Afterwards the copy is traced again, and a site that does not run is put back.
+The result is of the original class, with modules swapped: a GraphModule would freeze `training` and lose methods. One
+`copy.deepcopy` is told beforehand what each changed conv becomes, so that every reference follows, under aliases and in
+plain lists too, and the dense weights are never copied. Then the copy is traced, and a site that does not run is put
+back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from convsurgeon.planning.plan import Change, Plan
 
 
 def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module, Plan]:
-    """Carries out a plan on a copy of the model and makes sure that every changed site runs.
+    """Carry out a plan on a copy of the model and make sure that every changed site runs.
 
     Returns:
         The converted model, and the plan as it was carried out: a site that turned out not to run is a skip in it.
@@ -69,7 +69,7 @@ def _with_losses(model: nn.Module, plan: Plan) -> Plan:
 
 
 def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = None) -> nn.Module:
-    """The converted structure of a model, ready for `load_state_dict`; the model itself is not changed.
+    """Return the converted structure of a model, ready for `load_state_dict`; the model is not changed.
 
     Args:
         model: the original, or the path of the ONNX file that the plan was made for; `export(rebuilt, None, path)`
@@ -80,7 +80,7 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
     Raises:
         PlanError: the plan was made for another model.
         CaptureError: the model cannot be copied.
-        LoadError: the weights are not those of the converted model, or the file is no ONNX file.
+        LoadError: the weights are not those of the converted model, or the file is not an ONNX file.
     """
     if not isinstance(model, nn.Module):
         model = _of_file(model, plan)
@@ -91,7 +91,7 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
 
 
 def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
-    """Loads the weights of a bundle into the structure that was made of its original.
+    """Load the weights of a bundle into the structure that was made from its original.
 
     Raises:
         LoadError: the weights are not those of the converted model.
@@ -101,7 +101,7 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
 
 
 def _of_file(path: Model, plan: Plan) -> nn.Module:
-    """The network of a file, on noise of the shape that the plan was made for."""
+    """Return the network of a file, on an example of the shape that the plan was made for."""
     sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
     return open_model(path, tuple(torch.zeros(size) for size in sizes) or None)[0]
 
@@ -111,7 +111,7 @@ def _rebuilt(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def swapped(model: nn.Module, new: dict[int, Any]) -> nn.Module:
-    """A copy of a model with other modules in the places of some, by the `id` of what they replace.
+    """Return a copy of a model with new modules in the places of some, by the `id` of what they replace.
 
     Raises:
         CaptureError: the model cannot be copied.
@@ -131,7 +131,7 @@ def swapped(model: nn.Module, new: dict[int, Any]) -> nn.Module:
 
 
 def _detached(model: nn.Module) -> dict[int, Tensor]:
-    """Copies of the tensors that modules keep of a forward (activations, weights that a hook has computed), by `id`.
+    """Return copies of the tensors that modules keep of a forward (activations, computed weights), by `id`.
 
     `copy.deepcopy` refuses them for the graph behind them; whoever keeps them computes them anew.
     """
@@ -150,7 +150,7 @@ def _filled(value: object) -> bool:
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
-    """The module of every change, checked against the plan."""
+    """Return the module of every change, checked against the plan."""
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
     for name, change in plan.changes.items():
@@ -166,7 +166,7 @@ def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
 
 
 def _instead(modules: Mapping[str, nn.Module], name: str) -> str:
-    """What a model has where a plan wants a conv, and what to do."""
+    """Return what a model has where the plan has a conv, and what to do."""
     found, layer = modules.get(name), name.removesuffix(".conv")
     if found is None and isinstance(modules.get(layer), nn.Linear):
         return f"is not in this model, whose {layer} is a linear layer; pass linear_as_conv(model, example, ...) of it"
@@ -175,7 +175,7 @@ def _instead(modules: Mapping[str, nn.Module], name: str) -> str:
 
 
 def _replacement(conv: nn.Conv2d, form: Form) -> nn.Module:
-    """The module that takes a conv's place, with its mode, layout and gradient flags."""
+    """Return the module that takes a conv's place, with its mode, layout and gradient flags."""
     geometry = Geometry.of(conv)
     module = form.build(geometry, conv.weight.device, conv.weight.dtype)
     form.fill(module, geometry, conv.weight, conv.bias)
@@ -190,7 +190,7 @@ def _replacement(conv: nn.Conv2d, form: Form) -> nn.Module:
 
 
 def _not_running(model: nn.Module, plan: Plan, example: Example) -> dict[str, str] | None:
-    """The changed sites that a converted model does not execute, with a reason; None if it does not run at all."""
+    """Return the changed sites that the model does not execute, with a reason; None if it does not run at all."""
     with undisturbed(model):
         traced = trace(model, example)
     called = {str(node.target) for node in traced.graph.graph.nodes if node.op == "call_module"}
@@ -211,7 +211,7 @@ def _cuts(target: str) -> list[int]:
 
 
 def _culprits(model: nn.Module, plan: Plan, example: Example, names: list[str]) -> list[str]:
-    """The changes among `names` with which the model does not run, by halving."""
+    """Return the changes among `names` with which the model does not run, by halving."""
     return _halve(names, lambda some: _not_running(_only(model, plan, some), _subset(plan, some), example) is not None)
 
 

@@ -22,7 +22,7 @@ class Reduced(Form):
 
     name: ClassVar[str] = "reduced"
     word: ClassVar[str] = "reduced"
-    branches: ClassVar[int] = 1  # type: ignore[assignment]
+    summed: ClassVar[bool] = False
 
     def full_rank(self, geometry: Geometry) -> int:
         return geometry.in_per_group

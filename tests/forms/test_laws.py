@@ -209,7 +209,7 @@ def test_a_metric_lowers_the_error_that_it_measures(word: str) -> None:
 def test_a_kernel_of_the_form_is_found_again(word: str) -> None:
     scheme, normal, x, _ = _fit(word)
     truth = scheme.kernel(scheme.start(normal, torch.randn(6, 5, 9, dtype=torch.float64)))
-    exact = dataclasses.replace(normal, cross=(truth.flatten(1) @ normal.square).reshape(6, 5, 9))
+    exact = dataclasses.replace(normal, cross=(truth.flatten(1) @ normal.spread.values).reshape(6, 5, 9))
     found = scheme.kernel(alternate(scheme, exact, scheme.start(exact, exact.regress()), 3)).flatten(1)
     torch.testing.assert_close(x @ found.T, x @ truth.flatten(1).T, rtol=1e-4, atol=1e-2)
 
@@ -269,7 +269,7 @@ def test_a_cp_sweep_of_a_cp_kernel_finds_it_again() -> None:
     normal, _, _ = problem(outputs=8, channels=8)
     scheme = CP(rank=6).scheme(Geometry.of(nn.Conv2d(8, 8, 3)))
     truth = torch.einsum("rc,rk,or->ock", *(torch.randn(shape).double() for shape in ((6, 8), (6, 9), (8, 6))))
-    exact = dataclasses.replace(normal, cross=(truth.flatten(1) @ normal.square).reshape(truth.shape))
+    exact = dataclasses.replace(normal, cross=(truth.flatten(1) @ normal.spread.values).reshape(truth.shape))
     found = scheme.kernel(alternate(scheme, exact, scheme.start(exact, exact.regress()), 8))
     whole = -exact.cost(truth)
     assert exact.cost(found) + whole < 1e-3 * whole
