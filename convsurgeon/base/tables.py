@@ -11,7 +11,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,3 +121,10 @@ def _uncomputed(value: Any) -> Any:
 def jsonable(value: Any) -> Any:
     """A value as strict JSON has it."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def null_infinite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with None in place of infinite figures and NaN, as strict JSON has them."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }

@@ -203,7 +203,7 @@ def _read(calibration: object, result: Result, images: int) -> Calibration:
 def _ordered(data: Calibration, result: Result) -> Calibration:
     """With the arguments in the order of the model's forward, as its files take them."""
     fitted, held_back = (
-        tuple(inputs.ordered(result.original, one) for one in part) for part in (data.fitted, data.held_back)
+        tuple(inputs.order_example(result.original, one) for one in part) for part in (data.fitted, data.held_back)
     )
     return dataclasses.replace(data, fitted=fitted, held_back=held_back)
 

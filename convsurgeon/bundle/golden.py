@@ -24,7 +24,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 def save_golden(model: nn.Module, example: Example, file: OnnxFile, folder: Path) -> None:
     """Writes `golden_inputs.npz` and `golden_outputs.npz`, arrays under the names of the file's inputs and outputs."""
     with undisturbed(model):
-        found = [tensor.detach().cpu().numpy() for tensor in inputs.run(model, example)]
+        found = [tensor.detach().cpu().numpy() for tensor in inputs.run_flat(model, example)]
     given = [tensor.numpy() for tensor in example.tensors()]
     _save(folder / INPUTS, dict(zip((name for name, _ in file.inputs), given, strict=True)))
     _save(folder / OUTPUTS, dict(zip((name for name, _ in file.outputs), found, strict=True)))

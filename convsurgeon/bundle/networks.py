@@ -28,7 +28,7 @@ from convsurgeon.int8.quantize import Quantized
 from convsurgeon.int8.ranges import Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.exporter import OnnxFile, describe, export
+from convsurgeon.onnx.exporter import OnnxFile, copy_file, export
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
@@ -68,7 +68,7 @@ def write_models(result: Result, data: Calibration | None, order: Order, folder:
         order: what was asked for.
         folder: where the files go.
     """
-    like = inputs.ordered(result.original, result.example)
+    like = inputs.order_example(result.original, result.example)
     held_back = () if data is None else data.held_back
     real = variants.single_batches(held_back, like)
     original, converted = (_float(result, name, real[:_PARITY_IMAGES], order, folder) for name in (ORIGINAL, CONVERTED))
@@ -158,7 +158,7 @@ def _float(result: Result, name: str, images: Sequence[Example], order: Order, f
     model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
     of_file = isinstance(model, OnnxNetwork)
     if isinstance(model, OnnxNetwork) and name == ORIGINAL:
-        made = describe(model, result.example, folder / name, images)
+        made = copy_file(model, result.example, folder / name, images)
     else:
         made = export(
             model,

@@ -120,7 +120,7 @@ def _cut(example: Example, rows: slice) -> Example:
 
 
 def _noise(like: Example) -> list[Example]:
-    return [inputs.randomised(like, seed) for seed in _NOISE_SEEDS]
+    return [inputs.randomise(like, seed) for seed in _NOISE_SEEDS]
 
 
 def _feeds(file: OnnxFile, examples: Sequence[Example]) -> list[Feed]:

@@ -18,7 +18,7 @@ from convsurgeon.int8.float_ends import find_float_ends
 from convsurgeon.int8.pipeline import prepare, round_graph
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.exporter import exported_graph
+from convsurgeon.onnx.exporter import export_graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed, open_session, session_options
 
@@ -49,7 +49,7 @@ class Int8Module(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
         """Return the outputs of the graph; a part of a batch is filled up with its last image."""
-        given = inputs.ordered(self.exact, Example(args, kwargs))
+        given = inputs.order_example(self.exact, Example(args, kwargs))
         count, device = images_in(given), Example(args, kwargs).tensors()[0].device
         parts = [self._run(select_images(given, slice(at, at + self.batch))) for at in range(0, count, self.batch)]
         whole = [np.concatenate(found)[:count] for found in zip(*parts, strict=True)]
@@ -95,11 +95,11 @@ def build_float_graph(model: nn.Module, examples: Sequence[Example]) -> tuple[Mo
     Raises:
         ExportError: The model has no ONNX form.
     """
-    arranged = [inputs.ordered(model, one) for one in examples]
+    arranged = [inputs.order_example(model, one) for one in examples]
     pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
     size = min(_BATCH, images_in(arranged[0]), max(1, _VALUES // pixels))
     images = min(IMAGES, max(_LEAST, _ALL_VALUES // pixels))
-    graph = exported_graph(model, first_images(arranged[0], size))
+    graph = export_graph(model, first_images(arranged[0], size))
     names = [name for name, _ in proto.signature(graph.graph.input)]
     rows = [dict(zip(names, (one.numpy() for one in example.tensors()), strict=True)) for example in arranged]
     return graph, make_feeds(graph, rows)[: max(1, images // size)]

@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
-from convsurgeon.base.tables import Table, jsonable
+from convsurgeon.base.tables import Table, null_infinite
 from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, compare_outputs
 from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.float_ends import find_float_ends
@@ -71,9 +71,9 @@ class Quantized:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; an infinite figure is null."""
-        layers = [{key: jsonable(value) for key, value in asdict(one).items()} for one in self.layers]
-        own = {"path": str(self.path), "sqnr_db": jsonable(self.sqnr_db), "layers": layers, "notes": list(self.notes)}
-        return vars(self) | own
+        layers = [null_infinite(asdict(one)) for one in self.layers]
+        own = {"path": str(self.path), "layers": layers, "notes": list(self.notes)}
+        return null_infinite(vars(self) | own)
 
     def __str__(self) -> str:
         fidelity = f"SQNR {self.sqnr_db:.1f} dB, same top-1 {self.agreement:.1%}"

@@ -10,10 +10,9 @@ opset than the one asked for if it cannot convert.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +25,19 @@ from convsurgeon.base.errors import ExportError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
-from convsurgeon.onnx import graph, node_names as names
-from convsurgeon.onnx.graph import picks
-from convsurgeon.onnx.inputs import ordered
+from convsurgeon.onnx import graph, node_names
+from convsurgeon.onnx.files import file_bytes
+from convsurgeon.onnx.inputs import copy_to_cpu, order_example
 from convsurgeon.onnx.metadata import input_metadata
 from convsurgeon.onnx.parity import Parity, check_parity
-from convsurgeon.onnx.quiet import on_cpu
-from convsurgeon.onnx.rewritten_file import check_unasked, keep_original, timing_graph, write_checked
-from convsurgeon.onnx.torch_export import Dynamic, instead, run_exporter
+from convsurgeon.onnx.rewritten_file import copy_original, timing_graph, write_network
+from convsurgeon.onnx.torch_export import Dynamic, instead_of, run_exporter
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.session import LARGEST_BYTES
 
-_PROTOBUF_LIMIT_BYTES = 2**31 - 2**20  # one protobuf message, less what the graph itself takes
-_OPSETS = range(18, onnx.defs.onnx_opset_version() + 1)
+_OPSET = 18
+_OPSETS = range(_OPSET, onnx.defs.onnx_opset_version() + 1)
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,16 @@ class OnnxFile:
     parity: Parity
 
     def moved_to(self, path: Path) -> OnnxFile:
-        """The same file after somebody moved it."""
-        return dataclasses.replace(self, path=path)
+        """Return the same figures of the file at another path."""
+        return replace(self, path=path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "path": str(self.path),
-            "size_bytes": self.size_bytes,
-            "opset": self.opset,
-            "ir_version": self.ir_version,
-            "inputs": [{"name": name, "shape": list(shape)} for name, shape in self.inputs],
-            "outputs": [{"name": name, "shape": list(shape)} for name, shape in self.outputs],
-            "parity": self.parity.to_dict(),
+        """Return plain JSON values."""
+        ends = {
+            end: [{"name": name, "shape": list(shape)} for name, shape in values]
+            for end, values in (("inputs", self.inputs), ("outputs", self.outputs))
         }
+        return {**vars(self), "path": str(self.path), **ends, "parity": self.parity.to_dict()}
 
     def __str__(self) -> str:
         return (
@@ -82,7 +77,7 @@ def export(
     example: Any,
     path: str | Path,
     *,
-    opset: int = 18,
+    opset: int = _OPSET,
     overwrite: bool = False,
     dynamic: Dynamic = None,
     input_names: Sequence[str] | None = None,
@@ -90,7 +85,7 @@ def export(
     metadata: Mapping[str, str] | None = None,
     images: Sequence[Any] = (),
 ) -> OnnxFile:
-    """Writes a float32 model in eval mode as one self-contained ONNX file.
+    """Write a float32 model in eval mode as one self-contained ONNX file.
 
     Args:
         model: Exported as it is in eval mode; its modes, buffers and hooks stay as they are. A network that came of an
@@ -116,42 +111,46 @@ def export(
     """
     target = check_file(path, overwrite)
     model, example = open_model(model, example)
-    inputs = ordered(model, example)
+    inputs = order_example(model, example)
     if isinstance(model, OnnxNetwork):
-        check_unasked(target, opset, {"dynamic": dynamic, "input_names": input_names, "output_names": output_names})
-        parity = write_checked(model, inputs, target, overwrite, images)
-        if not parity.passed:
-            raise ParityError(_parity_message(target, parity, model))
-        return _describe(target, target.read_bytes(), parity)
-    _check_request(model, inputs, opset, dynamic)
-    subject = on_cpu(model)
-    exported = run_exporter(subject, inputs, opset, dynamic)
-    _finish(exported, opset, input_names, output_names, dict(metadata or {}))
-    data = _serialised(graph.infer_shapes(exported), opset)
+        asked = {"dynamic": dynamic, "input_names": input_names, "output_names": output_names, "opset": opset != _OPSET}
+        if changed := next((name for name, value in asked.items() if value), None):
+            raise ExportError(f"{path}: {changed}: an ONNX file keeps its opset, its sizes and its names; leave it out")
+        parity = write_network(model, inputs, target, overwrite, images)
+        _require(parity, target, model)
+        return _describe(target, parity)
+    subject = copy_to_cpu(model)
+    exported = _torch_graph(subject, inputs, opset, dynamic)
+    _finish(exported, opset, input_names, output_names, metadata or {})
+    data = _serialise(graph.infer_shapes(exported), opset)
+    picking = graph.picking_operators(exported.graph)
+    advice = f"it picks among values ({picking}), where rounding counts: {instead_of(subject)}" if picking else ""
     with new_file(target, overwrite) as draft:
         draft.write_bytes(data)
-        picking = picks(exported.graph)
-        advice = picking and f"it picks among values ({picking}), where rounding counts: {instead(subject)}"
-        parity = _checked(subject, inputs, draft, target, images, advice)
-        if not parity.passed:
-            raise ParityError(_parity_message(target, parity, subject, advice))
-    return _describe(target, data, parity)
+        try:
+            parity = check_parity(subject, inputs, draft, images=images)
+        except ParityError as error:  # a file that does not even run may be of a network that picks
+            text = str(error).replace(str(draft), f"{target}: not written", 1)
+            raise ParityError(f"{text}; {advice}" if advice else text) from error
+        _require(parity, target, subject, advice)
+    return _describe(target, parity)
 
 
-def describe(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
-    """The user's own file, copied to a path byte for byte.
+def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
+    """Copy the user's own file to a path byte for byte.
 
     Raises:
         ParityError: torch computes something else than the file.
+        WriteError: A file of weights would lie outside of the folder.
     """
-    parity = keep_original(network, ordered(network, example), path, images)
-    if not parity.passed:
-        raise ParityError(_parity_message(path, parity, network))
-    return _describe(path, network.source.data, parity)
+    copy_original(network, path)
+    parity = check_parity(network, order_example(network, example), path, images=images)
+    _require(parity, path, network)
+    return _describe(path, parity)
 
 
-def exported_graph(model: nn.Module, example: Any) -> ModelProto:
-    """The graph that `export` would write, not checked and not written: for looking at and for timing.
+def export_graph(model: nn.Module, example: Any) -> ModelProto:
+    """Return the graph that `export` would write, neither checked nor written: for looking at and for timing.
 
     Raises:
         CaptureError: The example holds no tensor.
@@ -159,24 +158,31 @@ def exported_graph(model: nn.Module, example: Any) -> ModelProto:
     """
     if isinstance(model, OnnxNetwork):
         return timing_graph(model)
-    inputs = ordered(model, example)
-    _check_request(model, inputs, 18, None)
-    exported = run_exporter(on_cpu(model), inputs, 18, None)
-    _finish(exported, 18, None, None, {})
+    exported = _torch_graph(copy_to_cpu(model), order_example(model, example), _OPSET, None)
+    _finish(exported, _OPSET, None, None, {})
     return exported
 
 
 def check_opset(opset: int) -> None:
-    """Refuses an operator set that the exporter does not write.
+    """Refuse an operator set that the exporter does not write.
 
     Raises:
-        ExportError: It is none of those.
+        ExportError: It is too old or too new.
     """
     if opset not in _OPSETS:
         raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
 
 
-def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> None:
+def version() -> str:
+    """Return this package's version, for the producer field."""
+    try:
+        return importlib.metadata.version("convsurgeon")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
+    """Return torch's graph of a model that can be checked against the runtime."""
     check_opset(opset)
     if dynamic not in (None, "batch", "size"):
         raise ExportError(f"dynamic={dynamic!r}: pass None, 'batch' or 'size'")
@@ -185,8 +191,9 @@ def _check_request(model: nn.Module, example: Example, opset: int, dynamic: Dyna
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise ExportError(f"{name}: {tensor.dtype} cannot be checked against the runtime; pass model.float()")
     size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
-    if size_bytes > _PROTOBUF_LIMIT_BYTES:
+    if size_bytes > LARGEST_BYTES:
         raise ExportError(f"model: {size_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2 GB, export parts of it")
+    return run_exporter(model, example, opset, dynamic)
 
 
 def _finish(
@@ -196,17 +203,18 @@ def _finish(
     outputs: Sequence[str] | None,
     metadata: Mapping[str, str],
 ) -> None:
-    """Tidies the graph, names everything, and replaces the exporter's metadata by ours."""
+    """Tidy the graph, name everything, and put our metadata in the place of the exporter's."""
     graph.tidy(model.graph)
-    names.name_nodes(model.graph)
-    names.name_constants(model.graph)
+    node_names.name_nodes(model.graph)
+    node_names.name_constants(model.graph)
     count = len(model.graph.output)
-    names.name_inputs_outputs(
+    usual = ["output"] if count == 1 else [f"output_{index}" for index in range(count)]
+    node_names.name_inputs_outputs(
         model.graph,
-        _names("input_names", inputs, [info.name for info in model.graph.input]),
-        _names("output_names", outputs, ["output"] if count == 1 else [f"output_{index}" for index in range(count)]),
+        _choose_names("input_names", inputs, [info.name for info in model.graph.input]),
+        _choose_names("output_names", outputs, usual),
     )
-    names.strip(model)
+    node_names.strip(model)
     model.graph.name = "model"
     model.producer_name, model.producer_version = "convsurgeon", version()
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
@@ -215,16 +223,16 @@ def _finish(
         model.metadata_props.add(key=key, value=entries[key])
 
 
-def _names(option: str, given: Sequence[str] | None, default: list[str]) -> list[str]:
+def _choose_names(option: str, given: Sequence[str] | None, usual: list[str]) -> list[str]:
     if given is None:
-        return default
-    if len(given) != len(default) or len(set(given)) != len(given):
-        raise ExportError(f"{option}: {list(given)} for {len(default)} tensors; pass that many different names")
+        return usual
+    if len(given) != len(usual) or len(set(given)) != len(given):
+        raise ExportError(f"{option}: {list(given)} for {len(usual)} tensors; pass that many different names")
     return list(given)
 
 
-def _serialised(model: ModelProto, opset: int) -> bytes:
-    """The bytes of the file, after the checks that need no runtime."""
+def _serialise(model: ModelProto, opset: int) -> bytes:
+    """Return the bytes of the file, after the checks that need no runtime."""
     if proto.opset_of(model) != opset:
         raise ExportError(f"opset {opset}: torch wrote opset {proto.opset_of(model)} instead; ask for that one or 18")
     try:
@@ -235,51 +243,31 @@ def _serialised(model: ModelProto, opset: int) -> bytes:
     return data
 
 
-def _describe(target: Path, data: bytes, parity: Parity) -> OnnxFile:
-    model = onnx.load_model_from_string(data)
-    places = {
-        item.value
-        for tensor in proto.stored_tensors(model.graph)
-        for item in tensor.external_data
-        if item.key == "location"
-    }
-    stored = {tensor.name for tensor in model.graph.initializer}
-    return OnnxFile(
-        path=target,
-        size_bytes=target.stat().st_size + sum((target.parent / place).stat().st_size for place in places),
-        opset=proto.opset_of(model),
-        ir_version=model.ir_version,
-        inputs=proto.signature(info for info in model.graph.input if info.name not in stored),
-        outputs=proto.signature(model.graph.output),
-        parity=parity,
-    )
-
-
-def _checked(
-    model: nn.Module, inputs: Example, draft: Path, target: Path, images: Sequence[Any], advice: str
-) -> Parity:
-    """Parity of a draft, under its later name; a file that does not even run may be of a network that picks."""
-    try:
-        return check_parity(model, inputs, draft, images=images)
-    except ParityError as error:
-        text = str(error).replace(str(draft), f"{target}: not written", 1)
-        raise ParityError(f"{text}; {advice}" if advice else text) from error
-
-
-def _parity_message(target: Path, parity: Parity, model: nn.Module, advice: str = "") -> str:
+def _require(parity: Parity, target: Path, model: nn.Module, advice: str = "") -> None:
+    """Raise unless parity holds."""
+    if parity.passed:
+        return
     broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if broken:
-        return f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before they diverged"
-    return (
+        raise ParityError(
+            f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before they diverged"
+        )
+    raise ParityError(
         f"{target}: not written, parity fails by the fault of {parity.fault}: relative error {parity.relative:.1e} "
         f"(limit {parity.relative_limit:g}), SQNR {parity.sqnr_db:.1f} dB (limit {parity.sqnr_limit_db:g}); "
         f"is the model deterministic in eval mode?{advice and f' And {advice}'}"
     )
 
 
-def version() -> str:
-    """Of this package, for the producer field."""
-    try:
-        return importlib.metadata.version("convsurgeon")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
+def _describe(path: Path, parity: Parity) -> OnnxFile:
+    model = onnx.load(path, load_external_data=False)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    return OnnxFile(
+        path=path,
+        size_bytes=file_bytes(path, model),
+        opset=proto.opset_of(model),
+        ir_version=model.ir_version,
+        inputs=proto.signature(info for info in model.graph.input if info.name not in stored),
+        outputs=proto.signature(model.graph.output),
+        parity=parity,
+    )

@@ -22,7 +22,7 @@ _MOST_VALUES = 2**31  # of one input
 
 
 def load_checked(path: Path) -> ModelProto:
-    """The graph of a file that onnx's checker accepts; weights in external files are looked for but not read.
+    """Return the graph of a file that onnx's checker accepts; external weights must be there but are not read.
 
     Raises:
         LatencyError: The file is missing, unreadable, not ONNX, or not valid.
@@ -47,14 +47,9 @@ def load_checked(path: Path) -> ModelProto:
 
 
 def file_bytes(path: Path, model: ModelProto) -> int:
-    """Size of the file and of every external file its weights lie in."""
-    places = {
-        item.value
-        for graph in proto.graphs(model.graph)
-        for tensor in graph.initializer
-        for item in tensor.external_data
-        if item.key == "location"
-    }
+    """Return the size of the file and of every external file that its weights lie in."""
+    tensors = proto.stored_tensors(model.graph)
+    places = {item.value for tensor in tensors for item in tensor.external_data if item.key == "location"}
     if any("\0" in place for place in places):
         raise LatencyError(f"{path.parent}: an external file has a NUL in its name; export the model again")
     outside: int = sum((path.parent / place).stat().st_size for place in places)
@@ -62,12 +57,12 @@ def file_bytes(path: Path, model: ModelProto) -> int:
 
 
 def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> Feed:
-    """Inputs from the graph's own shapes: normal noise for floats, zeros for integers, true for booleans.
+    """Return inputs of the graph's own shapes: normal noise for floats, zeros for integers, true for booleans.
 
     A symbolic first dimension becomes `batch`, another one what `sizes` says of its name, or 64.
 
     Raises:
-        LatencyError: A size is none, or an input would be larger than anything that is timed.
+        LatencyError: A size is too small, or an input would be larger than anything that is timed.
     """
     if batch < 1:
         raise LatencyError(f"batch={batch}: pass 1 or more")
@@ -79,7 +74,7 @@ def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int
 
 
 def bound_shape(shape: Sequence[object], batch: int, sizes: Mapping[str, int]) -> list[int]:
-    """A shape with its open dimensions set; `sizes` may also name the first one."""
+    """Return a shape with its open dimensions set; `sizes` may also name the first one."""
     return [
         size if isinstance(size, int) and size > 0 else sizes.get(str(size), batch if axis == 0 else _DEFAULT_SIZE)
         for axis, size in enumerate(shape)
@@ -87,7 +82,7 @@ def bound_shape(shape: Sequence[object], batch: int, sizes: Mapping[str, int]) -
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
-    """What to call files in a table: their names, or their whole paths where two have the same name."""
+    """Return what to call files in a table: their names, or their whole paths where two have the same name."""
     names = [path.name for path in paths]
     return [str(path) if names.count(path.name) > 1 and len(set(paths)) > 1 else path.name for path in paths]
 
@@ -97,7 +92,7 @@ def _values(random: np.random.Generator, kind: str, shape: list[int], path: Path
     name = {"float": "float32", "double": "float64", "bool": "bool_"}.get(name, name)
     dtype = getattr(np, name, None)
     if dtype is None or not kind.startswith("tensor("):
-        raise LatencyError(f"{path}: has an input of type {kind}, which cannot be made up; time it without that input")
+        raise LatencyError(f"{path}: has an input of type {kind}, which cannot be drawn; time it without that input")
     if any(size < 0 for size in shape) or math.prod(shape) > _MOST_VALUES:
         raise LatencyError(f"{path}: has an input of {'x'.join(map(str, shape))} values; pass another batch or sizes")
     if np.issubdtype(dtype, np.floating):

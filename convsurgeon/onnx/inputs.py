@@ -1,11 +1,12 @@
-"""Example inputs for the exporter and for parity: in the order of the ONNX inputs, and variations of them.
+"""Example inputs for the exporter and for parity, in the order of the ONNX inputs, and variations of them.
 
 The exporter makes one ONNX input per tensor, in the order of the flattened arguments; keyword arguments are put into
-the order of `forward`'s signature first, so that the order is one and the same everywhere.
+the order of `forward`'s signature first, so that the order is the same everywhere.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -16,8 +17,8 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 
 
-def ordered(model: nn.Module, example: object) -> Example:
-    """Reads what a user passes as `example`, on the CPU and without gradients, keywords in `forward`'s order.
+def order_example(model: nn.Module, example: object) -> Example:
+    """Return what a user passes as `example` on the CPU and without gradients, keywords in `forward`'s order.
 
     Raises:
         CaptureError: The example holds no tensor.
@@ -28,13 +29,19 @@ def ordered(model: nn.Module, example: object) -> Example:
     return Example(given.args, {name: given.kwargs[name] for name in names}).map(lambda one: one.detach().cpu())
 
 
-def run(model: nn.Module, example: Example) -> list[Tensor]:
-    """The tensors that the model returns, flattened."""
+def run_flat(model: nn.Module, example: Example) -> list[Tensor]:
+    """Return the tensors that the model returns, flattened."""
     return tensors_in(example.run(model))
 
 
-def randomised(example: Example, seed: int) -> Example:
-    """The example with floating inputs redrawn: normal, same shape, mean and deviation. Others are kept."""
+def copy_to_cpu(model: nn.Module) -> nn.Module:
+    """Return the model itself if it is on the CPU, else a copy there: the file is judged by CPU arithmetic."""
+    places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    return model if places <= {"cpu"} else copy.deepcopy(model).cpu()
+
+
+def randomise(example: Example, seed: int) -> Example:
+    """Return the example with floating inputs redrawn: normal, with the same shape, mean and deviation."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
@@ -47,32 +54,30 @@ def randomised(example: Example, seed: int) -> Example:
     return example.map(draw)
 
 
-def resized(
+def resize(
     example: Example,
     dims: Mapping[int, Callable[[int], int]],
     rank: int = 1,
     fixed: Sequence[Collection[int]] = (),
 ) -> Example:
-    """The example with some dimensions of its tensors (those of at least `rank` axes) repeated or cut.
+    """Return the example with some dimensions of its tensors repeated or cut.
 
     Args:
-        example: whose tensors are looked at.
-        dims: axis -> the new size from the old one.
-        rank: tensors of fewer axes stay as they are.
-        fixed: of every tensor the axes that stay as they are; none if not given.
+        example: Its tensors are changed.
+        dims: Axis -> the new size from the old one.
+        rank: Tensors of fewer axes stay as they are.
+        fixed: The axes of every tensor that stay as they are; none by default.
     """
-    kept = iter(fixed or [()] * len(example.tensors()))
+    held = iter(fixed or [()] * len(example.tensors()))
 
-    def resize(tensor: Tensor) -> Tensor:
-        held = next(kept, ())
+    def change(tensor: Tensor) -> Tensor:
+        kept = next(held, ())
         if tensor.dim() < rank:
             return tensor
         for dim, size in dims.items():
-            if dim in held:
-                continue
-            wanted, length = size(tensor.shape[dim]), tensor.shape[dim]
-            index = torch.arange(wanted) % length
-            tensor = tensor.index_select(dim, index)
+            if dim not in kept:
+                index = torch.arange(size(tensor.shape[dim])) % tensor.shape[dim]
+                tensor = tensor.index_select(dim, index)
         return tensor.contiguous()
 
-    return example.map(resize)
+    return example.map(change)

@@ -23,9 +23,9 @@ class Preparation:
     """How images become inputs, and what the outputs are called. Empty fields are not known.
 
     Args:
-        mean: subtracted from pixels in [0, 1], one per channel or one for all.
-        std: divides them then.
-        classes: names of the last axis of the output, in order.
+        mean: Subtracted from pixels in [0, 1], one per channel or one for all.
+        std: Divides them then.
+        classes: Names of the last axis of the output, in order.
     """
 
     mean: tuple[float, ...] = ()
@@ -33,13 +33,13 @@ class Preparation:
     classes: tuple[str, ...] = ()
 
     def check(self, inputs: Signature, outputs: Signature) -> None:
-        """Holds the fields against the inputs and outputs of a file.
+        """Compare the fields with the inputs and outputs of a file.
 
         Raises:
             ExportError: Another number of values than there are channels, or of names than there are classes.
         """
         shape = inputs[0][1]
-        channels = {shape[1], shape[3]} if len(shape) == 4 else {None}  # files of others have them last, too
+        channels = {shape[1], shape[3]} if len(shape) == 4 else {None}  # some files have them last
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values and len(values) not in {1, *channels}:
                 found = shape[1] if len(shape) == 4 else None
@@ -51,12 +51,12 @@ class Preparation:
             raise ExportError(f"classes: {len(self.classes)} names for {last} outputs; pass one for each")
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """Plain JSON values, empty fields left out."""
+        """Return plain JSON values, empty fields left out."""
         return {name: list(values) for name, values in vars(self).items() if values}
 
 
 def source_metadata(source: nn.Module, plan: Plan | None, preparation: Preparation) -> dict[str, str]:
-    """Entries for a file's `metadata_props`: hash of the original weights, what was done to them, how to feed it.
+    """Return entries for a file's `metadata_props`: hash of the original weights, what was changed, how to feed it.
 
     Args:
         source: The model before the surgery.
@@ -70,18 +70,18 @@ def source_metadata(source: nn.Module, plan: Plan | None, preparation: Preparati
 
 
 def input_metadata(version: str, inputs: Signature) -> dict[str, str]:
-    """Entries that every exported file has: tool and versions, name, shape and layout of every input."""
+    """Return entries that every exported file has: tool and versions, name, shape and layout of every input."""
     rows = [{"name": name, "shape": list(shape), "layout": layout(shape)} for name, shape in inputs]
     return {"tool": f"convsurgeon {version}", "torch": torch.__version__, "inputs": _json(rows)}
 
 
 def layout(shape: Shape) -> str:
-    """`NCHW` for images, else the axes as far as they have names: `NC`, `N`."""
+    """Return `NCHW` for images, else the axes as far as they have names: `NC`, `N`."""
     return "NCHW" if len(shape) == 4 else "NC"[: len(shape)] if len(shape) < 3 else ""
 
 
 def state_sha256(model: nn.Module) -> str:
-    """SHA-256 of a model's state: name, dtype, shape and bytes of every parameter and buffer, sorted by name."""
+    """Return the SHA-256 of a model's state: name, dtype, shape and bytes of every tensor, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -90,7 +90,7 @@ def state_sha256(model: nn.Module) -> str:
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    """Its values in order, whatever its strides are."""
+    """Return a tensor's values in order, whatever its strides are."""
     raw = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor).reshape(-1).view(torch.uint8)
     return bytes(raw.numpy())
 

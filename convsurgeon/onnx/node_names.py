@@ -9,7 +9,7 @@ of the node that makes them, because the runtime's profiler and quantiser speak 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto
 
@@ -20,7 +20,7 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def name_nodes(graph: GraphProto) -> None:
-    """Renames all nodes and the values between them, in place."""
+    """Rename all nodes and the values between them, in place."""
     paths = [_path(node) for node in graph.node]
     parents = {path.rsplit(".", count)[0] for path in paths for count in range(1, path.count(".") + 1)} | {""}
     main = _main_nodes(graph, paths)
@@ -38,7 +38,7 @@ def name_nodes(graph: GraphProto) -> None:
 
 
 def name_constants(graph: GraphProto) -> None:
-    """Names folded biases after their conv, and constants that the exporter numbered (`val_63`) after their reader."""
+    """Name folded biases after their conv, and constants that the exporter numbered (`val_63`) after their reader."""
     taken = {tensor.name for tensor in graph.initializer}
     numbered = {name for name in taken if name.removeprefix("val_").isdigit()}
     counts = proto.uses(graph)
@@ -56,29 +56,27 @@ def name_constants(graph: GraphProto) -> None:
 
 
 def name_inputs_outputs(graph: GraphProto, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Renames the graph's own inputs and outputs; both lists must have the right length."""
+    """Rename the graph's own inputs and outputs; both lists must have the right length."""
     wanted = dict(zip((info.name for info in graph.input), inputs, strict=True))
     wanted |= dict(zip((info.name for info in graph.output), outputs, strict=True))
-    # Names that are in use elsewhere in the graph step aside first.
+    # Inner values that bear such a name are renamed first.
     inner = {name for node in graph.node for name in node.output} | {tensor.name for tensor in graph.initializer}
     taken = inner | set(wanted) | set(wanted.values())
     clashes = (set(wanted.values()) & inner) - set(wanted)
-    proto.rename(graph, {name: proto.unique(name, set(taken)) for name in sorted(clashes)})
+    proto.rename(graph, {name: proto.unique(name, taken) for name in sorted(clashes)})
     proto.rename(graph, wanted)
     for info in (*graph.input, *graph.output):
         info.name = wanted[info.name]
 
 
 def strip(model: ModelProto) -> None:
-    """Removes all metadata and doc strings: they hold stack traces with local paths."""
-    _clear(model)
+    """Remove all metadata and doc strings: they hold stack traces with local paths."""
+    messages: list[object] = [model]
     for function in model.functions:
-        _clear(function, *function.node)
+        messages += [function, *function.node]
     for graph in proto.graphs(model.graph):
-        _clear(graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
-
-
-def _clear(*messages: object) -> None:
+        infos = (*graph.input, *graph.output, *graph.value_info)
+        messages += [graph, *graph.node, *infos, *graph.initializer]
     for message in messages:
         for field in ("metadata_props", "doc_string"):
             if field in message.DESCRIPTOR.fields_by_name:  # type: ignore[attr-defined]
@@ -86,7 +84,7 @@ def _clear(*messages: object) -> None:
 
 
 def _path(node: NodeProto) -> str:
-    """Dotted path of the module that a node came from; empty for the model itself.
+    """Return the dotted path of the module that a node came from; empty for the model itself.
 
     A conv into which a batch norm was folded is the conv, whatever the exporter says, so the weight's owner goes first.
     """
@@ -99,17 +97,22 @@ def _path(node: NodeProto) -> str:
     return ""
 
 
-def _main_nodes(graph: GraphProto, paths: Iterable[str]) -> set[int]:
-    """Positions of nodes that may carry their module's bare name: those with weights, else the first of a module."""
+def _main_nodes(graph: GraphProto, paths: Sequence[str]) -> set[int]:
+    """Return the positions of nodes that may bear their module's bare name.
+
+    These are those with weights, or where a module has none, those of its first operator.
+    """
     weights = {tensor.name for tensor in graph.initializer if tensor.dims}
-    by_path: dict[str, list[int]] = {}
+    members: dict[str, list[int]] = {}
     for index, path in enumerate(paths):
-        by_path.setdefault(path, []).append(index)
+        members.setdefault(path, []).append(index)
     main: set[int] = set()
-    for path, members in by_path.items():
-        weighted = [
-            i for i in members if any(name in weights and name.startswith(path + ".") for name in graph.node[i].input)
-        ]
-        same = [i for i in members if graph.node[i].op_type == graph.node[members[0]].op_type]
-        main.update(weighted or same)
+    for path, own in members.items():
+        weighted = {
+            index
+            for index in own
+            if any(name in weights and name.startswith(f"{path}.") for name in graph.node[index].input)
+        }
+        first = graph.node[own[0]].op_type
+        main |= weighted or {index for index in own if graph.node[index].op_type == first}
     return main

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from torch import nn
 
 # Warnings of the user's model carry the user's module and are shown.
 _CHATTY_MODULES = r"(torch|onnxscript|onnx_ir|onnx|copyreg|convsurgeon)(\.|$)"
@@ -46,12 +43,6 @@ def quiet() -> Iterator[None]:
 
 def _is_chatty(name: str) -> bool:
     return name.startswith(("torch.onnx", "torch.export", "onnxscript", "onnx_ir"))
-
-
-def on_cpu(model: nn.Module) -> nn.Module:
-    """Return the model itself if it lives on the CPU, else a copy there: the file is judged by CPU arithmetic."""
-    places = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    return model if places <= {"cpu"} else copy.deepcopy(model).cpu()
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -1,7 +1,7 @@
 """torch's two exporters: the one that captures the whole graph, and where that fails the one that traces a run.
 
 The first refuses control flow that depends on values. The second follows the example through it and writes down what
-it met, which is right wherever every input takes that way; the parity gate tries others. What was traced is said.
+it met, which is right wherever every input takes that way; a warning says so, and the parity gate tries other inputs.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from convsurgeon.base.errors import ExportError, describe, first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import part_before
 from convsurgeon.graph.state import undisturbed, written_parameters
-from convsurgeon.onnx import node_names as names
-from convsurgeon.onnx.inputs import resized
+from convsurgeon.onnx.inputs import resize
+from convsurgeon.onnx.node_names import SCOPES
 from convsurgeon.onnx.quiet import quiet, root_cause
 from convsurgeon.onnxnet import proto
 
@@ -31,7 +31,7 @@ _AXES: dict[str, dict[int, str]] = {"batch": {0: "batch"}, "size": {2: "height",
 
 
 def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """The graph of a model on the CPU, as torch writes it.
+    """Return the graph of a model on the CPU, as torch writes it.
 
     Args:
         model: Left as it was.
@@ -40,42 +40,46 @@ def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynami
         dynamic: Which dimensions stay open.
 
     Raises:
-        ExportError: It does not run, writes to its own weights, or neither exporter takes it.
+        ExportError: The model does not run, writes to its own weights, or neither exporter takes it.
     """
-    _check_writes(model, example)
+    name = type(model).__name__
+    try:
+        changed = written_parameters(model, lambda: example.run(model))
+    except Exception as error:  # the user's own forward
+        raise ExportError(f"{name}: does not run on the example: {describe(error)}") from error
+    if changed:  # torch's exporter may crash on these, and take the process with it
+        raise ExportError(
+            f"{changed[0]}: the forward writes to this parameter, which no ONNX file does; "
+            "do it once before the export, and take it out of the forward"
+        )
     # An example of batch 1 would make torch.export treat the batch as a constant.
-    wide = resized(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
+    wide = resize(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
     try:
-        return _captured(model, wide, opset, dynamic)
-    except Exception as error:  # the exporter wraps whatever it stumbles over
-        cause = first_line(root_cause(error))
+        return _capture(model, wide, opset, dynamic)
+    except Exception as error:  # the exporter wraps whatever it fails on
+        cause = _cut(first_line(root_cause(error)))
     try:
-        found = _traced(model, wide, opset, dynamic)
+        traced = _trace(model, wide, opset, dynamic)
     except Exception as error:  # likewise
-        raise ExportError(_advice(model, cause, first_line(root_cause(error)))) from error
+        raise ExportError(
+            f"{name}: torch.onnx.export failed: {cause}; traced, it failed too: {_cut(first_line(root_cause(error)))}; "
+            f"where the output depends on values (boxes, non-maximum suppression), {instead_of(model)}"
+        ) from error
     warnings.warn(
-        f"{type(model).__name__}: torch.export fails ({_cut(cause)}); a run on the example was traced instead, "
+        f"{name}: torch.export fails ({cause}); a run on the example was traced instead, "
         "so control flow that depends on values is as it was there",
         stacklevel=4,
     )
-    return found
+    return traced
 
 
-def _check_writes(model: nn.Module, example: Example) -> None:
-    """No file writes to its weights; where a model does, torch's exporter may crash and take the process with it."""
-    try:
-        names = written_parameters(model, lambda: example.run(model))
-    except Exception as error:  # the user's own forward
-        raise ExportError(f"{type(model).__name__}: does not run on the example: {describe(error)}") from error
-    if names:
-        raise ExportError(
-            f"{names[0]}: the forward writes to this parameter, which no ONNX file does; "
-            "do it once before the export, and take it out of the forward"
-        )
+def instead_of(model: nn.Module) -> str:
+    """Return what to do with a network that picks among values."""
+    return f"export {part_before(model)}, do the rest outside"
 
 
-def _captured(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """By torch.export."""
+def _capture(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
+    """Return the graph as torch.export captures it."""
     # torch prints the whole graph to stderr where a guard fails
     with undisturbed(model), quiet(), contextlib.redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
@@ -92,14 +96,13 @@ def _captured(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) 
     return program.model_proto
 
 
-def _traced(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """By a traced run."""
+def _trace(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
+    """Return the graph of a traced run."""
     file = io.BytesIO()
     inputs = [f"input_{index}" for index, _ in enumerate(example.tensors())]
-    axes = {} if dynamic is None else _AXES[dynamic]
-    pairs = zip(inputs, example.tensors(), strict=True)
+    axes = {name: _open_axes(one, dynamic) for name, one in zip(inputs, example.tensors(), strict=True)}
     with undisturbed(model), quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # one for every branch; what came of them is said in one line, and checked
+        warnings.simplefilter("ignore")  # one for every branch; one line says what came of them
         torch.onnx.export(
             model,
             example.args,
@@ -109,20 +112,20 @@ def _traced(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) ->
             verbose=False,
             opset_version=opset,
             input_names=inputs,
-            dynamic_axes={name: axes for name, one in pairs if axes and (dynamic == "batch" or one.dim() == 4)},
+            dynamic_axes={name: found for name, found in axes.items() if found},
         )
-    found = onnx.load_from_string(file.getvalue())
-    _take_over_names(found)
-    return found
+    traced = onnx.load_from_string(file.getvalue())
+    _name_like_captured(traced)
+    return traced
 
 
-def _take_over_names(model: ModelProto) -> None:
-    """Where a node came from, told as the other exporter tells it; folded weights are named after their conv."""
+def _name_like_captured(model: ModelProto) -> None:
+    """Tell where a node came from as the other exporter does, and name folded weights after their conv."""
     taken = {tensor.name for tensor in model.graph.initializer}
     renamed: dict[str, str] = {}
     for node in model.graph.node:
         path = _path(node)
-        node.metadata_props.add(key=names.SCOPES, value=str([path, node.name] if path else []))
+        node.metadata_props.add(key=SCOPES, value=str([path, node.name] if path else []))
         if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
             for old, part in zip(node.input[1:], ("weight", "bias"), strict=False):
                 wanted = f"{path}.{part}"
@@ -133,7 +136,7 @@ def _take_over_names(model: ModelProto) -> None:
 
 
 def _path(node: NodeProto) -> str:
-    """`layer1.0.conv1` from `/layer1/layer1.0/conv1/Conv`: a part that goes on with the one before replaces it."""
+    """Return `layer1.0.conv1` for `/layer1/layer1.0/conv1/Conv`: a part that begins like the one before replaces it."""
     path: list[str] = []
     for part in node.name.strip("/").split("/")[:-1]:
         if path and part.startswith(f"{path[-1]}."):
@@ -142,39 +145,26 @@ def _path(node: NodeProto) -> str:
     return ".".join(path)
 
 
-def _advice(model: nn.Module, first: str, second: str) -> str:
-    """What to do where neither exporter takes a model."""
-    return (
-        f"{type(model).__name__}: torch.onnx.export failed: {_cut(first)}; traced, it failed too: {_cut(second)}; "
-        f"where the output depends on values (boxes, non-maximum suppression), {instead(model)}"
-    )
+def _open_axes(tensor: torch.Tensor, dynamic: Dynamic) -> dict[int, str]:
+    """Return the open axes of an input, by number; sizes are those of images only."""
+    if dynamic is None or (dynamic == "size" and tensor.dim() != 4):
+        return {}
+    return {axis: name for axis, name in _AXES[dynamic].items() if axis < tensor.dim()}
 
 
-def instead(model: nn.Module) -> str:
-    """What to do with a network that picks among values."""
-    return f"export {part_before(model)}, do the rest outside"
+def _dynamic_shapes(example: Example, dynamic: Dynamic) -> dict[str, Any] | tuple[Any, ...]:
+    """Return the exporter's `dynamic_shapes`: the nest of the arguments with open axes in place of the tensors."""
+
+    def mark(tree: Any) -> Any:
+        if isinstance(tree, torch.Tensor):
+            return _open_axes(tree, dynamic)
+        if isinstance(tree, Mapping):
+            return {name: mark(item) for name, item in tree.items()}
+        return type(tree)(mark(item) for item in tree) if isinstance(tree, tuple | list) else None
+
+    marked: dict[str, Any] | tuple[Any, ...] = mark(example.kwargs) if example.kwargs else mark(example.args)
+    return marked
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
-
-
-def _dynamic_shapes(example: Example, dynamic: str) -> dict[str, Any] | tuple[Any, ...]:
-    """The exporter's `dynamic_shapes`: the nest of the arguments with {axis: name} in place of the tensors."""
-    axes = _AXES[dynamic]
-
-    def mark(tree: Any) -> Any:
-        if isinstance(tree, torch.Tensor):
-            return (
-                {axis: name for axis, name in axes.items() if axis < tree.dim()}
-                if dynamic == "batch" or tree.dim() == 4
-                else {}
-            )
-        if isinstance(tree, Mapping):
-            return {name: mark(item) for name, item in tree.items()}
-        if isinstance(tree, tuple | list):
-            return type(tree)(mark(item) for item in tree)
-        return None
-
-    marked: dict[str, Any] | tuple[Any, ...] = mark(example.kwargs) if example.kwargs else mark(example.args)
-    return marked

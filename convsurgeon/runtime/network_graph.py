@@ -23,7 +23,7 @@ from convsurgeon.base.progress import bar
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
-from convsurgeon.onnx.exporter import exported_graph
+from convsurgeon.onnx.exporter import export_graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.padding import Padding
@@ -75,7 +75,7 @@ def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
     """
     if seen.graph not in _EXPORTED:
         with bar(total=1, desc="exporting", unit="network", show=progress, delay=2.0):
-            _EXPORTED[seen.graph] = _skeleton(exported_graph(seen.model, seen.example), seen.sites)
+            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example), seen.sites)
     return _EXPORTED[seen.graph]
 
 

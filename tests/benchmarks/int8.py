@@ -23,7 +23,7 @@ from convsurgeon.int8.module import IMAGES, Int8Module
 from convsurgeon.int8.pipeline import round_graph
 from convsurgeon.int8.qdq import insert_qdq
 from convsurgeon.int8.ranges import find_ranges, nominal_ranges
-from convsurgeon.onnx.exporter import exported_graph
+from convsurgeon.onnx.exporter import export_graph
 from tests.benchmarks.cases import CASES, SHAPES, add_seeds, random_network
 from tests.benchmarks.measure import compare_files
 from tests.benchmarks.runner import Row
@@ -82,7 +82,7 @@ def _steps(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Iter
 def _quantised(model: object, data: Calibration, steps: tuple[str, ...]) -> Int8Module:
     """Return the model as its int8 file computes it, with some of the export's steps."""
     batch = data.fitted[0].tensors()[0][:16]
-    graph = exported_graph(model, batch)
+    graph = export_graph(model, batch)
     (name,) = (info.name for info in graph.graph.input)
     feeds = make_feeds(graph, [{name: one.tensors()[0].numpy()} for one in data.fitted])[: IMAGES // len(batch)]
     if "join" in steps:

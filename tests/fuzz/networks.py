@@ -25,7 +25,7 @@ import convsurgeon as cs
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.model_files import open_model
-from convsurgeon.onnx.rewritten_file import limits
+from convsurgeon.onnx.parity import limits_of
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.source_file import read_source
@@ -200,7 +200,7 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
     if truth is not None:
         session = session_of(made)
         for feed, wanted in zip(truth.feeds, truth.outputs, strict=True):
-            _right(path, feed, list(session.run(None, feed)), wanted, "the written file", limits(network)[0])
+            _right(path, feed, list(session.run(None, feed)), wanted, "the written file", limits_of(network)[0])
     nothing_else_touched(path, made, {output for site in changed for output in network.file_convs[site].outputs})
 
 
@@ -226,7 +226,7 @@ def _rewritten(path: Path, form: Any, truth: Truth | None) -> tuple[OnnxNetwork,
         with torch.no_grad():
             found = network(**_tensors(feed))
         arrays = [one.numpy() for one in (found if isinstance(found, tuple) else (found,))]
-        _right(path, feed, arrays, wanted, "the network in torch", limits(network)[0])
+        _right(path, feed, arrays, wanted, "the network in torch", limits_of(network)[0])
     changed = []
     for name in network.file_convs:
         conv = network.get_submodule(name)

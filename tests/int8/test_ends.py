@@ -16,7 +16,7 @@ from convsurgeon.int8.float_ends import find_image_ends
 from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import Exported, learn_rounded
-from convsurgeon.onnx.exporter import exported_graph
+from convsurgeon.onnx.exporter import export_graph
 from tests.growing import convert_growing
 
 SIZE = 16
@@ -81,7 +81,7 @@ def _segmenter() -> nn.Module:
     ids=["restorer", "of one channel", "enlarger", "masker", "classifier", "segmenter"],
 )
 def test_which_nodes_are_ends(model: nn.Module, channels: int, convs: set[str], others: set[str]) -> None:
-    graph = exported_graph(model.eval(), torch.randn(1, channels, SIZE, SIZE))
+    graph = export_graph(model.eval(), torch.randn(1, channels, SIZE, SIZE))
     found = find_image_ends(graph)
     kinds = {node.name: node.op_type for node in graph.graph.node}
     assert {name for name in found if kinds[name] == "Conv"} == convs
@@ -100,7 +100,7 @@ def test_a_rewritten_end_stays_in_float_as_a_whole(form: cs.Form) -> None:
     }
     made = convert_growing(Restorer().eval(), example, **how)
     assert {"first", "middle", "last"} == set(made.changes)
-    graph = exported_graph(made.model, example)
+    graph = export_graph(made.model, example)
     convs = {node.name for node in graph.graph.node if node.op_type == "Conv"}
     assert find_image_ends(graph) & convs == {name for name in convs if not name.startswith("middle")}
 
@@ -136,7 +136,7 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("model", [Linear(), Residual()], ids=["linear", "residual"])
 def test_wide_convs_next_to_an_end_are_none(model: nn.Module) -> None:
-    graph = exported_graph(model.eval(), torch.randn(1, 3, SIZE, SIZE))
+    graph = export_graph(model.eval(), torch.randn(1, 3, SIZE, SIZE))
     convs = [node.name for node in graph.graph.node if node.op_type == "Conv"]
     assert find_image_ends(graph) & set(convs) == {convs[0], convs[-1]}
 
@@ -171,7 +171,7 @@ def test_a_recovery_rounds_what_the_file_will() -> None:
     torch.manual_seed(0)
     model, images = Restorer().eval(), torch.rand(16, 3, SIZE, SIZE)
     example = cs.Example((images[:1],))
-    learn_rounded(model, [cs.Example((images,))], Target(), Exported(find_image_ends(exported_graph(model, example))))
+    learn_rounded(model, [cs.Example((images,))], Target(), Exported(find_image_ends(export_graph(model, example))))
     inputs: dict[str, Tensor] = {}
     for name in ("middle", "last"):
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ParityError
 from convsurgeon.onnx.exporter import export
-from convsurgeon.onnx.inputs import ordered, randomised, resized
+from convsurgeon.onnx.inputs import order_example, randomise, resize
 from convsurgeon.onnx.parity import Parity, ParityCase, check_parity, deviation
 from tests.onnx.small import net
 
@@ -125,18 +125,18 @@ def test_a_large_sum_does_not_lose_small_errors() -> None:
 
 
 def test_random_inputs_are_like_the_example() -> None:
-    call = ordered(net(), (5 + 3 * torch.randn(1, 3, 64, 64), torch.arange(6), torch.full((4,), 2.0)))
-    image, index, constant = randomised(call, 0).tensors()
+    call = order_example(net(), (5 + 3 * torch.randn(1, 3, 64, 64), torch.arange(6), torch.full((4,), 2.0)))
+    image, index, constant = randomise(call, 0).tensors()
     assert abs(float(image.mean()) - 5) < 0.2
     assert abs(float(image.std()) - 3) < 0.2
     assert torch.equal(index, torch.arange(6))
     assert float(constant.std()) > 0  # a constant example is no reason to test one point only
-    assert torch.equal(randomised(call, 0).tensors()[0], image)
-    assert not torch.equal(randomised(call, 1).tensors()[0], image)
+    assert torch.equal(randomise(call, 0).tensors()[0], image)
+    assert not torch.equal(randomise(call, 1).tensors()[0], image)
 
 
 def test_resizing_repeats_and_cuts() -> None:
-    call = ordered(net(), torch.arange(6.0).reshape(1, 1, 2, 3))
-    assert resized(call, {0: lambda _: 3}).tensors()[0].shape == (3, 1, 2, 3)
-    assert resized(call, {2: lambda size: 2 * size}, rank=4).tensors()[0][0, 0, :, 0].tolist() == [0, 3, 0, 3]
-    assert resized(call, {2: lambda size: 2 * size}, rank=5).tensors()[0].shape == (1, 1, 2, 3)
+    call = order_example(net(), torch.arange(6.0).reshape(1, 1, 2, 3))
+    assert resize(call, {0: lambda _: 3}).tensors()[0].shape == (3, 1, 2, 3)
+    assert resize(call, {2: lambda size: 2 * size}, rank=4).tensors()[0][0, 0, :, 0].tolist() == [0, 3, 0, 3]
+    assert resize(call, {2: lambda size: 2 * size}, rank=5).tensors()[0].shape == (1, 1, 2, 3)
