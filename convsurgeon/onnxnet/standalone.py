@@ -81,7 +81,7 @@ def measure(
         MeasureError: The folder or the target is damaged, or a network cannot be run.
     """
     manifest = read_manifest(folder)
-    raw = _resume(manifest, target, threads)
+    raw = {**_resume(manifest, target, threads), "provider": provider}
     for number in range(passes):
         for group in _groups(manifest, raw, number):
             raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress, logs, provider)

@@ -22,15 +22,12 @@ from convsurgeon.base.errors import FormError, LatencyError
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.onnxnet.session import BLOCKED, FUSED_CONVS, LAYOUT_CHANGES
-from convsurgeon.onnxnet.standalone import DENSE
 from convsurgeon.runtime.measurements import Measurements, NodeFacts, Sample
-
-ROUNDING = 1e-6
-"""Share of the whole by which its parts may miss it."""
 
 _NUMBER = re.compile(r"node-(\d+)")
 _LEAST = 0.05
 """Share of a profiled time that a node keeps at least when the profiler's own time is taken off."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,80 +49,6 @@ class Row:
     flags: tuple[str, ...]
 
 
-def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
-    """Return every site as it is and in every form that was timed, from measurements of one precision.
-
-    Args:
-        raw: the measurements.
-        forms: kinds of form that may be in them beside those of the package.
-
-    Raises:
-        LatencyError: nothing was measured yet, a form is damaged, or times do not add up.
-    """
-    total_ms = raw.total_ms
-    base = _baseline(raw, next(sample for sample in raw.samples if sample.network == DENSE))
-    found: dict[str, list[_Attributed]] = {}
-    for sample in raw.samples:
-        found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, base, total_ms))
-    rows = {(site, ""): _row(site, None, found[DENSE]) for site in raw.sites}
-    _check_recognised(raw, list(rows.values()))
-    for key, passes in found.items():
-        for site, values in raw.networks[key].forms.items():
-            form = _form(values, forms, site)
-            rows.setdefault((site, form.label), _row(site, form, passes))
-    return tuple(rows.values())
-
-
-def spread_overhead(times: Sequence[float], total: float) -> list[float]:
-    """Return the times, each changed by the same amount so that they add up to `total`.
-
-    No time falls below a small share of itself; the others then fall further. Where even that is more than `total`,
-    the sum stays above it.
-    """
-    found = np.array(times, dtype=float)
-    least = _LEAST * found
-    free = np.ones(len(found), dtype=bool)
-    while free.any():
-        each = (total - least[~free].sum() - found[free].sum()) / free.sum()
-        short = free & (found + each < least)
-        if not short.any():
-            return [float(one) for one in np.where(free, found + each, least)]
-        free &= ~short
-    return [float(one) for one in least]
-
-
-def _form(values: Mapping[str, object], forms: Kinds, site: str) -> Form:
-    try:
-        return form_from_dict(values, forms)
-    except (FormError, TypeError, ValueError) as error:  # a form's own fields
-        raise LatencyError(f"{site}: its form is damaged ({error}); measure again") from error
-
-
-def _check_recognised(raw: Measurements, rows: Sequence[Row]) -> None:
-    """Refuse measurements in which no conv was found among the executed nodes."""
-    timed = [row for row in rows if row.site not in raw.barred]
-    if timed and not any(row.ms for row in timed):
-        version = raw.machine.get("onnxruntime", "?")
-        raise LatencyError(
-            f"no conv was recognised among the nodes that onnxruntime {version} executed; measure with another version"
-        )
-
-
-@dataclass(frozen=True)
-class _Attributed:
-    """One network in one pass: milliseconds and flags by site."""
-
-    times: Mapping[str, float]
-    flags: Mapping[str, tuple[str, ...]]
-
-
-def _row(site: str, form: Form | None, passes: Sequence[_Attributed]) -> Row:
-    times = [one.times.get(site, 0.0) for one in passes]
-    ms = median(times)
-    spread = (max(times) - min(times)) / 2 / ms if ms else 0.0
-    return Row(site, form, ms, spread, passes[-1].flags.get(site, ()) if form is not None else ())
-
-
 @dataclass(frozen=True)
 class _Executed:
     """One executed node, with what the file knows of it.
@@ -136,38 +59,9 @@ class _Executed:
     index: int
     operator: str
     ms: float
-    blocked: bool
-    site: str
-    near: str
-
-
-def _executed(raw: Measurements, sample: Sample) -> list[_Executed]:
-    nodes = raw.networks[sample.network].nodes
-    found = []
-    for one in sample.nodes:
-        index = _index(one.name, one.operator, nodes)
-        site, near = (nodes[index].site, nodes[index].near) if index >= 0 else ("", "")
-        blocked = one.operator == "Conv" and BLOCKED in one.name
-        found.append(_Executed(index, one.operator, one.ms, blocked, site, near))
-    return [_placed(found, place) if one.index < 0 else one for place, one in enumerate(found)]
-
-
-def _index(name: str, operator: str, nodes: Sequence[NodeFacts]) -> int:
-    """Return the number of the node in the file, or -1; a conv with what follows it in it is the conv."""
-    match = _NUMBER.match(name)
-    index = int(match[1]) if match is not None else len(nodes)
-    if index >= len(nodes) or (operator in LAYOUT_CHANGES and nodes[index].operator != operator):
-        return -1
-    fused = operator.endswith("Conv") and nodes[index].operator != "Conv" and nodes[index].conv >= 0
-    return nodes[index].conv if fused else index
-
-
-def _placed(found: Sequence[_Executed], place: int) -> _Executed:
-    """Return an inserted node with the site it stands at: before the one that follows, or after the one before it."""
-    one = found[place]
-    order = found[place + 1 :] if one.operator == LAYOUT_CHANGES[0] else found[:place][::-1]
-    site = next((other.site or other.near for other in order if other.index >= 0), "")
-    return _Executed(-1, one.operator, one.ms, False, "", site)
+    blocked: bool = False
+    site: str = ""
+    near: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,37 +73,127 @@ class _Baseline:
     blocked: frozenset[str]
 
 
-def _baseline(raw: Measurements, sample: Sample) -> _Baseline:
-    facts = _executed(raw, sample)
-    alone = {(one.near, one.operator) for one in facts if one.index >= 0 and not one.site}
-    layout = Counter((one.operator, one.near) for one in facts if one.index < 0)
-    return _Baseline(frozenset(alone), layout, frozenset(one.site for one in facts if one.blocked))
+@dataclass(frozen=True)
+class _Attributed:
+    """One network in one pass: milliseconds and flags by site."""
+
+    times: Mapping[str, float]
+    flags: Mapping[str, tuple[str, ...]]
 
 
-def _attribute_sample(raw: Measurements, sample: Sample, base: _Baseline, dense_ms: float) -> _Attributed:
-    facts = _executed(raw, sample)
-    scale = dense_ms / sample.dense_ms
+def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
+    """Return every site as it is and in every form that was timed, from measurements of one precision.
+
+    Args:
+        raw: the measurements.
+        forms: kinds of form that may be in them beside those of the package.
+
+    Raises:
+        LatencyError: nothing was measured yet, a form is damaged, or times do not add up.
+    """
+    base = _find_baseline(raw)
+    found: dict[str, list[_Attributed]] = {}
+    for sample in raw.samples:
+        found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, base))
+    rows = {(site, ""): _row(site, None, found[raw.dense[0].network]) for site in raw.sites}
+    if rows and not any(row.ms for row in rows.values() if row.site not in raw.barred):
+        version = raw.machine.get("onnxruntime", "?")
+        raise LatencyError(f"no conv was recognised among the nodes of onnxruntime {version}; use another version")
+    for key, passes in found.items():
+        for site, values in raw.networks[key].forms.items():
+            try:
+                form = form_from_dict(values, forms)
+            except (FormError, TypeError, ValueError) as error:
+                raise LatencyError(f"{site}: its form is damaged ({error}); measure again") from error
+            rows.setdefault((site, form.label), _row(site, form, passes))
+    return tuple(rows.values())
+
+
+def _row(site: str, form: Form | None, passes: Sequence[_Attributed]) -> Row:
+    times = [one.times.get(site, 0.0) for one in passes]
+    ms = median(times)
+    spread = (max(times) - min(times)) / 2 / ms if ms else 0.0
+    return Row(site, form, ms, spread, passes[-1].flags.get(site, ()) if form is not None else ())
+
+
+def _find_baseline(raw: Measurements) -> _Baseline:
+    nodes = _executed(raw, raw.dense[0])
+    alone = {(one.near, one.operator) for one in nodes if one.index >= 0 and not one.site}
+    layout = Counter((one.operator, one.near) for one in nodes if one.index < 0)
+    return _Baseline(frozenset(alone), layout, frozenset(one.site for one in nodes if one.blocked))
+
+
+def _executed(raw: Measurements, sample: Sample) -> list[_Executed]:
+    facts = raw.networks[sample.network].nodes
+    found = []
+    for one in sample.nodes:
+        index = _index(one.name, one.operator, facts)
+        if index < 0:
+            found.append(_Executed(index, one.operator, one.ms))
+        else:
+            blocked = one.operator == "Conv" and BLOCKED in one.name
+            found.append(_Executed(index, one.operator, one.ms, blocked, facts[index].site, facts[index].near))
+    return [_place(found, at) if one.index < 0 else one for at, one in enumerate(found)]
+
+
+def _index(name: str, operator: str, facts: Sequence[NodeFacts]) -> int:
+    """Return the number of the node in the file, or -1; a conv with what follows it in it is the conv."""
+    match = _NUMBER.match(name)
+    index = int(match[1]) if match is not None else len(facts)
+    if index >= len(facts) or (operator in LAYOUT_CHANGES and facts[index].operator != operator):
+        return -1
+    fused = operator.endswith("Conv") and facts[index].operator != "Conv" and facts[index].conv >= 0
+    return facts[index].conv if fused else index
+
+
+def _place(found: Sequence[_Executed], at: int) -> _Executed:
+    """Return an inserted node with the site it stands at: before the one that follows, or after the one before it."""
+    one = found[at]
+    order = found[at + 1 :] if one.operator == LAYOUT_CHANGES[0] else found[:at][::-1]
+    site = next((other.site or other.near for other in order if other.index >= 0), "")
+    return _Executed(-1, one.operator, one.ms, near=site)
+
+
+def _attribute_sample(raw: Measurements, sample: Sample, base: _Baseline) -> _Attributed:
+    nodes = _executed(raw, sample)
+    scale = raw.total_ms / sample.dense_ms
     total_ms = scale * sample.total_ms
     changed = set(raw.networks[sample.network].forms)
     layout = Counter(base.layout)
     times: dict[str, float] = {}
     flags: dict[str, list[str]] = {}
-    rest_ms = 0.0
-    for one, ms in zip(facts, spread_overhead([scale * one.ms for one in facts], total_ms), strict=True):
+    for one, ms in zip(nodes, spread_overhead([scale * one.ms for one in nodes], total_ms), strict=True):
         site, flag = _owner(one, changed, base, layout)
-        if site:
-            times[site] = times.get(site, 0.0) + ms
-            flags.setdefault(site, []).extend([flag] if flag else [])
-        else:
-            rest_ms += ms
-    found_ms = sum(times.values()) + rest_ms
-    if abs(found_ms - total_ms) > ROUNDING * total_ms:
+        times[site] = times.get(site, 0.0) + ms
+        flags.setdefault(site, []).extend([flag] if flag else [])
+    if abs(sum(times.values()) - total_ms) > _ROUNDING * total_ms:
         label = raw.networks[sample.network].label
         raise LatencyError(
-            f"{label}, pass {sample.number}: its nodes take {found_ms:.4g} ms, the whole network "
+            f"{label}, pass {sample.number}: its nodes take {sum(times.values()):.4g} ms, the whole network "
             f"{total_ms:.4g}; measure again"
         )
+    times.pop("", None)
     return _Attributed(times, {site: tuple(dict.fromkeys(words)) for site, words in flags.items()})
+
+
+def spread_overhead(times: Sequence[float], total: float) -> list[float]:
+    """Return the times, each changed by the same amount so that they add up to `total`.
+
+    No time falls below a small share of itself; the others then fall further. Where even that is more than `total`,
+    the sum stays above it.
+    """
+    found = np.array(times, dtype=float)
+    least = _LEAST * found
+    free = np.ones(len(found), dtype=bool)
+    made = least
+    while free.any():
+        each = (total - least[~free].sum() - found[free].sum()) / free.sum()
+        short = free & (found + each < least)
+        if not short.any():
+            made = np.where(free, found + each, least)
+            break
+        free &= ~short
+    return [float(one) for one in made]
 
 
 def _owner(one: _Executed, changed: set[str], base: _Baseline, layout: Counter[tuple[str, str]]) -> tuple[str, str]:

@@ -19,7 +19,6 @@ from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
-from convsurgeon.onnxnet.standalone import DENSE
 from convsurgeon.planning.candidates import kernels_of, settle
 from convsurgeon.planning.select import Predicate, resolve
 from convsurgeon.runtime.attribution import Row
@@ -131,7 +130,7 @@ def _timed(raw: Measurements, passes: int, forms: Kinds) -> set[tuple[str, str]]
     return {
         (site, form_from_dict(values, forms).label)
         for key, network in raw.networks.items()
-        if key != DENSE and counts[key] >= passes
+        if counts[key] >= passes
         for site, values in network.forms.items()
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -13,15 +13,13 @@ from convsurgeon.base.errors import LatencyError, reason
 from convsurgeon.base.files import read_bytes
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds, is_known
-from convsurgeon.onnxnet.standalone import DENSE, DENSE_OF
+from convsurgeon.onnxnet.session import CPU
+from convsurgeon.onnxnet.standalone import DENSE_OF, FORMAT
 
-T = TypeVar("T")
-
+MARK = "convsurgeon_device"
 _DAY_MS = 8.64e7
-Milliseconds = Annotated[float, Meta(ge=0, lt=_DAY_MS)]
-Duration = Annotated[float, Meta(gt=0, lt=_DAY_MS)]
-"""Milliseconds of a whole network, which are never none."""
-Count = Annotated[int, Meta(ge=1, lt=1 << 31)]
+_Milliseconds = Annotated[float, Meta(ge=0, lt=_DAY_MS)]
+_Duration = Annotated[float, Meta(gt=0, lt=_DAY_MS)]
 
 
 class NodeFacts(Struct, array_like=True, frozen=True):
@@ -45,7 +43,7 @@ class NodeTime(Struct, array_like=True, frozen=True):
 
     name: str
     operator: str
-    ms: Milliseconds
+    ms: _Milliseconds
 
 
 class TimedNetwork(Struct, frozen=True):
@@ -62,16 +60,16 @@ class Sample(Struct, frozen=True, rename={"number": "pass"}):
 
     number: Annotated[int, Meta(ge=0)]
     network: str
-    total_ms: Duration
-    dense_ms: Duration
+    total_ms: _Duration
+    dense_ms: _Duration
     nodes: tuple[NodeTime, ...]
 
 
 class Measurements(Struct, frozen=True):
-    """Everything that was measured of one network on one machine."""
+    """Everything that was measured of one network on one machine; `barred` sites could not be timed."""
 
     machine: dict[str, str | int | float]
-    threads: Count
+    threads: Annotated[int, Meta(ge=1, lt=1 << 31)]
     model: str
     example: str
     sites: tuple[str, ...]
@@ -79,6 +77,7 @@ class Measurements(Struct, frozen=True):
     samples: tuple[Sample, ...]
     barred: dict[str, str] = {}
     pruned: tuple[tuple[str, str], ...] = ()
+    provider: str = CPU
 
     def __post_init__(self) -> None:
         for key, network in self.networks.items():
@@ -90,80 +89,79 @@ class Measurements(Struct, frozen=True):
             raise ValueError(f"a sample is of network {unknown[0][:40]!r}, which is not in the file")
 
     @property
-    def total_ms(self) -> float:
-        """Return the milliseconds of the dense network, the median over the passes.
+    def precision(self) -> Precision:
+        """Return the precision of the networks: fp32 where there are both."""
+        return "fp32" if DENSE_OF["fp32"] in self.networks else "int8"
+
+    @property
+    def dense(self) -> list[Sample]:
+        """Return the samples of the dense network.
 
         Raises:
-            LatencyError: it was not timed yet.
+            LatencyError: there are none.
         """
-        times = [sample.total_ms for sample in self.samples if sample.network == DENSE]
-        if not times:
-            raise LatencyError("has no measurements yet; run measure.py to its end first")
-        return median(times)
+        found = [sample for sample in self.samples if sample.network == DENSE_OF[self.precision]]
+        if not found:
+            raise LatencyError("has no times of the dense network; run measure.py to its end first")
+        return found
+
+    @property
+    def total_ms(self) -> float:
+        """Return the milliseconds of the dense network, the median over the passes."""
+        return median(sample.total_ms for sample in self.dense)
 
     @property
     def passes(self) -> int:
         """Return the number of passes in which the dense network was timed."""
-        return len({sample.number for sample in self.samples if sample.network == DENSE})
+        return len({sample.number for sample in self.dense})
 
-    def only(self, *networks: str) -> Measurements:
-        """Return the samples of some networks."""
-        return msgspec.structs.replace(self, samples=tuple(one for one in self.samples if one.network in networks))
+    def select(self, precision: Precision) -> Measurements:
+        """Return what was measured in one precision."""
+        own = {key: network for key, network in self.networks.items() if network.precision == precision}
+        if DENSE_OF[precision] not in own:
+            raise LatencyError(f"has no networks in {precision}; measure with precision={precision!r}")
+        return self._only(own)
 
-    def select(self, precision: Precision, forms: Kinds = ()) -> Measurements:
-        """Return what was measured of the networks of one precision, whose dense network is then called `DENSE`.
+    def known(self, forms: Kinds) -> Measurements:
+        """Return what was measured of forms that are known; earlier calls may have left others in a cache."""
+        networks = self.networks.items()
+        return self._only({key: one for key, one in networks if all(is_known(it, forms) for it in one.forms.values())})
 
-        Networks with forms of unknown kinds, which earlier calls may have left in a cache, are left out.
+    def beside_dense(self, key: str) -> Measurements:
+        """Return what was measured of one network and the dense one."""
+        return self._only({name: self.networks[name] for name in (DENSE_OF[self.precision], key)})
 
-        Raises:
-            LatencyError: the dense network of this precision is missing.
-        """
-        names = {
-            key: DENSE if key == DENSE_OF[precision] else key
-            for key, network in self.networks.items()
-            if network.precision == precision and all(is_known(form, forms) for form in network.forms.values())
-        }
-        samples = tuple(
-            msgspec.structs.replace(sample, network=names[sample.network])
-            for sample in self.samples
-            if sample.network in names
-        )
-        if samples and DENSE not in names.values():
-            raise LatencyError(f"the dense network of {precision} is not in the file; measure again")
-        networks = {name: self.networks[key] for key, name in names.items()}
+    def _only(self, networks: dict[str, TimedNetwork]) -> Measurements:
+        samples = tuple(sample for sample in self.samples if sample.network in networks)
         return msgspec.structs.replace(self, networks=networks, samples=samples)
 
 
-def read_json(path: Path) -> object:
-    """Return what a JSON file holds.
+def parse_measurements(values: object) -> Measurements:
+    """Return typed measurements from JSON.
 
     Raises:
-        LatencyError: it cannot be read, or is not JSON.
+        LatencyError: it is of another version, or a value is not what belongs in its place, which is named.
+    """
+    found = values.get(MARK) if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise LatencyError(f"has {MARK} {found!r}, and this version reads {FORMAT}; measure again")
+    try:
+        return msgspec.convert(values, Measurements)
+    except msgspec.ValidationError as error:
+        raise LatencyError(f"is damaged ({error}); delete it and measure again, or copy it again") from error
+
+
+def read_measurements(path: Path) -> Measurements:
+    """Return the measurements in a file.
+
+    Raises:
+        LatencyError: it cannot be read, or `parse_measurements` refuses what is in it.
     """
     try:
-        return msgspec.json.decode(read_bytes(path))
+        return parse_measurements(msgspec.json.decode(read_bytes(path)))
     except OSError as error:
         raise LatencyError(f"{path}: cannot be read ({reason(error)})") from error
     except (msgspec.DecodeError, RecursionError) as error:
-        raise LatencyError(f"{path}: is damaged ({error}); take another copy, or measure again") from error
-
-
-def check_types(values: object, kind: type[T], mark: str, version: int) -> T:
-    """Return typed values from JSON.
-
-    Args:
-        values: the JSON.
-        kind: what they should be.
-        mark: the entry with the number of the format.
-        version: the number that this version reads.
-
-    Raises:
-        LatencyError: another version wrote it, or a value is not what belongs in its place, which is named.
-    """
-    found = values.get(mark) if isinstance(values, dict) else None
-    if found != version:
-        raise LatencyError(f"has {mark} {found!r}, and this version reads {version}; measure again")
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        raise LatencyError(f"is damaged ({error}); take another copy, or measure again") from error
+        raise LatencyError(f"{path}: is damaged ({error}); delete it and measure again, or copy it again") from error
+    except LatencyError as error:
+        raise LatencyError(f"{path}: {error}") from error

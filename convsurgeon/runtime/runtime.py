@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.precision import Precision
-from convsurgeon.forms.catalogue import Kinds
+from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.latencies import Latencies, NetworkTime, check_precision, precision_of
+
+if TYPE_CHECKING:  # modules that load onnx and onnxruntime are imported where they are used
+    from convsurgeon.runtime.measure import Settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,8 @@ class Runtime:
         threads: of onnxruntime.
         precision: of the file that ships: "fp32" or "int8".
         provider: onnxruntime's execution provider.
-        cache: folder of earlier measurements; the user's cache folder if not given.
+        cache: folder of earlier measurements, one file per network, machine, version of onnxruntime and settings; the
+            user's cache folder if not given.
         table: milliseconds measured before, a `LatencyTable` or anything that answers the same questions.
 
     Raises:
@@ -60,41 +65,54 @@ class Runtime:
         Raises:
             LatencyError: the file is neither, is damaged, or does not hold this precision.
         """
-        from convsurgeon.runtime.table import LatencyTable  # loads onnx and onnxruntime
+        from convsurgeon.runtime.table import LatencyTable
 
         table = LatencyTable.load(path, forms, precision=precision)
-        return Runtime(threads=table.threads, precision=precision, table=table)
+        return Runtime(threads=table.measurements.threads, precision=precision, table=table)
 
     def measure(
-        self, seen: Capture, forms: Sequence[Form], policy: Predicate | None = None, *, progress: bool = True
+        self,
+        seen: Capture,
+        forms: Sequence[Form],
+        policy: Predicate | None = None,
+        *,
+        passes: int = 3,
+        prune: bool = True,
+        progress: bool = True,
     ) -> Latencies:
-        """Return the milliseconds of every site in every form: measured here, read from the cache, or the given table.
+        """Return the milliseconds of every site in every form: the given table, or a `LatencyTable` of this machine.
+
+        What was measured before is read from the cache, and a measurement that was stopped goes on from there.
 
         Args:
             seen: the dense network, captured.
             forms: candidates for every site.
             policy: which sites may be changed; by default all but the stem.
+            passes: sets of fresh sessions, of which the median counts.
+            prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
             progress: whether a bar appears when it takes longer than two seconds.
 
         Raises:
             ExportError: the model has no ONNX form.
-            LatencyError: a form, or the network, cannot be timed.
+            LatencyError: a form, or the network, cannot be timed, or the cached file is damaged.
             WriteError: there is no place for the cache.
         """
         if self.table is not None:
             return self.table
-        from convsurgeon.runtime.table import LatencyTable  # loads onnx and onnxruntime
+        from convsurgeon.runtime.candidates import candidates_of, find_missing, leave_out
+        from convsurgeon.runtime.measure import find_cache_file, measure_candidates, read_cache
+        from convsurgeon.runtime.table import LatencyTable
 
-        return LatencyTable.measure(
-            seen,
-            forms,
-            policy,
-            threads=self.threads,
-            precision=self.precision,
-            provider=self.provider,
-            cache=self.cache,
-            progress=progress,
-        )
+        how, kinds = self._settings(passes, progress), kinds_of(forms)
+        target = find_cache_file(self.cache, seen, how)
+        raw = read_cache(target, self.precision, kinds)
+        wanted = candidates_of(seen, forms, policy, self.precision)
+        if raw is not None and prune:
+            wanted = leave_out(wanted, raw.pruned)
+        missing = find_missing(wanted, raw, passes, kinds)
+        if missing or raw is None:
+            raw = measure_candidates(seen, missing, target, how, kinds=kinds, prune=prune)
+        return LatencyTable.of(raw, kinds)
 
     def time_plans(
         self, seen: Capture, plans: Sequence[Plan], *, passes: int = 3, progress: bool = True
@@ -104,24 +122,21 @@ class Runtime:
         Args:
             seen: the dense network, captured.
             plans: what to make of it; the weights do not matter and are not fitted.
-            passes: sets of fresh sessions.
+            passes: sets of fresh sessions, of which the median counts.
             progress: whether a bar appears when it takes longer than two seconds.
 
         Raises:
             ExportError: the model has no ONNX form.
             LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
         """
-        from convsurgeon.runtime.measure import time_plans  # loads onnx and onnxruntime
+        from convsurgeon.runtime.measure import time_plans
 
-        return time_plans(
-            seen,
-            plans,
-            threads=self.threads,
-            passes=passes,
-            precision=self.precision,
-            provider=self.provider,
-            progress=progress,
-        )
+        return time_plans(seen, plans, self._settings(passes, progress))
+
+    def _settings(self, passes: int, progress: bool) -> Settings:
+        from convsurgeon.runtime.measure import Settings
+
+        return Settings(self.threads, self.precision, self.provider, passes, progress)
 
     def deployed(self, model: nn.Module, batches: Sequence[Example]) -> nn.Module:
         """Return a model that computes what the file that ships computes: itself in fp32, the int8 network in int8.
@@ -135,6 +150,6 @@ class Runtime:
         """
         if self.precision == "fp32":
             return model
-        from convsurgeon.int8.module import as_int8  # loads onnx and onnxruntime
+        from convsurgeon.int8.module import as_int8
 
         return as_int8(model, batches)

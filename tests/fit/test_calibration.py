@@ -250,7 +250,7 @@ def test_where_no_runtime_runs_a_layer_takes_what_costs_the_network_less_at_like
     def refused(*_: object, **__: object) -> None:
         raise cs.ExportError("no ONNX form")
 
-    monkeypatch.setattr("convsurgeon.runtime.table.LatencyTable.measure", refused)
+    monkeypatch.setattr("convsurgeon.runtime.runtime.Runtime.measure", refused)
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),

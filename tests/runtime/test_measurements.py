@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 import convsurgeon as cs
 from convsurgeon.runtime.attribution import attribute, spread_overhead
-from convsurgeon.runtime.measure import parse_measurements
+from convsurgeon.runtime.measurements import parse_measurements
 from tests.fuzz.files import DEVICE
 
 
@@ -37,7 +37,7 @@ def test_what_can_have_been_measured_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["total_ms", "dense_ms"])
 def test_a_time_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "device.json").write_text(json.dumps(_with(("samples", 1, name), value)))
-    with pytest.raises(cs.LatencyError, match=r"device\.json: is damaged .*measure again") as told:
+    with pytest.raises(cs.LatencyError, match=r"device\.json: is damaged") as told:
         cs.LatencyTable.load(tmp_path / "device.json")
     assert "\n" not in str(told.value)
 
@@ -64,17 +64,6 @@ def test_what_is_of_another_kind_is_named(place: tuple[Any, ...], value: object,
     (tmp_path / "device.json").write_text(json.dumps(_with(place, value)))
     with pytest.raises(cs.LatencyError, match=rf"device\.json: .*{message}"):
         cs.LatencyTable.load(tmp_path / "device.json")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("total_ms", 0), ("total_ms", 0.5), ("threads", 1e400), ("passes", "3"), ("rows", [])]
-)
-def test_a_saved_table_is_checked_as_well(name: str, value: object, tmp_path: Path) -> None:
-    (tmp_path / "device.json").write_text(json.dumps(DEVICE))
-    saved = cs.LatencyTable.load(tmp_path / "device.json").to_dict()
-    (tmp_path / "table.json").write_text(json.dumps({**saved, name: value if value != [] else saved["rows"][-1:]}))
-    with pytest.raises(cs.LatencyError, match=r"table\.json: .*measure again"):
-        cs.LatencyTable.load(tmp_path / "table.json")
 
 
 times = st.floats(1e-4, 10.0)

@@ -9,15 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
 
 import convsurgeon as cs
 from convsurgeon import cli
-from convsurgeon.graph.capture import Capture
 from convsurgeon.onnxnet import standalone
-from convsurgeon.runtime import table as tables
 from convsurgeon.runtime.attribution import Row
 from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, find_slow, leave_out
 from tests import nets
@@ -37,8 +36,13 @@ def _net() -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-def _seen() -> Capture:
-    return cs.capture(_net(), EXAMPLE)
+def _measure(
+    cache: Path, precision: str = "fp32", provider: str = "CPUExecutionProvider", **how: Any
+) -> cs.LatencyTable:
+    runtime = cs.Runtime(precision=precision, provider=provider, cache=cache)  # type: ignore[arg-type]
+    table = runtime.measure(cs.capture(_net(), EXAMPLE), FORMS, cs.select.everything(), progress=False, **how)
+    assert isinstance(table, cs.LatencyTable)
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +52,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(cache: Path) -> cs.LatencyTable:
-    return cs.LatencyTable.measure(
-        cs.capture(_net(), EXAMPLE), FORMS, cs.select.everything(), cache=cache, prune=False, progress=False
-    )
+    return _measure(cache, prune=False)
 
 
 def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
@@ -72,8 +74,8 @@ def test_what_was_measured_is_not_measured_again(
     def measured(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(tables, "measure_candidates", measured)
-    again = cs.LatencyTable.measure(_seen(), FORMS, cs.select.everything(), cache=cache, progress=False)
+    monkeypatch.setattr(standalone, "measure", measured)
+    again = _measure(cache)
     assert again.rows == table.rows
 
 
@@ -91,9 +93,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(standalone, "_group", group)
     with pytest.raises(KeyboardInterrupt):
-        cs.LatencyTable.measure(
-            cs.capture(_net(), EXAMPLE), FORMS, cs.select.everything(), passes=2, cache=tmp_path, progress=False
-        )
+        _measure(tmp_path, passes=2)
     (stored,) = tmp_path.glob("latency-*.json")
     before = json.loads(stored.read_text())["samples"]
     assert {(one["pass"], one["network"]) for one in before} - {(0, "dense")} == set(timed)
@@ -103,9 +103,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
         return honest(*args)
 
     monkeypatch.setattr(standalone, "_group", rest)
-    table = cs.LatencyTable.measure(
-        cs.capture(_net(), EXAMPLE), FORMS, cs.select.everything(), passes=2, cache=tmp_path, progress=False
-    )
+    table = _measure(tmp_path, passes=2)
     assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
     assert json.loads(stored.read_text())["samples"][: len(before)] == before
     assert all(table.has("3", form) for form in (FORMS[0], FORMS[2]))
@@ -148,7 +146,9 @@ def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) ->
     (taken,) = (trial for trial in result.trials if trial.taken)
     assert taken.measured_ms > 0
     assert taken.dense_ms == table.total_ms
-    elsewhere = dataclasses.replace(table, machine={**table.machine, "cpu": "another"})
+    raw = table.measurements
+    other = msgspec.structs.replace(raw, machine={**raw.machine, "cpu": "another"})
+    elsewhere = dataclasses.replace(table, measurements=other)
     assert elsewhere.time(cs.capture(_net(), EXAMPLE), [result.plan], progress=False) is None
     assert table.time(cs.capture(_net(), EXAMPLE[..., :12]), [result.plan], progress=False) is None
 
@@ -176,7 +176,7 @@ def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path:
     (stored,) = cache.glob("*.json")
     (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
     with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
-        cs.LatencyTable.measure(_seen(), FORMS, cs.select.everything(), cache=tmp_path, progress=False)
+        _measure(tmp_path)
 
 
 def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
         full_disk(0),
         pytest.raises(cs.WriteError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
     ):
-        cs.LatencyTable.measure(_seen(), FORMS, cs.select.everything(), cache=tmp_path, progress=False)
+        _measure(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -227,16 +227,7 @@ def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.C
 
 @pytest.fixture(scope="module")
 def in_int8(cache: Path) -> cs.LatencyTable:
-    return cs.LatencyTable.measure(
-        cs.capture(_net(), EXAMPLE),
-        FORMS,
-        cs.select.everything(),
-        precision="int8",
-        passes=1,
-        cache=cache,
-        prune=False,
-        progress=False,
-    )
+    return _measure(cache, precision="int8", passes=1, prune=False)
 
 
 def test_a_table_in_int8_is_of_other_networks(
@@ -250,10 +241,15 @@ def test_a_table_in_int8_is_of_other_networks(
     assert len(list(cache.glob("latency-*.json"))) == 2
     in_int8.save(tmp_path / "table.json")
     assert cs.LatencyTable.load(tmp_path / "table.json") == in_int8
-    with pytest.raises(cs.LatencyError, match=r"table\.json: is a table of int8, fp32 is wanted; measure one"):
+    with pytest.raises(cs.LatencyError, match=r"table\.json: has no networks in fp32"):
         cs.LatencyTable.load(tmp_path / "table.json", precision="fp32")
     with pytest.raises(cs.LatencyError, match=r"precision='int4': pass one of fp32, int8"):
-        cs.LatencyTable.measure(_seen(), FORMS, precision="int4", cache=cache)  # type: ignore[arg-type]
+        _measure(cache, precision="int4")
+
+
+def test_a_provider_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(cs.LatencyError, match=r"NoProvider.*CPUExecutionProvider"):
+        _measure(tmp_path, provider="NoProvider")
 
 
 def test_networks_in_int8_run_in_int8_kernels(in_int8: cs.LatencyTable, cache: Path) -> None:
