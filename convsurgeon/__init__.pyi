@@ -17,7 +17,7 @@ from .base.errors import (
     WriteError as WriteError,
 )
 from .base.tables import Table as Table
-from .bundle.bundle import export as export
+from .bundle.export import export as export
 from .bundle.mobile import mobile_check as mobile_check
 from .calibration.images import Images as Images
 from .calibration.synthetic import synthetic_images as synthetic_images

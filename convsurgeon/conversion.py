@@ -29,8 +29,7 @@ from convsurgeon.planning.candidates import plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
-from convsurgeon.report.report import Report
-from convsurgeon.report.rows import learnable_rows
+from convsurgeon.report.report import Report, learnable_rows
 from convsurgeon.runtime.macs_table import MacsTable
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Budget, Goal, Within

@@ -20,16 +20,6 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-BUNDLE = frozenset(
-    {
-        *("original.onnx", "model.onnx", "original-int8.onnx", "model-int8.onnx"),
-        *("original-fp16.onnx", "model-fp16.onnx", "model-mixed.onnx", "weights.safetensors", "plan.json"),
-        *("report.json", "report.md", "report.html", "golden_inputs.npz", "golden_outputs.npz"),
-        *("README.md", "SHA256SUMS", "model.onnx.data"),
-    }
-)
-"""What an exported folder may hold; one with anything else in it is never replaced."""
-
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a file that a user names.

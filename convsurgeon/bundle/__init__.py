@@ -1,5 +1,4 @@
-"""Everything a device and its engineer need, in one folder that appears whole or not at all.
+"""The folder to ship: ONNX files, weights, plan, reports, and which of the files to use.
 
-`mobile`, the verdict of the mobile providers on a file, stands here and not beside the export because it opens the file
-in a session, and sessions are in `timing`.
+The folder appears whole or not at all.
 """

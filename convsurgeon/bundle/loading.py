@@ -1,4 +1,4 @@
-"""What is asked of a bundle before somebody goes on with it: that it is whole, and that it came of this original."""
+"""Check a bundle before it is used: it is whole, and was made from this original."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SUMS = "SHA256SUMS"
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes."""
+    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_bundle(folder: Path, original: nn.Module) -> None:
-    """Whether a bundle's plan and weights are what was written, and its original is this one.
+    """Check that a bundle's plan and weights are what was written, and that its original is this one.
 
-    What a folder does not hold, because somebody handed on a part of it, cannot be checked and is not asked for.
+    A file that the folder does not hold is not checked.
 
     Args:
         folder: as `export` wrote it.
         original: with its weights.
 
     Raises:
-        LoadError: a file is not what the checksums say, or the bundle came of another original.
+        LoadError: a file is not what the checksums say, or the bundle was made from another original.
     """
     sums = _sums(folder)
     for name, wanted in sums.items():
@@ -43,20 +43,20 @@ def check_bundle(folder: Path, original: nn.Module) -> None:
         source, own = sums.get("original.onnx", ""), hashlib.sha256(original.source.data).hexdigest()
         if source and source != own:
             raise LoadError(
-                f"{folder}: came of another file (SHA-256 {source[:12]}..., not {own[:12]}...); "
+                f"{folder}: was made from another file (SHA-256 {source[:12]}..., not {own[:12]}...); "
                 "pass its own original.onnx"
             )
         return
     source = _source(folder / "model.onnx")
     if source and source != state_sha256(original):
         raise LoadError(
-            f"{folder}: came of an original with other weights (SHA-256 {source[:12]}...); "
+            f"{folder}: was made from an original with other weights (SHA-256 {source[:12]}...); "
             "pass the model and --weights that it was converted from"
         )
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256, of the lines that are such."""
+    """Return name -> SHA-256."""
     try:
         lines = read_text(folder / SUMS).splitlines()
     except FileNotFoundError:
@@ -68,11 +68,11 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _source(path: Path) -> str:
-    """The hash of the original's state that an exported file holds; empty where there is none."""
+    """Return the hash of the original's state that an exported file holds; empty where there is none."""
     if not path.is_file():
         return ""
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's errors share no base class
-        raise LoadError(f"{path}: is no ONNX file ({type(error).__name__}); export again") from error
+        raise LoadError(f"{path}: is not an ONNX file ({type(error).__name__}); export again") from error
     return next((entry.value for entry in model.metadata_props if entry.key == "source_sha256"), "")

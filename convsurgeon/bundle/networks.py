@@ -2,195 +2,226 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError
-from convsurgeon.bundle import variants
-from convsurgeon.bundle.deployment import Deployment
-from convsurgeon.bundle.golden import save_golden
+from convsurgeon.base.progress import bar
+from convsurgeon.bundle.int8_files import MIXED, compare_files, make_noise, single_batches, write_int8, write_mixed
 from convsurgeon.bundle.loading import sha256
 from convsurgeon.bundle.mobile import mobile_check
-from convsurgeon.bundle.recommendation import CONVERTED, INT8, ORIGINAL, Recommended, allowed_error, recommend
-from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.bundle.recommend import allowed_error, recommend
+from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.conversion import Result
 from convsurgeon.fit.residual import added_share
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
 from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.quantize import Quantized
-from convsurgeon.int8.ranges import Calibrator
-from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.exporter import OnnxFile, copy_file, export
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
-from convsurgeon.onnxnet.session import Level
+from convsurgeon.report.bundle import CONVERTED, INT8, ORIGINAL, Bundle
 from convsurgeon.search.goal import DEFAULT_ERROR, DEFAULT_ERROR_ADDED
-from convsurgeon.timing.benchmark import Bench, bench
+from convsurgeon.timing.benchmark import LEVELS, Bench, bench
 
 _PARITY_IMAGES = 4
+_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Order:
-    """What was asked for."""
+class Request:
+    """What a bundle is to hold.
 
-    opset: int
+    Args:
+        int8: whether int8 versions of both networks are written.
+        dynamic: which dimensions stay open.
+        preparation: how images become inputs.
+        pairs: interleaved timing rounds; 0 for no timing.
+        threads: of the runtime when timing.
+        progress: whether a bar appears.
+    """
+
+    int8: bool
     dynamic: Dynamic
-    kinds: tuple[variants.Kind, ...]
-    calibrator: Calibrator
-    exclude_worst: int
-    target: Target
     preparation: Preparation
     pairs: int
     threads: tuple[int, ...]
-    levels: tuple[Level, ...]
     progress: bool
-    command: str
-    before: Callable[[str], None]
 
 
-def write_models(result: Result, data: Calibration | None, order: Order, folder: Path) -> Deployment:
-    """Everything that computes, and all that is measured on it.
+def write_networks(result: Result, data: Calibration | None, request: Request, folder: Path) -> Bundle:
+    """Write everything that computes, and measure it.
 
     Args:
         result: of the conversion.
-        data: calibration images, arguments in the order of the files' inputs.
-        order: what was asked for.
+        data: calibration set, arguments in the order of the files' inputs.
+        request: what was asked for.
         folder: where the files go.
     """
     like = inputs.order_example(result.original, result.example)
-    held_back = () if data is None else data.held_back
-    real = variants.single_batches(held_back, like)
-    original, converted = (_float(result, name, real[:_PARITY_IMAGES], order, folder) for name in (ORIGINAL, CONVERTED))
-    order.before("weights.safetensors")
-    save_weights(result.model, folder / "weights.safetensors")
-    save_golden(result.model, real[0] if real else like, converted, folder)
-    how = (order.kinds, order.calibrator, order.exclude_worst, order.target, order.before)
-    quantized = variants.write((original, converted), data, like, *how)
-    shown = real or variants.single_batches(held_back, like, any_size=True)
-    found = _judged(result, original, converted, quantized, data, shown, like, order)
-    files: list[OnnxFile | Quantized] = [original, converted, *found.quantized]
-    return Deployment(
-        original=original,
-        converted=converted,
-        quantized=found.quantized,
-        agreement=found.near,
-        agreement_on=found.where,
-        mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
-        benches=found.timed,
-        preparation=order.preparation,
-        recommended=found.best,
-        sha256={one.path.name: sha256(one.path) for one in files},
-        command=order.command,
+    held_out = () if data is None else data.held_back
+    real = single_batches(held_out, like)
+    with bar(total=5, desc="export", unit="step", show=request.progress) as steps:
+        original = _write_float(result, ORIGINAL, real, request, folder)
+        steps.update()
+        converted = _write_float(result, CONVERTED, real, request, folder)
+        save_weights(result.model, folder / "weights.safetensors")
+        save_golden(result.model, real[0] if real else like, converted, folder)
+        steps.update()
+        fitted = data.fitted if request.int8 and data is not None else ()
+        quantized = [write_int8(file, fitted) for file in (original, converted) if request.int8]
+        steps.update()
+        shown = real or single_batches(held_out, like, any_size=True)
+        near = compare_files(original, (converted, *quantized), shown or make_noise(like))
+        bundle = Bundle(
+            folder=folder,
+            original=original,
+            converted=converted,
+            quantized=tuple(quantized),
+            agreement=tuple(near),
+            agreement_on=_describe(shown, data),
+            mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
+            preparation=request.preparation,
+        )
+        steps.update()
+        if request.pairs:
+            bundle = _recommend(bundle, result, fitted, shown, request)
+        steps.update()
+    return dataclasses.replace(bundle, sha256={name: sha256(folder / name) for name in bundle.sizes})
+
+
+def _recommend(
+    bundle: Bundle, result: Result, fitted: Sequence[Example], shown: Sequence[Example], request: Request
+) -> Bundle:
+    """Return the bundle with all files timed, and one of them recommended.
+
+    Where int8 is too far from the original, a file with some layers in float is tried, and kept if it is the fastest.
+    """
+    like = inputs.order_example(result.original, result.example)
+    errors = {one.name: one.error for one in bundle.agreement}
+    allowed = _allowed(result, errors, shown)
+    tried = bundle
+    if fitted and errors[INT8] > allowed:
+        tried = _add_mixed(bundle, fitted, shown or make_noise(like), allowed)
+    timed = _time([bundle.folder / name for name in tried.sizes], like, result, request)
+    best = recommend(timed.timings, {one.name: one.error for one in tried.agreement}, allowed)
+    assert best is not None  # there is a setting at least
+    if tried is bundle or best.name == MIXED:
+        return dataclasses.replace(tried, bench=timed, recommended=best)
+    (bundle.folder / MIXED).unlink()
+    return dataclasses.replace(bundle, bench=timed.without(MIXED), recommended=best)
+
+
+def _add_mixed(bundle: Bundle, fitted: Sequence[Example], shown: Sequence[Example], allowed: float) -> Bundle:
+    """Return the bundle with an int8 file that keeps some layers in float, if one is near enough."""
+
+    def compare(one: Quantized) -> Agreement:
+        return compare_files(bundle.original, [one], shown)[0]
+
+    rounded = next(one for one in bundle.quantized if one.path.name == INT8)
+    mixed = write_mixed(bundle.converted, rounded, fitted, lambda one: compare(one).error <= allowed)
+    if mixed is None:
+        return bundle
+    return dataclasses.replace(
+        bundle, quantized=(*bundle.quantized, mixed), agreement=(*bundle.agreement, compare(mixed))
     )
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """How near the files are, how fast, and which of them is to be shipped."""
-
-    quantized: tuple[Quantized, ...]
-    near: tuple[Agreement, ...]
-    where: str
-    timed: tuple[Bench, ...]
-    best: Recommended | None
-
-
-def _judged(
-    result: Result,
-    original: OnnxFile,
-    converted: OnnxFile,
-    quantized: tuple[Quantized, ...],
-    data: Calibration | None,
-    shown: Sequence[Example],
-    like: Example,
-    order: Order,
-) -> _Judged:
-    """Compares and times all files, and one with layers in float where int8 alone is too far off."""
-    order.before("fidelity and mobile check")
-    files: list[OnnxFile | Quantized] = [original, converted, *quantized]
-    near, where = variants.compare(files, shown, like, data is not None and data.synthetic)
-    allowed = _allowed(result, near, shown)
-
-    def error(one: Quantized) -> Agreement:
-        return variants.compare([original, one], shown, like)[0][0]
-
-    far = {one.name for one in near if one.error > allowed}
-    rounded = [one for one in quantized if one.path.name == INT8 and one.path.name in far]
-    extra: tuple[Quantized, ...] = ()
-    if rounded and data is not None and order.pairs and not order.exclude_worst:
-        order.before(variants.MIXED)
-        how = (order.calibrator, order.target, lambda one: error(one).error <= allowed)
-        extra = variants.mixed(converted, rounded[0], data, *how)
-    near = (*near, *map(error, extra))
-    open_sizes = result.original.sizes if isinstance(result.original, OnnxNetwork) else {}
-    timed = _timed([one.path for one in (*files, *extra)], like, open_sizes, order)
-    best = recommend(timed[0].timings, {one.name: one.error for one in near}, allowed) if timed else None
-    if extra and (best is None or best.name != variants.MIXED):  # the clock does not agree
-        extra[0].path.unlink()
-        return _Judged(quantized, near[:-1], where, tuple(one.without(variants.MIXED) for one in timed), best)
-    return _Judged((*quantized, *extra), near, where, timed, best)
-
-
-def _allowed(result: Result, near: Sequence[Agreement], shown: Sequence[Example]) -> float:
-    """What a recommended file may lose."""
-    errors = {one.name: one.error for one in near}
-    accepted = CONVERTED if result.precision == "fp32" else INT8
+def _allowed(result: Result, errors: Mapping[str, float], shown: Sequence[Example]) -> float:
+    """Return what a recommended file may lose."""
     scale = added_share(result.original, shown[:_PARITY_IMAGES]) if shown else 1.0
     usual = DEFAULT_ERROR if scale == 1 else DEFAULT_ERROR_ADDED * scale
     searched = not math.isnan(result.most_error)
-    return allowed_error(errors, result.most_error if searched else usual, accepted, searched)
+    accepted = CONVERTED if result.precision == "fp32" else INT8
+    limit = result.most_error if searched else usual
+    return allowed_error(errors, limit=limit, accepted=accepted, searched=searched)
 
 
-def _float(result: Result, name: str, images: Sequence[Example], order: Order, folder: Path) -> OnnxFile:
-    """One of the two float32 files."""
-    order.before(name)
-    model, plan = (result.original, None) if name == ORIGINAL else (result.model, result.plan)
-    of_file = isinstance(model, OnnxNetwork)
-    if isinstance(model, OnnxNetwork) and name == ORIGINAL:
-        made = copy_file(model, result.example, folder / name, images)
+def _describe(shown: Sequence[Example], data: Calibration | None) -> str:
+    if not shown or data is None:
+        return "8 random inputs (no images were given)"
+    return f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-back'} images"
+
+
+def _write_float(result: Result, name: str, images: Sequence[Example], request: Request, folder: Path) -> OnnxFile:
+    """Write one of the two float32 files; the original of an ONNX file is copied byte for byte."""
+    is_original = name == ORIGINAL
+    model = result.original if is_original else result.model
+    if isinstance(model, OnnxNetwork) and is_original:
+        made = copy_file(model, result.example, folder / name, images[:_PARITY_IMAGES])
     else:
+        metadata = source_metadata(result.original, None if is_original else result.plan, request.preparation)
         made = export(
             model,
             result.example,
             folder / name,
-            opset=order.opset,
-            dynamic=order.dynamic,
-            metadata=None if of_file else source_metadata(result.original, plan, order.preparation),
-            images=images,
+            dynamic=request.dynamic,
+            metadata=None if isinstance(model, OnnxNetwork) else metadata,
+            images=images[:_PARITY_IMAGES],
         )
-    order.preparation.check(made.inputs, made.outputs)
+    request.preparation.check(made.inputs, made.outputs)
     return made
 
 
-def _timed(paths: Sequence[Path], like: Example, known: Mapping[str, int], order: Order) -> tuple[Bench, ...]:
-    """One bench, or none; open dimensions are set to those of the example."""
-    if not order.pairs:
-        return ()
-    order.before("latency")
+def _time(paths: Sequence[Path], like: Example, result: Result, request: Request) -> Bench:
+    """Time the files; open dimensions get the sizes of the example."""
     shape = tuple(like.tensors()[0].shape)
-    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False)) | dict(known)
-    how: dict[str, Any] = {"pairs": order.pairs, "threads": order.threads, "levels": order.levels}
-    return (bench(*paths, **how, batch=shape[0] if shape else 1, sizes=sizes, progress=order.progress),)
+    sizes = dict(zip(("batch", "", "height", "width"), shape, strict=False))
+    if isinstance(result.original, OnnxNetwork):
+        sizes |= result.original.sizes
+    return bench(
+        *paths,
+        pairs=request.pairs,
+        threads=request.threads,
+        levels=LEVELS,
+        batch=shape[0] if shape else 1,
+        sizes=sizes,
+        progress=request.progress,
+    )
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Writes a state dict under all its names; tensors that share storage are written once per name.
+    """Write a state dict under all its names; of an ONNX file's network only what is not the file's.
 
-    Of the network of an ONNX file only what is not the file's.
+    Raises:
+        ExportError: a tensor is sparse.
     """
     state: Mapping[str, Tensor] = new_weights(model) if isinstance(model, OnnxNetwork) else model.state_dict()
     if sparse := [name for name, tensor in state.items() if tensor.layout is not torch.strided]:
         raise ExportError(f"{sparse[0]}: is sparse, which safetensors does not hold; register it with persistent=False")
     tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
     path.write_bytes(save(tensors))  # save_file would make the file private
+
+
+def save_golden(model: nn.Module, example: Example, file: OnnxFile, folder: Path) -> None:
+    """Write one input and the torch model's output for it, under the names of the file's inputs and outputs."""
+    with undisturbed(model):
+        found = [tensor.detach().cpu().numpy() for tensor in inputs.run_flat(model, example)]
+    given = [tensor.numpy() for tensor in example.tensors()]
+    _save_npz(folder / "golden_inputs.npz", dict(zip((name for name, _ in file.inputs), given, strict=True)))
+    _save_npz(folder / "golden_outputs.npz", dict(zip((name for name, _ in file.outputs), found, strict=True)))
+
+
+def _save_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write the same bytes for the same arrays, whatever their names: `numpy.savez` cannot take `file`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            target = io.BytesIO()
+            np.lib.format.write_array(target, np.asarray(array, order="C"), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _EPOCH), target.getvalue())

@@ -1,22 +1,19 @@
-"""The short README.md that goes with a bundle: what lies there, how to feed it, how to run it."""
+"""The README.md of a bundle: what lies there, how to feed it, how to run it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 from convsurgeon.base.tables import in_markdown, printable
-from convsurgeon.bundle.deployment import Deployment
-from convsurgeon.bundle.recommendation import Recommended
 from convsurgeon.onnx.metadata import Signature, layout
+from convsurgeon.report.bundle import Bundle, Recommended
 
 _WHAT = {
     "model.onnx": "the converted network, float32",
     "original.onnx": "the network as it was, float32: what everything here is compared with",
     "model-int8.onnx": "the converted network, static int8",
-    "model-mixed.onnx": "the same with the layers in float that int8 hurts most: kept because it is the fastest so",
+    "model-mixed.onnx": "the same with the layers in float that int8 hurts most",
     "original-int8.onnx": "the original in int8 without any surgery: the baseline to beat",
-    "model-fp16.onnx": "the converted network with half-precision weights: smaller, not faster on a CPU",
-    "original-fp16.onnx": "the original with half-precision weights",
     "golden_inputs.npz": "one input ...",
     "golden_outputs.npz": "... and what the converted network gives for it in torch",
     "report.html": "before and after, layer by layer, with latency; one page, opens without a network",
@@ -91,16 +88,23 @@ _OF_A_FILE = {
 }
 
 
-def readme(title: str, sentence: str, deployment: Deployment, files: Iterable[str], of_file: bool = False) -> str:
-    """The text, for a bundle with these files; `of_file` says that the original was an ONNX file."""
+def make_readme(title: str, bundle: Bundle, files: Iterable[str], of_file: bool = False) -> str:
+    """Return the text.
+
+    Args:
+        title: what was converted.
+        bundle: the files with networks.
+        files: names of all files.
+        of_file: whether the original was an ONNX file.
+    """
     return _TEMPLATE.format(
         title=in_markdown(title),
         back=_FROM_THE_FILE if of_file else _IN_TORCH,
-        sentence=in_markdown(sentence),
-        recommended=_recommended(deployment.recommended),
-        inputs=_inputs(deployment),
+        sentence=in_markdown(bundle.sentence),
+        recommended=_recommended(bundle.recommended),
+        inputs=_inputs(bundle),
         files=_table(files, _WHAT | _OF_A_FILE if of_file else _WHAT),
-        bench=" ".join(deployment.sizes),
+        bench=" ".join(bundle.sizes),
     )
 
 
@@ -129,22 +133,20 @@ _LEVELS = {
 
 
 def _recommended(one: Recommended | None) -> str:
-    """How to run the file to ship, or nothing where none was timed."""
+    """Return how to run the file to ship; nothing where no file was timed."""
     if one is None:
         return ""
     how = {"level": _LEVELS[one.level], "spinning": int(one.spinning)}
     return _WHICH.format(name=one.name, speedup=one.speedup, threads=one.threads, **how)
 
 
-def _inputs(deployment: Deployment) -> str:
-    """Inputs, outputs and how pixels become inputs."""
-    file, preparation = deployment.converted, deployment.preparation
-    lines = [*_lines("Input", file.inputs), *_lines("Output", file.outputs)]
+def _inputs(bundle: Bundle) -> str:
+    """Return inputs, outputs and how pixels become inputs."""
+    lines = [*_lines("Input", bundle.converted.inputs), *_lines("Output", bundle.converted.outputs)]
+    preparation = bundle.preparation
     if preparation.mean or preparation.std:
         mean, std = list(preparation.mean or (0.0,)), list(preparation.std or (1.0,))
         lines.append(f"Images: `(pixels / 255 - mean) / std`, channel by channel, with mean {mean} and std {std}.")
-    if preparation.classes:
-        lines.append(f"{len(preparation.classes)} classes; their names are in the file's metadata under `classes`.")
     return "\n".join(f"- {line}" for line in lines)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from convsurgeon.cli.bundles import add_export, check_export, export_bundle, print_bundle
+import msgspec
+
+from convsurgeon.cli.bundles import add_export, check_output, export_bundle, print_bundle
 from convsurgeon.cli.options import add_calibration, add_command, add_within, group
 from convsurgeon.cli.planning import add_planning
 from convsurgeon.cli.reading import (
@@ -35,7 +36,7 @@ def add(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    check_export(options)
+    check_output(options)
     model, example = model_and_example(options)
     metric = metric_of(options)
     with stages(options) as stage:
@@ -49,7 +50,7 @@ def _convert(options: argparse.Namespace) -> None:
             stage("metric")
             name, measured = metric
             result = result.with_metric(name, measured(result.original), measured(result.model))
-        bundles = [export_bundle(options, result, data.get("calibration"), stage)] if options.out else []
+        bundles = [export_bundle(options, result, data.get("calibration"))] if options.out else []
     print_result(options, result, bundles)
 
 
@@ -58,8 +59,8 @@ def print_result(options: argparse.Namespace, result: Result, bundles: list[Any]
     if options.json:
         values = {"report": result.report.to_dict()}
         for bundle in bundles:
-            values["deployment"] = bundle.deployment.to_dict()
-        print(json.dumps(values, indent=1))
+            values["deployment"] = bundle.to_dict()
+        print(msgspec.json.format(msgspec.json.encode(values), indent=1).decode())
         return
     print(result.report)
     for bundle in bundles:

@@ -148,7 +148,7 @@ def runtime_of(options: argparse.Namespace) -> Runtime:
     """
     if getattr(options, "device", None):
         return Runtime.load(options.device, precision=options.precision)
-    threads = next(iter(getattr(options, "threads", [])), 1)
+    threads = getattr(options, "threads", None) or 1
     return Runtime(threads=threads, precision=options.precision, cache=getattr(options, "cache", None))
 
 

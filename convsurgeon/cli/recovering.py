@@ -14,7 +14,7 @@ from convsurgeon.base.errors import LoadError
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.calibration.images import Images
 from convsurgeon.calibration.synthetic import synthesise
-from convsurgeon.cli.bundles import add_export, check_export, export_bundle
+from convsurgeon.cli.bundles import add_export, check_output, export_bundle
 from convsurgeon.cli.converting import print_result
 from convsurgeon.cli.options import add_command, add_reading, group
 from convsurgeon.cli.planning import add_planning
@@ -41,7 +41,7 @@ def add(commands: Any) -> None:
 
 def _recover(options: argparse.Namespace) -> None:
     _check(options)
-    check_export(options)
+    check_output(options)
     metric = metric_of(options)
     with world.joined():
         model, example = model_and_example(options)
@@ -55,7 +55,7 @@ def _recover(options: argparse.Namespace) -> None:
             name, measured = metric
             original, before, after = map(measured, (result.original, converted.model, result.model))
             result = result.with_metric(f"{name}, as converted", original, before).with_metric(name, original, after)
-        bundles = [export_bundle(options, result, images, stage)] if options.out else []
+        bundles = [export_bundle(options, result, images)] if options.out else []
     print_result(options, result, bundles)
 
 

@@ -18,6 +18,7 @@ from convsurgeon.calibration.dead_leaves import draw_images, fractal_noise
 from convsurgeon.calibration.norm_statistics import trained_norms, watch_norms
 from convsurgeon.calibration.normalisation import Normalisation, common_normalisations, find_by_norms
 from convsurgeon.calibration.synthetic import synthesise
+from convsurgeon.report.page import page
 
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 FORM = cs.DepthwiseSeparable(rank=2)
@@ -291,7 +292,7 @@ def test_a_conversion_without_images_says_so_first_and_beats_the_weights_alone(r
     assert "in ImageNet's normalisation; fitted to 3 batch norms (divergence" in note
     assert note in result.report.to_markdown().splitlines()[2]
     assert result.report.to_dict()["notes"] == [note]
-    assert note.split("'")[0] in result.report.to_html()
+    assert note.split("'")[0] in page("Model", result.report)
     fit = result.report.reconstruction
     assert fit.error_after < 0.5 * fit.error_before
     (data,) = result.made_up
@@ -343,8 +344,8 @@ def test_recovery_goes_on_with_the_made_up_images(result: cs.Result) -> None:
 
 def test_int8_takes_its_ranges_from_the_made_up_images(result: cs.Result, tmp_path: Path) -> None:
     bundle = cs.export(result, tmp_path / "out", int8=True, pairs=0)
-    assert "made-up images" in bundle.deployment.agreement_on
-    int8 = next(one for one in bundle.deployment.agreement if one.name == "model-int8.onnx")
+    assert "synthetic images" in bundle.agreement_on
+    int8 = next(one for one in bundle.agreement if one.name == "model-int8.onnx")
     assert int8.sqnr_db > 10
     assert "No images were given" in (tmp_path / "out" / "report.md").read_text()
 

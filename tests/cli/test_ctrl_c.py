@@ -30,7 +30,7 @@ def _commands(place: Path) -> dict[str, list[str]]:
     fit = ["--calibrate", images]
     return {
         "inspect": ["inspect", *NET],
-        "convert": ["convert", *NET, *fit, "--int8", "--out", out, "--pairs", "50", "--level", "all"],
+        "convert": ["convert", *NET, *fit, "--int8", "--out", out, "--pairs", "50"],
         "sweep": ["sweep", *NET, *fit, "--shares", "0.5", "0.3"],
         "latency": ["plan", *NET, "--budget", "latency=0.9", "--rank", "1", "2", "--cache", str(place / "cache")],
         "device": ["device", *NET, "--out", out, "--rank", "1"],

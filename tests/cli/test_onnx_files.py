@@ -27,12 +27,12 @@ def test_convert_writes_a_bundle_from_which_the_file_can_be_made_again(
     assert 'cs.rebuild("original.onnx"' in text
     assert "build_model" not in text
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["deployment"]["files"][1]["parity"]["passed"]
+    assert report["deployment"]["converted"]["parity"]["cases"][0]["passed"]
     taken = ["--from", str(tmp_path / "out"), "--data", str(tmp_path / "images.npy"), "--epochs", "1", "--lr", "1e-3"]
     assert main(["recover", str(path), *taken]) == 0
     capsys.readouterr()
     assert main(["recover", str(tmp_path / "out" / "model.onnx"), *taken]) == 1
-    assert "came of another file" in capsys.readouterr().err
+    assert "made from another file" in capsys.readouterr().err
     assert main(["plan", str(path), "--rank", "1", "--out", str(tmp_path / "plan.json")]) == 0
     assert main(["convert", str(path), "--plan", str(tmp_path / "plan.json"), "--calibrate", "none"]) == 0
 

@@ -60,7 +60,7 @@ def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> 
     plan = cs.Plan.load(tmp_path / "plan.json", forms=[Reduced])
     assert plan == result.plan
 
-    bundle = cs.export(result, tmp_path / "out", pairs=0, threads=[1], progress=False)
+    bundle = cs.export(result, tmp_path / "out", pairs=0, progress=False)
     fresh = cs.rebuild(_net(), plan)
     fresh.load_state_dict(load_file(bundle.folder / "weights.safetensors"))
     x = _images()

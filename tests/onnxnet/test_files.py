@@ -309,6 +309,6 @@ def test_what_ships_as_int8_runs_and_its_parity_is_said(tmp_path: Path) -> None:
         feed = {"x": images[:1].numpy()}
         (wanted,), (found,) = run(bundle.folder / name.replace("-int8", ""), feed), run(made, feed)
         assert 0 < np.abs(found - wanted).max() < 0.2 * np.abs(wanted).max()
-    said = {one.name: one.sqnr_db for one in bundle.deployment.agreement}
+    said = {one.name: one.sqnr_db for one in bundle.agreement}
     assert min(said["original-int8.onnx"], said["model-int8.onnx"]) > 10
-    assert "model-int8.onnx" in str(bundle.deployment)
+    assert "model-int8.onnx" in str(bundle)

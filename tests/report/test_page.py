@@ -22,6 +22,7 @@ from convsurgeon.planning.plan import Change, Skip
 from convsurgeon.report import charts
 from convsurgeon.report.page import page
 from tests import nets
+from tests.report.bundles import make_bundle, timing
 
 X = torch.linspace(-1, 1, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12)
 HOSTILE = [
@@ -54,49 +55,6 @@ def report() -> cs.Report:
     ).report
 
 
-def _nodes(names: list[str], ms: float) -> dict[str, Any]:
-    nodes = [{"name": name, "operator": "Conv", "ms": ms, "share": 0.1, "inserted": False} for name in names]
-    return {"nodes": nodes, "total_ms": ms * len(names), "threads": 1, "level": "all"}
-
-
-def deployed(names: list[str], evil: str = "") -> dict[str, Any]:
-    """What a deployment's `to_dict` gives, with strings of our choice wherever one of the user's may stand."""
-    case = {"inputs": "example", "optimised": True, "relative": 1e-7, "sqnr_db": None, "passed": True}
-    parity = {"cases": [case], "relative": 1e-7, "relative_limit": 1e-4, "sqnr_limit_db": 80.0}
-    file: dict[str, Any] = {"size_bytes": 2_000_000, "sha256": "ab" * 32}
-    layer = {"name": names[0], "sqnr_db": None, "added": 0.1, "excluded": True}
-    files = [
-        {**file, "path": "original.onnx", "parity": parity},
-        {**file, "path": "model.onnx", "size_bytes": 500_000, "parity": parity},
-        {**file, "path": "model-int8.onnx", "sqnr_db": 20.0, "layers": [layer]},
-    ]
-    near = [
-        {"name": "model.onnx", "sqnr_db": 18.0, "top1": 0.75, "rows": 8},
-        {"name": "model-int8.onnx", "sqnr_db": "inf", "top1": None, "rows": 8},
-    ]
-    row = {"p50_ms": 2.0, "p90_ms": 3.0, "create_ms": 5.0, "first_ms": 4.0, "size_bytes": 2_000_000}
-    words = ("baseline", "faster", "slower")
-    rows = [
-        {**row, "name": one["path"], "speedup": speed, "interval": [speed / 1.02, speed * 1.02], "verdict": word}
-        for one, speed, word in zip(files, (1.0, 3.0, 0.7), words, strict=True)
-    ]
-    machine = {"cpu": evil, "cores": 2, "isa": [evil], "load": 0.1, "system": "s", "python": "3"}
-    machine |= {"onnx": "1", "onnxruntime": "1"}
-    timing = {"rows": rows, "threads": 2, "level": "all", "batch": 1, "pairs": 50, "noise": 1.02, "drift": 1.0}
-    timing |= {"machine": machine, "notes": [evil]}
-    timed = [{"name": one["path"], "macs": 5, "peak_bytes": 9 * 10**6, "profile": _nodes(names, 0.5)} for one in files]
-    provider = {"provider": "NNAPI", "suitable": "no", "nodes": 9, "taken": 5, "pieces": 2}
-    blocking = [f"{name} (Conv)" for name in (names * 4)[:4]]
-    return {
-        "files": files,
-        "agreement": {"on": "8 held-back images", "files": near},
-        "mobile": {"model.onnx": {"providers": [{**provider, "blocking": blocking}], "dynamic": [evil]}},
-        "latency": [{"timings": [timing, {**timing, "threads": 1}], "files": timed}],
-        "preparation": {},
-        "command": f"convsurgeon convert {evil}",
-    }
-
-
 class _Tags(HTMLParser):
     """Every tag with its attributes, and the text between."""
 
@@ -121,7 +79,9 @@ def _parsed(text: str) -> _Tags:
 def _hostile_page(report: cs.Report) -> str:
     bad = _renamed(report, HOSTILE)
     curves = {name: {"separable": (0.5, 0.9, 1.0), "blueprint": (0.4, 1.0)} for name in HOSTILE}
-    return page(HOSTILE[0], bad, curves, deployed(HOSTILE, HOSTILE[2]))
+    timings = [timing(threads, evil=HOSTILE[2], model=3.0, model_int8=0.7) for threads in (2, 1)]
+    blocking = [f"{name} (Conv)" for name in (HOSTILE * 4)[:4]]
+    return page(HOSTILE[0], bad, curves, make_bundle(*timings, names=HOSTILE, blocking=blocking, dynamic=[HOSTILE[2]]))
 
 
 def test_hostile_names_are_text(report: cs.Report) -> None:
@@ -137,7 +97,7 @@ def test_hostile_names_are_text(report: cs.Report) -> None:
 
 
 def test_one_file_and_a_policy_that_allows_nothing_else(report: cs.Report) -> None:
-    text = page("Net", report, {}, {})
+    text = page("Net", report)
     assert not re.findall(r"https?://|@import|url\(", text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -145,7 +105,7 @@ def test_one_file_and_a_policy_that_allows_nothing_else(report: cs.Report) -> No
 
 
 def test_a_report_without_files_is_a_page(report: cs.Report) -> None:
-    text = report.to_html("Net")
+    text = page("Net", report)
     assert "Nothing was timed" in text
     assert "3 of 3 convs rewritten" in text
     assert 'id="latency"' not in text
@@ -168,24 +128,19 @@ def test_energy_curves_rise_to_one(report: cs.Report) -> None:
 
 def test_positions_lie_in_the_picture() -> None:
     for scale in (1e-3, 1.0, 250.0):
-        found = deployed(["a"])
-        for row in found["latency"][0]["timings"][0]["rows"]:
-            row["p50_ms"] *= scale
-        drawn = charts.tradeoff(found)
-        places = [place for point in drawn["points"] for place in (point["x"], point["y"])]
-        assert all(0 <= place <= 100 for place in [*places, *(tick["x"] for tick in drawn["xticks"])])
-        assert 2 <= len(drawn["xticks"]) <= 7
+        drawn = charts.draw_tradeoff(make_bundle(timing(base_ms=2.0 * scale, model=3.0, model_int8=0.7)))
+        places = [place for point in drawn.points for place in (point.x, point.y)]
+        assert all(0 <= place <= 100 for place in [*places, *(at for at, _ in drawn.xticks)])
+        assert 2 <= len(drawn.xticks) <= 7
     for low, high in ((0.01, 1.1), (0.9, 1.1), (1.5, 90.0)):
-        timed = deployed(["a"])["latency"][0]
-        timed["timings"][0]["rows"][1]["interval"] = [low, high]
-        speeds = charts.speeds(timed)
-        assert all(0 <= tick["x"] <= 100 for tick in speeds["ticks"])
-        assert len(speeds["ticks"]) >= 2
-        for row in speeds["settings"][0]["rows"]:
-            assert row["left"] >= 0
-            assert row["left"] + row["width"] <= 100
-    assert charts.tradeoff({}) == {}
-    assert charts.speeds({}) == {}
+        first = timing(model=1.0, model_int8=0.7)
+        rows = (first.rows[0], dataclasses.replace(first.rows[1], interval=(low, high)), first.rows[2])
+        speeds = charts.draw_speeds([dataclasses.replace(first, rows=rows)])
+        assert all(0 <= at <= 100 for at, _ in speeds.ticks)
+        assert len(speeds.ticks) >= 2
+        for row in speeds.settings[0].rows:
+            assert row.left >= 0
+            assert row.left + row.width <= 100
 
 
 # In a browser
@@ -223,7 +178,9 @@ def opened(browser: Any, report: cs.Report, tmp_path: Path) -> Any:
     """A page of 40 layers."""
     names = [f"layer{index // 10}.conv{index % 10 + 5}" for index in range(40)]
     curves = {name: {"separable": (0.5, 0.9, 1.0)} for name in names}
-    (tmp_path / "report.html").write_text(page("Net", _renamed(report, names), curves, deployed(names)))
+    (tmp_path / "report.html").write_text(
+        page("Net", _renamed(report, names), curves, make_bundle(timing(model=3.0, model_int8=0.7), names=names))
+    )
     browser.get(f"file://{tmp_path / 'report.html'}")
     return browser
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import convsurgeon as cs
+from convsurgeon.report.bundle import Recommended
 from convsurgeon.report.sentence import cautions, sentence
 from tests import nets
+from tests.report.bundles import make_bundle, timing
 
 X = torch.linspace(-1, 1, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12)
 
@@ -24,27 +26,8 @@ def report() -> cs.Report:
     ).report
 
 
-def timing(threads: int = 1, level: str = "all", **speedups: float) -> dict[str, Any]:
-    """One setting; a speed-up below 0.99 is slower, one above 1.01 faster."""
-    rows = [{"name": "original.onnx", "speedup": 1.0, "interval": [1.0, 1.0], "verdict": "baseline"}]
-    for name, speedup in speedups.items():
-        verdict = "faster" if speedup > 1.01 else "slower" if speedup < 0.99 else "no measurable difference"
-        file = f"{name.replace('_', '-')}.onnx"
-        rows.append({"name": file, "speedup": speedup, "interval": [speedup - 0.1, speedup + 0.1], "verdict": verdict})
-    return {"threads": threads, "level": level, "rows": rows}
-
-
-def deployed(*timings: dict[str, Any], top1: float | None = 0.5, sqnr_db: float = 20.0) -> dict[str, Any]:
-    return {
-        "files": [{"path": "original.onnx", "size_bytes": 4_000_000}, {"path": "model.onnx", "size_bytes": 1_000_000}],
-        "agreement": {"on": "8 held-back images", "files": [{"name": "model.onnx", "top1": top1, "sqnr_db": sqnr_db}]},
-        "latency": [{"timings": list(timings)}] if timings else [],
-        "mobile": {},
-    }
-
-
 def test_without_files(report: cs.Report) -> None:
-    text = sentence(report, {})
+    text = sentence(report)
     assert text.startswith("3 of 3 convs rewritten: ")
     assert " times fewer MACs, " in text
     assert " times fewer parameters; " in text
@@ -60,55 +43,51 @@ def test_without_files(report: cs.Report) -> None:
     ],
 )
 def test_speed_in_words(report: cs.Report, speedup: float, words: str) -> None:
-    text = sentence(report, deployed(timing(2, model=speedup)))
+    text = sentence(report, make_bundle(timing(2, model=speedup)))
     assert words in text
     assert "1.00 MB instead of 4.00 MB" in text
     assert "same top-1 as the original on 50.0 % of 8 held-back images" in text
 
 
 def test_nearness_and_metrics(report: cs.Report) -> None:
-    assert "outputs at 20.0 dB SQNR from the original's on 8" in sentence(report, deployed(top1=None))
+    assert "outputs at 20.0 dB SQNR from the original's on 8" in sentence(report, make_bundle(top1=None))
     measured = report.with_metric("accuracy", 91.63, 90.5)
-    assert sentence(measured, {}).endswith("; accuracy 91.63 before, 90.5 after.")
+    assert sentence(measured).endswith("; accuracy 91.63 before, 90.5 after.")
     nothing = dataclasses.replace(report, steps=report.steps[:0])
-    assert sentence(nothing, {}) == "None of 0 convs was rewritten: the network is as it was."
+    assert sentence(nothing) == "None of 0 convs was rewritten: the network is as it was."
 
 
 def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
-    slow = deployed(timing(model=1.5, original_int8=2.0, model_int8=1.8), timing(2, "extended", model=0.9))
+    slow = make_bundle(timing(model=1.5, original_int8=2.0, model_int8=1.8), timing(2, "extended", model=0.9))
     found = " ".join(cautions(report, slow))
     assert "Not faster than the original with 2 threads at level extended (0.90)." in found
     assert "in int8, without any surgery, is 2.00 times as fast: here quantising alone does as well" in found
-    assert "MACs promise" in found
-    fast = deployed(timing(model=30.0, original_int8=2.0, model_int8=40.0))
+    assert "fewer MACs, but" in found
+    fast = make_bundle(timing(model=30.0, original_int8=2.0, model_int8=40.0))
     assert "the surgery gives 40.00" in " ".join(cautions(report, fast))
-    assert "MACs promise" not in " ".join(cautions(report, fast))
+    assert "fewer MACs, but" not in " ".join(cautions(report, fast))
     far = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=2.0))
-    assert "far from the original's (SQNR 2.0 dB): without calibration" in " ".join(cautions(far, {}))
+    assert "far from the original's (SQNR 2.0 dB): without calibration" in " ".join(cautions(far))
     near = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=math.inf))
-    assert cautions(near, deployed(timing(model=30.0))) == []
+    assert cautions(near, make_bundle(timing(model=30.0))) == []
 
 
 def test_blocked_providers_are_named(report: cs.Report) -> None:
-    found = deployed()
     blocking = ["a (Pad)", "b (Pad)", "c (Pad)"]
-    verdict = {"providers": [{"provider": "NNAPI", "blocking": blocking}], "dynamic": []}
-    found["mobile"] = {"model.onnx": verdict}
-    assert "NNAPI stops at a (Pad) and 2 more" in " ".join(cautions(report, found))
-    found["mobile"] = {"model.onnx": {**verdict, "dynamic": ["x"]}}
-    assert "want static shapes, and x has open dimensions" in " ".join(cautions(report, found))
-    assert "NNAPI" not in " ".join(cautions(report, found))
+    assert "NNAPI stops at a (Pad) and 2 more" in " ".join(cautions(report, make_bundle(blocking=blocking)))
+    found = " ".join(cautions(report, make_bundle(blocking=blocking, dynamic=["x"])))
+    assert "need static shapes, and x has open dimensions" in found
+    assert "NNAPI" not in found
 
 
 def test_small_files_are_told_in_kilobytes(report: cs.Report) -> None:
-    found = deployed()
-    found["files"][1]["size_bytes"] = 12_345
-    assert "12.3 kB instead of 4.00 MB" in sentence(report, found)
+    assert "12.3 kB instead of 4.00 MB" in sentence(report, make_bundle(size_bytes=12_345))
 
 
-def _recommended(**values: Any) -> dict[str, Any]:
-    usual = {"name": "model-int8.onnx", "speedup": 6.92, "over_dense_int8": 2.02, "error": 0.0123, "allowed": 0.03}
-    return {**deployed(), "recommended": {**usual, "threads": 2, "level": "all", **values}}
+def _recommended(**values: Any) -> Recommended:
+    usual: dict[str, Any] = {"name": "model-int8.onnx", "speedup": 6.92, "over_dense_int8": 2.02, "error": 0.0123}
+    usual |= {"allowed": 0.03, "threads": 2, "level": "all", "interval": (6.0, 7.0), "spinning": True}
+    return Recommended(**{**usual, **values})
 
 
 @pytest.mark.parametrize(
@@ -135,5 +114,4 @@ def _recommended(**values: Any) -> dict[str, Any]:
     ],
 )
 def test_the_first_sentence_is_the_file_to_ship(report: cs.Report, values: dict[str, Any], words: str) -> None:
-    assert sentence(report, _recommended(**values)).startswith(words)
-    assert sentence(report, {**_recommended(), "recommended": None}).startswith("3 of 3 convs rewritten")
+    assert sentence(report, make_bundle(recommended=_recommended(**values))).startswith(words)

@@ -1,0 +1,157 @@
+"""`export`: a folder with everything that a device and its engineer need, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from convsurgeon.base.errors import CalibrationError
+from convsurgeon.base.files import new_folder
+from convsurgeon.base.tables import in_markdown
+from convsurgeon.bundle.loading import SUMS, sha256
+from convsurgeon.bundle.networks import Request, write_networks
+from convsurgeon.bundle.readme import make_readme
+from convsurgeon.calibration.collect import input_names, read
+from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.images import Images
+from convsurgeon.calibration.synthetic import synthesise
+from convsurgeon.conversion import Result
+from convsurgeon.graph.capture import capture
+from convsurgeon.onnx import inputs
+from convsurgeon.onnx.metadata import Preparation
+from convsurgeon.onnx.torch_export import Dynamic
+from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.session import check_threads
+from convsurgeon.planning.inspection import energy_curves
+from convsurgeon.report.bundle import Bundle
+from convsurgeon.report.page import page
+from convsurgeon.report.sentence import sentence
+from convsurgeon.runtime.runtime import Runtime
+from convsurgeon.timing.verdict import check_pairs
+
+CONTENTS = frozenset(
+    {
+        *("original.onnx", "model.onnx", "model.onnx.data", "original-int8.onnx", "model-int8.onnx"),
+        *("model-mixed.onnx", "weights.safetensors", "plan.json", "report.json", "report.md", "report.html"),
+        *("golden_inputs.npz", "golden_outputs.npz", "README.md", "SHA256SUMS"),
+    }
+)
+"""What an exported folder may hold; one with anything else in it is never replaced."""
+
+_IMAGES = 1024
+
+
+def export(
+    result: Result,
+    folder: str | os.PathLike[str],
+    *,
+    int8: bool | None = None,
+    calibration: object = None,
+    runtime: Runtime | None = None,
+    dynamic: Dynamic = None,
+    pairs: int = 100,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Bundle:
+    """Write ONNX files, weights, plan, a golden input and output, checksums, a README and the report into a folder.
+
+    Args:
+        result: a conversion.
+        folder: is made; an existing one is replaced whole if `overwrite` is true and it holds nothing but a bundle.
+        int8: whether to write static int8 versions of both networks; by default if the conversion was planned for int8.
+        calibration: unlabelled inputs, see `Images`: the first part sets the ranges of int8, the last fifth tells how
+            near all files are to the original. By default images that the conversion synthesised or held back, and for
+            int8 new synthetic ones if there are none. False for none.
+        runtime: whose number of threads is timed; by default one thread, and as many as there are cores.
+        dynamic: dimensions that stay open: None, `"batch"` or `"size"`.
+        pairs: interleaved timing rounds; 0 for no timing.
+        overwrite: whether an existing bundle may be replaced.
+        progress: whether bars appear.
+
+    Raises:
+        WriteError: the folder exists or cannot be written.
+        CalibrationError: int8 with `calibration=False`, or with images that do not fit.
+        ExportError: one of the models has no ONNX form; ParityError if a file computes something else.
+        LatencyError: a timing setting is out of range.
+    """
+    int8 = result.precision == "int8" if int8 is None else int8
+    threads = () if runtime is None else (runtime.threads,)
+    check_export(int8=int8, calibration=calibration, pairs=pairs, threads=threads)
+    request = Request(int8, dynamic, _preparation(calibration), pairs, threads, progress)
+    places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
+    with new_folder(folder, overwrite, CONTENTS | {Path(place).parts[0] for place in places}) as temporary:
+        data = _images(calibration, result, int8, progress)
+        bundle = write_networks(result, data, request, temporary)
+        bundle = dataclasses.replace(bundle, sentence=sentence(result.report, bundle))
+        _write_papers(result, bundle, temporary)
+    return bundle.moved_to(Path(folder))
+
+
+def check_export(*, int8: bool, calibration: object, pairs: int, threads: tuple[int, ...]) -> None:
+    """Refuse what cannot work; also asked before a conversion, which may take long.
+
+    Raises:
+        CalibrationError: int8 with `calibration=False`.
+        LatencyError: a timing setting is out of range.
+    """
+    if int8 and calibration is False:
+        raise CalibrationError("int8: its ranges are found on images; pass calibration, or leave int8 out")
+    if pairs:
+        check_pairs(pairs, ", or 0 for no timing")
+    for count in threads:
+        check_threads(count)
+
+
+def _preparation(calibration: object) -> Preparation:
+    """Return how pixels become inputs, for the files' metadata, where the images say so."""
+    if not isinstance(calibration, Images):
+        return Preparation()
+    mean, std = (() if one is None else tuple(np.ravel(one).tolist()) for one in (calibration.mean, calibration.std))
+    return Preparation(mean, std)
+
+
+def _images(calibration: object, result: Result, int8: bool, progress: bool) -> Calibration | None:
+    """Return images that are given, or those of the conversion, or for int8 new synthetic ones."""
+    if calibration is False:
+        return None
+    if calibration is None or (isinstance(calibration, Images) and calibration.source is None):
+        if result.made_up is not None:
+            calibration = result.made_up
+        elif result.held_back:
+            calibration = result.held_back if int8 else Calibration((), result.held_back)
+        elif int8:
+            calibration = synthesise(capture(result.original, result.example), _IMAGES, seed=0, progress=progress)
+        else:
+            return None
+    if not isinstance(calibration, Calibration):
+        names = input_names(result.original, result.example)
+        calibration = read(calibration, result.example, names, limit=_IMAGES)
+    fitted, held_back = (
+        tuple(inputs.order_example(result.original, one) for one in part)
+        for part in (calibration.fitted, calibration.held_back)
+    )
+    return dataclasses.replace(calibration, fitted=fitted, held_back=held_back)
+
+
+def _write_papers(result: Result, bundle: Bundle, folder: Path) -> None:
+    """Write plan, reports, README, and the checksums of everything, which come last."""
+    report, original = result.report, result.original
+    of_file = isinstance(original, OnnxNetwork)
+    title = original.source.path.stem if isinstance(original, OnnxNetwork) else type(original).__name__
+    result.plan.save(folder / "plan.json")
+    values = {"sentence": bundle.sentence, **report.to_dict(), "deployment": bundle.to_dict()}
+    (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(values), indent=1) + b"\n")
+    parts = [f"# convsurgeon report: {in_markdown(title)}", *map(in_markdown, (bundle.sentence, *report.notes))]
+    parts += [table.markdown() for table in (*report.tables, *bundle.tables)]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    curves = energy_curves(original, report.steps)
+    (folder / "report.html").write_text(page(title, report, curves, bundle), encoding="utf-8")
+    files = (entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file())
+    names = sorted({*files, "README.md"})
+    (folder / "README.md").write_text(make_readme(title, bundle, [*names, SUMS], of_file), encoding="utf-8")
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
