@@ -150,7 +150,7 @@ class _Writer:
 
 
 def _remove(items: object, name: str) -> None:
-    """One entry of a list of a graph, by its name."""
+    """Remove one entry of a list of a graph, by its name."""
     entries: list[ValueInfoProto] = items  # type: ignore[assignment]
     for place in reversed([place for place, one in enumerate(entries) if one.name == name]):
         del entries[place]
