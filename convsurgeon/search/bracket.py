@@ -1,7 +1,7 @@
-"""Closing in on the place where all that may be lost is lost, from both sides, with few looks: each costs a network.
+"""The place where all that may be lost is lost, closed in on from both sides with few looks: each costs a network.
 
-By halving, and by a power law through both sides as soon as both are known: what is lost is nearly a power of the share
-of the milliseconds that is kept, or of what the layers may lose. It ends where nearly all that may be lost is.
+By halving, and by a power law through both sides once both are known: what is lost is nearly a power of the share of
+the milliseconds that is kept. The search ends where nearly all that may be lost is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 from dataclasses import dataclass
 
 _SPENT = 0.9
-"""Share of what may be lost from which on it is used up: losing the rest would make a network 2 or 3 % faster."""
+"""Share of the tolerance from which on it counts as used up."""
 
 _AIM = 0.96
-"""Share of it that is aimed at: a little more may still be enough, and ends the search."""
+"""Share of the tolerance that is aimed at."""
 
 _INSIDE = 0.1
-"""Share of what lies between both sides that the next place keeps from either, so that no side stands still."""
+"""Share of the interval that the next place keeps from either side, so that no side stands still."""
 
 CLOSE = 1.03
 """Ratio of the sides at which there is nothing left between them."""
@@ -25,9 +25,9 @@ CLOSE = 1.03
 
 @dataclass(frozen=True)
 class Bracket:
-    """Two positive places: one where what is lost is good enough, and one where it is too much, on whichever side.
+    """Two positive places, in either order: at one of them the loss is small enough, at the other it is too large.
 
-    `lost_good` and `lost_bad` are what is lost there over what may be; None where nobody has looked yet.
+    `lost_good` and `lost_bad` are the losses there over the tolerance; None where nobody has looked yet.
     """
 
     good: float
@@ -37,7 +37,7 @@ class Bracket:
 
     @property
     def middle(self) -> float:
-        """Where to look next."""
+        """The place to look at next."""
         part = 0.5
         if self.lost_bad is not None and self.lost_good is not None and 0 < self.lost_good < self.lost_bad < math.inf:
             part = math.log(_AIM / self.lost_good) / math.log(self.lost_bad / self.lost_good)
@@ -46,12 +46,12 @@ class Bracket:
 
     @property
     def closed(self) -> bool:
-        """Whether there is nothing more to be found."""
+        """Whether the search may end."""
         near = max(self.good / self.bad, self.bad / self.good) <= CLOSE
         return near or (self.lost_good is not None and self.lost_good >= _SPENT)
 
     def narrowed(self, place: float, lost: float, *, enough: bool) -> Bracket:
-        """With one more place that was looked at."""
+        """Return the bracket with one more place that was looked at."""
         if enough:
             return dataclasses.replace(self, good=place, lost_good=lost)
         return dataclasses.replace(self, bad=place, lost_bad=lost)

@@ -1,4 +1,4 @@
-r"""Chooses one option for every site under limits on their summed costs. Numbers only.
+r"""The choice of one option per site under limits on their summed costs; numbers only.
 
 The multiple-choice knapsack
 
@@ -36,7 +36,7 @@ class Options:
 
 
 def choose(sites: Sequence[Options], limits: Sequence[float]) -> list[int] | None:
-    """The option of every site, or None where the limits leave no choice that was found.
+    """Return the option of every site, or None where no choice within the limits was found.
 
     Args:
         sites: what each may become; errors and costs are not negative.
@@ -49,57 +49,57 @@ def choose(sites: Sequence[Options], limits: Sequence[float]) -> list[int] | Non
         return None
     best: list[int] | None = None
     for weights in _directions(len(bounds)):
-        chosen = _within(sites, weights, bounds)
+        chosen = _choose_weighted(sites, weights, bounds)
         if chosen is not None and (best is None or error(sites, chosen) < error(sites, best)):
             best = chosen
     return best
 
 
 def least(sites: Sequence[Options]) -> Array:
-    """The least of each cost that the sites can come to, each for itself."""
+    """Return the least sum of each cost, each by itself."""
     return np.asarray(np.sum([site.costs.min(axis=0) for site in sites], axis=0))
 
 
 def total(sites: Sequence[Options], chosen: Sequence[int]) -> Array:
-    """The summed costs of a choice."""
+    """Return the summed costs of a choice."""
     return np.asarray(np.sum([site.costs[option] for site, option in zip(sites, chosen, strict=True)], axis=0))
 
 
 def error(sites: Sequence[Options], chosen: Sequence[int]) -> float:
-    """The summed error of a choice."""
+    """Return the summed error of a choice."""
     return float(sum(site.errors[option] for site, option in zip(sites, chosen, strict=True)))
 
 
 def _directions(count: int) -> Array:
-    """Weights of the limits (n, count) with sum 1: one for a single limit, an even spread over the simplex for more."""
+    """Return weights of the limits (n, count) with sum 1, spread evenly over the simplex."""
     if count == 1:
         return np.ones((1, 1))
     numbers = np.random.default_rng(0)
     return np.vstack([np.full((1, count), 1 / count), np.eye(count), numbers.dirichlet(np.ones(count), _DIRECTIONS)])
 
 
-def _within(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:
-    """The best choice for one way to fold the limits, the fold tightened until all of them are kept."""
+def _choose_weighted(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:
+    """Return the best choice for one weighting, tightened until all limits are kept."""
     for tightness in _TIGHTNESS if len(bounds) > 1 else (1.0,):
         chosen = _knapsack(sites, weights, bounds * tightness)
         chosen = chosen if chosen is not None else _cheapest(sites, weights, bounds)
         if (total(sites, chosen) <= bounds * (1 + 1e-12)).all():
-            return _exchanged(sites, chosen, bounds)
+            return _exchange(sites, chosen, bounds)
     return None
 
 
-def _folded(site: Options, weights: Array, bounds: Array) -> Array:
-    """One cost (n,) whose limit is 1."""
+def _fold(site: Options, weights: Array, bounds: Array) -> Array:
+    """Return one cost (n,) whose limit is 1."""
     return np.asarray(np.minimum(site.costs / np.maximum(bounds, 1e-30), 1e30) @ weights)
 
 
 def _steps(site: Options, weights: Array, bounds: Array) -> NDArray[np.int64]:
-    """The folded cost in steps of the grid, rounded up; what exceeds the limit by itself lies beyond it."""
-    return np.ceil(np.minimum(_folded(site, weights, bounds) * GRID, GRID + 1) - 1e-9).astype(np.int64)
+    """Return the folded cost in steps of the grid, rounded up; an option above the limit lies beyond the grid."""
+    return np.ceil(np.minimum(_fold(site, weights, bounds) * GRID, GRID + 1) - 1e-9).astype(np.int64)
 
 
 def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:
-    """The exact optimum of the folded problem on the grid, or None where rounding leaves nothing."""
+    """Return the exact optimum of the folded problem on the grid, or None where rounding leaves nothing."""
     best = np.zeros(GRID + 1)
     picks: list[NDArray[np.int64]] = []
     for site in sites:
@@ -121,11 +121,11 @@ def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[i
 
 
 def _cheapest(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int]:
-    return [int(_folded(site, weights, bounds).argmin()) for site in sites]
+    return [int(_fold(site, weights, bounds).argmin()) for site in sites]
 
 
-def _exchanged(sites: Sequence[Options], chosen: list[int], bounds: Array) -> list[int]:
-    """The choice after every single exchange that lowers the error within the limits, best first."""
+def _exchange(sites: Sequence[Options], chosen: list[int], bounds: Array) -> list[int]:
+    """Return the choice after every single exchange that lowers the error within the limits, best first."""
     chosen = list(chosen)
     used = total(sites, chosen)
     while True:

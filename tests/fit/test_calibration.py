@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convsurgeon as cs
 from convsurgeon.calibration.collect import read
 from tests import nets, networks
+from tests.growing import convert_growing
 from tests.calibration.loading import load
 
 X = torch.randn(96, 3, 12, 12)
@@ -61,7 +62,8 @@ def test_a_net_of_random_weights_gains_much() -> None:
 
 
 def test_full_rank_stays_exact() -> None:
-    result = _convert(nets.Plain().eval(), forms={"*": cs.DepthwiseSeparable(rank=9)})
+    forms = [cs.DepthwiseSeparable(rank=9)]
+    result = convert_growing(nets.Plain().eval(), X[:2], forms=forms, policy=cs.select.everything(), calibration=X)
     assert result.report.reconstruction.error_after < 1e-6
 
 
