@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import convsurgeon as cs
 from convsurgeon.calibration.collect import read
 from tests import nets, networks
-from tests.growing import convert_growing
 from tests.calibration.loading import load
+from tests.growing import convert_growing
 
 X = torch.randn(96, 3, 12, 12)
 LIKE = cs.Example((X[:2],))
