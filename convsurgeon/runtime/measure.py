@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from convsurgeon.base.errors import LatencyError, WriteError, reason
 from convsurgeon.base.files import scratch
@@ -22,17 +21,10 @@ from convsurgeon.onnxnet import standalone as measuring
 from convsurgeon.onnxnet.session import CPU, check_provider, check_threads
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.attribution import attribute
-from convsurgeon.runtime.candidates import (
-    Candidate,
-    check_timeable,
-    find_cheapest,
-    find_missing,
-    find_slow,
-    leave_out,
-)
+from convsurgeon.runtime.candidates import Candidate, check_timeable
 from convsurgeon.runtime.device_folder import write_networks
 from convsurgeon.runtime.latencies import NetworkTime, check_precision
-from convsurgeon.runtime.measurements import Measurements, parse_measurements, read_measurements
+from convsurgeon.runtime.measurements import Measurements, read_measurements
 from convsurgeon.runtime.network_graph import export_skeleton, fingerprint
 
 
@@ -80,8 +72,7 @@ def time_plans(seen: Capture, plans: Sequence[Plan], how: Settings) -> tuple[flo
         check_timeable(one.chosen)
     kinds = kinds_of(form for one in made for form in one.chosen.values())
     with scratch() as folder:
-        values = _measure(seen, [one for one in made if one.chosen], folder / measuring.RESULT, how)
-    raw = parse_measurements(values).select(how.precision)
+        raw = measure_candidates(seen, [one for one in made if one.chosen], folder / measuring.RESULT, how)
     for name in {name for one in made for name in one.chosen} & set(raw.barred):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw.barred[name]}; leave it out of the plan")
     return raw.total_ms, tuple(_network_time(raw, one, kinds) for one in made)
@@ -98,41 +89,22 @@ def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTim
     return NetworkTime(share * raw.total_ms, sites, (max(shares) - min(shares)) / 2 / share)
 
 
-def measure_candidates(
-    seen: Capture, candidates: Sequence[Candidate], target: Path, how: Settings, *, kinds: Kinds, prune: bool
-) -> Measurements:
-    """Time candidates beside the dense network; the results go into a file bit by bit.
+def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: Path, how: Settings) -> Measurements:
+    """Time candidates beside the dense network.
 
     Args:
         seen: the dense network, captured.
         candidates: what to time beside it.
-        target: the file, where earlier results may be.
+        target: a file that the results are added to bit by bit.
         how: they are timed.
-        kinds: of forms, beside those of the package; what earlier calls timed of others stays in the file.
-        prune: leave out what can hardly be faster than dense, and say so in the file.
 
     Returns:
-        The results of this precision.
+        Everything in the file that is of this precision.
 
     Raises:
         LatencyError: a network cannot be run.
         WriteError: the file cannot be written.
     """
-    sites = {site.name: site for site in seen.sites}
-    values = _measure(seen, find_cheapest(candidates, sites) if prune else candidates, target, how)
-    raw = parse_measurements(values).known(kinds).select(how.precision)
-    if not prune:
-        return raw
-    slow = find_slow(candidates, attribute(raw, kinds), sites)
-    if left := find_missing(leave_out(candidates, slow), raw, how.passes, kinds):
-        values = _measure(seen, left, target, how)
-    values["pruned"] = [*values.get("pruned", []), *slow]
-    measuring.write(target, values)
-    return parse_measurements(values).known(kinds).select(how.precision)
-
-
-def _measure(seen: Capture, candidates: Sequence[Candidate], target: Path, how: Settings) -> dict[str, Any]:
-    """Return what the measuring script writes into the target."""
     total = len(candidates) * how.passes
     with scratch() as folder, bar(total=total, desc="timing", unit="network", show=how.progress, delay=2.0) as shown:
 
@@ -144,7 +116,8 @@ def _measure(seen: Capture, candidates: Sequence[Candidate], target: Path, how: 
             skeleton = export_skeleton(seen, progress=how.progress)
             write_networks(folder, seen, skeleton, candidates, [how.precision])
             seconds = measuring.SECONDS
-            return measuring.measure(folder, target, how.threads, how.passes, tell, seconds, folder, how.provider)
+            measuring.measure(folder, target, how.threads, how.passes, tell, seconds, folder, how.provider)
+            return read_measurements(target).select(how.precision)
         except measuring.MeasureError as error:
             raise LatencyError(str(error)) from error
         except OSError as error:

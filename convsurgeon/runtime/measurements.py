@@ -76,7 +76,6 @@ class Measurements(Struct, frozen=True):
     networks: dict[str, TimedNetwork]
     samples: tuple[Sample, ...]
     barred: dict[str, str] = {}
-    pruned: tuple[tuple[str, str], ...] = ()
     provider: str = CPU
 
     def __post_init__(self) -> None:

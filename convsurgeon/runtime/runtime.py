@@ -99,19 +99,23 @@ class Runtime:
         """
         if self.table is not None:
             return self.table
-        from convsurgeon.runtime.candidates import candidates_of, find_missing, leave_out
+        from convsurgeon.runtime.attribution import attribute
+        from convsurgeon.runtime.candidates import candidates_of, find_cheapest, find_missing, find_slow, leave_out
         from convsurgeon.runtime.measure import find_cache_file, measure_candidates, read_cache
         from convsurgeon.runtime.table import LatencyTable
 
         how, kinds = self._settings(passes, progress), kinds_of(forms)
         target = find_cache_file(self.cache, seen, how)
         raw = read_cache(target, self.precision, kinds)
+        sites = {site.name: site for site in seen.sites}
         wanted = candidates_of(seen, forms, policy, self.precision)
-        if raw is not None and prune:
-            wanted = leave_out(wanted, raw.pruned)
-        missing = find_missing(wanted, raw, passes, kinds)
-        if missing or raw is None:
-            raw = measure_candidates(seen, missing, target, how, kinds=kinds, prune=prune)
+        first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, passes, kinds)
+        if first or raw is None:
+            raw = measure_candidates(seen, first, target, how).known(kinds)
+        if prune:
+            wanted = leave_out(wanted, find_slow(wanted, attribute(raw, kinds), sites))
+            if rest := find_missing(wanted, raw, passes, kinds):
+                raw = measure_candidates(seen, rest, target, how).known(kinds)
         return LatencyTable.of(raw, kinds)
 
     def time_plans(

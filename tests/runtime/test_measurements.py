@@ -56,7 +56,6 @@ def test_a_time_that_is_none_is_refused(name: str, value: object, tmp_path: Path
         (("networks", "one", "forms", "body", "rank"), 0, "body: .*rank"),
         (("threads",), 0, r"`\$\.threads`"),
         (("machine",), [], r"`\$\.machine`"),
-        (("pruned",), ["ab"], r"`\$\.pruned\[0\]`"),
         (("convsurgeon_device",), 1, "convsurgeon_device 1"),
     ],
 )
