@@ -1,10 +1,10 @@
-"""Plan for a device from a desktop, and ship what it runs: measure there, convert here, hand on a bundle.
+"""Plan for a device from a desktop: measure there, convert here, hand on a bundle.
 
-    python examples/for_a_device.py            # plays both parts on this machine
-    python examples/for_a_device.py --device pi4/device.json    # the second part, measured elsewhere
+    python examples/for_a_device.py                             # plays both parts on this machine
+    python examples/for_a_device.py --device pi4/device.json    # the second part; measured elsewhere
 
-The folder `for_the_device/` needs only numpy and onnxruntime where it goes: copy it, run `python measure.py`, bring
-`device.json` back.
+The folder `for_the_device/` needs only numpy and onnxruntime on the device: copy it there, run `python measure.py`,
+bring `device.json` back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2)] + [cs.Blueprint(ra
 
 
 def main() -> None:
-    """Measures, converts within half of the dense network's time, and writes the bundle."""
+    """Measure, convert to half of the dense network's time, and write the bundle."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", help="device.json, as measured on the device")
     parser.add_argument("--out", type=Path, default=Path("digits_bundle"))
@@ -39,9 +39,8 @@ def main() -> None:
         cs.write_device_folder(model, images[:1], FORMS, "for_the_device", overwrite=True)
         subprocess.run([sys.executable, "measure.py"], cwd="for_the_device", check=True)
         options.device = "for_the_device/device.json"
-    device = cs.Runtime.load(options.device)
-    goal = cs.Budget(latency=0.5)
-    result = cs.convert(model, images[:1], forms=FORMS, goal=goal, runtime=device, calibration=images)
+    goal, runtime = cs.Budget(latency=0.5), cs.Runtime.load(options.device)
+    result = cs.convert(model, images[:1], forms=FORMS, goal=goal, runtime=runtime, calibration=images)
     result = result.with_metric("accuracy", accuracy(model), accuracy(result.model))
     bundle = cs.export(result, options.out, overwrite=True, calibration=images)
     print(result.report.summary)

@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
                     for ingredient in options.leave_out:
                         for seed in options.seeds if way != "none" else [0]:
                             about = {"network": name, "form": text, "images": f"{count} {way}", "without": ingredient}
-                            with _without(ingredient):
+                            with without(ingredient):
                                 yield about | {"seed": seed} | _row(CASES[name], _form(text), way, count, seed)
 
 
@@ -80,10 +80,10 @@ def _row(case: Case, form: cs.Form, way: str, count: int, seed: int) -> Row:
     return saving(result) | kept | {"processor seconds": round(seconds, 1)}
 
 
-def _images(case: Case, way: str, count: int, seed: int) -> Tensor | bool | None:
+def _images(case: Case, way: str, count: int, seed: int) -> object:
     """Return what `calibration=` takes."""
     if way in ("none", "synthetic"):
-        return False if way == "none" else None
+        return False if way == "none" else cs.Images(limit=count)
     own = case.images(seed)
     if way == "noise":
         return torch.randn(count, *own.shape[1:], generator=torch.Generator().manual_seed(seed))
@@ -108,5 +108,6 @@ def _crop(photo: Tensor, generator: torch.Generator) -> Tensor:
     return networks.normalise(small.clamp(0, 255))
 
 
-def _without(ingredient: str) -> contextlib.AbstractContextManager[object]:
+def without(ingredient: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which the fit lacks one ingredient."""
     return mock.patch(*INGREDIENTS[ingredient]) if ingredient in INGREDIENTS else contextlib.nullcontext()

@@ -27,7 +27,6 @@ import onnx
 import torch
 
 import convsurgeon as cs
-from convsurgeon.calibration.image_files import load_images
 from tests import networks
 from tests.benchmarks.cases import CASES, random_network
 from tests.benchmarks.measure import compare_files, saving
@@ -104,7 +103,8 @@ def _photos(shape: tuple[int, ...]) -> torch.Tensor:
     """Return 60 photographs as a file takes them: channels last in [0, 255], or first in [0, 1]."""
     last = shape[-1] == 3
     channels, *size = (3, *shape[1:3]) if last else shape[1:]
-    images = load_images(networks.DATA / "photos", (1, 3, *size), limit=60)
+    batches = cs.Images(networks.DATA / "photos", limit=60).batches(cs.Example.of(torch.zeros(1, 3, *size)))
+    images = torch.cat([batch.tensors()[0] for batch in batches])
     images = images.mean(1, keepdim=True) if channels == 1 else images
     return images.permute(0, 2, 3, 1).contiguous() * 255 if last else images
 

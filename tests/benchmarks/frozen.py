@@ -73,39 +73,25 @@ def _calls(name: str, folder: Path) -> dict[str, Callable[[], cs.Result]]:
     example = images[:1]
 
     def call(**arguments: Any) -> cs.Result:
-        return _convert(make(), example, calibration=images, progress=False, **arguments)
+        return cs.convert(make(), example, calibration=images, progress=False, **arguments)
 
-    def runtime(precision: str = "fp32") -> Any:
-        return {"precision": precision, "table": MadeUp(cs.capture(make(), example), precision)}
+    def runtime(precision: Any = "fp32") -> cs.Runtime:
+        return cs.Runtime(precision=precision, table=MadeUp(cs.capture(make(), example), precision))
 
     def onnx_in() -> cs.Result:
         path = folder / "model.onnx"
         cs.onnx.export(make(), example, path, overwrite=True)
-        return _convert(str(path), calibration=images, goal={"macs": 0.4}, progress=False)
+        return cs.convert(str(path), calibration=images, goal=cs.Budget(macs=0.4), progress=False)
 
     return {
         "by hand": lambda: call(forms=[cs.CP(rank=32), cs.DepthwiseSeparable(rank=2)]),
-        "macs": lambda: call(goal={"macs": 0.3}),
-        "latency": lambda: call(goal={"latency": 0.5}, runtime=runtime()),
-        "within": lambda: call(goal={"tolerance": tolerance, "metric": metric}, runtime=runtime()),
+        "macs": lambda: call(goal=cs.Budget(macs=0.3)),
+        "latency": lambda: call(goal=cs.Budget(latency=0.5), runtime=runtime()),
+        "within": lambda: call(goal=cs.Within(tolerance, metric=metric), runtime=runtime()),
         "default": lambda: call(runtime=runtime()),
-        "int8": lambda: call(goal={"latency": 0.6}, runtime=runtime("int8")),
+        "int8": lambda: call(goal=cs.Budget(latency=0.6), runtime=runtime("int8")),
         "onnx in": onnx_in,
     }
-
-
-def _convert(*model: Any, goal: Any = None, runtime: Any = None, **arguments: Any) -> cs.Result:
-    """Call `convert` as this version has it."""
-    if hasattr(cs, "Within"):
-        made = goal and (cs.Within(**goal) if "tolerance" in goal else cs.Budget(**goal))
-        return cs.convert(*model, goal=made, runtime=runtime and cs.Runtime(**runtime), **arguments)
-    if runtime is not None:
-        arguments["latencies"] = runtime["table"]
-    if goal and "tolerance" in goal:
-        arguments |= {"within": goal["tolerance"], "metric": goal["metric"]}
-    elif goal:
-        arguments["budget"] = cs.Budget(**goal, precision=(runtime or {"precision": "fp32"})["precision"])
-    return cs.convert(*model, **arguments)
 
 
 CALLS = ("by hand", "macs", "latency", "within", "default", "int8", "onnx in")

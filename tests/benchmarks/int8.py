@@ -8,24 +8,19 @@ plans gain in int8 says `goals --precision int8`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import onnx
 
 import convsurgeon as cs
-from convsurgeon.calibration.dataset import Calibration, read
-from convsurgeon.int8.equalise import equalise
-from convsurgeon.int8.feeds import make_feeds
-from convsurgeon.int8.merge_sums import merge_sums
-from convsurgeon.int8.module import IMAGES, Int8Module
-from convsurgeon.int8.pipeline import round_graph
 from convsurgeon.int8.qdq import insert_qdq
-from convsurgeon.int8.ranges import find_ranges, nominal_ranges
-from convsurgeon.onnx.exporter import export_graph
+from convsurgeon.int8.ranges import nominal_ranges
 from tests.benchmarks.cases import CASES, SHAPES, add_seeds, random_network
-from tests.benchmarks.measure import compare_files
+from tests.benchmarks.measure import compare_files, deployed
 from tests.benchmarks.runner import Row
 
 FORMS: dict[str, list[cs.Form]] = {
@@ -33,13 +28,8 @@ FORMS: dict[str, list[cs.Form]] = {
     "cp": [cs.CP(rank=cs.Share(0.35)), cs.DepthwiseSeparable(rank=2)],
     "separable": [cs.DepthwiseSeparable(rank=2)],
 }
-STEPS = {
-    "none": (),
-    "sums joined": ("join",),
-    "ranges evened out": ("equalise",),
-    "weights fitted": ("fit",),
-    "all": ("join", "equalise", "fit"),
-}
+STEPS = ("merge_sums", "equalise", "round_weights")
+"""Of `int8.pipeline`, all of which the export takes."""
 TARGETS = {
     "unsigned, per channel": cs.Target(),
     "signed": cs.Target(activations="int8"),
@@ -72,26 +62,14 @@ def _steps(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Iter
         model, images = case.model(), case.images(seed)
         if forms:
             model = cs.convert(model, images[:1], forms=forms, calibration=images, seed=seed, progress=False).model
-        data = read(images, cs.capture(model, images[:1]).example, len(images))
-        exact = case.metric(model)
-        for label, steps in STEPS.items():
-            rough = case.metric(_quantised(model, data, steps))
+        runtime, exact = cs.Runtime(precision="int8"), case.metric(model)
+        for taken in ((), *((step,) for step in STEPS), STEPS):
+            with contextlib.ExitStack() as stack:
+                for step in set(STEPS) - set(taken):
+                    stack.enter_context(mock.patch(f"convsurgeon.int8.pipeline.{step}", return_value=None))
+                rough = case.metric(deployed(runtime, model, images))
+            label = " and ".join(taken) or "none"
             yield {"seed": seed, "steps": label, "float": exact, "int8": rough, "lost": exact - rough}
-
-
-def _quantised(model: object, data: Calibration, steps: tuple[str, ...]) -> Int8Module:
-    """Return the model as its int8 file computes it, with some of the export's steps."""
-    batch = data.fitted[0].tensors()[0][:16]
-    graph = export_graph(model, batch)
-    (name,) = (info.name for info in graph.graph.input)
-    feeds = make_feeds(graph, [{name: one.tensors()[0].numpy()} for one in data.fitted])[: IMAGES // len(batch)]
-    if "join" in steps:
-        merge_sums(graph.graph)
-    if "equalise" in steps:
-        equalise(graph, feeds)
-    ranges, target = find_ranges(graph, feeds, "percentile"), cs.Target.onnxruntime()
-    fits = "fit" in steps
-    return Int8Module(round_graph(graph, ranges, feeds, target) if fits else insert_qdq(graph, ranges, target), model)
 
 
 def _types(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Iterator[Row]:

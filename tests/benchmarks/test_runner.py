@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.benchmarks import __main__ as command, page, runner
+from tests.benchmarks import __main__ as command, calibration, page, runner
 
 
 def test_the_list_names_every_benchmark_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +17,19 @@ def test_the_list_names_every_benchmark_with_its_question(capsys: pytest.Capture
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(command.NAMES)
     assert all(line.endswith("?") for line in lines)
+
+
+@pytest.mark.parametrize("name", command.NAMES)
+def test_every_benchmark_starts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command.main([name, "--help"])
+    assert "--threads" in capsys.readouterr().out
+
+
+def test_what_a_benchmark_leaves_out_is_there() -> None:
+    for ingredient in calibration.INGREDIENTS:
+        with calibration.without(ingredient):
+            pass
 
 
 def test_the_page_is_what_the_json_files_say() -> None:
