@@ -1,9 +1,10 @@
-"""Convert a pretrained CIFAR ResNet-20 to 0.3 of its work, then let it learn from the original; no labels anywhere.
+"""Convert a pretrained CIFAR ResNet-20 to 0.3 of its MACs, then let it learn from the original, without labels.
 
     python examples/recover_cifar.py --weights resnet20.safetensors --data cifar10.npz [--run run/ --resume]
 
-The weights are those of github.com/akamaster/pytorch_resnet_cifar10 as safetensors; the data an `.npz` with `x_train`,
-`x_test` (uint8, NHWC) and `y_test`, which only measures. Under `torchrun --nproc-per-node 2` the work is shared.
+The weights are those of github.com/akamaster/pytorch_resnet_cifar10 as safetensors. The data are an `.npz` with
+`x_train`, `x_test` (uint8, NHWC) and `y_test`; only the evaluation reads labels. Under `torchrun --nproc-per-node 2`
+two processes share the work of `recover`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.base import processes as world
+from convsurgeon.base import processes
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -35,7 +36,7 @@ class Block(nn.Module):
         self.margin = 0 if inputs == outputs else outputs // 4
 
     def forward(self, x: Tensor) -> Tensor:
-        """Where the shape changes the shortcut takes every second pixel and pads the channels."""
+        """Add the shortcut; where the shape changes it takes every second pixel and pads the channels."""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.margin:
             x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.margin, self.margin))
@@ -55,19 +56,19 @@ class ResNet20(nn.Module):
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, 32, 32) to logits (N, 10)."""
+        """Map (N, 3, 32, 32) to logits (N, 10)."""
         x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 
 
 def images(array: np.ndarray) -> Tensor:
-    """uint8 NHWC to what the network takes."""
+    """Turn uint8 NHWC into what the network takes."""
     return (torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
 
 
 def main() -> None:
-    """Converts, recovers, and prints the top-1 of all three networks."""
+    """Convert, recover, and print the top-1 of all three networks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data", required=True)
@@ -86,12 +87,11 @@ def main() -> None:
     def top1(network: nn.Module) -> float:
         return 100 * float((network(test).argmax(1) == labels).double().mean())
 
-    with world.joined():
+    with processes.joined():
         result = cs.convert(model, train[:1], goal=cs.Budget(macs=options.macs), calibration=train[:1024])
-        augment = cs.Augment(flip=True, shift=4)
-        recipe = cs.Recipe(epochs=options.epochs, transform=augment)
+        recipe = cs.Recipe(epochs=options.epochs, transform=cs.Augment(flip=True, shift=4))
         better = cs.recover(result, train, recipe=recipe, run=options.run, resume=options.resume)
-        if world.rank() == 0:
+        if processes.rank() == 0:
             print(better.report.recovered)
             for name, network in (("original", model), ("converted", result.model), ("recovered", better.model)):
                 print(f"{name:10} {top1(network.eval()):.2f} %")
