@@ -62,14 +62,14 @@ class _OfFew:
     def __init__(self, patches: Tensor, center: Tensor, rows: int) -> None:
         self._root = math.sqrt(max(1, rows))
         scaled = FewRows(world.gathered((patches - center.float()) / self._root))
-        self._rows = scaled.ridged(oas_ridge(scaled, rows))
+        self._rows = scaled.with_ridge(oas_ridge(scaled, rows))
         self.dtype = scaled.rows.dtype
         self.covariance: Covariance = self._rows
 
     def regress(self, target: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
         dense = kernel.to(self.dtype)
         errors = world.gathered(target) / self._root - self._rows.rows @ dense.T
-        found = dense + self._rows.regressed(errors)
+        found = dense + self._rows.regress(errors)
         return self._rows.times(found), found
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import leastsquares, svd
-from convsurgeon.forms.factorised import Factorised, balanced, leading
+from convsurgeon.forms.factorised import Factorised, balance_norms, leading
 from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, RowSolver, Scheme, orthonormal_windows
@@ -66,7 +66,7 @@ class Blueprint(Factorised):
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Return for each branch pointwise (O, C/groups, 1, 1) and depthwise (O, 1, kh, kw)."""
-        mixings, windows = balanced(*(torch.cat(part, 1) for part in zip(*groups, strict=True)))
+        mixings, windows = balance_norms(*(torch.cat(part, 1) for part in zip(*groups, strict=True)))
         depthwise = windows.unflatten(2, (1, *geometry.kernel_size))
         return list(zip(mixings[..., None, None], depthwise, strict=True))
 

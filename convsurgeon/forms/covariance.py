@@ -29,7 +29,7 @@ class Whole:
         """Return `matrix @ S` for a matrix (O, p)."""
         return matrix @ self.values
 
-    def ridged(self, ridge: float) -> Whole:
+    def with_ridge(self, ridge: float) -> Whole:
         """Return a copy with the ridge on its diagonal, `S + ridge I`."""
         values = self.values.clone()
         values.diagonal().add_(ridge)
@@ -50,13 +50,13 @@ class FewRows:
     @cached_property
     def values(self) -> Tensor:
         """Multiplied out (p, p), for forms that need every element."""
-        return Whole(self.rows.T @ self.rows).ridged(self.ridge).values
+        return Whole(self.rows.T @ self.rows).with_ridge(self.ridge).values
 
     def times(self, matrix: Tensor) -> Tensor:
         """Return `matrix @ S`, through the rows."""
         return torch.add((matrix @ self.rows.T) @ self.rows, matrix, alpha=self.ridge)
 
-    def ridged(self, ridge: float) -> FewRows:
+    def with_ridge(self, ridge: float) -> FewRows:
         """Return the same rows with more ridge."""
         return FewRows(self.rows, self.ridge + ridge)
 
@@ -75,9 +75,9 @@ class FewRows:
     @cached_property
     def factor(self) -> Tensor:
         """The Cholesky factor of `rows rows^T + ridge I`."""
-        return cholesky(Whole(self.products).ridged(self.ridge).values)
+        return cholesky(Whole(self.products).with_ridge(self.ridge).values)
 
-    def regressed(self, errors: Tensor) -> Tensor:
+    def regress(self, errors: Tensor) -> Tensor:
         """Return `errors^T rows S^-1` (O, p), which takes errors (S, O) of the rows away as far as the ridge allows."""
         weights: Tensor = torch.cholesky_solve(errors.double(), self.factor)
         return weights.T.to(self.rows) @ self.rows

@@ -67,13 +67,13 @@ class CP(Form):
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Return reduce (R, C/groups, 1, 1), depthwise (R, 1, kh, kw), expand (O, R/groups, 1, 1), of equal norms."""
-        even = [evened(*parts) for parts in groups]
+        even = [even_norms(*parts) for parts in groups]
         reduce, window, expand = (torch.cat(part) for part in zip(*even, strict=True))
         depthwise = window.unflatten(1, (1, *geometry.kernel_size))
         return [(reduce[..., None, None], depthwise, expand[..., None, None])]
 
 
-def evened(reduce: Tensor, window: Tensor, expand: Tensor) -> Parts:
+def even_norms(reduce: Tensor, window: Tensor, expand: Tensor) -> Parts:
     """Return the same terms with factors of equal norms: only their product counts."""
     norms = torch.stack([reduce.norm(dim=1), window.norm(dim=1), expand.norm(dim=0)])
     size = norms.prod(0).pow(1 / 3)

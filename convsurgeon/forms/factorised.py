@@ -36,7 +36,7 @@ class Factorised(Form):
         return svd.spectrum(self.matrices(geometry, weight))
 
 
-def balanced(mixings: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
+def balance_norms(mixings: Tensor, windows: Tensor) -> tuple[Tensor, Tensor]:
     """Return mixings and windows (T, ...) of the same product, those of every branch with equal norms."""
     share = (mixings.flatten(1).norm(dim=1) / windows.flatten(1).norm(dim=1).clamp(min=1e-30)).sqrt()
     share = torch.where(share > 0, share, 1.0)[:, None, None]

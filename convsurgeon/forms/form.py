@@ -22,7 +22,7 @@ from convsurgeon.forms import svd
 from convsurgeon.forms.covariance import Whole
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate
-from convsurgeon.forms.modules import ACTIVATIONS, NORMS, SummedBranches, chain, composed
+from convsurgeon.forms.modules import ACTIVATIONS, NORMS, SummedBranches, chain, compose
 from convsurgeon.forms.ranks import Energy, Rule, Share, rule_from_dict, rule_to_dict
 
 Stages = tuple[tuple[str, Geometry], ...]
@@ -275,7 +275,7 @@ class Form(ABC):
     def _summed(self, geometry: Geometry, kernels: Sequence[tuple[Tensor, ...]]) -> Tensor:
         """Return the dense kernel of branches, from the kernels of their stages."""
         groups = [stage.groups for _, stage in self.stages(geometry)]
-        branches = [composed(list(zip(stages, groups, strict=True)), geometry.groups) for stages in kernels]
+        branches = [compose(list(zip(stages, groups, strict=True)), geometry.groups) for stages in kernels]
         return torch.stack(branches).sum(0)
 
     def regularization(self, module: nn.Module) -> Tensor:

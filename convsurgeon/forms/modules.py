@@ -86,7 +86,7 @@ def chain(
     return nn.Sequential(layers)
 
 
-def composed(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
+def compose(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
     """Return the dense kernel (O, C/groups, kh, kw) that convs in a row compute.
 
     No two of their windows share an axis.
@@ -103,13 +103,13 @@ def composed(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
             own = own[:, 0].unflatten(2, (dense.shape[1], -1))
             dense = torch.einsum("gnamkl,gamcij->gnacikjl", own, dense).flatten(2, 3)[:, None]
         else:
-            dense = _joined(dense)[:, 0].unflatten(1, (own.shape[1], -1))
+            dense = _join(dense)[:, 0].unflatten(1, (own.shape[1], -1))
             dense = torch.einsum("gbnmkl,gbmcij->gbncikjl", own, dense).flatten(1, 2)[:, None]
         dense = dense.flatten(4, 5).flatten(5, 6)
-    return _joined(dense).flatten(0, 2)
+    return _join(dense).flatten(0, 2)
 
 
-def _joined(parts: Tensor) -> Tensor:
+def _join(parts: Tensor) -> Tensor:
     """Return parts (g, a, m, c, ...) as one (g, 1, a*m, a*c, ...), zero where no part sees a channel."""
     if parts.shape[1] == 1:
         return parts

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import leastsquares, svd
-from convsurgeon.forms.factorised import Factorised, balanced, leading
+from convsurgeon.forms.factorised import Factorised, balance_norms, leading
 from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, RowSolver, orthonormal_windows
@@ -60,7 +60,7 @@ class DepthwiseSeparable(Factorised):
 
     def kernels(self, geometry: Geometry, groups: Sequence[Parts]) -> list[tuple[Tensor, ...]]:
         """Return for each branch depthwise (C, 1, kh, kw) and pointwise (O, C/groups, 1, 1)."""
-        mixings, windows = balanced(*(torch.cat(part, 1) for part in zip(*groups, strict=True)))
+        mixings, windows = balance_norms(*(torch.cat(part, 1) for part in zip(*groups, strict=True)))
         depthwise = windows.unflatten(2, (1, *geometry.kernel_size))
         return list(zip(depthwise, mixings[..., None, None], strict=True))
 

@@ -17,7 +17,7 @@ from convsurgeon.graph.obstacles import check_model, holders_of, linear_obstacle
 from convsurgeon.graph.outputs import float_tensors
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.select import fits
-from convsurgeon.planning.surgery import swapped
+from convsurgeon.planning.surgery import swap_modules
 
 LEAST = 1 << 16
 """Layers with fewer weights are not worth a change."""
@@ -64,7 +64,7 @@ def linear_as_conv(
             f"linear_as_conv: no layer is left of the {len(found)} of {', '.join(wanted)}, {len(large)} of them of "
             f"{min_weights} weights and more; go on with the model as it is"
         )
-    made = swapped(model, new)
+    made = swap_modules(model, new)
     _check_same(made, inputs, outputs)
     return made
 

@@ -57,16 +57,6 @@ class Change:
         """Number of branches, or of channels inside the only one."""
         return int(getattr(self.form, "rank", 1))
 
-    @property
-    def params_before(self) -> int:
-        """Parameters of the dense conv."""
-        return self.site.params
-
-    @property
-    def macs_before(self) -> int:
-        """MACs of all calls of the dense conv on the example."""
-        return self.site.macs
-
 
 @dataclass(frozen=True)
 class Skip:
@@ -108,12 +98,12 @@ class Plan:
     @property
     def params_after(self) -> int:
         """Parameters of the model once the plan is carried out."""
-        return self.cost.params - sum(step.params_before - step.params_after for step in self.changes.values())
+        return self.cost.params - sum(step.site.params - step.params_after for step in self.changes.values())
 
     @property
     def macs_after(self) -> int:
         """MACs of the model on the example once the plan is carried out."""
-        return self.cost.macs - sum(step.macs_before - step.macs_after for step in self.changes.values())
+        return self.cost.macs - sum(step.site.macs - step.macs_after for step in self.changes.values())
 
     def without(self, reasons: Mapping[str, str]) -> Plan:
         """Return the plan with some changes turned into skips, by name."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module
     """
     model, example = open_model(model, example)
     inputs = Example.of(example)
-    converted = _rebuilt(model, plan)
+    converted = _rebuild(model, plan)
     with undisturbed(model):  # a closure that the copy holds may still run modules of the original
         failed = _not_running(converted, plan, inputs)
     if failed is None:  # the copy does not even run: find out which sites it cannot do without
@@ -84,7 +85,7 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
     """
     if not isinstance(model, nn.Module):
         model = _of_file(model, plan)
-    converted = _rebuilt(model, plan)
+    converted = _rebuild(model, plan)
     if weights is not None:
         fill(converted, model, Path(weights))
     return converted
@@ -106,11 +107,11 @@ def _of_file(path: Model, plan: Plan) -> nn.Module:
     return open_model(path, tuple(torch.zeros(size) for size in sizes) or None)[0]
 
 
-def _rebuilt(model: nn.Module, plan: Plan) -> nn.Module:
-    return swapped(model, {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)})
+def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+    return swap_modules(model, {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)})
 
 
-def swapped(model: nn.Module, new: dict[int, Any]) -> nn.Module:
+def swap_modules(model: nn.Module, new: dict[int, Any]) -> nn.Module:
     """Return a copy of a model with new modules in the places of some, by the `id` of what they replace.
 
     Raises:
@@ -139,14 +140,10 @@ def _detached(model: nn.Module) -> dict[int, Tensor]:
         value
         for module in model.modules()
         for name, value in vars(module).items()
-        if name not in ("_parameters", "_modules") and (isinstance(value, Tensor) or _filled(value))
+        if name not in ("_parameters", "_modules") and isinstance(value, Tensor | dict | list | tuple)
     ]
     leaves = pytree.tree_leaves(kept)
     return {id(leaf): leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf}
-
-
-def _filled(value: object) -> bool:
-    return isinstance(value, dict | list | tuple) and len(value) > 0
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
@@ -200,33 +197,18 @@ def _not_running(model: nn.Module, plan: Plan, example: Example) -> dict[str, st
         except CaptureError:
             return None
     # every prefix of every module that is called: a form may build modules of any depth
-    reached = {target[:cut] for target in called for cut in _cuts(target)}
+    reached = {prefix for name in called for prefix in itertools.accumulate(name.split("."), "{}.{}".format)}
     reason = "the forward does not run the module of this name; put back"
     return {name: reason for name, change in plan.changes.items() if reached.isdisjoint(change.site.names)}
 
 
-def _cuts(target: str) -> list[int]:
-    """Where a dotted name can be cut, its end included."""
-    return [index for index, letter in enumerate(target) if letter == "."] + [len(target)]
-
-
 def _culprits(model: nn.Module, plan: Plan, example: Example, names: list[str]) -> list[str]:
     """Return the changes among `names` with which the model does not run, by halving."""
-    return _halve(names, lambda some: _not_running(_only(model, plan, some), _subset(plan, some), example) is not None)
-
-
-def _only(model: nn.Module, plan: Plan, names: Sequence[str]) -> nn.Module:
-    return _rebuilt(model, _subset(plan, names))
-
-
-def _subset(plan: Plan, names: Sequence[str]) -> Plan:
-    return plan.without({name: "" for name in plan.changes if name not in set(names)})
-
-
-def _halve(names: list[str], runs: Callable[[list[str]], bool]) -> list[str]:
-    if not names or runs(names):
+    alone = plan.without({name: "" for name in plan.changes if name not in names})
+    if not names or _not_running(_rebuild(model, alone), alone, example) is not None:
         return []
     if len(names) == 1:
         return names
     middle = len(names) // 2
-    return _halve(names[:middle], runs) + _halve(names[middle:], runs)
+    halves = names[:middle], names[middle:]
+    return [name for half in halves for name in _culprits(model, plan, example, half)]

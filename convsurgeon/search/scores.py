@@ -144,7 +144,7 @@ class _SiteScorer:
         rows, kernel = self._rows_of(group), self._kernel(group)
         kernel = kernel.to(precision(kernel[0].numel()))
         moment = self.moments.values[group]
-        covariance = moment.ridged(oas_ridge(moment, self.moments.rows))
+        covariance = moment.with_ridge(oas_ridge(moment, self.moments.rows))
         cross = covariance.times(kernel.flatten(1)).reshape(kernel.shape)
         metric = sensitivity.mixed(self.gradient[rows, rows]).to(kernel)
         return Normal(covariance, cross, metric, kernel, EFFORT)

@@ -22,7 +22,7 @@ WIDE = DOUBLE_UNKNOWNS + 40
 def test_few_rows_are_the_matrix_that_they_make(rows: int, unknowns: int, ridge: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, matrix = (torch.randn(size, unknowns, generator=generator, dtype=torch.float64) for size in (rows, 5))
-    thin, whole = FewRows(x).ridged(ridge), Whole(x.T @ x).ridged(ridge)
+    thin, whole = FewRows(x).with_ridge(ridge), Whole(x.T @ x).with_ridge(ridge)
     torch.testing.assert_close(thin.values, whole.values)
     torch.testing.assert_close(thin.times(matrix), whole.times(matrix))
     assert thin.size() == pytest.approx(whole.size())
@@ -35,9 +35,9 @@ def test_errors_of_few_rows_are_taken_away_as_by_the_whole_system(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     x, errors = (torch.randn(rows, size, generator=generator, dtype=torch.float64) for size in (unknowns, 3))
-    thin = FewRows(x).ridged(ridge)
+    thin = FewRows(x).with_ridge(ridge)
     wanted = torch.linalg.solve(thin.values, x.T @ errors).T
-    torch.testing.assert_close(thin.regressed(errors), wanted, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(thin.regress(errors), wanted, rtol=1e-6, atol=1e-8)
 
 
 def _wide(rows: int) -> tuple[Tensor, Tensor, Tensor]:

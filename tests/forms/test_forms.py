@@ -22,7 +22,7 @@ from convsurgeon import (
     Share,
 )
 from convsurgeon.forms.catalogue import form_from_dict
-from convsurgeon.forms.cp import evened
+from convsurgeon.forms.cp import even_norms
 from convsurgeon.forms.form import Form
 
 
@@ -195,7 +195,7 @@ def test_rules_choose_even_widths_for_cp(channels: int, share: float, width: int
 def test_cp_terms_have_factors_of_equal_norms() -> None:
     conv = nn.Conv2d(12, 10, 3)
     reduce, window, expand = CP(rank=20).factored(Geometry.of(conv), conv.weight)[0]
-    even = evened(7 * reduce, window / 3, expand)
+    even = even_norms(7 * reduce, window / 3, expand)
     norms = torch.stack([even[0].norm(dim=1), even[1].norm(dim=1), even[2].norm(dim=0)])
     torch.testing.assert_close(norms, norms[:1].expand(3, -1))
     wanted = torch.einsum("rc,rk,or->ock", reduce, window, expand) * 7 / 3

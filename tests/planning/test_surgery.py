@@ -186,7 +186,7 @@ def test_a_bound_forward_never_runs_stale_weights() -> None:
 def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nets.Plain()
     made = cs.plan(model, X, forms=[cs.DepthwiseSeparable(rank=1)])
-    original = surgery._rebuilt
+    original = surgery._rebuild
 
     def forgetful(model: nn.Module, plan: cs.Plan) -> nn.Module:
         converted = original(model, plan)
@@ -194,7 +194,7 @@ def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch)
             object.__setattr__(converted, "forward", lambda x: converted.body(converted.stem(x)).mean((2, 3)))
         return converted
 
-    monkeypatch.setattr(surgery, "_rebuilt", forgetful)
+    monkeypatch.setattr(surgery, "_rebuild", forgetful)
     converted, done = cs.operate(model, made, X)
     assert set(done.changes) == {"body"}
     assert type(converted.down) is nn.Conv2d
