@@ -21,7 +21,7 @@ import numpy as np
 from convsurgeon.base.errors import FormError, LatencyError
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
-from convsurgeon.onnxnet.session import BLOCKED, FUSED_CONVS, LAYOUT_CHANGES
+from convsurgeon.onnxnet.session import LAYOUT_CHANGES
 from convsurgeon.runtime.measurements import Measurements, NodeFacts, Sample
 
 _NUMBER = re.compile(r"node-(\d+)")
@@ -39,14 +39,12 @@ class Row:
         form: or None.
         ms: of all its calls.
         spread: half the range over the passes, as a share of `ms`.
-        flags: what the form's graph has there and the dense one has not: `reorder`, `split`, `plain conv`.
     """
 
     site: str
     form: Form | None
     ms: float
     spread: float
-    flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -59,26 +57,16 @@ class _Executed:
     index: int
     operator: str
     ms: float
-    blocked: bool = False
     site: str = ""
     near: str = ""
 
 
 @dataclass(frozen=True)
 class _Baseline:
-    """What the dense network executes: nodes that stand alone, layout changes by site, sites in the blocked layout."""
+    """What the dense network executes: nodes that stand alone by site and operator, and layout changes likewise."""
 
     alone: frozenset[tuple[str, str]]
     layout: Counter[tuple[str, str]]
-    blocked: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Attributed:
-    """One network in one pass: milliseconds and flags by site."""
-
-    times: Mapping[str, float]
-    flags: Mapping[str, tuple[str, ...]]
 
 
 def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
@@ -92,7 +80,7 @@ def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
         LatencyError: nothing was measured yet, a form is damaged, or times do not add up.
     """
     base = _find_baseline(raw)
-    found: dict[str, list[_Attributed]] = {}
+    found: dict[str, list[dict[str, float]]] = {}
     for sample in raw.samples:
         found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, base))
     rows = {(site, ""): _row(site, None, found[raw.dense[0].network]) for site in raw.sites}
@@ -109,18 +97,18 @@ def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
     return tuple(rows.values())
 
 
-def _row(site: str, form: Form | None, passes: Sequence[_Attributed]) -> Row:
-    times = [one.times.get(site, 0.0) for one in passes]
+def _row(site: str, form: Form | None, passes: Sequence[Mapping[str, float]]) -> Row:
+    times = [one.get(site, 0.0) for one in passes]
     ms = median(times)
     spread = (max(times) - min(times)) / 2 / ms if ms else 0.0
-    return Row(site, form, ms, spread, passes[-1].flags.get(site, ()) if form is not None else ())
+    return Row(site, form, ms, spread)
 
 
 def _find_baseline(raw: Measurements) -> _Baseline:
     nodes = _executed(raw, raw.dense[0])
     alone = {(one.near, one.operator) for one in nodes if one.index >= 0 and not one.site}
     layout = Counter((one.operator, one.near) for one in nodes if one.index < 0)
-    return _Baseline(frozenset(alone), layout, frozenset(one.site for one in nodes if one.blocked))
+    return _Baseline(frozenset(alone), layout)
 
 
 def _executed(raw: Measurements, sample: Sample) -> list[_Executed]:
@@ -128,11 +116,8 @@ def _executed(raw: Measurements, sample: Sample) -> list[_Executed]:
     found = []
     for one in sample.nodes:
         index = _index(one.name, one.operator, facts)
-        if index < 0:
-            found.append(_Executed(index, one.operator, one.ms))
-        else:
-            blocked = one.operator == "Conv" and BLOCKED in one.name
-            found.append(_Executed(index, one.operator, one.ms, blocked, facts[index].site, facts[index].near))
+        site, near = (facts[index].site, facts[index].near) if index >= 0 else ("", "")
+        found.append(_Executed(index, one.operator, one.ms, site, near))
     return [_place(found, at) if one.index < 0 else one for at, one in enumerate(found)]
 
 
@@ -154,18 +139,17 @@ def _place(found: Sequence[_Executed], at: int) -> _Executed:
     return _Executed(-1, one.operator, one.ms, near=site)
 
 
-def _attribute_sample(raw: Measurements, sample: Sample, base: _Baseline) -> _Attributed:
+def _attribute_sample(raw: Measurements, sample: Sample, base: _Baseline) -> dict[str, float]:
+    """Return the milliseconds of every site in one network and pass."""
     nodes = _executed(raw, sample)
     scale = raw.total_ms / sample.dense_ms
     total_ms = scale * sample.total_ms
     changed = set(raw.networks[sample.network].forms)
     layout = Counter(base.layout)
     times: dict[str, float] = {}
-    flags: dict[str, list[str]] = {}
     for one, ms in zip(nodes, spread_overhead([scale * one.ms for one in nodes], total_ms), strict=True):
-        site, flag = _owner(one, changed, base, layout)
+        site = _owner(one, changed, base, layout)
         times[site] = times.get(site, 0.0) + ms
-        flags.setdefault(site, []).extend([flag] if flag else [])
     if abs(sum(times.values()) - total_ms) > _ROUNDING * total_ms:
         label = raw.networks[sample.network].label
         raise LatencyError(
@@ -173,7 +157,7 @@ def _attribute_sample(raw: Measurements, sample: Sample, base: _Baseline) -> _At
             f"{total_ms:.4g}; measure again"
         )
     times.pop("", None)
-    return _Attributed(times, {site: tuple(dict.fromkeys(words)) for site, words in flags.items()})
+    return times
 
 
 def spread_overhead(times: Sequence[float], total: float) -> list[float]:
@@ -196,15 +180,10 @@ def spread_overhead(times: Sequence[float], total: float) -> list[float]:
     return [float(one) for one in made]
 
 
-def _owner(one: _Executed, changed: set[str], base: _Baseline, layout: Counter[tuple[str, str]]) -> tuple[str, str]:
-    """Return the site that a node's time belongs to, empty for none, and what is remarkable about it."""
+def _owner(one: _Executed, changed: set[str], base: _Baseline, layout: Counter[tuple[str, str]]) -> str:
+    """Return the site that a node's time belongs to, empty for none; `layout` counts down the dense network's."""
     if one.index < 0:
-        key = (one.operator, one.near)
-        layout[key] -= 1
-        return (one.near, "reorder") if layout[key] < 0 and one.near in changed else ("", "")
-    split = "split" if one.operator == "Split" else ""
-    if one.site:
-        plain = one.operator in ("Conv", *FUSED_CONVS) and not one.blocked and one.site in base.blocked
-        return one.site, "plain conv" if plain else split
+        layout[one.operator, one.near] -= 1
+        return one.near if layout[one.operator, one.near] < 0 and one.near in changed else ""
     new = one.near in changed and (one.near, one.operator) not in base.alone
-    return (one.near, split) if new else ("", "")
+    return one.site or (one.near if new else "")

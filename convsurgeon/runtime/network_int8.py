@@ -1,6 +1,6 @@
 """A network graph in int8, by the exporter's own steps: sums joined, Q/DQ pairs where the quantiser puts them.
 
-What an int8 network takes depends on its graph, not on its values, so ranges are made up and no image is needed. Nodes
+What an int8 network takes depends on its graph, not on its values, so any ranges do and no image is needed. Nodes
 keep their numbers, and what the quantiser adds is called after the value that it rounds (`node-12_QuantizeLinear`), so
 `NetworkGraph.nodes` still says whose they are. The quantiser reads weights: it gets zeros with one value per output,
 and the results then get the real shapes, so that a network of any size takes little memory.

@@ -88,7 +88,7 @@ class Runtime:
             seen: the dense network, captured.
             forms: candidates for every site.
             policy: which sites may be changed; by default all but the stem.
-            passes: sets of fresh sessions, of which the median counts.
+            passes: sets of fresh sessions; the median of them counts.
             prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
             progress: whether a bar appears when it takes longer than two seconds.
 
@@ -126,7 +126,7 @@ class Runtime:
         Args:
             seen: the dense network, captured.
             plans: what to make of it; the weights do not matter and are not fitted.
-            passes: sets of fresh sessions, of which the median counts.
+            passes: sets of fresh sessions; the median of them counts.
             progress: whether a bar appears when it takes longer than two seconds.
 
         Raises:

@@ -60,7 +60,7 @@ class LatencyTable:
         Args:
             path: of the file.
             forms: kinds of form that may be in it beside those of the package.
-            precision: that is wanted; a `device.json` holds both, of which fp32 is read where nothing is said.
+            precision: that is wanted; a `device.json` holds both, and fp32 is read where nothing is said.
 
         Raises:
             LatencyError: it is neither, is damaged, or does not hold this precision.
@@ -161,17 +161,14 @@ class LatencyTable:
     @property
     def table(self) -> Table:
         """Return one line per site and form."""
-        columns = (
-            *(("conv", "text"), ("form", "text"), ("ms", "ms"), ("spread", "share"), ("speed_up", "times")),
-            ("in the runtime's graph", "text"),
-        )
+        columns = (("conv", "text"), ("form", "text"), ("ms", "ms"), ("spread", "share"), ("speed_up", "times"))
         order = {row.site: place for place, row in enumerate(row for row in self.rows if row.form is None)}
         rows = []
         for row in sorted(self.rows, key=lambda row: order[row.site]):
             if dense := self.ms(row.site, None):
                 speedup = None if row.form is None or not row.ms else dense / row.ms
                 label = _label(row.form) or "dense"
-                rows.append((row.site, label, row.ms, row.spread, speedup, ", ".join(row.flags) or None))
+                rows.append((row.site, label, row.ms, row.spread, speedup))
         raw = self.measurements
         cpu, version = raw.machine.get("cpu", "?"), raw.machine.get("onnxruntime", "?")
         title = (

@@ -129,13 +129,13 @@ def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
     ranks = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
     candidates = [Candidate(form.label, dict.fromkeys(sites, form)) for form in (*ranks[::-1], cs.Blueprint(rank=3))]
     assert [one.label for one in find_cheapest(candidates, sites)] == ["separable rank 1", "blueprint rank 3"]
-    rows = [Row("0", None, 1.0, 0.0, ()), Row("1", None, 1.0, 0.0, ())]
-    rows += [Row("0", ranks[0], 0.5, 0.0, ()), Row("1", ranks[0], 0.2, 0.0, ())]
+    rows = [Row("0", None, 1.0, 0.0), Row("1", None, 1.0, 0.0)]
+    rows += [Row("0", ranks[0], 0.5, 0.0), Row("1", ranks[0], 0.2, 0.0)]
     out = find_slow(candidates, rows, sites)
     assert out == [("0", "separable rank 4")]  # 0.7 of four times a half is more than 1; twice is not
     left = {one.label: set(one.chosen) for one in leave_out(candidates, out)}
     assert left == {one.label: {"0", "1"} for one in candidates} | {"separable rank 4": {"1"}}
-    slow = [*rows, Row("0", ranks[2], 3.0, 0.0, ())]
+    slow = [*rows, Row("0", ranks[2], 3.0, 0.0)]
     assert find_slow(candidates, slow, sites) == []  # what was timed is known
 
 
