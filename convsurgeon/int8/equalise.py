@@ -79,7 +79,7 @@ def _find_seams(graph: GraphProto) -> list[_Seam]:
 
     def makers(start: NodeProto | None) -> list[tuple[NodeProto, int]]:
         """Return the convs whose outputs are summed or stand side by side in a value; none if others take part."""
-        if start is not None and start.op_type == "Concat" and proto.attribute(start, "axis", 1) == 1:
+        if start is not None and start.op_type == "Concat" and proto.number_attribute(start, "axis", 1) == 1:
             parts = [made.get(name) for name in start.input]
             found, offset = [], 0
             for name, node in zip(start.input, parts, strict=True):
@@ -154,7 +154,7 @@ def _shares(kernel: Array, groups: int) -> Array:
 
 
 def _groups(node: NodeProto) -> int:
-    return int(proto.attribute(node, "group", 1))
+    return int(proto.number_attribute(node, "group", 1))
 
 
 def _stored(graph: GraphProto) -> dict[str, TensorProto]:

@@ -66,7 +66,7 @@ def _find_links(nodes: Iterable[NodeProto]) -> frozenset[str]:
     for node in nodes:
         if node.op_type == "Conv":
             sizes = next((item.ints for item in node.attribute if item.name == "kernel_shape"), (0,))
-            linked = proto.attribute(node, "group", 1) > 1 or all(size == 1 for size in sizes)
+            linked = proto.number_attribute(node, "group", 1) > 1 or all(size == 1 for size in sizes)
         else:
             linked = node.op_type in ("Add", "Concat") and all(name in found for name in node.input)
         if linked:

@@ -45,7 +45,7 @@ def _find_pair(graph: GraphProto) -> tuple[NodeProto, NodeProto, NodeProto] | No
         free = all(
             one.op_type == "Conv"
             and owns_constants(one, known, counts)
-            and proto.attribute(one, "group", 1) == 1
+            and proto.number_attribute(one, "group", 1) == 1
             and counts[one.output[0]] == 1
             for one in (first, second)
         )

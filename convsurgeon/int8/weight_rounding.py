@@ -150,7 +150,7 @@ def _find_layers(model: ModelProto, rough: ModelProto) -> list[_Layer]:
     known, counts = {tensor.name: tensor for tensor in model.graph.initializer}, proto.uses(model.graph)
     made = proto.producers(rough.graph)
     return [
-        _Layer(node, proto.array(known[node.input[1]]), int(proto.attribute(node, "group", 1)), seen)
+        _Layer(node, proto.array(known[node.input[1]]), int(proto.number_attribute(node, "group", 1)), seen)
         for node in model.graph.node
         if _inputs(node, known, counts) and (seen := node.input[0] + DEQUANTISED) in made
     ]

@@ -55,7 +55,7 @@ def infer_shapes(model: ModelProto) -> ModelProto:
 def _drop_idle_nodes(graph: GraphProto) -> None:
     types = proto.element_types(graph)
     for node in list(graph.node):
-        same_type = node.op_type == "Cast" and types.get(node.input[0]) == proto.attribute(node, "to", 0)
+        same_type = node.op_type == "Cast" and types.get(node.input[0]) == proto.number_attribute(node, "to", 0)
         if node.op_type in ("Identity", "Dropout") or same_type:
             counts = proto.uses(graph)
             if not any(counts[extra] for extra in node.output[1:]):
@@ -92,7 +92,7 @@ def _summed_convs(graph: GraphProto, value: str) -> list[NodeProto]:
 
 def _fold(graph: GraphProto, norm: NodeProto, convs: list[NodeProto], known: dict[str, TensorProto]) -> None:
     scale, shift, mean, variance = (proto.array(known[name]) for name in norm.input[1:5])
-    factor = scale / np.sqrt(variance + proto.attribute(norm, "epsilon", 1e-5))
+    factor = scale / np.sqrt(variance + proto.number_attribute(norm, "epsilon", 1e-5))
     biases = [proto.array(known[conv.input[2]]) for conv in convs if len(conv.input) > 2 and conv.input[2]]
     total = factor * (np.sum(biases, axis=0) - mean if biases else -mean) + shift
     for conv in convs:
@@ -115,7 +115,7 @@ def _pool_globally(graph: GraphProto) -> None:
         axes = {int(axis) % rank for axis in proto.array(known[node.input[1]]).reshape(-1)} if rank > 2 else set()
         if not axes or axes != set(range(2, rank)):
             continue
-        keeps = bool(proto.attribute(node, "keepdims", 1))
+        keeps = bool(proto.number_attribute(node, "keepdims", 1))
         node.op_type = "GlobalAveragePool"
         del node.attribute[:]
         del node.input[1:]

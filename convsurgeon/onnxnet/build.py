@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import ConvParts, ModulePaths, conv_key, conv_name, conv_parts, convs_per_weight, path_of
 from convsurgeon.onnxnet.modules import FileInput, InputCast, Operator, to_torch
-from convsurgeon.onnxnet.network import PLUS, RESERVED, FileConv, ModuleCall, OnnxNetwork, fingerprint
+from convsurgeon.onnxnet.network import PLUS, RESERVED, FileConv, ModuleCall, OnnxNetwork, weight_digest
 from convsurgeon.onnxnet.operators import elementwise, shapes, windows
 from convsurgeon.onnxnet.operators.node import NodeView, Rule
 from convsurgeon.onnxnet.source_file import SourceFile
@@ -177,7 +177,7 @@ class _Builder:
         known = self.convs.get(path) or FileConv(
             (),
             str(weight.dtype),
-            fingerprint(parts.conv),
+            weight_digest(parts.conv),
             None if parts.before is None else parts.before.padding,
             open_sizes=any(axis for one in self.inputs for axis, _ in one.open),
         )
@@ -265,7 +265,7 @@ def _gate_module(maker: NodeProto) -> nn.Module | None:
     """Return the module that a gate and its product with the gate's input are; None where torch has none."""
     if maker.op_type == "Sigmoid":
         return nn.SiLU()
-    slope, middle = proto.attribute(maker, "alpha", 0.2), proto.attribute(maker, "beta", 0.5)
+    slope, middle = proto.number_attribute(maker, "alpha", 0.2), proto.number_attribute(maker, "beta", 0.5)
     return nn.Hardswish() if maker.op_type == "HardSigmoid" and abs(slope - 1 / 6) < 1e-6 and middle == 0.5 else None
 
 

@@ -36,5 +36,5 @@ def macs_of(node: NodeProto, shapes: Shapes) -> int | None:
         return math.prod(left) * math.prod(right[1:])
     if node.op_type in CONVS:
         return math.prod(out) * math.prod(right[1:])
-    summed = left[0] if proto.attribute(node, "transA", 0) else left[-1]
+    summed = left[0] if proto.number_attribute(node, "transA", 0) else left[-1]
     return math.prod(out) * summed

@@ -53,7 +53,7 @@ class FileConv:
         return self.sizes[self.outputs.index(output)]
 
 
-def fingerprint(module: nn.Module) -> str:
+def weight_digest(module: nn.Module) -> str:
     """Return a digest of a module's parameters."""
     digest = hashlib.sha256()
     for name, tensor in module.named_parameters():

@@ -95,7 +95,7 @@ def element_types(graph: GraphProto) -> dict[str, int]:
     return {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
 
 
-def attribute(node: NodeProto, name: str, default: int | float) -> int | float:
+def number_attribute(node: NodeProto, name: str, default: int | float) -> int | float:
     """Return a number among a node's attributes."""
     value: int | float = attributes(node).get(name, default)
     return value

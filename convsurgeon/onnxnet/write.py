@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
-from convsurgeon.onnxnet.network import FileConv, OnnxNetwork, fingerprint
+from convsurgeon.onnxnet.network import FileConv, OnnxNetwork, weight_digest
 from convsurgeon.onnxnet.session import LARGEST_BYTES, weight_bytes_of
 
 _OUTSIDE_BYTES = 1024
@@ -32,7 +32,7 @@ def changed_convs(network: OnnxNetwork) -> dict[str, FileConv]:
     return {
         path: owner
         for path, module, owner in modules
-        if not isinstance(module, nn.modules.conv._ConvNd) or fingerprint(module) != owner.fingerprint
+        if not isinstance(module, nn.modules.conv._ConvNd) or weight_digest(module) != owner.fingerprint
     }
 
 

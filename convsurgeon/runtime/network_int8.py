@@ -65,7 +65,7 @@ def _shrink(graph: GraphProto) -> dict[str, Shape]:
 
 def _output_axis(node: NodeProto) -> int:
     """Return the axis along which a weight has a scale for each entry."""
-    transposed = node.op_type == "Gemm" and proto.attribute(node, "transB", 0)
+    transposed = node.op_type == "Gemm" and proto.number_attribute(node, "transB", 0)
     return 0 if node.op_type == "Conv" or transposed else 1
 
 

@@ -252,7 +252,7 @@ def test_images_are_made_up_where_none_are_given(tmp_path: Path) -> None:
     graph.node("Relu", ["a"], "b", "relu")
     graph.conv("b", "y", "body", 8, 8, pads=[1] * 4)
     path = saved(graph.model(inputs=[("x", [1, 3, 16, 16])]), tmp_path)
-    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=2)], images=32, progress=False)
+    result = cs.convert(path, forms=[cs.DepthwiseSeparable(rank=2)], calibration=cs.Images(limit=32), progress=False)
     assert "No images were given, so 32 synthetic" in str(result.report)
 
 

@@ -62,7 +62,7 @@ def add_all(*parts: Tensor) -> Tensor:
     return reduce(torch.add, parts[1:], parts[0] * 1)
 
 
-def largest(*parts: Tensor) -> Tensor:
+def maximum(*parts: Tensor) -> Tensor:
     """Take the largest of any number of values, place by place."""
     return reduce(torch.maximum, parts[1:], parts[0] * 1)
 
@@ -178,7 +178,7 @@ RULES: dict[str, Rule] = {
     "Div": plain(torch.div),
     "Pow": plain(torch.pow),
     "Sum": plain(add_all),
-    "Max": plain(largest),
+    "Max": plain(maximum),
     "Neg": plain(torch.neg),
     "Exp": plain(torch.exp),
     "Sqrt": plain(torch.sqrt),

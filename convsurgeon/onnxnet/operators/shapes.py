@@ -51,7 +51,7 @@ def concat(*parts: Tensor, axis: int) -> Tensor:
     return torch.cat(parts, axis)
 
 
-def split(x: Tensor, sizes: Ints | None = None, *, axis: int = 0, count: int) -> tuple[Tensor, ...]:
+def split_axis(x: Tensor, sizes: Ints | None = None, *, axis: int = 0, count: int) -> tuple[Tensor, ...]:
     """Cut into parts of some sizes, or `count` equal ones of which the last may be smaller."""
     lengths: Any = -(-x.shape[axis] // count) if sizes is None else to_ints(sizes)
     return tuple(torch.split(x, lengths, axis))
@@ -110,7 +110,7 @@ def cast(x: Tensor) -> Tensor:
 
 
 def _split(view: NodeView) -> nn.Module:
-    return view.older_operator(split, "split", axis=view.get("axis", 0), count=len(view.node.output))
+    return view.older_operator(split_axis, "split", axis=view.get("axis", 0), count=len(view.node.output))
 
 
 def _slice(view: NodeView) -> nn.Module:

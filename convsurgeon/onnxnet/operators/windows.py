@@ -36,7 +36,7 @@ def global_pool(x: Tensor, *, largest: bool) -> Tensor:
     return x.amax(axes, keepdim=True) if largest else x.mean(axes, keepdim=True)
 
 
-def resize(
+def resize_image(
     x: Tensor, _region: Any, scales: Any, sizes: Any = None, *, mode: str, transform: str, nearest: str
 ) -> Tensor:
     """Resize in the few ways that torch has, too."""
@@ -101,7 +101,9 @@ def _resize(view: NodeView) -> nn.Module | None:
         fixed = {1: None, 2: fixed[1]} if 1 in fixed else {1: None}
     transform = view.get("coordinate_transformation_mode", "half_pixel" if view.opset >= 11 else "asymmetric")
     nearest = view.get("nearest_mode", "round_prefer_floor" if view.opset >= 11 else "floor")
-    return Operator(resize, {"mode": view.get("mode", "nearest"), "transform": transform, "nearest": nearest}, fixed)
+    return Operator(
+        resize_image, {"mode": view.get("mode", "nearest"), "transform": transform, "nearest": nearest}, fixed
+    )
 
 
 RULES: dict[str, Rule] = {
