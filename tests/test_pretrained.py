@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,10 +38,12 @@ def test_rank_nine_keeps_the_metric_to_the_second_decimal(name: str, form: type[
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_from_the_command_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shape, metric, factory = CASES[name]
-    depth = ["--model-args", f"depth={name.removeprefix('resnet')}"] if "resnet" in name else []
-    arguments = ["convert", f"{FILE}:{factory}", *depth, "--weights", str(networks.weights_path(name))]
+    depth = name.removeprefix("resnet") if "resnet" in name else ""
+    file = tmp_path / "net.py"
+    file.write_text(f"from tests import networks\ndef make(): return networks.{factory}({depth})\n")
+    arguments = ["convert", f"{file}:make", "--weights", str(networks.weights_path(name))]
     arguments += ["--input", "x".join(map(str, shape)), "--rank", "4", "--calibrate", "none"]
     arguments += ["--metric", f"{FILE}:{metric.__name__}"]
     assert main([*arguments, "--json"]) == 0

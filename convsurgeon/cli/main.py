@@ -7,11 +7,12 @@ import contextlib
 import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
-from convsurgeon.cli import converting, planning, recovering, timing
+from convsurgeon.cli import convert, recover, timing
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells have it."""
@@ -19,7 +20,7 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command, and gives its exit code."""
+    """Run one command and return its exit code."""
     parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
     for option, value in zip(("COMMAND", *given), given, strict=False):
         if not value or (value.startswith("--") and value.endswith("=")):  # such as an unset variable of a shell
@@ -37,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error.__context__ or error.__cause__, KeyboardInterrupt):  # compiled code made another of it
             return _interrupted()
-        if options.debug and not isinstance(error, ConvSurgeonError):
-            raise
-        return _fail(_told(error))
+        return _fail(_tell(error))
 
 
 def _interrupted(saved: object = "") -> int:
@@ -48,8 +47,8 @@ def _interrupted(saved: object = "") -> int:
     return INTERRUPTED
 
 
-def _told(error: Exception) -> str:
-    """One line about whatever went wrong."""
+def _tell(error: Exception) -> str:
+    """Return one line about whatever went wrong."""
     if isinstance(error, ConvSurgeonError):
         return str(error)
     if isinstance(error, OSError) and error.errno in _FULL:
@@ -58,11 +57,12 @@ def _told(error: Exception) -> str:
         return f"{place}cannot be written ({reason(error)}); make room, or write elsewhere"
     if isinstance(error, OSError) and error.filename is not None:  # a name that is too long, a loop of links, ...
         return f"{str(error.filename)[:200]}: {reason(error)}; choose another path"
-    return f"internal error, {describe(error)}; --debug shows where, please report it"
+    traceback.print_exception(error)
+    return f"internal error, {describe(error)}; please report it with the lines above"
 
 
 def _mute() -> None:
-    """What is left in the buffer goes nowhere: Python would try to write it once more at its end."""
+    """Drop what is left in the buffer: Python would try to write it once more at its end."""
     with contextlib.suppress(OSError, ValueError):  # a stream that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -76,6 +76,6 @@ def _fail(message: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (planning, converting, recovering, timing):
+    for family in (convert, recover, timing):
         family.add(commands)
     return parser

@@ -280,7 +280,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_what_cannot_work_is_refused_before_the_conversion(
     words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("convsurgeon.cli.converting.convert", failing)
+    monkeypatch.setattr("convsurgeon.cli.convert.convert", failing)
     command = ["convert", f"{ROOT}/tests/onnx/small.py:Net", "--input", "1x3x12x12", "--out", str(tmp_path / "out")]
     command += ["--calibrate", "none"]
     assert cli.main([*command, *words]) == 1

@@ -21,6 +21,7 @@ from tests import nets, networks
 
 NET = f"{nets.__file__}:Plain"
 MODEL = [NET, "--input", "2x3x12x12"]
+HUGE = "1x3x999999999x999999999"
 
 
 def _error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -44,7 +45,7 @@ def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize("command", [["plan"], ["convert", "--calibrate", "none"]])
 def test_a_budget_is_kept_or_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    budget = ["--budget", "macs=0.5", "--form", "separable", "cp", "--rank", "1", "2", "--share", "0.4"]
+    budget = ["--budget", "macs=0.5", "--form", "separable", "cp", "--rank", "1", "2", "8"]
     assert cli.main([*command, *MODEL, *budget, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
     assert "cannot be reached; the least is" in _error([*command, *MODEL, "--budget", "macs=0.001"], capsys)
@@ -151,12 +152,11 @@ def test_metric_is_printed_before_and_after(tmp_path: Path, capsys: pytest.Captu
         (["plan", *MODEL, "--select", "named(bode)"], "did you mean body"),
         (["plan", *MODEL, "--rank", "0"], "rank must be at least 1"),
         (["convert", *MODEL, "--plan", "none.json"], "none.json: cannot be read"),
-        (["convert", *MODEL, "--calibrate", "none.npy"], "none.npy: cannot be read"),
+        (["convert", *MODEL, "--calibrate", "none.npy"], "none.npy does not exist"),
         (["convert", *MODEL, "--weights", "none.safetensors"], "none.safetensors: cannot be read"),
         (["bench", "none.onnx", "none.onnx"], "none.onnx"),
         (["convert", *MODEL, "--weights", "/dev/zero"], "/dev/zero: is a folder, a device or a pipe"),
         (["convert", *MODEL, "--calibrate", "/dev/zero"], "/dev/zero: is a device or a pipe"),
-        (["inspect", NET, "--input", "1x3x999999999x999999999"], "GB of values, this machine has"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +165,14 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["operate"], ["plan"], ["plan", NET, "--input", "3x0"], ["plan", *MODEL, "--select", "kernel(3)"]],
+    [
+        [],
+        ["operate"],
+        ["plan"],
+        ["plan", NET, "--input", "3x0"],
+        ["inspect", NET, "--input", HUGE],
+        ["plan", *MODEL, "--select", "kernel(3)"],
+    ],
 )
 def test_usage_errors_exit_with_two(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
@@ -403,10 +410,9 @@ def test_a_script_that_ends_the_process_is_told(
 
 def test_names_with_a_nul_are_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", *MODEL, "--weights", "a\0b"]) == 1
-    assert cli.main(["plan", *MODEL, "--budget", "latency=0.9", "--cache", "a\0b"]) == 1
     assert cli.main(["plan", *MODEL, "--budget", "latency=0.9", "--device", "a\0b"]) == 1
     told = capsys.readouterr().err.splitlines()
-    assert [line.split(": ")[1] for line in told] == ["a\\x00b"] * 3
+    assert [line.split(": ")[1] for line in told] == ["a\\x00b"] * 2
     assert not [line for line in told if "internal error" in line]
 
 

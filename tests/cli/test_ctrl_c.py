@@ -27,21 +27,22 @@ def _commands(place: Path) -> dict[str, list[str]]:
     images, out = str(place / "images.npy"), str(place / "out")
     np.save(images, np.random.default_rng(0).standard_normal((64, 3, 16, 16)).astype(np.float32))
     (place / "net.onnx").write_bytes(network())
-    fit = ["--calibrate", images]
+    fit, made = ["--calibrate", images], ["--from", str(place / "made"), "--data", images]
     return {
         "inspect": ["inspect", *NET],
         "convert": ["convert", *NET, *fit, "--int8", "--out", out, "--pairs", "50"],
         "sweep": ["sweep", *NET, *fit, "--shares", "0.5", "0.3"],
-        "latency": ["plan", *NET, "--budget", "latency=0.9", "--rank", "1", "2", "--cache", str(place / "cache")],
+        "latency": ["plan", *NET, "--budget", "latency=0.9", "--rank", "1", "2"],
         "device": ["device", *NET, "--out", out, "--rank", "1"],
         "bench": ["bench", str(place / "net.onnx"), str(place / "net.onnx"), "--pairs", "60"],
-        "recover": ["recover", *NET, "--data", images, "--epochs", "2", "--run", str(place / "run"), "--lr", "1e-3"],
+        "recover": ["recover", *NET, *made, "--epochs", "2", "--run", str(place / "run"), "--lr", "1e-3"],
     }
 
 
 def _run(command: Sequence[str], system: Path, after_s: float | None) -> tuple[int, str, float]:
     """Exit code, what stood on stderr, and the seconds it ran; interrupted after so many."""
     environment = {**os.environ, "TMPDIR": str(system), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment["CONVSURGEON_CACHE"] = str(system.parent / "cache")
     started = time.perf_counter()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(
@@ -69,6 +70,9 @@ def test_signals_at_random_moments(name: str, signals: int, tmp_path: Path) -> N
     system, chance = tmp_path / "system", random.Random(f"{name} {signals}")
     system.mkdir()
     command = _commands(tmp_path)[name]
+    if name == "recover":
+        made = ["--calibrate", "none", "--rank", "1", "--pairs", "0", "--out", str(tmp_path / "made")]
+        assert _run(["convert", *NET, *made], system, None)[0] == 0
     here = {path.name for path in tmp_path.iterdir()}
     whole_s = _run(command, system, None)[2]
     for _ in range(signals):

@@ -75,6 +75,6 @@ def test_images_with_their_channels_last(tmp_path: Path) -> None:
     graph.conv("a", "y", "conv2", 8, 8, pads=[1] * 4)
     path = saved(graph.model(inputs=[("x", [1, 12, 10, 3])]), tmp_path)
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 255, (64, 20, 20, 3), dtype=np.uint8))
-    line = ["convert", str(path), "--calibrate", str(tmp_path / "images.npy"), "--layout", "nhwc"]
+    line = ["convert", str(path), "--calibrate", str(tmp_path / "images.npy")]
     assert main([*line, "--form", "separable", "--mean", "0.5", "--out", str(tmp_path / "out"), "--pairs", "0"]) == 0
     assert [one.name for one in onnx.load(tmp_path / "out" / "model.onnx").graph.input] == ["x"]

@@ -182,10 +182,10 @@ def mutate(rng: random.Random, values: Any) -> Any:
 
 _WORDS = (
     *("inspect", "plan", "convert", "sweep", "bench", "device", "--input", "1x3x8x8", "2x3x8x8", "0x3x8x8", "1x4x8x8"),
-    *("--rank", "1", "2", "99", "-1", "--energy", "0.9", "nan", "--share", "0.5", "--form", "separable", "blueprint"),
+    *("--rank", "1", "2", "99", "-1", "0.9", "nan", "--of", "0.5", "--form", "separable", "blueprint"),
     *("--select", "kernel_size(3)", "~stem()", "named(body)", "named(nobody)", "--budget", "macs=0.5", "macs=", "x=1"),
-    *("--json", "--allow-growth", "--width", "--weights", "nothing.pt", "--model-args", "a=1", "--images", "0"),
-    *("--threads", "99999", "--seed", str(10**30), "1x3x999999999x999999999", str(2**63), "--opset", "1x3x9999x99999"),
+    *("--json", "--better", "--int8", "--weights", "nothing.pt", "--within", "a=1", "--limit", "0"),
+    *("--dynamic", "--threads", "99999", "--seed", str(10**30), "1x3x999999999x999999999", str(2**63)),
     *("--plan", "--out", "out", "--calibrate", "--shares", "--force", "--pairs", "0", "nothing.onnx", "--metric", "é"),
 )
 

@@ -106,19 +106,13 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     command = ["sweep", *MODEL, "--calibrate", str(tmp_path / "images.npy"), "--shares", "0.5", "0.9"]
     assert cli.main([*command, "--json"]) == 0
     assert [row["budget"] for row in json.loads(capsys.readouterr().out)] == [0.5, 0.9]
-    timed = ["--rank", "1", "--milliseconds", "--cache", str(tmp_path / "cache"), "--json", "--shares", "0.9"]
-    assert cli.main([*command, *timed]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    assert row["ms"] > 0
-    assert row["speed_up"] > 0
-    quick = ["--rank", "1", "--of", "latency", "--cache", str(tmp_path / "cache"), "--json", "--shares", "0.95"]
+    quick = ["--rank", "1", "--of", "latency", "--json", "--shares", "0.95"]
     assert cli.main([*command, *quick]) in (0, 1)  # this machine may find no form of so small a network faster
     printed = capsys.readouterr()
     assert "speed_up" in printed.out or "latency of 0.950 cannot be reached" in printed.err
     for wrong, message in (
         (["sweep", *MODEL, "--calibrate", "none"], "without images no plan can be judged"),
         ([*command, "--shares", "2"], "above 0 and up to 1"),
-        ([*command, "--budget", "macs=0.5"], "--budget is for convert"),
     ):
         assert cli.main(wrong) == 1
         assert message in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""The commands about a conversion: `inspect`, `plan`, `sweep`, `convert`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from convsurgeon.base.errors import BudgetError, CalibrationError
+from convsurgeon.base.files import check_file
+from convsurgeon.cli import options as shared
+from convsurgeon.cli.output import check_output, print_json, write_output
+from convsurgeon.cli.reading import read_forms, read_goal, read_images, read_metric, read_model, read_runtime
+from convsurgeon.conversion import convert
+from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
+from convsurgeon.planning.candidates import plan
+from convsurgeon.planning.inspection import inspect
+from convsurgeon.planning.plan import Plan
+from convsurgeon.search.sweep import SHARES, check_drawable, sweep
+
+_NET = "net.py:factory --weights net.safetensors --input 1x3x32x32"
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    _add_inspect(commands)
+    _add_plan(commands)
+    _add_sweep(commands)
+    _add_convert(commands)
+
+
+def _add_inspect(commands: Any) -> None:
+    words = "show every conv, what it costs, and the energy that rank 1, 2 and 3 keep"
+    command = shared.add_command(commands, "inspect", _inspect, words, [_NET, "detector.onnx"])
+    shared.add_model(command)
+    shared.add_json(command)
+
+
+def _add_plan(commands: Any) -> None:
+    words = "show what would become of every conv, and what that would cost"
+    examples = [f"{_NET} --rank 2", f"{_NET} --budget macs=0.3 --out plan.json"]
+    command = shared.add_command(commands, "plan", _plan, words, examples)
+    shared.add_model(command)
+    shared.add_forms(command)
+    shared.add_budget(command)
+    shared.add_runtime(command)
+    shared.add_output(command, "PLAN.json", "save the plan")
+    shared.add_json(command)
+
+
+def _add_sweep(commands: Any) -> None:
+    words = "show what each budget costs in error: the trade-off"
+    examples = [f"{_NET} --calibrate photos/ --out curve.svg", f"{_NET} --calibrate photos/ --of latency"]
+    command = shared.add_command(commands, "sweep", _sweep, words, examples)
+    shared.add_model(command)
+    shared.add_forms(command)
+    shared.add_runtime(command)
+    command.add_argument("--of", choices=("macs", "latency"), default="macs", help="kind of budget (default macs)")
+    command.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the original's")
+    shared.add_images(command, "--calibrate", "images to fit the weights to; synthetic ones if not given")
+    shared.add_metric(command)
+    shared.add_output(command, "PLOT.svg", "draw the curve: .svg, .png or .pdf (needs matplotlib)")
+    shared.add_json(command)
+
+
+def _add_convert(commands: Any) -> None:
+    words = "rewrite a model's convs, report, export to ONNX, check and time"
+    examples = [
+        f"{_NET} --calibrate photos/ --budget macs=0.3 --out lighter/",
+        "detector.onnx --calibrate photos/ --out lighter/",
+    ]
+    command = shared.add_command(commands, "convert", _convert, words, examples)
+    shared.add_model(command)
+    shared.add_forms(command)
+    command.add_argument("--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one")
+    shared.add_budget(command)
+    command.add_argument(
+        "--within",
+        metavar="1.0",
+        help="the fastest network that loses at most this much of --metric (1.0, or 1%%), or of the output without one",
+    )
+    shared.add_metric(command)
+    command.add_argument("--better", choices=("higher", "lower"), default="higher", help="which --metric is better")
+    shared.add_images(
+        command, "--calibrate", "images to fit the weights to; synthetic ones if not given; none: weights alone"
+    )
+    command.add_argument("--limit", type=int, default=1024, help="most images to use (default 1024)")
+    shared.add_seed(command)
+    shared.add_runtime(command)
+    shared.add_bundle(command)
+    shared.add_json(command)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    table = inspect(*read_model(options))
+    print_json(table.records()) if options.json else print(table.text())
+
+
+def _plan(options: argparse.Namespace) -> None:
+    model, example = read_model(options)
+    forms = read_forms(options)
+    if options.budget is None:
+        made = plan(model, example, forms=forms or DEFAULT_FORMS, policy=options.select)
+    else:
+        made = convert(
+            model,
+            example,
+            calibration=False,
+            forms=forms,
+            policy=options.select,
+            goal=options.budget,
+            runtime=read_runtime(options),
+            progress=not options.json,
+        ).plan
+    if options.out:
+        made.save(options.out, overwrite=options.force)
+    print_json(made.to_dict()) if options.json else print(made)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    if not all(0 < share <= 1 for share in options.shares):
+        raise BudgetError("--shares: are shares of what the original has; pass numbers above 0 and up to 1")
+    if options.images == shared.NONE:
+        raise CalibrationError("--calibrate none: without images no plan can be judged; leave it out")
+    if options.out:
+        check_drawable(options.out)
+        check_file(options.out, options.force)
+    model, example = read_model(options)
+    found = sweep(
+        model,
+        example,
+        calibration=read_images(options),
+        shares=options.shares,
+        kind=options.of,
+        forms=read_forms(options) or BUDGET_FORMS,
+        policy=options.select,
+        metric=read_metric(options),
+        runtime=read_runtime(options),
+        progress=not options.json,
+    )
+    print_json(found.table.records()) if options.json else print(found)
+    if options.out:
+        found.draw(options.out, overwrite=options.force)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    calibration = False if options.images == shared.NONE else read_images(options, options.limit)
+    check_output(options, calibration)
+    model, example = read_model(options)
+    metric = read_metric(options)
+    result = convert(
+        model,
+        example,
+        calibration=calibration,
+        forms=Plan.load(options.plan) if options.plan else read_forms(options),
+        policy=options.select,
+        goal=read_goal(options, metric),
+        runtime=read_runtime(options),
+        seed=options.seed,
+        progress=not options.json,
+    )
+    if metric is not None:
+        result = result.with_metric(metric.__name__, metric(result.original), metric(result.model))
+    write_output(options, result, calibration)

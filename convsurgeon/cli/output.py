@@ -1,0 +1,66 @@
+"""What `convert` and `recover` write and print; onnx and onnxruntime load when it runs."""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+
+from convsurgeon.base.files import check_folder
+from convsurgeon.base.tables import printable
+from convsurgeon.conversion import Result
+
+
+def check_output(options: argparse.Namespace, calibration: object) -> None:
+    """Refuse what cannot work before any work is done.
+
+    Raises:
+        WriteError: the folder exists or cannot be written.
+        CalibrationError: int8 without images.
+        LatencyError: too few rounds, or no threads.
+    """
+    if not options.out:
+        return
+    from convsurgeon.bundle.export import CONTENTS, check_export
+
+    check_folder(options.out, options.force, CONTENTS)
+    threads = () if options.threads is None else (options.threads,)
+    int8 = bool(options.int8) or options.precision == "int8"
+    check_export(int8=int8, calibration=calibration, pairs=options.pairs, threads=threads)
+
+
+def write_output(options: argparse.Namespace, result: Result, calibration: object) -> None:
+    """Write the bundle, if one is asked for, and print the report."""
+    bundle = None
+    if options.out:
+        from convsurgeon.bundle.export import export
+        from convsurgeon.runtime.runtime import Runtime
+
+        bundle = export(
+            result,
+            options.out,
+            int8=options.int8,
+            calibration=calibration,
+            runtime=None if options.threads is None else Runtime(threads=options.threads),
+            dynamic=options.dynamic,
+            pairs=options.pairs,
+            overwrite=options.force,
+            progress=not options.json,
+        )
+    if options.json:
+        values = {"report": result.report.to_dict()} | ({} if bundle is None else {"deployment": bundle.to_dict()})
+        print_json(values)
+        return
+    print(result.report)
+    if bundle is not None:
+        from convsurgeon.report.sentence import cautions
+
+        print(f"\n{bundle}")
+        for text in cautions(result.report, bundle):
+            print(f"note: {printable(text)}")
+        print(f"Open {bundle.folder / 'report.html'} in a browser.")
+
+
+def print_json(values: object) -> None:
+    """Print plain values as JSON."""
+    print(msgspec.json.format(msgspec.json.encode(values), indent=1).decode())

@@ -1,0 +1,100 @@
+"""The command `recover`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convsurgeon.base import processes
+from convsurgeon.base.errors import LoadError
+from convsurgeon.base.precision import PRECISIONS
+from convsurgeon.cli import options as shared
+from convsurgeon.cli.output import check_output, write_output
+from convsurgeon.cli.reading import read_images, read_metric, read_model
+from convsurgeon.conversion import Result, convert
+from convsurgeon.distill.augment import Augment
+from convsurgeon.distill.checkpoint import check_run
+from convsurgeon.distill.recipe import Recipe
+from convsurgeon.graph.example import Example
+from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.surgery import fill
+from convsurgeon.recovery import recover
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    words = "train a converted model to answer as its original, without labels"
+    net = "net.py:factory --weights net.safetensors --input 1x3x32x32 --from lighter/ --data photos/"
+    examples = [f"{net} --out better/", f"{net} --flip --shift 4 --run run/ --resume --out better/"]
+    command = shared.add_command(commands, "recover", _recover, words, examples)
+    shared.add_model(command)
+    command.add_argument("--from", dest="bundle", metavar="DIR", required=True, help="what `convert --out` wrote")
+    shared.add_images(command, "--data", "images to learn from; synthetic ones if not given")
+    options = command.add_argument_group("training")
+    options.add_argument("--epochs", type=float, help="passes over the images (default 20, or what 400 steps take)")
+    options.add_argument("--batch-size", type=int, help="of all processes together (default: by the images)")
+    options.add_argument("--lr", type=float, help="highest learning rate (default: the best of short trials)")
+    options.add_argument("--flip", action="store_true", help="mirror images at random")
+    options.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="shift them by up to so many pixels")
+    options.add_argument("--precision", choices=PRECISIONS, help="int8: learn through the rounding of the int8 file")
+    options.add_argument("--run", metavar="DIR", dest="run_folder", help="for checkpoints and a log")
+    options.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
+    options.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (100)")
+    shared.add_seed(command)
+    shared.add_metric(command)
+    command.add_argument("--threads", type=int, help="of onnxruntime when timing (default 1 and all cores)")
+    shared.add_bundle(command)
+    shared.add_json(command)
+
+
+def _recover(options: argparse.Namespace) -> None:
+    images = read_images(options) if options.images else None
+    check_run(options.run_folder, options.resume)
+    check_output(options, images)
+    metric = read_metric(options)
+    recipe = Recipe(
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        transform=Augment(options.flip, options.shift) if options.flip or options.shift else None,
+        precision=options.precision,
+        save_every=options.save_every,
+        seed=options.seed,
+    )
+    with processes.joined():
+        converted = _read_bundle(Path(options.bundle), *read_model(options))
+        result = recover(
+            converted,
+            images,
+            recipe=recipe,
+            run=options.run_folder,
+            resume=options.resume,
+            progress=not options.json,
+        )
+        if processes.rank():
+            return
+    if metric is not None:
+        name, original = metric.__name__, metric(result.original)
+        result = result.with_metric(f"{name}, as converted", original, metric(converted.model))
+        result = result.with_metric(name, original, metric(result.model))
+    write_output(options, result, images)
+
+
+def _read_bundle(bundle: Path, model: nn.Module, example: Example) -> Result:
+    """Return the conversion that a bundle holds.
+
+    Raises:
+        LoadError: it has no plan or no weights, was changed, or was made from another original.
+    """
+    from convsurgeon.bundle.loading import check_bundle
+
+    for name in ("plan.json", "weights.safetensors"):
+        if not (bundle / name).is_file():
+            raise LoadError(f"{bundle}: holds no {name}; pass a folder that convert --out wrote")
+    check_bundle(bundle, model)
+    result = convert(model, example, forms=Plan.load(bundle / "plan.json"), calibration=False)
+    fill(result.model, model, bundle / "weights.safetensors")
+    return result
