@@ -8,7 +8,7 @@ import onnx
 
 from convsurgeon.calibration.dataset import images_in
 from convsurgeon.graph.example import Example
-from convsurgeon.int8.compare import Agreement, compare_outputs
+from convsurgeon.int8.compare import Agreement, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.quantize import Quantized, quantize
 from convsurgeon.onnx import inputs
@@ -64,7 +64,7 @@ def compare_files(
 ) -> list[Agreement]:
     """Return how near files are to the original, on the same inputs."""
     feeds = feeds_for(original, shown)
-    return [compare_outputs(original.path, other.path, feeds) for other in others]
+    return [measure_agreement(original.path, other.path, feeds) for other in others]
 
 
 def make_noise(like: Example) -> list[Example]:

@@ -76,7 +76,7 @@ class _Energy:
         return 10 * math.log10(self.signal / self.error) if finite else -math.inf
 
 
-def compare_outputs(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
+def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
     """Compare two files in the optimised runtime; images may have other sizes than the files are for.
 
     Raises:

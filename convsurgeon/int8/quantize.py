@@ -23,7 +23,7 @@ from tabulate import tabulate
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.base.tables import Table, null_infinite
-from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, compare_outputs
+from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.float_ends import find_float_ends
 from convsurgeon.int8.pipeline import prepare, round_graph
@@ -134,7 +134,7 @@ def quantize(
         layers = compare_layers(model, rounded, feeds, left)
     with new_file(place, overwrite) as draft:
         draft.write_bytes(_stamped(rounded))
-        fidelity = compare_outputs(origin, draft, feeds)
+        fidelity = measure_agreement(origin, draft, feeds)
         return _accept(place, draft, "int8", fidelity, sqnr_db, layers, _notes(model, ends, target))
 
 
@@ -167,7 +167,7 @@ def convert_fp16(
         raise ExportError(f"{origin}: cannot be converted to fp16: {first_line(error)}") from error
     with new_file(place, overwrite) as draft:
         draft.write_bytes(_stamped(halved))
-        return _accept(place, draft, "fp16", compare_outputs(origin, draft, feeds), sqnr_db)
+        return _accept(place, draft, "fp16", measure_agreement(origin, draft, feeds), sqnr_db)
 
 
 def _read(origin: Path) -> ModelProto:

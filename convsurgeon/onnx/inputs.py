@@ -54,7 +54,7 @@ def randomise(example: Example, seed: int) -> Example:
     return example.map(draw)
 
 
-def resize(
+def resize_example(
     example: Example,
     dims: Mapping[int, Callable[[int], int]],
     rank: int = 1,

@@ -28,7 +28,7 @@ from convsurgeon.base.errors import LatencyError, ParityError, first_line
 from convsurgeon.base.tables import null_infinite
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.onnx.inputs import copy_to_cpu, order_example, randomise, resize, run_flat
+from convsurgeon.onnx.inputs import copy_to_cpu, order_example, randomise, resize_example, run_flat
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import open_session, session_options
 
@@ -188,11 +188,11 @@ def _cases(first: Example, seeds: Sequence[int], session: ort.InferenceSession) 
     fixed = [{axis for axis, size in enumerate(shape) if isinstance(size, int)} for shape in shapes]
     if any(shape and isinstance(shape[0], str) for shape in shapes):
         for batch in (1, 3):
-            wider = resize(first, {0: lambda _, batch=batch: batch}, fixed=fixed)  # type: ignore[misc]
+            wider = resize_example(first, {0: lambda _, batch=batch: batch}, fixed=fixed)  # type: ignore[misc]
             yield f"seed 0, batch {batch}", randomise(wider, 0)
     if any(len(shape) > 2 and isinstance(shape[2], str) for shape in shapes):
         sizes = {2: lambda size: 2 * size, 3: lambda size: size + size // 2 * 2}
-        yield "seed 0, larger", randomise(resize(first, sizes, rank=4, fixed=fixed), 0)
+        yield "seed 0, larger", randomise(resize_example(first, sizes, rank=4, fixed=fixed), 0)
 
 
 def _open(path: Path, optimised: bool) -> ort.InferenceSession:

@@ -21,7 +21,7 @@ from convsurgeon.base.errors import ExportError, describe, first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import part_before
 from convsurgeon.graph.state import undisturbed, written_parameters
-from convsurgeon.onnx.inputs import resize
+from convsurgeon.onnx.inputs import resize_example
 from convsurgeon.onnx.node_names import SCOPES
 from convsurgeon.onnx.quiet import quiet, root_cause
 from convsurgeon.onnxnet import proto
@@ -53,7 +53,7 @@ def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynami
             "do it once before the export, and take it out of the forward"
         )
     # An example of batch 1 would make torch.export treat the batch as a constant.
-    wide = resize(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
+    wide = resize_example(example, {0: lambda size: max(size, 2)}) if dynamic == "batch" else example
     try:
         return _capture(model, wide, opset, dynamic)
     except Exception as error:  # the exporter wraps whatever it fails on

@@ -69,7 +69,7 @@ def session_options(threads: int | None = None, level: Level = "all", *, spinnin
         raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
     if threads is not None:
         check_threads(threads)
-    options: ort.SessionOptions = standalone.session_options(threads, spinning)
+    options: ort.SessionOptions = standalone.base_options(threads, spinning)
     options.graph_optimization_level = _LEVELS[level]
     return options
 

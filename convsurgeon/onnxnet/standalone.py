@@ -55,7 +55,7 @@ class MeasureError(Exception):
     """The folder is not complete, or the runtime cannot run what is in it."""
 
 
-def measure(
+def measure_folder(
     folder: Path,
     target: Path,
     threads: int,
@@ -85,7 +85,7 @@ def measure(
     for number in range(passes):
         for group in _groups(manifest, raw, number):
             raw["samples"] += _group(folder, manifest, group, number, threads, seconds, progress, logs, provider)
-            write(target, raw)
+            write_json(target, raw)
     return raw
 
 
@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> Raw:
     Raises:
         MeasureError: Something is missing or damaged.
     """
-    manifest = read(folder / MANIFEST, "convsurgeon_candidates")
+    manifest = read_json(folder / MANIFEST, "convsurgeon_candidates")
     try:
         files = {**manifest["files"]}
         names = {network["file"] for network in manifest["networks"].values()} | set(files)
@@ -112,7 +112,7 @@ def read_manifest(folder: Path) -> Raw:
     return manifest
 
 
-def read(path: Path, mark: str) -> Raw:
+def read_json(path: Path, mark: str) -> Raw:
     """Return a JSON object that bears a mark with this format's number.
 
     Raises:
@@ -131,7 +131,7 @@ def read(path: Path, mark: str) -> Raw:
     return values
 
 
-def write(path: Path, values: Raw) -> None:
+def write_json(path: Path, values: Raw) -> None:
     """Write JSON under a temporary name and rename it, so that the file is never half written."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     try:
@@ -169,7 +169,7 @@ def same_machine(one: Raw, other: Raw) -> bool:
     return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "system", "onnxruntime"))
 
 
-def session_options(threads: int | None = None, spinning: bool = True) -> Any:
+def base_options(threads: int | None = None, spinning: bool = True) -> Any:
     """Return options under which a network runs as it does in use, and does not disturb others that are being timed.
 
     The runtime's workers spin between the nodes of a run, which decides what short nodes cost. By default they also
@@ -204,7 +204,7 @@ def _resume(manifest: Raw, target: Path, threads: int) -> Raw:
     """Return the results so far, with the manifest's networks added; none if the target does not exist."""
     here = machine()
     empty: Raw = {"convsurgeon_device": FORMAT, "machine": here, "threads": threads, "networks": {}, "samples": []}
-    raw: Raw = read(target, "convsurgeon_device") if target.exists() else empty
+    raw: Raw = read_json(target, "convsurgeon_device") if target.exists() else empty
     try:
         fits = same_machine(raw["machine"], here) and raw["threads"] == threads
         fits = fits and raw.get("network", manifest["network"]) == manifest["network"]
@@ -305,7 +305,7 @@ def _group(
 
 
 def _open(path: Path, log: Path, threads: int, provider: str) -> Any:
-    options = session_options(threads)
+    options = base_options(threads)
     options.enable_profiling = True
     options.profile_file_prefix = str(log)
     try:
@@ -399,7 +399,7 @@ def _main() -> int:
         manifest = read_manifest(folder)
         raw = _resume(manifest, target, options.threads)
         total = sum(len(_missing(manifest, raw, number)) for number in range(options.passes))
-        measure(folder, target, options.threads, options.passes, show)
+        measure_folder(folder, target, options.threads, options.passes, show)
     except (MeasureError, OSError) as error:
         print(f"measure.py: {error}", file=sys.stderr)
         return 1

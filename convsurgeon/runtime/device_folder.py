@@ -139,7 +139,7 @@ def write_networks(
         "networks": entries,
         "files": {name: measuring.digest(folder / name) for name in files},
     }
-    measuring.write(folder / measuring.MANIFEST, manifest)
+    measuring.write_json(folder / measuring.MANIFEST, manifest)
 
 
 def _file_name(number: int, precision: Precision) -> str:

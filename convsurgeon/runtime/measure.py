@@ -116,7 +116,7 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
             skeleton = export_skeleton(seen, progress=how.progress)
             write_networks(folder, seen, skeleton, candidates, [how.precision])
             seconds = measuring.SECONDS
-            measuring.measure(folder, target, how.threads, how.passes, tell, seconds, folder, how.provider)
+            measuring.measure_folder(folder, target, how.threads, how.passes, tell, seconds, folder, how.provider)
             return read_measurements(target).select(how.precision)
         except measuring.MeasureError as error:
             raise LatencyError(str(error)) from error

@@ -1,14 +1,5 @@
-"""Speed and memory of ONNX files in onnxruntime, public as `cs.timing`; each name loads its module when asked for."""
+"""Speed and memory of ONNX files in onnxruntime, public as `cs.timing`; the names stand in `__init__.pyi`."""
 
-from importlib import import_module
-from typing import Any
+import lazy_loader
 
-__all__ = ["bench", "compare", "peak_memory", "profile"]
-
-_HOMES = {"bench": "benchmark", "compare": "comparison", "peak_memory": "memory", "profile": "node_profile"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"convsurgeon.timing.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import ParityError
 from convsurgeon.onnx.exporter import export
-from convsurgeon.onnx.inputs import order_example, randomise, resize
+from convsurgeon.onnx.inputs import order_example, randomise, resize_example
 from convsurgeon.onnx.parity import Parity, ParityCase, check_parity, deviation
 from tests.onnx.small import net
 
@@ -137,6 +137,6 @@ def test_random_inputs_are_like_the_example() -> None:
 
 def test_resizing_repeats_and_cuts() -> None:
     call = order_example(net(), torch.arange(6.0).reshape(1, 1, 2, 3))
-    assert resize(call, {0: lambda _: 3}).tensors()[0].shape == (3, 1, 2, 3)
-    assert resize(call, {2: lambda size: 2 * size}, rank=4).tensors()[0][0, 0, :, 0].tolist() == [0, 3, 0, 3]
-    assert resize(call, {2: lambda size: 2 * size}, rank=5).tensors()[0].shape == (1, 1, 2, 3)
+    assert resize_example(call, {0: lambda _: 3}).tensors()[0].shape == (3, 1, 2, 3)
+    assert resize_example(call, {2: lambda size: 2 * size}, rank=4).tensors()[0][0, 0, :, 0].tolist() == [0, 3, 0, 3]
+    assert resize_example(call, {2: lambda size: 2 * size}, rank=5).tensors()[0].shape == (1, 1, 2, 3)
