@@ -1,4 +1,4 @@
-"""One process or many: sums over all of them, and what one does for all, through torch's own distributed engine."""
+"""One process or many: sums over all of them, and what one does for all, by `torch.distributed`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Joins the processes that `torchrun` started, if it did, and leaves them at the end.
+    """Join the processes that `torchrun` started, if it did, and leave them at the end.
 
     Tensors on the CPU go through gloo and those on a GPU through nccl; with GPUs every process takes its own.
     """
@@ -43,17 +43,17 @@ def joined() -> Iterator[None]:
 
 
 def size() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if _running() else 1
 
 
 def rank() -> int:
-    """This process's number."""
+    """Return this process's number."""
     return dist.get_rank() if _running() else 0
 
 
 def added(*tensors: Tensor) -> list[Tensor]:
-    """The tensors summed over all processes; every process must call it with tensors of the same shapes."""
+    """Return tensors summed over all processes; every process must call it with tensors of the same shapes."""
     if not _running():
         return list(tensors)
     sums = [tensor.clone() for tensor in tensors]
@@ -62,30 +62,21 @@ def added(*tensors: Tensor) -> list[Tensor]:
     return sums
 
 
-def gathered(rows: Tensor) -> Tensor:
-    """The rows (S, ...) of all processes, one after another; S may differ from process to process."""
-    if not _running():
-        return rows
-    found: list[Any] = [None] * size()
-    dist.all_gather_object(found, rows.cpu())
-    return torch.cat(found).to(rows.device)
-
-
 def totals(*numbers: float) -> list[float]:
-    """Numbers summed over all processes, in float64."""
+    """Return numbers summed over all processes, in float64."""
     sums: list[float] = added(torch.tensor(numbers, dtype=torch.float64))[0].tolist()
     return sums
 
 
 def agree(module: nn.Module) -> None:
-    """Gives every process the first one's parameters and buffers, bit for bit."""
+    """Give every process the first one's parameters and buffers, bit for bit."""
     if _running():
         for tensor in (*module.parameters(), *module.buffers()):
             dist.broadcast(tensor.data, 0)
 
 
 def shared(make: Callable[[], T]) -> T:
-    """What the first process makes, in every process; what it raises, too. For what no two make alike: a measurement.
+    """Return in every process what the first one makes, or raise what it raised.
 
     Args:
         make: called in the first process alone.
@@ -104,11 +95,6 @@ def shared(make: Callable[[], T]) -> T:
         raise value
     result: T = value
     return result
-
-
-def silent(progress: bool) -> bool | None:
-    """For tqdm's `disable`: one process shows a bar, and only on a terminal."""
-    return None if progress and rank() == 0 else True
 
 
 def _running() -> bool:

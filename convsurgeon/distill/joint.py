@@ -25,7 +25,7 @@ from convsurgeon.base.errors import first_line
 from convsurgeon.calibration.dataset import first_images, images_in, select_images
 from convsurgeon.distill.distiller import QUARTERS, Distiller
 from convsurgeon.distill.record import Score
-from convsurgeon.fit.lockstep import named, root_like
+from convsurgeon.fit.lockstep import converted_root, graph_targets
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.neighbours import alone, callers, neighbours
@@ -158,7 +158,7 @@ class _SiteLoss:
 
     def __init__(self, seen: Capture, converted: nn.Module, nodes: Sequence[fx.Node], sample: Example) -> None:
         self._original = _Watching(seen.graph, seen.graph, nodes)
-        self._converted = _Watching(root_like(seen, converted), seen.graph, nodes)
+        self._converted = _Watching(converted_root(seen, converted), seen.graph, nodes)
         outputs, values = self._original.watched(sample)
         self._outputs = variances([outputs])
         self._energies = [_energy(value) for value in values]
@@ -185,7 +185,7 @@ class _Watching(fx.Interpreter):
     """A network that also returns what it computes at some nodes."""
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
-        super().__init__(fx.GraphModule(named(root, traced), traced.graph))
+        super().__init__(fx.GraphModule(graph_targets(root, traced), traced.graph))
         self._wanted, self._values = dict.fromkeys(nodes), list[Tensor]()
 
     def watched(self, batch: Example) -> tuple[list[Tensor], list[Tensor]]:

@@ -84,7 +84,7 @@ def reconstruct(
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
     start = copy_state(converted)
-    sites = fit_in_order(seen, converted, plan, data, seed, progress, metrics, effort)
+    sites = fit_in_order(seen, converted, plan, data, seed=seed, progress=progress, metrics=metrics, effort=effort)
     steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
     best = min(steps[0][1], steps[1][1])
     if jointly and best >= NEAR:

@@ -5,10 +5,10 @@ hang together, and Adam, which scales each by itself, takes many small steps. SO
 along every axis of a kernel and scales the entries in the eigenvectors of these, which turn as the channels are turned.
 The matrices are as large as an axis is long, so this costs next to nothing beside a conv's backward pass.
 
-Directions that a gradient hardly has are all rounding, and to scale them up like the others would take two processes
-far from where one goes. So, other than in the paper, the bases are continuous functions of the gradients: they begin at
-the identity, and move by power iterations of the products plus a share `SHIFT` of their mean eigenvalue; and roots are
-compared with the largest of their kernel. Axes that a gradient says little of get none.
+Directions in which a gradient is almost zero hold rounding errors, and scaling them up like the others would take two
+processes far from where one goes. So, unlike in the paper, the bases are continuous functions of the gradients: they
+begin at the identity and move by power iterations of the products plus a share `SHIFT` of their mean eigenvalue; and
+roots are compared with the largest of their kernel.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Soap(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; the closure's loss, if there is one."""
+        """Take one step; return the closure's loss, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -96,9 +96,9 @@ class Soap(Optimizer):
 
 
 def _products(gradient: Tensor) -> list[Tensor | None]:
-    """`G G^T` along every axis, (n, n) for an axis of n; None for one that gets no basis.
+    """Return `G G^T` along every axis, (n, n) for an axis of n; None for an axis that gets no basis.
 
-    One that is longer than the others are together gets none: a gradient says nothing of most directions then, rounding
+    An axis longer than the others together gets none: a gradient says nothing about most of its directions, so rounding
     would choose among them, and two processes would soon be far from one.
     """
     found: list[Tensor | None] = []
@@ -112,7 +112,7 @@ def _products(gradient: Tensor) -> list[Tensor | None]:
 
 
 def _turned(tensor: Tensor, bases: list[Tensor | None], back: bool = False) -> Tensor:
-    """The tensor in the bases of its axes, or back from there."""
+    """Return the tensor in the bases of its axes, or back from there."""
     for basis in bases:
         if basis is None:
             tensor = tensor.movedim(0, -1)
@@ -122,7 +122,7 @@ def _turned(tensor: Tensor, bases: list[Tensor | None], back: bool = False) -> T
 
 
 def _follow(state: dict[str, Any]) -> None:
-    """Turns every basis towards the eigenvectors that the products have now."""
+    """Turn every basis towards the eigenvectors that the products have now."""
     for axis, (product, basis) in enumerate(zip(state["products"], state["bases"], strict=True)):
         if product is not None:
             wide, turned = product.double(), basis.double()

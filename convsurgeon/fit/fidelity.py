@@ -13,9 +13,11 @@ from torch import Tensor
 class Fidelity:
     """Two models on the same inputs, over all floating-point outputs.
 
-    `sqnr_db` is 10 log10 of signal energy over error energy (inf where they agree to the bit); `cosine` that of the
-    angle between the outputs; `agreement` the share of rows with the same largest entry, None unless the output looks
-    like a classifier's: one (rows, classes) tensor.
+    Args:
+        sqnr_db: 10 log10 of signal energy over error energy; inf where they agree to the bit.
+        cosine: of the angle between the outputs.
+        agreement: share of rows with the same largest entry; None unless the output is one (rows, classes) tensor.
+        rows: how many there were.
     """
 
     sqnr_db: float
@@ -25,7 +27,7 @@ class Fidelity:
 
 
 def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
-    """Compares two lists of outputs of equal shapes, accumulating in float64; nan where a value is not finite."""
+    """Compare two lists of outputs of equal shapes, in float64; nan where a value is not finite."""
     signal = error = product = other = 0.0
     for one, two in zip(original, converted, strict=True):
         a, b = one.double().flatten(), two.double().flatten()
@@ -42,7 +44,7 @@ def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
 
 
 def sqnr_db(signal: float, error: float) -> float:
-    """10 log10(signal / error): inf without error, -inf without signal, nan where either is not finite."""
+    """Return 10 log10(signal / error): inf without error, -inf without signal, nan where either is not finite."""
     if not (math.isfinite(signal) and math.isfinite(error)):
         return math.nan
     if error == 0:
@@ -51,7 +53,7 @@ def sqnr_db(signal: float, error: float) -> float:
 
 
 def _agreement(one: Tensor, two: Tensor) -> float:
-    """Of NaN the largest entry is anything."""
+    """Return the share of rows with the same largest entry; nan where a value is not finite."""
     if not (bool(one.isfinite().all()) and bool(two.isfinite().all())):
         return math.nan
     return float(torch.eq(one.argmax(1), two.argmax(1)).double().mean())

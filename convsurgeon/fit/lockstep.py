@@ -24,7 +24,7 @@ Values = list[Any]
 
 
 class Runner(fx.Interpreter):
-    """One network's side: the values of every live node, one per batch.
+    """One of the two networks: the values of every live node, one per batch.
 
     Args:
         root: where the graph's modules and tensors are.
@@ -34,22 +34,24 @@ class Runner(fx.Interpreter):
     """
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, batches: Sequence[Example], spill: bool) -> None:
-        super().__init__(fx.GraphModule(named(root, traced), traced.graph))
-        inputs = [[_copied(tensor) for tensor in batch.tensors()] for batch in batches]
+        super().__init__(fx.GraphModule(graph_targets(root, traced), traced.graph))
+        inputs = [
+            [tensor.detach().clone() for tensor in batch.tensors()] for batch in batches
+        ]  # a forward may change it
         self._inputs = iter(zip(*inputs, strict=True))
-        self._keep = _on_disk if spill else _as_is
+        self._spill = spill
         self.environments: list[dict[fx.Node, Any]] = [{} for _ in batches]
 
     def step(self, node: fx.Node) -> None:
-        """Computes a node for every batch."""
+        """Compute a node for every batch."""
         values = next(self._inputs) if node.op == "placeholder" else None
         for index, environment in enumerate(self.environments):
             self.env = environment
             value = self.run_node(node) if values is None else values[index]
-            environment[node] = self._keep(value)
+            environment[node] = _on_disk(value) if self._spill else value
 
     def watched(self, node: fx.Node, modules: Sequence[nn.Module], index: int) -> list[tuple[nn.Module, Any]]:
-        """Runs a node for one batch without keeping its value: every call of `modules`, as (input, output)."""
+        """Run a node for one batch and return every call of `modules` as (input, output); the value is not kept."""
         found: list[tuple[nn.Module, Any]] = []
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -65,27 +67,27 @@ class Runner(fx.Interpreter):
         return found
 
     def of(self, node: fx.Node) -> Values:
-        """A live node's value for every batch."""
+        """Return a live node's value for every batch."""
         return [environment[node] for environment in self.environments]
 
     def holds(self, node: fx.Node) -> bool:
-        """Whether a node's values are live."""
+        """Return whether a node's values are live."""
         return node in self.environments[0]
 
     def drop(self, nodes: Sequence[fx.Node]) -> None:
-        """Forgets values."""
+        """Forget values."""
         for environment in self.environments:
             for node in nodes:
                 environment.pop(node, None)
 
 
-def root_like(seen: Capture, converted: nn.Module) -> nn.Module:
-    """The converted model in the wrapper that the original has where it could not be traced at all."""
+def converted_root(seen: Capture, converted: nn.Module) -> nn.Module:
+    """Return the converted model, in a wrapper where the original could not be traced at all."""
     return UntracedRoot(converted) if "" in seen.opaque else converted
 
 
-def named(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
-    """What the graph names, from `root` where it has it, else from the trace."""
+def graph_targets(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
+    """Return what the graph refers to, from `root` where it has it, else from the trace."""
     names = {str(node.target) for node in traced.graph.nodes if node.op in ("call_module", "get_attr")}
     found = {}
     for name in names:
@@ -97,7 +99,7 @@ def named(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
 
 
 def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """For every node, the nodes whose values nobody needs after it."""
+    """Return for every node the nodes whose values are not needed after it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         last[node] = node
@@ -110,9 +112,9 @@ def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 
 def walk(graph: fx.Graph, runners: Sequence[Runner]) -> Iterator[fx.Node]:
-    """Yields every node before the last runner computes it, the others having done so; then moves on.
+    """Yield every node after all runners but the last have computed it, and before the last one does.
 
-    What happens to the last runner's modules between the two is what its node then computes.
+    Changes that are made to the last runner's modules in between count already.
     """
     dropped = last_uses(graph)
     *leaders, follower = runners
@@ -128,17 +130,8 @@ def walk(graph: fx.Graph, runners: Sequence[Runner]) -> Iterator[fx.Node]:
             runner.drop(dropped.get(node, []))
 
 
-def _copied(tensor: Tensor) -> Tensor:
-    """A runner's own copy: a forward may work on its input in place."""
-    return tensor.detach().clone()
-
-
-def _as_is(value: Any) -> Any:
-    return value
-
-
 def _on_disk(value: Any) -> Any:
-    """The same values, tensors of more than a megabyte mapped from unnamed files."""
+    """Return the same values, tensors of more than a megabyte mapped from unnamed files."""
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":

@@ -1,8 +1,8 @@
 r"""What an image-to-image network adds to its input: of a denoiser the noise, of super-resolution the detail.
 
-A skip connection, or training, lets such a network hand its input on. An error of a hundredth of the *output* may then
-be all that the network was made for: 34 dB of SQNR hid a lost decibel of PSNR. So the output is regressed on the input,
-channel by channel and enlarged to the output's size, and an error counts against what the input does not explain:
+Such a network passes its input on. An error of a hundredth of the *output* may then be all that the network was made
+for. So the output is regressed on the input, channel by channel and enlarged to the output's size, and an error counts
+against what the input does not explain:
 
     added = |y - (a x + b)|^2 / |y - mean(y)|^2
 
@@ -27,7 +27,7 @@ _LEAST = 1e-9
 
 
 def added_share(model: nn.Module, batches: Sequence[Example]) -> float:
-    """Share of the output's variance that is not in the input; 1 for what is not image to image."""
+    """Return the share of the output's variance that is not in the input; 1 for what is not image to image."""
     wrong = energy = 0.0
     with undisturbed(model):
         for batch in batches:
@@ -41,7 +41,7 @@ def added_share(model: nn.Module, batches: Sequence[Example]) -> float:
 
 
 def _alike(image: Tensor, output: Tensor) -> bool:
-    """Whether the output is an image of the same channels, as large as the input or a whole number of times larger."""
+    """Return whether the output is an image of the input's channels and size, or a whole number of times larger."""
     if image.dim() != 4 or output.dim() != 4 or image.shape[:2] != output.shape[:2]:
         return False
     return all(
@@ -50,7 +50,7 @@ def _alike(image: Tensor, output: Tensor) -> bool:
 
 
 def _remainder(image: Tensor, output: Tensor) -> tuple[float, float]:
-    """Energy of the output that a line over the input leaves, channel by channel, and all of it but the mean."""
+    """Return the energy that a line over the input leaves of the output, channel by channel, and its energy around the mean."""
     size = list(output.shape[2:])
     x = image.double() if size == list(image.shape[2:]) else F.interpolate(image.double(), size, mode="bicubic")
     x, y = (value.transpose(0, 1).flatten(1) for value in (x, output.double()))

@@ -1,8 +1,7 @@
-"""Samples of what a conv sees and should give: patches at random output positions, and their second moments."""
+"""Samples of what a conv reads and should return: patches at random output positions, and their second moments."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,25 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convsurgeon.base import processes as world
 from convsurgeon.forms.leastsquares import precision
 
 POSITIONS = 4
 ROWS_PER_UNKNOWN = 64
-"""Output positions drawn per image: so many at least, and as many as give each unknown of an output so many rows.
-
-Measured on ResNet-20, rank 2, 1000 images: 20 rows lose 5 % of what 50 keep, 80 gain 2 % more; every position costs
-fifty times more and gains nothing more.
-"""
+"""Output positions drawn per image: so many at least, and as many as give each unknown of an output so many rows."""
 
 LEAST_PER_UNKNOWN = 14
 _MACS = 20_000_000_000
-"""Multiply-accumulates of a layer's covariance, above which fewer rows have to do, down to the least."""
+"""Multiply-accumulates of a layer's covariance, above which fewer rows are drawn, down to the least."""
 
 _BLOCK_ROWS = 4096
 _BLOCK_COLUMNS = 384
 _BYTES = 1 << 29
-"""Patches held at a time, 512 MB: fewer positions are drawn where a layer's patches would not fit."""
+"""Patches held at a time, 512 MB; fewer positions are drawn where a layer's patches would not fit."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Samples:
 
 
 def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """`count` random output positions of every image of an (N, O, H, W) output, without repeats: image, row, column."""
+    """Draw `count` positions of every image of an (N, O, H, W) output, without repeats: image, row, column."""
     images, height, width = shape[0], shape[-2], shape[-1]
     count = min(count, height * width)
     drawn = torch.rand(images, height * width, generator=generator).topk(count, dim=1).indices.flatten()
@@ -48,14 +42,14 @@ def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> t
 
 
 def positions_per_image(images: int, patch_size: int) -> int:
-    """How many positions to draw, with no more patches in all than fit into memory."""
+    """Return how many positions to draw, with no more patches in all than fit into memory."""
     wanted = max(POSITIONS, ROWS_PER_UNKNOWN * patch_size // max(1, images))
     most = min(_BYTES // (4 * patch_size), max(_MACS // patch_size**2, LEAST_PER_UNKNOWN * patch_size))
     return max(1, min(wanted, most // max(1, images)))
 
 
 def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """The inputs (S, groups, C/groups * kh*kw) behind output positions of a conv, padded as the conv pads."""
+    """Return the inputs (S, groups, C/groups * kh*kw) at output positions of a conv, padded as the conv pads."""
     image, row, column = (index.to(x.device) for index in where)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
@@ -69,60 +63,49 @@ def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) ->
 
 
 def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """The values (S, O) of an (N, O, H, W) tensor at positions."""
+    """Return the values (S, O) of an (N, O, H, W) tensor at positions."""
     return y.permute(0, 2, 3, 1)[tuple(index.to(y.device) for index in where)].float()
 
 
 def mean(values: Tensor) -> Tensor:
-    """Mean over the rows of all processes: float32 sums of blocks, added in float64."""
+    """Return the mean over rows: float32 sums of blocks, added in float64."""
     return moments(values.new_ones(len(values), 1), values, values.new_zeros(values.shape[1]))[0]
 
 
 def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
-    """Mean of `left^T (right - center)` over the rows of all processes: float32 products of blocks, added in float64.
+    """Return the mean of `left^T (right - center)` over rows: float32 products of blocks, added in float64.
 
-    Rows are centred block by block: no second copy of them is made.
+    Rows are centred block by block, so no second copy of them is made.
     """
     total = torch.zeros(left.shape[1], right.shape[1], dtype=torch.float64, device=left.device)
     for one, two in zip(left.split(_BLOCK_ROWS), right.split(_BLOCK_ROWS), strict=True):
         total += one.T @ (two - center)
-    return _mean_of_all(total, len(left))
+    return total.div_(max(1, len(left)))
 
 
 def second_moment(values: Tensor, center: Tensor) -> Tensor:
-    """`moments` of values around a center with themselves."""
-    return _mean_of_all(squares(values, center), len(values))
+    """Return the `moments` of values around a center with themselves."""
+    return squares(values, center).div_(max(1, len(values)))
 
 
 def squares(values: Tensor, center: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
-    """Sum over the rows of one process of `v^T v`, with `v` the values around a center.
+    """Return the sum over rows of `v^T v`, with `v` the values around a center.
 
-    One triangle of blocks is multiplied: little more than half the price. Very wide ones are added up in float32, in
-    which they are solved.
+    One triangle of blocks is multiplied, for little more than half the price. Very wide sums are in float32, in which
+    they are solved.
 
     Args:
         values: (S, p).
-        center: (p,); none is subtracted if it is not given.
+        center: (p,), or None to subtract nothing.
         onto: (p, p), symmetric: what the sum is added to, in place.
     """
     width = values.shape[1]
     total = torch.zeros(width, width, dtype=precision(width), device=values.device) if onto is None else onto
+    spans = [(start, min(start + _BLOCK_COLUMNS, width)) for start in range(0, width, _BLOCK_COLUMNS)]
     for block in values.split(_BLOCK_ROWS):
         rows = block if center is None else block - center
-        for start in range(0, width, _BLOCK_COLUMNS):
-            end = min(start + _BLOCK_COLUMNS, width)
+        for start, end in spans:
             total[start:end, start:] += rows[:, start:end].T @ rows[:, start:]
-    for start in range(0, width, _BLOCK_COLUMNS):
-        end = min(start + _BLOCK_COLUMNS, width)
+    for start, end in spans:
         total[end:, start:end] = total[start:end, end:].T
     return total
-
-
-def _mean_of_all(total: Tensor, rows: int) -> Tensor:
-    sums, count = world.added(total, torch.tensor(rows))
-    return sums.div_(max(1, int(count)))
-
-
-def relative(error: float, energy: float) -> float:
-    """Error over energy; 0 of nothing."""
-    return error / energy if energy > 0 else (0.0 if error == 0 else math.inf)

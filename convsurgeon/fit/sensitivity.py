@@ -15,13 +15,13 @@ it then: the values that a piece reads, each in units of its own deviation, are 
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.base import processes as world
 from convsurgeon.base.errors import first_line
 from convsurgeon.calibration.dataset import first_images, images_in, select_images
 from convsurgeon.graph.example import Example
@@ -31,25 +31,24 @@ from convsurgeon.graph.subgraphs import watch_gradient_ends
 
 IMAGES = 200
 VALUES = 1 << 16
-"""Images looked at: so many but no more than half of all, or fewer where their outputs have positions enough: each
-pixel of a denoiser is a projection of its own.
-"""
+"""Images that are run: at most so many and half of all; fewer of large outputs, where each pixel is a projection."""
 
 SHARE = 0.3
-"""Weight of the identity: 0.1 to 0.3 do alike on ResNet-20 and DnCNN, 0.02 and 1 do worse."""
+"""Weight of the identity."""
 
+_LOG = logging.getLogger(__name__)
 _LEAST_IMAGES = 16
 _BYTES = 1 << 30
-"""What a backward pass may keep of the network's activations: images go through it as many at a time as that allows."""
+"""Activations that a backward pass may keep; it takes no more images at a time than that allows."""
 
 
 def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
-    """The metric (O, O) in float64 of every named conv; the identity where no gradient reaches it."""
+    """Return the metric (O, O) in float64 of every named conv; the identity where no gradient reaches it."""
     return {name: mixed(moment) for name, moment in moments(model, names, batches, seed).items()}
 
 
 def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
-    """`G` (O, O) in float64 of every named conv, summed over positions and averaged over images.
+    """Return `G` (O, O) in float64 of every named conv, summed over positions and averaged over images.
 
     So `tr(G D S D^T)` is the squared error of an image's output for an error `D` of the kernel and patches of second
     moment `S`, to first order and as if positions were independent.
@@ -57,29 +56,28 @@ def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
     Args:
         model: the original; its parameters' gradients are not touched.
         names: dotted names of convs.
-        batches: calibration batches, all of them in every process; each uses its share.
+        batches: calibration batches.
         seed: of the random projections.
     """
     images = 0
     convs = {name: model.get_submodule(name) for name in names}
-    sums = {name: _nothing(conv) for name, conv in convs.items()}
+    sums = {name: _zeros(conv) for name, conv in convs.items()}
     with undisturbed(model), torch.enable_grad():
         handles = [conv.register_forward_hook(_Listener(sums[name])) for name, conv in convs.items()]
         try:
             for number, part in enumerate(_parts(model, batches)):
                 images += images_in(part)
-                if number % world.size() == world.rank():
-                    _pass(model, part, torch.Generator().manual_seed(seed * 7919 + number))
+                _backward(model, part, torch.Generator().manual_seed(seed * 7919 + number))
         except RuntimeError as error:
             warnings.warn(f"calibration: no gradients ({first_line(error)}); all outputs count alike", stacklevel=2)
         finally:
             for handle in handles:
                 handle.remove()
-    return {name: world.added(total)[0] / max(1, images) for name, total in sums.items()}
+    return {name: total / max(1, images) for name, total in sums.items()}
 
 
 def mixed(moment: Tensor) -> Tensor:
-    """A second moment of gradients (O, O), scaled to mean diagonal 1, and a share of the identity."""
+    """Return a second moment of gradients (O, O), scaled to mean diagonal 1, plus a share of the identity."""
     eye = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
     scale = float(moment.diagonal().mean())
     return moment / scale + SHARE * eye if scale > 0 and bool(moment.isfinite().all()) else eye
@@ -100,8 +98,8 @@ class _Listener:
         self.total += rows @ rows.T
 
 
-def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
-    """One forward, one backward from a random projection of every floating output, down to the inputs."""
+def _backward(model: nn.Module, part: Example, generator: torch.Generator) -> None:
+    """Run forward, and backward from a random projection of every floating output, down to the inputs."""
     with watch_gradient_ends(model) as watched:
         leaves, found = _forward(model, part)
     ends = [value for value, _ in watched.values()]
@@ -116,7 +114,7 @@ def _pass(model: nn.Module, part: Example, generator: torch.Generator) -> None:
 
 
 def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:
-    """The inputs of floating point, as leaves that want gradients, and the outputs."""
+    """Return the floating-point inputs, as leaves that require gradients, and the outputs."""
     leaves = [tensor.detach().requires_grad_() for tensor in part.tensors() if tensor.is_floating_point()]
     numbered = iter(leaves)
     own = part.map(lambda tensor: next(numbered) * 1 if tensor.is_floating_point() else tensor.clone())
@@ -126,7 +124,7 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
 
 
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
-    """The first images, in parts small enough for a backward pass; the same ones in every process."""
+    """Yield the first images, in parts small enough for a backward pass."""
     positions, kept_bytes = _of_one_image(model, first_images(batches[0], 1))
     at_once, images = _fitting(kept_bytes), 0
     most = max(_LEAST_IMAGES, min(IMAGES, sum(map(images_in, batches)) // 2))
@@ -139,14 +137,15 @@ def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
 
 
 def images_at_once(model: nn.Module, batch: Example) -> int:
-    """How many images of a batch a backward pass may take at a time: as many as `_BYTES` allow, at least one.
+    """Return how many images of a batch a backward pass may take at a time: as many as `_BYTES` allow, at least one.
 
-    All of them where the model takes no single one.
+    Where the model does not run on a single image, that is all of them.
     """
     try:
         with torch.enable_grad():
             return _fitting(_of_one_image(model, first_images(batch, 1))[1])
-    except Exception:  # the user's own forward
+    except Exception as error:  # the user's own forward
+        _LOG.info("the model does not run on one image (%s); backward passes take whole batches", first_line(error))
         return images_in(batch)
 
 
@@ -155,7 +154,7 @@ def _fitting(kept_bytes: int) -> int:
 
 
 def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
-    """Height times width of its largest output, 1 for vectors, and the bytes that a backward pass keeps of it."""
+    """Return the positions of an image's largest output (1 for a vector), and the bytes that a backward pass keeps."""
     sizes = {parameter.data_ptr(): 0 for parameter in model.parameters()}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -168,7 +167,7 @@ def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
     return positions, sum(sizes.values())
 
 
-def _nothing(conv: nn.Module) -> Tensor:
-    """Zeros (O, O) where the conv is."""
+def _zeros(conv: nn.Module) -> Tensor:
+    """Return zeros (O, O) on the conv's device."""
     assert isinstance(conv, nn.Conv2d)
     return conv.weight.new_zeros((conv.out_channels, conv.out_channels), dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""Data-aware weights: each site fitted to the original's output, with inputs from the already converted network.
+"""Each site fitted to the original's output, in the order in which sites run, on what the converted network feeds it.
 
-Original and converted graph run in lockstep over the calibration batches, once. At a changed site the original's output
-is known and so is what the converted network will feed it; random positions of both make a least-squares problem (see
-`site`) whose solution the converted network goes on with, so later sites repair what earlier ones lost.
+Original and converted graph run in lockstep over the calibration batches, once. At a changed site, random positions of
+the original's output and of the converted network's values make a least-squares problem (see `site`). The converted
+network goes on with its solution, so later sites repair what earlier ones lost.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from tqdm import tqdm
 
-from convsurgeon.base import processes as world
+from convsurgeon.base.progress import bar
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.lockstep import Runner, root_like, walk
-from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image, relative
-from convsurgeon.fit.site import Behind, Fitted, fit_site, site_error
-from convsurgeon.forms.form import Form
+from convsurgeon.fit.lockstep import Runner, converted_root, walk
+from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image
+from convsurgeon.fit.site import Epilogue, Fitted, fit_site, site_error
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
@@ -32,13 +29,23 @@ from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10
 """Every tenth sample of a site is not fitted to but judges the fit."""
+_MOST_BYTES = 4e9
+"""Live activations of both networks above which they are kept on disk."""
+
+Columns = tuple[Tensor, ...]
+"""Rows of patches, of targets and, where there is a shortcut, of its values in both networks."""
 
 
 @dataclass(frozen=True)
 class SiteFit:
-    """Relative output error of a site behind its batch norm and ReLU, on samples it was not fitted to.
+    """The error of a site behind its batch norm and activation, on samples that it was not fitted to.
 
-    In the metric of the fit: errors count by what they do to the network's output.
+    Args:
+        name: of the site.
+        before: the relative error in the metric of the fit, which weighs outputs by their effect on the network's.
+        after: the same of the weights that were kept.
+        positions: how many samples there were.
+        kept: whether the fit was better and was kept.
     """
 
     name: str
@@ -53,78 +60,36 @@ def fit_in_order(
     converted: nn.Module,
     plan: Plan,
     data: Calibration,
+    *,
     seed: int,
     progress: bool,
     metrics: Mapping[str, Tensor] | None = None,
     effort: float = 1.0,
 ) -> list[SiteFit]:
-    """Fits the changed sites of a converted model in place, in the order in which they run.
+    """Fit the changed sites of a converted model in place, in the order in which they run.
 
     Args:
         seen: capture of the original.
         converted: what `operate` made of it; its weights are changed.
         plan: as it was carried out.
-        data: calibration batches; under `torch.distributed` every process uses its share of them.
+        data: calibration set.
         seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
         metrics: of every site (see `sensitivity`), where they are known already.
         effort: the share of the usual steps that a site's fit may take.
     """
+    found = []
     with undisturbed(seen.model), evaluating(converted):
-        job = Job(seen, converted, plan, data, seed, metrics, effort)
-        with tqdm(total=len(plan.changes), desc="fitting", unit="site", disable=world.silent(progress)) as bar:
-            found = []
-            for done in job.run():
+        fits = _SequentialFit(seen, converted, plan, data, seed, metrics, effort).run()
+        with bar(total=len(plan.changes), desc="fitting", unit="site", show=progress) as shown:
+            for done in fits:
                 found.append(done)
-                bar.update()
-                bar.set_postfix_str(f"{done.name} error {done.before:.3f} -> {done.after:.3f}")
-    world.agree(converted)
+                shown.update()
+                shown.set_postfix_str(f"{done.name} error {done.before:.3f} -> {done.after:.3f}")
     return found
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Samples of a site: patches, targets and what else belongs to them; most are fitted to, the others judge."""
-
-    fitted: tuple[Tensor, ...]
-    judged: tuple[Tensor, ...]
-
-    @staticmethod
-    def of(batches: Sequence[tuple[Tensor, ...]]) -> Rows:
-        """The rows of all batches, each of which ends with those that are set aside (see `judged_last`)."""
-        sides: list[list[tuple[Tensor, ...]]] = [[], []]
-        for rows in batches:
-            kept = len(rows[0]) - _set_aside(len(rows[0]))
-            sides[0].append(tuple(values[:kept] for values in rows))
-            sides[1].append(tuple(values[kept:] for values in rows))
-        return Rows(*(tuple(_joined(values) for values in zip(*side, strict=True)) for side in sides))
-
-    def after(self, earlier: Rows | None) -> Rows:
-        """With the rows of earlier calls before them."""
-        if earlier is None:
-            return self
-        pairs = ((earlier.fitted, self.fitted), (earlier.judged, self.judged))
-        return Rows(*(tuple(torch.cat(values) for values in zip(one, two, strict=True)) for one, two in pairs))
-
-
-def judged_last(where: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions with every `JUDGED`-th at their end, so that setting those rows aside copies nothing."""
-    aside = torch.arange(len(where[0])) % JUDGED == 0
-    order = aside.to(torch.uint8).argsort(stable=True)
-    image, row, column = (values[order] for values in where)
-    return image, row, column
-
-
-def _set_aside(rows: int) -> int:
-    return -(-rows // JUDGED)
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """One tensor; a single one is not copied."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-class Job:
+class _SequentialFit:
     """One run in lockstep."""
 
     def __init__(
@@ -134,163 +99,156 @@ class Job:
         plan: Plan,
         data: Calibration,
         seed: int,
-        metrics: Mapping[str, Tensor] | None = None,
-        effort: float = 1.0,
+        metrics: Mapping[str, Tensor] | None,
+        effort: float,
     ) -> None:
-        share = data.fitted[world.rank() :: world.size()]
-        self.images = data.images
-        self.graph = seen.graph.graph
-        self.original, self.converted = seen.model, converted
-        self.root = seen.graph
         fits = [change for change in plan.changes.values() if change.form.fittable]
-        self.changes = {name: change for change in fits for name in change.site.names}
-        spill = _too_large(seen, share)
-        self.runners = (
-            Runner(seen.graph, seen.graph, share, spill),
-            Runner(root_like(seen, converted), seen.graph, share, spill),
-        )
-        self.calls = callers(self.graph, seen.graph)
-        self.seed, self.effort = seed, effort
         names = [change.name for change in fits]
+        self.seen, self.converted, self.images, self.seed, self.effort = seen, converted, data.images, seed, effort
         self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed) if metrics is None else metrics
+        self.changes = {name: change for change in fits for name in change.site.names}
+        live_bytes = 2 * seen.cost.peak_activation_bytes * data.images / max(1, images_in(seen.example))
+        roots = (seen.graph, converted_root(seen, converted))
+        self.original_run, self.converted_run = (
+            Runner(root, seen.graph, data.fitted, spill=live_bytes > _MOST_BYTES) for root in roots
+        )
+        self.calls = callers(seen.graph.graph, seen.graph)
         self.opaque = {path or UNTRACED for path in seen.opaque} | ({""} if "" in seen.opaque else set())
-        self.earlier: dict[str, Rows] = {}
+        self.earlier: dict[str, tuple[Columns, Columns]] = {}
 
     def run(self) -> Iterator[SiteFit]:
-        """Yields every site as it is fitted; one that is called again is fitted again, to all its calls so far."""
-        for index, node in enumerate(walk(self.graph, self.runners)):
+        """Yield every site as it is fitted; one that is called again is fitted again, to all its calls so far."""
+        for index, node in enumerate(walk(self.seen.graph.graph, (self.original_run, self.converted_run))):
             if node.op != "call_module":
                 continue
             change = self.changes.get(str(node.target))
             if change is not None:
-                yield from self._fit_call(node, change, index)
+                yield self._fit_call(node, change, index)
             elif str(node.target) in self.opaque:
                 yield from self._fit_inside(node, index)
 
-    def _fit_call(self, node: fx.Node, change: Change, index: int) -> Iterator[SiteFit]:
+    def _fit_call(self, node: fx.Node, change: Change, index: int) -> SiteFit:
         conv = self._conv(change)
-        around = neighbours(node, self.root, conv, self.calls)
-        if len(change.site.calls) > 1:  # what follows differs from call to call
-            around = alone(conv)
-        leader, follower = self.runners
+        shared = len(change.site.calls) > 1  # what follows differs from call to call
+        around = alone(conv) if shared else neighbours(node, self.seen.graph, conv, self.calls)
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
-        shortcut = [around.shortcut] if around.shortcut is not None and leader.holds(around.shortcut) else []
-        sides = [runner.of(other) for other in shortcut for runner in (leader, follower)]
-        rows = self._rows(conv, self.inputs(source), leader.of(node), sides, index)
-        yield self._fit(change, conv, around, rows)
-
-    def inputs(self, source: fx.Node) -> Sequence[Tensor]:
-        """What a site is fitted on: the converted network's values, so that it repairs what earlier sites lost."""
-        values: Sequence[Tensor] = self.runners[1].of(source)
-        return values
+        sides = []
+        if around.shortcut is not None and self.original_run.holds(around.shortcut):
+            sides = [run.of(around.shortcut) for run in (self.original_run, self.converted_run)]
+        samples = self._samples(conv, self.converted_run.of(source), self.original_run.of(node), sides, index)
+        return self._fit(change, conv, around, *samples)
 
     def _fit_inside(self, node: fx.Node, index: int) -> Iterator[SiteFit]:
-        """The sites of a region that could not be traced, one run of the region for each."""
-        leader, follower = self.runners
+        """Yield the sites of a region that could not be traced, one run of the region for each."""
         region = "" if "" in self.opaque else f"{node.target}."
-        names = {name: change for name, change in self.changes.items() if name.startswith(region)}
-        modules = {self.original.get_submodule(name): change for name, change in names.items()}
-        order = dict.fromkeys(seen for seen, _ in leader.watched(node, list(modules), 0))
+        inside = {name: change for name, change in self.changes.items() if name.startswith(region)}
+        modules = {self.seen.model.get_submodule(name): change for name, change in inside.items()}
+        order = dict.fromkeys(conv for conv, _ in self.original_run.watched(node, list(modules), 0))
         for step, conv in enumerate(order):
             change = modules[conv]
             assert isinstance(conv, nn.Conv2d)
             inner = self.converted.get_submodule(change.name)
             targets, sources = [], []
-            for number in range(len(leader.environments)):
-                wanted = leader.watched(node, [conv], number)
-                given = follower.watched(node, [inner], number)
+            for number in range(len(self.original_run.environments)):
+                wanted = self.original_run.watched(node, [conv], number)
+                given = self.converted_run.watched(node, [inner], number)
                 targets.append(torch.cat([out for _, (_, out) in wanted]))
                 sources.append(torch.cat([x for _, (x, _) in given]))
-            rows = self._rows(conv, sources, targets, [], index + step * 7919)
-            yield self._fit(change, conv, alone(conv), rows)
+            samples = self._samples(conv, sources, targets, [], index + step * 7919)
+            yield self._fit(change, conv, alone(conv), *samples)
 
     def _conv(self, change: Change) -> nn.Conv2d:
-        conv = self.original.get_submodule(change.name)
+        conv = self.seen.model.get_submodule(change.name)
         assert isinstance(conv, nn.Conv2d)
         return conv
 
-    def _rows(
-        self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Any], index: int
-    ) -> Rows:
-        """Patches of the converted network, outputs of the original, and `sides`, at random positions."""
-        parts: list[tuple[Tensor, ...]] = []
+    def _samples(
+        self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Sequence[Tensor]],
+        index: int,
+    ) -> tuple[Columns, Columns]:  # fmt: skip
+        """Return samples at random positions: those to fit to, and those that judge."""
         count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
+        fitted, judged = [], []
         for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
-            batch = world.rank() + number * world.size()
-            where = judged_last(positions(y.shape, count, _generator(self.seed, index, batch)))
-            parts.append((patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides)))
-        return Rows.of(parts)
+            image, row, column = positions(y.shape, count, _generator(self.seed, index, number))
+            aside = torch.arange(len(image)) % JUDGED == 0
+            order = aside.to(torch.uint8).argsort(stable=True)  # those aside last, so that to part them copies nothing
+            where = (image[order], row[order], column[order])
+            columns = (patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides))
+            kept = len(image) - int(aside.sum())
+            fitted.append(tuple(values[:kept] for values in columns))
+            judged.append(tuple(values[kept:] for values in columns))
+        return _joined(fitted), _joined(judged)
 
-    def _fit(self, change: Change, conv: nn.Conv2d, around: Neighbours, rows: Rows) -> SiteFit:
+    def _fit(
+        self, change: Change, conv: nn.Conv2d, around: Neighbours, fitted_to: Columns, judged_by: Columns
+    ) -> SiteFit:
         if len(change.site.calls) > 1:
-            rows = rows.after(self.earlier.get(change.name))
-            self.earlier[change.name] = rows
-        module, form = self.converted.get_submodule(change.name), change.form
-        fitted_to, judged = (_problem(part, conv, around) for part in (rows.fitted, rows.judged))
-        total = len(rows.fitted[0]) + len(rows.judged[0])
-        metric = self.metrics[change.name]
+            if change.name in self.earlier:
+                earlier = self.earlier[change.name]
+                fitted_to, judged_by = _joined([earlier[0], fitted_to]), _joined([earlier[1], judged_by])
+            self.earlier[change.name] = fitted_to, judged_by
+        module, form, metric = self.converted.get_submodule(change.name), change.form, self.metrics[change.name]
+        total = len(fitted_to[0]) + len(judged_by[0])
         try:
-            fitted = fit_site(form, conv, *fitted_to, metric, self.effort)
+            fitted = fit_site(form, conv, *_problem(fitted_to, conv, around), metric, self.effort)
         except FloatingPointError:
-            warnings.warn(f"{change.name}: {_unfit(rows)}; its weights stay as they are", stacklevel=2)
+            warnings.warn(f"{change.name}: {_reason(fitted_to)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
         start = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        before = _error(*judged, form.dense(module, change.site.geometry), start, metric)
-        after = _error(*judged, fitted.dense, fitted.bias, metric)
+        judged = _problem(judged_by, conv, around)
+        before = site_error(*judged, form.dense(module, change.site.geometry), start, metric)
+        after = site_error(*judged, fitted.dense, fitted.bias, metric)
         if kept := after < before:
-            self._assign(form, conv, module, around, fitted)
+            self._assign(change, conv, module, around, fitted)
         return SiteFit(change.name, before, min(after, before), total, kept)
 
-    def _assign(self, form: Form, conv: nn.Conv2d, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
-        """Puts the fit into the converted model; a bias the conv cannot hold goes into the batch norm behind it."""
+    def _assign(self, change: Change, conv: nn.Conv2d, module: nn.Module, around: Neighbours, fitted: Fitted) -> None:
+        """Put the fit into the converted model; a bias the conv cannot hold goes into the batch norm behind it."""
         flags = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
         bias = None if conv.bias is None else fitted.bias.to(conv.bias.dtype)
-        form.assign(module, fitted.kernels, bias, conv.weight.dtype)
+        change.form.assign(module, fitted.kernels, bias, conv.weight.dtype)
         for name, parameter in module.named_parameters():
             parameter.requires_grad_(flags[name])
         if bias is None and around.norm is not None:
-            norms = [model.get_submodule(around.norm) for model in (self.converted, self.original)]
+            norms = [model.get_submodule(around.norm) for model in (self.converted, self.seen.model)]
             own, original = (norm.running_mean for norm in norms)
             assert isinstance(own, Tensor)
             assert isinstance(original, Tensor)
             own.copy_(original - fitted.bias)
 
 
-def _unfit(rows: Rows) -> str:
-    """Why there is no fit to samples."""
-    largest = max(float(values.abs().max()) for values in rows.fitted)
+def _joined(parts: Sequence[Columns]) -> Columns:
+    """Return the rows of all parts; those of a single one are not copied."""
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _problem(columns: Columns, conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Epilogue]:
+    """Return samples, and what follows the conv at their places."""
+    shortcut = columns[2:] or (torch.zeros_like(columns[1]), torch.zeros_like(columns[1]))
+    all_known = len(columns) > 2 or around.shortcut is None
+    epilogue = Epilogue(
+        around.scale,
+        around.shift,
+        shortcut=(shortcut[0], shortcut[1]),
+        activation=around.activation if all_known else None,
+        intercept=around.norm is not None or conv.bias is not None,
+    )
+    return Samples(columns[0], columns[1]), epilogue
+
+
+def _reason(columns: Columns) -> str:
+    """Return why there is no fit to samples."""
+    largest = max(float(values.abs().max()) for values in columns)
     if not math.isfinite(largest):
         return "activations are not finite"
     return f"activations reach {largest:.1e}, which is too large to fit to in float32"
 
 
-def _problem(rows: tuple[Tensor, ...], conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Behind]:
-    """Samples, and what stands behind the conv at their places."""
-    sides = rows[2:] or (torch.zeros_like(rows[1]), torch.zeros_like(rows[1]))
-    all_known = len(rows) > 2 or around.shortcut is None
-    activation = (around.activation,) if around.activation is not None and all_known else ()
-    intercept = around.norm is not None or conv.bias is not None
-    return Samples(rows[0], rows[1]), Behind(around.scale, around.shift, (sides[0], sides[1]), activation, intercept)
-
-
-def _error(samples: Samples, behind: Behind, dense: Tensor, bias: Tensor, metric: Tensor) -> float:
-    """Relative error over the samples of all processes."""
-    sums = site_error(samples, behind, dense, bias, metric)
-    error, energy = world.added(*(torch.tensor(value).double() for value in sums))
-    return relative(float(error), float(energy))
-
-
 def _generator(*numbers: int) -> torch.Generator:
-    """Random numbers of their own for every site and batch, whoever works on it."""
+    """Return random numbers of their own for every site and batch."""
     seed = 0
     for number in numbers:
         seed = (seed * 1_000_003 + number + 1) % (1 << 62)
     return torch.Generator().manual_seed(seed)
-
-
-def _too_large(seen: Capture, batches: Sequence[Any]) -> bool:
-    """Whether both networks' live activations would take more than 4 GB."""
-    one = max(1, images_in(seen.example))
-    images = sum(map(images_in, batches))
-    return 2 * seen.cost.peak_activation_bytes / one * images > 4e9

@@ -5,12 +5,9 @@ the range that the exporter's calibrator finds. Gradients pass a rounding as if 
 arXiv 1308.3432) and end where a value is cut off (Jacob et al. 2018, arXiv 1712.05877). A batch norm behind a conv
 scales whole output channels, so the levels are those of the weights that it is folded into.
 
-The exporter evens out the channels between two convs before it rounds (see `equalise`). What a conv reads is divided by
-the same factors here, and its weights multiplied by them, while both are rounded: without, the middle of a CP chain
-would be rounded far more coarsely than in the file, and the network would learn to bear what never happens. Nor are
-weights rounded here that the exporter fits to what their conv computes (see `fitting`): it leaves little of that error.
-DnCNN at 0.2 of the MACs, PSNR on Set12: in float 30.14 dB, its file 30.00; with all weights rounded to the nearest
-29.84 here, with activations alone 30.01.
+The exporter evens out the channels between two convs before it rounds (see `equalise`). Here, too, what a conv reads is
+divided by the same factors and its weights are multiplied by them while both are rounded. Weights that the exporter
+rounds to what their conv computes (see `weight_rounding`) are not rounded here: little of their error is left.
 """
 
 from __future__ import annotations
@@ -50,7 +47,7 @@ class Exported:
 
 
 def as_exported(model: nn.Module, sample: Sequence[Example], target: Target) -> Exported:
-    """Asks the exporter itself; the nodes of an exported graph bear the names of the layers."""
+    """Return what the exporter itself would do with a model; its nodes bear the names of the layers."""
     from convsurgeon.int8.equalise import equalise  # loads onnx and the runtime
     from convsurgeon.int8.float_ends import find_float_ends
     from convsurgeon.int8.module import build_float_graph
@@ -70,7 +67,7 @@ def learn_rounded(
     target: Target,
     exported: Exported = Exported(),
 ) -> None:
-    """From now on the model rounds in every forward pass; its state dict stays as it is.
+    """Make the model round in every forward pass from now on; its state dict stays as it is.
 
     Args:
         model: a working copy; hooks stay on it.
@@ -92,7 +89,7 @@ def learn_rounded(
 
 
 def _scale(layer: nn.Module, scale: Array | None) -> Tensor:
-    """The factors of the channels that a layer reads, 1 where there are none."""
+    """Return the factors of the channels that a layer reads, 1 where there are none."""
     if scale is None or isinstance(layer, nn.Linear) or len(scale) != getattr(layer, "in_channels", 0):
         return torch.ones(1)
     assert isinstance(layer.weight, Tensor)
@@ -106,13 +103,13 @@ class _Rounding:
         self.low, self.high, self.largest, self.scale, self.weights = *_with_zero(span), largest, scale, weights
 
     def enter(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Puts a rounded weight before the parameter, where attributes are looked up first."""
+        """Put a rounded weight before the parameter, where attributes are looked up first."""
         if self.weights:
             layer.__dict__["weight"] = self._weight(layer)
         return (self._input(args[0]), *args[1:])
 
     def leave(self, layer: nn.Module, args: object, output: object) -> None:
-        """The parameter is the weight again."""
+        """Make the parameter the weight again."""
         layer.__dict__.pop("weight", None)
 
     def _input(self, values: Tensor) -> Tensor:
@@ -139,14 +136,14 @@ def _rounded(weight: Tensor, largest: int) -> Tensor:
 
 
 def _with_zero(span: Range) -> Range:
-    """Widened to hold 0, which has to be a level: padding is made of it."""
+    """Return the range widened to hold 0, which must be a level: padding is made of it."""
     low, high = min(span[0], 0.0), max(span[1], 0.0)
     step = (high - low) / _LEVELS
     return (low, high) if low == 0.0 else (round(low / step) * step, round(low / step) * step + high - low)
 
 
 def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequence[Example]) -> list[Range | None]:
-    """The range of what each layer reads, over its factors; None of one that is never called or reads but one value."""
+    """Return the range of what each layer reads, over its factors; None if it is never called or reads one value."""
     spans: dict[nn.Module, Range] = {}
     bins: dict[nn.Module, Array] = {}
 

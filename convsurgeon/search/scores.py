@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.dataset import images_in
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.regression import Gathering
+from convsurgeon.fit.regression import MomentSum
 from convsurgeon.fit.samples import patches, positions, positions_per_image
 from convsurgeon.forms.covariance import Covariance
 from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
@@ -178,7 +178,7 @@ class _Watcher:
         self.count = positions_per_image(images, size * conv.groups)
         if size >= WIDE:
             self.count = min(self.count, max(1, _ROWS_PER_INPUT_IF_WIDE * size // images))
-        self.gathering = Gathering(conv.groups, size)
+        self.gathering = MomentSum(conv.groups, size)
         self.generator = torch.Generator()
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:

@@ -15,7 +15,7 @@ from convsurgeon.fit import sensitivity
 from convsurgeon.fit.samples import moments, second_moment
 from convsurgeon.graph.capture import capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
-from convsurgeon.search.scores import by_data
+from convsurgeon.search.scores import score_by_data
 from tests.growing import convert_growing
 
 
@@ -96,17 +96,17 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
     base = plan_captured(seen, forms, cs.select.everything(), allow_growth=True)
     options = candidates(base, kernels_of(seen), forms, allow_growth=True)
     batches = read(images, seen.example).fitted
-    measures = by_data(model, options, batches, sensitivity.moments(model, options, batches, 0), seed=0, progress=False)
-    assert all(set(errors) == {("0", form.label) for form in forms} for errors in measures.values())
-    for errors in measures.values():
-        falling = [errors["0", form.label] for form in forms[:3]]
-        assert falling == sorted(falling, reverse=True)
+    gradients = sensitivity.moments(model, options, batches, 0)
+    scores = score_by_data(model, options, batches, gradients, seed=0, progress=False)
+    assert set(scores) == {("0", form.label) for form in forms}
+    falling = [scores["0", form.label] for form in forms[:3]]
+    assert falling == sorted(falling, reverse=True)
     for form in forms:
         result = convert_growing(model, images[:1], forms=[form], policy=cs.select.everything(),
                             calibration=images, progress=False)  # fmt: skip
         with torch.no_grad():
             wrong = (result.model(images) - model(images)).square().sum() / len(images)
-        assert measures["network"]["0", form.label] == pytest.approx(float(wrong), rel=0.35)
+        assert scores["0", form.label] == pytest.approx(float(wrong), rel=0.35)
 
 
 class InPairs(Linear):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from convsurgeon.fit.samples import Samples
-from convsurgeon.fit.site import Behind, _share, fit_site, site_error
+from convsurgeon.fit.site import Epilogue, _share, fit_site, site_error
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.neighbours import Activation, callers, neighbours
 
@@ -90,11 +90,11 @@ def test_a_fit_that_knows_what_follows_does_better_behind_it(name: str, form: cs
         conv.bias *= 2
     zero = torch.zeros(3000, 6)
     samples = Samples(patches[:, None], targets)
-    knowing = Behind(torch.ones(6), torch.zeros(6), (zero, zero), _found(_Net(ACTIVATIONS[name])), intercept=True)
-    blind = dataclasses.replace(knowing, activation=())
+    knowing = Epilogue(torch.ones(6), torch.zeros(6), (zero, zero), _found(_Net(ACTIVATIONS[name])), intercept=True)
+    blind = dataclasses.replace(knowing, activation=None)
     metric = torch.eye(6, dtype=torch.float64)
     errors = []
-    for behind in (knowing, blind):
-        fitted = fit_site(form, conv, samples, behind, metric)
-        errors.append(site_error(samples, knowing, fitted.dense, fitted.bias, metric)[0])
+    for epilogue in (knowing, blind):
+        fitted = fit_site(form, conv, samples, epilogue, metric)
+        errors.append(site_error(samples, knowing, fitted.dense, fitted.bias, metric))
     assert errors[0] < errors[1]

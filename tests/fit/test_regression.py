@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from convsurgeon.fit import regression as spread
-from convsurgeon.fit.regression import Gathering, few, spread_of
+from convsurgeon.fit import regression
+from convsurgeon.fit.regression import MomentSum, Regression, few
 from convsurgeon.forms.covariance import FewRows, Whole
 from convsurgeon.forms.leastsquares import DOUBLE_UNKNOWNS
 
@@ -51,9 +51,9 @@ def _wide(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_the_regression_on_few_rows_is_that_on_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
     patches, target, kernel = _wide(60)
     center = patches.mean(0).double()
-    thin = spread_of(patches, center)
-    monkeypatch.setattr(spread, "few", lambda *_: False)
-    whole = spread_of(patches, center)
+    thin = Regression(patches, center)
+    monkeypatch.setattr(regression, "few", lambda *_: False)
+    whole = Regression(patches, center)
     assert isinstance(thin.covariance, FewRows)
     assert isinstance(whole.covariance, Whole)
     torch.testing.assert_close(thin.covariance.values, whole.covariance.values, rtol=1e-4, atol=1e-5)
@@ -65,7 +65,7 @@ def test_the_regression_on_few_rows_is_that_on_the_covariance(monkeypatch: pytes
 @pytest.mark.parametrize("parts", [(30, 30), (700, 1, 40)])
 def test_second_moments_come_bit_by_bit_whichever_way_they_are_held(parts: tuple[int, ...]) -> None:
     rows = [torch.randn(size, 2, WIDE) for size in parts]
-    gathering = Gathering(2, WIDE)
+    gathering = MomentSum(2, WIDE)
     for part in rows:
         gathering.add(part)
     found, count = gathering.covariances(rows[0])
@@ -78,7 +78,7 @@ def test_second_moments_come_bit_by_bit_whichever_way_they_are_held(parts: tuple
 
 
 def test_no_patches_at_all_have_an_empty_covariance() -> None:
-    found, count = Gathering(1, 3).covariances(torch.zeros(1))
+    found, count = MomentSum(1, 3).covariances(torch.zeros(1))
     assert (count, float(found[0].values.abs().sum())) == (0, 0.0)
 
 
