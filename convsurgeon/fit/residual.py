@@ -50,7 +50,7 @@ def _alike(image: Tensor, output: Tensor) -> bool:
 
 
 def _remainder(image: Tensor, output: Tensor) -> tuple[float, float]:
-    """Return the energy that a line over the input leaves of the output, channel by channel, and its energy around the mean."""
+    """Return the output's energy beside a line over the input, channel by channel, and its energy around the mean."""
     size = list(output.shape[2:])
     x = image.double() if size == list(image.shape[2:]) else F.interpolate(image.double(), size, mode="bicubic")
     x, y = (value.transpose(0, 1).flatten(1) for value in (x, output.double()))
