@@ -123,48 +123,29 @@ def input_names(model: nn.Module, example: Example) -> list[str]:
 
 
 def fit_batches(model: nn.Module, data: Calibration, own: int = 1) -> Calibration:
-    """Return the calibration set in batches that the model runs on.
+    """Return the calibration set in batches that the model runs on: its own, single images, or those of its example.
 
-    A model may be written for one image (`x.view(1, -1)`): where it fails on a batch, or makes one row of it, every
-    image becomes a batch.
-
-    Args:
-        model: The original, left as it was.
-        data: The calibration set.
-        own: The batch size of the model's example, which is tried where neither single images nor batches run.
+    A model may be written for one image (`x.view(1, -1)`): it fails on a batch, or makes one row of it.
 
     Raises:
-        CalibrationError: The model does not run on a single image either.
+        CalibrationError: The model runs on none of them.
     """
     largest = max((*data.fitted, *data.held_back), key=images_in)
-    if images_in(largest) == 0:
-        return data
-    one = first_images(largest, 1)
-    try:
-        rows = [out.shape for out in outputs(model, one)]
-    except Exception as error:  # the user's own forward
-        if _row_counts(model, largest) is not None:
-            return data  # it needs batches, as batch norms in training mode do
-        if own > 1 and _row_counts(model, first_images(largest, own)) is not None:
-            return _cut(data, own)
-        raise CalibrationError(
-            f"calibration: {type(model).__name__} does not run on an image of shape {one}: {describe(error)}; "
-            "pass images that model(...) accepts"
-        ) from error
-    found = _row_counts(model, largest)
-    per_image = [shape for shape in rows if shape and shape[0] == 1]
-    if found is not None and (not per_image or images_in(largest) in found):
-        return data
-    return _cut(data, 1)
-
-
-def _row_counts(model: nn.Module, batch: Example) -> set[int] | None:
-    """Return the first dimensions of a model's outputs for a batch; None where it does not run."""
-    try:
-        return {out.shape[0] for out in outputs(model, batch) if out.dim()}
-    except Exception as error:  # the user's own forward
-        _LOG.info("the model does not run on a batch of %d: %s", images_in(batch), describe(error))
-        return None
+    size = images_in(largest)
+    for count in dict.fromkeys((size, own, 1)):
+        batch = first_images(largest, count)
+        try:
+            found = outputs(model, batch)
+        except Exception as error:  # the user's own forward
+            _LOG.info("the model does not run on %d images: %s", count, describe(error))
+            failure = error
+            continue
+        if count <= 1 or any(out.dim() and out.shape[0] % count == 0 for out in found):
+            return data if count == size else _cut(data, count)
+    raise CalibrationError(
+        f"calibration: {type(model).__name__} does not run on an image of shape {batch}: {describe(failure)}; "
+        "pass images that model(...) accepts"
+    ) from failure
 
 
 def _cut(data: Calibration, size: int) -> Calibration:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.progress import bar
-from convsurgeon.calibration.norm_statistics import watch_norms
+from convsurgeon.calibration.norm_statistics import norm_divergence
 from convsurgeon.calibration.normalisation import Normalisation
 from convsurgeon.graph.example import Example
 
@@ -37,39 +37,30 @@ def invert(
 ) -> tuple[list[Tensor], float, float]:
     """Return changed pixels, and the norms' mean divergence before and after.
 
-    Args:
-        model: In eval mode; no gradient of its parameters is computed.
-        norms: Those of its batch norms that were trained.
-        pixels: (N, C, H, W) of every input, float32 on the CPU.
-        scales: The normalisation of each.
-        like: The example.
-        passes: Over all images.
-        batch: Images in each run; what is left over waits for the next pass.
-        seed: Of the batches' order.
-        progress: Whether to show a bar.
+    `pixels` are (N, C, H, W) on the CPU for every input, each with its normalisation. Images that do not fill a batch
+    wait for the next pass.
     """
     generator = torch.Generator().manual_seed(seed)
     changed = [one.clone().requires_grad_() for one in pixels]
-    limits = [(one.amin().clamp(max=0), one.amax().clamp(min=1)) for one in pixels]
+    limits = [(min(0.0, float(one.min())), max(1.0, float(one.max()))) for one in pixels]
     optimizer = torch.optim.Adam(changed, betas=_BETAS, eps=1e-12)
     divergences: list[float] = []
-    with watch_norms(norms) as watch, torch.enable_grad(), bar(total=passes, desc="images", show=progress) as shown:
+    with torch.enable_grad(), bar(total=passes, desc="images", show=progress) as shown:
         for number in range(passes):
             optimizer.param_groups[0]["lr"] = _STEP * (1 + math.cos(math.pi * number / passes)) / 2
             order = torch.randperm(len(pixels[0]), generator=generator)
             found = []
             for start in range(0, len(order) - batch + 1, batch):
                 rows = order[start : start + batch]
-                images = zip(changed, scales, like.tensors(), strict=True)
-                inputs = [scale.apply(one[rows]).to(tensor) for one, scale, tensor in images]
-                divergence = watch.run(model, like.with_tensors(inputs))
+                parts = zip(changed, scales, like.tensors(), strict=True)
+                inputs = [scale.apply(one[rows]).to(tensor) for one, scale, tensor in parts]
+                divergence = norm_divergence(model, norms, like.with_tensors(inputs))
                 divergence.backward(inputs=changed)
                 found.append(float(divergence.detach()))
             optimizer.step()
             optimizer.zero_grad()
-            with torch.no_grad():
-                for one, (low, high) in zip(changed, limits, strict=True):
-                    one.clamp_(low, high)
+            for one, (low, high) in zip(changed, limits, strict=True):
+                one.data.clamp_(low, high)
             divergences.append(sum(found) / len(found))
             shown.update()
             shown.set_postfix_str(f"divergence from the batch norms {divergences[-1]:.3f}")

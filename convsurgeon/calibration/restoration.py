@@ -1,4 +1,4 @@
-"""Networks that restore images, denoisers and super-resolution: which fault they were trained to remove.
+"""Networks that restore images, denoisers and super-resolution: which faults they were trained to remove.
 
 A network of one image in and one out is shown images with a fault: noise of some strength, or the blur of a smaller
 size. Where its output is nearer to the image without the fault than its input was, it was trained for that fault, and
@@ -30,14 +30,13 @@ Spoil = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Restorer:
-    """The normalisation of a network, the faults that it removes by name, and how many times larger its output is."""
+    """The normalisation of a network, and the faults that it removes by name."""
 
     scale: Normalisation
     faults: dict[str, Spoil]
-    enlarges: int
 
     def spoil(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Return pixels (N, C, H * enlarges, W * enlarges) with one fault each, in turn, as (N, C, H, W)."""
+        """Return pixels with one fault each, in turn."""
         count = len(self.faults)
         parts = [spoil(pixels[at::count], generator) for at, spoil in enumerate(self.faults.values())]
         images = torch.empty(len(pixels), *parts[0].shape[1:])
@@ -57,21 +56,12 @@ def enlargement(given: Tensor, output: object) -> int:
 def find_restorer(
     model: nn.Module, pixels: Tensor, enlarges: int, scales: Sequence[Normalisation], like: Tensor, seed: int
 ) -> Restorer | None:
-    """Return what a network restores; None if nothing.
-
-    Args:
-        model: In eval mode, of one image in and one out.
-        pixels: Natural images (N, C, H * enlarges, W * enlarges) in [0, 1].
-        enlarges: Of `enlargement`.
-        scales: The normalisations to try.
-        like: The example, for dtype and device.
-        seed: Of the noise.
-    """
+    """Return what a network restores, None if nothing, by natural images as large as its output."""
     faults = _faults(enlarges)
     left: dict[tuple[int, str], float] = {}
     for name, spoil in faults.items():
         spoilt = spoil(pixels, torch.Generator().manual_seed(seed))
-        before = (_resized(spoilt, enlarges) - pixels).square().sum()
+        before = (_resize(spoilt, enlarges) - pixels).square().sum()
         for which, scale in enumerate(scales):
             out = model(scale.apply(spoilt).to(like)).float().cpu()
             left[which, name] = float((scale.undo(out) - pixels).square().sum() / before)
@@ -79,7 +69,7 @@ def find_restorer(
     if not least < _REMOVED:
         return None
     kept = {name: spoil for name, spoil in faults.items() if left[which, name] < min(_REMOVED, _ALIKE * least)}
-    return Restorer(scales[which], kept, enlarges)
+    return Restorer(scales[which], kept)
 
 
 def _faults(enlarges: int) -> dict[str, Spoil]:
@@ -94,17 +84,17 @@ def _add_noise(sigma: int, pixels: Tensor, generator: torch.Generator) -> Tensor
 
 
 def _shrink(times: int, pixels: Tensor, _: torch.Generator) -> Tensor:
-    return _resized(pixels, 1 / times)
+    return _resize(pixels, 1 / times)
 
 
 def _blur(times: int, pixels: Tensor, _: torch.Generator) -> Tensor:
-    return _bicubic(_resized(pixels, 1 / times), pixels.shape[2:])
+    return _resize_to(_resize(pixels, 1 / times), pixels.shape[2:])
 
 
-def _resized(pixels: Tensor, times: float) -> Tensor:
-    return pixels if times == 1 else _bicubic(pixels, [max(1, round(side * times)) for side in pixels.shape[2:]])
+def _resize(pixels: Tensor, times: float) -> Tensor:
+    return pixels if times == 1 else _resize_to(pixels, [max(1, round(side * times)) for side in pixels.shape[2:]])
 
 
-def _bicubic(pixels: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize as images usually are."""
+def _resize_to(pixels: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize as images usually are, bicubic."""
     return F.interpolate(pixels, size=list(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)

@@ -53,35 +53,23 @@ _RESTORER_PROBES, _PROBE_SIDE = 4, 64
 
 
 def synthetic_images(
-    model: Model,
-    example: object = None,
-    limit: int = 1024,
-    seed: int = 0,
-    *,
-    mean: Numbers | None = None,
-    std: Numbers | None = None,
-    progress: bool = True,
+    model: Model, example: object = None, limit: int = 1024, *, seed: int = 0, progress: bool = True
 ) -> Tensor | list[Example]:
-    """Return synthetic images that a pretrained network takes for its own, as `convert` calibrates on.
+    """Return the synthetic images that `convert` calibrates on; of a model of several inputs a list of batches.
 
     Args:
-        model: Any module that runs on the example, or the path of an ONNX file; left as it was.
-        example: As `convert` takes it; every tensor must be floating-point images, (N, C, H, W) or (N, H, W, C).
+        model: As `convert` takes it; left as it was.
+        example: Likewise; its tensors must be floating-point images, (N, C, H, W) or (N, H, W, C).
         limit: Most images to make; large images and slow networks get fewer.
         seed: Of everything that is drawn.
-        mean: Subtracted from pixels in [0, 1]; found from the network where neither it nor `std` is given.
-        std: Divides them then.
         progress: Whether to show a bar.
 
     Raises:
         CaptureError: The model does not run on the example.
-        CalibrationError: An input is not an image, or `mean` or `std` have another number of values.
-
-    Returns:
-        A tensor in the example's layout and dtype and on its device; for a model of several images a list of batches.
+        CalibrationError: An input is not an image.
     """
     seen = capture(model, example)
-    made = synthesise(seen, limit, seed=seed, mean=mean, std=std, progress=progress)
+    made = synthesise(seen, limit, seed=seed, progress=progress)
     batches = [*made.fitted, *made.held_back]
     return torch.cat([one.tensors()[0] for one in batches]) if len(seen.example.tensors()) == 1 else batches
 
@@ -95,25 +83,22 @@ def synthesise(
     std: Numbers | None = None,
     progress: bool = True,
 ) -> Calibration:
-    """Return at most `limit` synthetic images as a calibration set with a note that says what they are.
+    """Return at most `limit` synthetic images as a calibration set, with a note that says how they were made.
 
     Raises:
-        CalibrationError: As `synthetic_images`.
+        CalibrationError: An input is not an image, or `mean` or `std` do not fit the channels.
     """
-    if limit < 1:
-        raise CalibrationError(f"limit={limit}: pass 1 or more")
     _check_inputs(seen.example)
     first, last = with_channels_first(seen)
     with undisturbed(first.model):
-        maker = _Maker(first, min(limit, _enough(first)), seed, mean, std, progress)
-        images, note = maker.make()
-    images = [to_channels_last(one) if flag else one for one, flag in zip(images, last, strict=True)]
-    parts = zip(*(one.split(maker.batch) for one in images), strict=True)
+        maker = _Maker(first, min(limit, _enough(first)), seed)
+        made, note = maker.make(mean, std, progress)
+    images = [to_channels_last(one) if flag else one for one, flag in zip(made, last, strict=True)]
     places = seen.example.tensors()
-    batches = [
-        seen.example.with_tensors(one.to(place) for one, place in zip(part, places, strict=True)) for part in parts
-    ]
-    return hold_back(batches, maker.batch if maker.batch != BATCH else 1, notes=(note,), synthetic=True)
+    batches = []
+    for part in zip(*(one.split(maker.batch) for one in images), strict=True):
+        batches.append(seen.example.with_tensors(one.to(place) for one, place in zip(part, places, strict=True)))
+    return hold_back(batches, maker.fixed or 1, notes=(note,), synthetic=True)
 
 
 def _check_inputs(example: Example) -> None:
@@ -130,7 +115,7 @@ def _check_inputs(example: Example) -> None:
 def _enough(seen: Capture) -> int:
     """Return how many images to make: fewer where they are large or the network is slow."""
     height, width = seen.example.tensors()[0].shape[2:]
-    count = max(_LEAST_IMAGES, min(_MOST_IMAGES, round(_SIDES / max(math.sqrt(height * width), 1.0))))
+    count = max(_LEAST_IMAGES, min(_MOST_IMAGES, round(_SIDES / math.sqrt(height * width))))
     if not trained_norms(seen.model):
         return count
     return max(_LEAST_IMAGES, min(count, _affordable(seen) // _LEAST_PASSES))
@@ -143,59 +128,109 @@ def _affordable(seen: Capture) -> int:
 
 
 class _Maker:
-    """Makes one network's images; its channels come first."""
+    """Makes one network's images; its channels come first.
 
-    def __init__(
-        self, seen: Capture, count: int, seed: int, mean: Numbers | None, std: Numbers | None, progress: bool
-    ) -> None:
-        self.model, self.like, self.progress = seen.model, seen.example, progress
-        self.inputs = seen.example.tensors()
-        self.seed, self.generator = seed, torch.Generator().manual_seed(seed)
-        self.norms = trained_norms(seen.model)
-        self.stated = mean is not None or std is not None
-        self.scales = [normalisation(mean, std, one.shape[1]) for one in self.inputs] if self.stated else []
+    Attributes:
+        batch: Images in a batch of the network.
+        fixed: The same where the network takes no other number.
+    """
+
+    def __init__(self, seen: Capture, count: int, seed: int) -> None:
+        self.seen, self.model, self.like, self.seed = seen, seen.model, seen.example, seed
+        self.inputs = self.like.tensors()
+        self.norms = trained_norms(self.model)
+        self.generator = torch.Generator().manual_seed(seed)
         self.batch = self._batch()
         self.fixed = None if self.batch == BATCH else self.batch
         self.count = max(2, -(-count // self.fixed)) * self.fixed if self.fixed else count
-        self.passes = min(_PASSES, max(1, _affordable(seen) // self.count))
 
-    def make(self) -> tuple[list[Tensor], str]:
-        """Return images of every input, and how they were made."""
+    def make(self, mean: Numbers | None, std: Numbers | None, progress: bool) -> tuple[list[Tensor], str]:
+        """Return images of every input, and a note that says how they were made."""
+        stated = mean is not None or std is not None
+        scales = [normalisation(mean, std, one.shape[1]) for one in self.inputs] if stated else []
         notes: list[str] = []
-        restorer = self._restorer()
+        restorer, times = self._restorer(scales)
         if restorer is not None:
-            pixels = [self._restorer_pixels(restorer)]
+            drawn = self._draw(self.inputs[0], times)
+            pixels, scales = [restorer.spoil(drawn, self.generator)], [restorer.scale]
             notes.append(f"with the faults that the network removes: {', '.join(restorer.faults)}")
         else:
-            pixels = self._pixels()
+            pixels = self._draw_inputs()
+            scales = scales or [self._scale(place, one) for place, one in enumerate(pixels)]
         if self.norms:
-            pixels, words = self._inverted(pixels)
+            pixels, words = self._invert(pixels, scales, progress)
             notes.append(words)
-        elif restorer is None and not self.stated:
+        elif not notes and not stated:
             notes.append("guessed from the example, because the network has no batch norms")
-        names = "; ".join(dict.fromkeys(scale.name for scale in self.scales))
+        names = "; ".join(dict.fromkeys(scale.name for scale in scales))
         note = (
             f"No images were given, so {self.count} synthetic ones were made, in {'; '.join([names, *notes])}. "
             "A few hundred real images are the safer choice: pass calibration= (--calibrate)."
         )
-        return [scale.apply(one) for scale, one in zip(self.scales, pixels, strict=True)], note
+        return [scale.apply(one) for scale, one in zip(scales, pixels, strict=True)], note
+
+    def _draw(self, tensor: Tensor, times: int = 1) -> Tensor:
+        """Return natural images for an input, `times` as large."""
+        channels, height, width = tensor.shape[1:]
+        return draw_images(self.count, channels, height * times, width * times, self.generator)
+
+    def _draw_inputs(self) -> list[Tensor]:
+        """Return natural images for every input; inputs of one shape show the same scenes, shifted."""
+        scenes: dict[torch.Size, Tensor] = {}
+        for tensor in self.inputs:
+            if tensor.shape not in scenes:
+                scenes[tensor.shape] = self._draw(tensor)
+        return [scenes[one.shape].roll((at, 2 * at), (2, 3)) for at, one in enumerate(self.inputs)]
+
+    def _scale(self, place: int, pixels: Tensor) -> Normalisation:
+        if self.norms:
+            return find_by_norms(self.model, self.norms, pixels[: self.fixed or _NORM_PROBES], self.like, place)
+        return guess_from_example(self.inputs[place].detach().float())
+
+    def _invert(self, pixels: list[Tensor], scales: list[Normalisation], progress: bool) -> tuple[list[Tensor], str]:
+        """Return pixels changed towards the batch norms' statistics, if the network lets gradients through."""
+        largest = max(tensor.shape[2:].numel() for tensor in self.inputs)
+        batch = self.fixed or min(self.count, max(_SMALLEST_RUN, min(_LARGEST_RUN, _RUN_PIXELS // largest)))
+        passes = min(_PASSES, max(1, _affordable(self.seen) // self.count))
+        settings: dict[str, Any] = {"batch": batch, "passes": passes, "seed": self.seed, "progress": progress}
+        try:
+            found, before, after = invert(self.model, self.norms, pixels, scales, self.like, **settings)
+        except RuntimeError as error:
+            _LOG.warning("synthetic images are not fitted to the batch norms: %s", describe(error))
+            return pixels, "not fitted to its batch norms, because the network lets no gradients through"
+        return found, f"fitted to {len(self.norms)} batch norms (divergence {before:.3f} before, {after:.3f} after)"
+
+    def _restorer(self, scales: list[Normalisation]) -> tuple[Restorer | None, int]:
+        """Return what the network restores, if it does, and how many times larger its output is."""
+        given = self.inputs[0]
+        times = enlargement(given, self._run(images_in(self.like))) if len(self.inputs) == 1 else 0
+        if not times:
+            return None, 0
+        channels, height, width = given.shape[1:]
+        low, narrow = min(height, _PROBE_SIDE), min(width, _PROBE_SIDE)
+        small = torch.rand(self.fixed or _RESTORER_PROBES, channels, low, narrow, generator=self._probing()).to(given)
+        try:
+            if enlargement(small, self.model(small.clone())) == times:
+                height, width = low, narrow
+        except Exception as error:  # whatever a forward raises for a size that it does not take
+            _LOG.info("the model takes images of %dx%d only: %s", height, width, describe(error))
+        probes = draw_images(len(small), channels, height * times, width * times, self._probing())
+        return find_restorer(
+            self.model, probes, times, scales or common_normalisations(channels), given, self.seed
+        ), times
 
     def _batch(self) -> int:
         """Return the images per batch: 64, or the example's own number where the model takes no other."""
         own = images_in(self.like)
-        try:
-            self._run(own + 1)
-        except Exception as error:  # whatever a forward raises for a batch that it does not take
-            _LOG.info("the model takes batches of %d only: %s", own, describe(error))
-        else:
-            return BATCH
-        try:
-            self._run(own)
-        except Exception as error:
-            raise CalibrationError(
-                f"calibration: the model does not run on synthetic images ({describe(error)}); pass calibration="
-            ) from error
-        return own
+        for size in (own + 1, own):
+            try:
+                self._run(size)
+            except Exception as error:  # whatever a forward raises for a batch that it does not take
+                failure = describe(error)
+                _LOG.info("the model does not run on %d images: %s", size, failure)
+            else:
+                return BATCH if size > own else own
+        raise CalibrationError(f"calibration: the model does not run on random images ({failure}); pass calibration=")
 
     def _run(self, size: int) -> Any:
         """Return what the model gives for noise."""
@@ -204,70 +239,3 @@ class _Maker:
 
     def _probing(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + 1)
-
-    def _restorer(self) -> Restorer | None:
-        """Return what the network restores, if it does."""
-        if len(self.inputs) != 1:
-            return None
-        given = self.inputs[0]
-        times = enlargement(given, self._run(images_in(self.like)))
-        if not times:
-            return None
-        scales = self.scales or common_normalisations(given.shape[1])
-        found = find_restorer(self.model, self._probes(times), times, scales, given, self.seed)
-        if found is not None:
-            self.scales = [found.scale]
-        return found
-
-    def _probes(self, times: int) -> Tensor:
-        """Return images `times` larger than what the network takes, small ones if it takes them."""
-        given = self.inputs[0]
-        count, channels = self.fixed or _RESTORER_PROBES, given.shape[1]
-        height, width = given.shape[2:]
-        low, narrow = min(height, _PROBE_SIDE), min(width, _PROBE_SIDE)
-        small = torch.rand(count, channels, low, narrow, generator=self._probing()).to(given)
-        try:
-            if enlargement(small, self.model(small.clone())) == times:
-                height, width = low, narrow
-        except Exception as error:  # whatever a forward raises for a size that it does not take
-            _LOG.info("the model takes images of %dx%d only: %s", height, width, describe(error))
-        return draw_images(count, channels, height * times, width * times, self._probing())
-
-    def _restorer_pixels(self, restorer: Restorer) -> Tensor:
-        _, channels, height, width = self.inputs[0].shape
-        times = restorer.enlarges
-        pixels = draw_images(self.count, channels, height * times, width * times, self.generator)
-        return restorer.spoil(pixels, self.generator)
-
-    def _pixels(self) -> list[Tensor]:
-        """Return pixels of every input, and set their normalisations; inputs of one shape show one scene, shifted."""
-        drawn: dict[tuple[int, ...], Tensor] = {}
-        found = []
-        for place, tensor in enumerate(self.inputs):
-            shape = (channels, height, width) = tuple(tensor.shape[1:])
-            if shape not in drawn:
-                drawn[shape] = draw_images(self.count, channels, height, width, self.generator)
-            if len(self.scales) <= place:
-                self.scales.append(self._scale(place, drawn[shape]))
-            found.append(drawn[shape].roll((place, 2 * place), (2, 3)))
-        return found
-
-    def _scale(self, place: int, pixels: Tensor) -> Normalisation:
-        if self.norms:
-            return find_by_norms(self.model, self.norms, pixels[: self.fixed or _NORM_PROBES], self.like, place)
-        return guess_from_example(self.inputs[place].detach().float())
-
-    def _inverted(self, pixels: list[Tensor]) -> tuple[list[Tensor], str]:
-        """Return pixels changed towards the batch norms' statistics, if the network lets gradients through."""
-        largest = max(tensor.shape[2:].numel() for tensor in self.inputs)
-        size = max(_SMALLEST_RUN, min(_LARGEST_RUN, _RUN_PIXELS // largest))
-        settings: dict[str, Any] = {"passes": self.passes, "seed": self.seed, "progress": self.progress}
-        batch = self.fixed or min(size, self.count)
-        try:
-            found, before, after = invert(
-                self.model, self.norms, pixels, self.scales, self.like, batch=batch, **settings
-            )
-        except RuntimeError as error:
-            _LOG.warning("synthetic images are not fitted to the batch norms: %s", describe(error))
-            return pixels, "not fitted to its batch norms, because the network lets no gradients through"
-        return found, f"fitted to {len(self.norms)} batch norms (divergence {before:.3f} before, {after:.3f} after)"
