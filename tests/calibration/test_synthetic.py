@@ -207,7 +207,7 @@ def test_several_inputs_are_batches_and_calibrate() -> None:
     batches = cs.synthetic_images(_Pair(), example, 70, progress=False)
     assert sum(len(one.tensors()[0]) for one in batches) == 70  # type: ignore[union-attr]
     assert batches[0].tensors()[1].shape[1:] == (1, 12, 12)  # type: ignore[union-attr]
-    result = cs.convert(_Pair(), example, forms=[FORM], policy=cs.select.everything(), images=64, progress=False)
+    result = _without_images(_Pair(), example, 64, forms=[FORM], policy=cs.select.everything())
     assert result.report.reconstruction
 
 
@@ -290,7 +290,8 @@ def test_a_conversion_without_images_says_so_first_and_beats_the_weights_alone(r
     assert note.split("'")[0] in page("Model", result.report)
     fit = result.report.reconstruction
     assert fit.error_after < 0.5 * fit.error_before
-    (data,) = result.made_up
+    data = result.made_up
+    assert data is not None
     assert data.synthetic
 
 
@@ -298,7 +299,7 @@ def test_false_is_for_the_weights_alone() -> None:
     alone = cs.convert(_knowing(IMAGENET), EXAMPLE, forms=[FORM], calibration=False)
     assert not alone.report.notes
     assert not alone.report.reconstruction
-    assert not alone.made_up
+    assert alone.made_up is None
     with pytest.raises(cs.CalibrationError, match="type bool"):
         cs.convert(_knowing(IMAGENET), EXAMPLE, calibration=True)
 
