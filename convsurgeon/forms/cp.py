@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from convsurgeon.forms.cpfit import CPFit, largest, principal_terms, sizes
+from convsurgeon.forms.cpfit import CPFit, largest_terms, principal_terms, sizes
 from convsurgeon.forms.form import Form, Stages
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Parts
@@ -59,7 +59,7 @@ class CP(Form):
     def factored(self, geometry: Geometry, weight: Tensor) -> list[Parts]:
         """Return the largest terms."""
         kernels = weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1))
-        return [largest(principal_terms(kernel), self.settled_rank) for kernel in kernels]
+        return [largest_terms(principal_terms(kernel), self.settled_rank) for kernel in kernels]
 
     def scheme(self, geometry: Geometry) -> CPFit:
         """Return variable projection."""

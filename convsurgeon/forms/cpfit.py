@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import svd
-from convsurgeon.forms.lbfgs import Point, Solver, flat, minimise
+from convsurgeon.forms.lbfgs import Iterate, Solver, flat, minimise
 from convsurgeon.forms.leastsquares import Normal, Parts
 from convsurgeon.forms.systems import cholesky, eigen, roots
 
@@ -71,7 +71,7 @@ def sizes(terms: Parts) -> Tensor:
     return sizes
 
 
-def largest(terms: Parts, rank: int) -> Parts:
+def largest_terms(terms: Parts, rank: int) -> Parts:
     """Return the `rank` largest terms."""
     reduce, window, expand = terms
     kept = sizes(terms).argsort(descending=True, stable=True)[:rank]
@@ -90,7 +90,7 @@ class CPFit:
         Where the problem itself can afford few steps, a cheaper search between the roots comes first.
         """
         between, problem = _Between.of(normal, dense), _Problem(normal, dense, self.rank)
-        reduce, window, _ = largest(between.terms, self.rank)
+        reduce, window, _ = largest_terms(between.terms, self.rank)
         if problem.scarce:
             begun = between.at(flat((_unit(reduce), _unit(window))))
             return between.outside(minimise(between.at, between.hessian, begun, between.steps(self.rank)).parts)
@@ -113,7 +113,7 @@ class CPFit:
 
 
 @dataclass(frozen=True)
-class _Point(Point):
+class _Point(Iterate):
     """A place in the search with its factors, and what the terms couple, `B^T M B`.
 
     `gram` is `V S V^T` and `wanted` is `M R V^T`, of the problem's cross moments `R`.

@@ -27,7 +27,7 @@ _FLAT = 1e-9
 
 
 @dataclass(frozen=True)
-class Point:
+class Iterate:
     """A place (n,) in a search, the value there, which is minimised, and its gradient (n,)."""
 
     place: Tensor
@@ -35,7 +35,7 @@ class Point:
     gradient: Tensor
 
 
-P = TypeVar("P", bound=Point)
+P = TypeVar("P", bound=Iterate)
 Solver = Callable[[Tensor], Tensor]
 """Multiplies a vector (n,) by the inverse of a starting Hessian."""
 

@@ -29,7 +29,7 @@ def linear_as_conv(
     """Return a copy of a model that computes the same, with its linear layers as 1x1 convs, which can be changed.
 
         wide = cs.linear_as_conv(vgg, example)
-        result = cs.convert(wide, example, calibration=images, budget=cs.Budget(params=0.2))
+        result = cs.convert(wide, example, calibration=images, goal=cs.Budget(params=0.2))
 
     The convs are called as the layers were, with `.conv` behind. A layer that is left alone although its name was asked
     for is warned of, with the reason.
