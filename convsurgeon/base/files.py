@@ -15,11 +15,6 @@ from pathlib import Path
 
 from convsurgeon.base.errors import WriteError, reason
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a file that a user names.
@@ -50,24 +45,6 @@ def scratch() -> Iterator[Path]:
     """Give a temporary folder, and delete it at the end."""
     with tempfile.TemporaryDirectory(prefix="convsurgeon-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder for as long as this process works in it; give False if another process holds the lock."""
-    if fcntl is None:
-        yield True
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        except OSError as error:  # other errors: a file system without locks
-            free = error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
-        yield free
-    finally:
-        os.close(handle)
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -156,7 +156,7 @@ def _allowed(result: Result, errors: Mapping[str, float], shown: Sequence[Exampl
 def _describe(shown: Sequence[Example], data: Calibration | None) -> str:
     if not shown or data is None:
         return "8 random inputs (no images were given)"
-    return f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-back'} images"
+    return f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-out'} images"
 
 
 def _write_float(result: Result, name: str, images: Sequence[Example], request: Request, folder: Path) -> OnnxFile:

@@ -63,7 +63,7 @@ def _tell(error: Exception) -> str:
 
 def _mute() -> None:
     """Drop what is left in the buffer: Python would try to write it once more at its end."""
-    with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -60,7 +60,7 @@ def _speed(row: ComparedFile, threads: int) -> str:
 
 
 def _nearness(report: Report, bundle: Bundle | None) -> str:
-    """Return how near the outputs are: of the files, on held-back images, if there are any; else of the models."""
+    """Return how near the outputs are: of the files, on held-out images, if there are any; else of the models."""
     if bundle is not None and CONVERTED in bundle.near:
         one = bundle.near[CONVERTED]
         sqnr_db, top1, where = one.sqnr_db, one.top1, bundle.agreement_on

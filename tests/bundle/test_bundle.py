@@ -141,7 +141,7 @@ def test_the_report_says_the_same_in_all_formats(whole: Bundle) -> None:
     files = [deployed["original"], deployed["converted"], *deployed["quantized"]]
     assert [file["path"] for file in files] == list(whole.sizes)
     assert deployed["sha256"]["original.onnx"] == whole.sha256["original.onnx"]
-    assert deployed["agreement_on"] == "8 held-back images"
+    assert deployed["agreement_on"] == "8 held-out images"
     assert values["sentence"] == whole.sentence
     assert str(whole.folder.parent) not in (whole.folder / "report.json").read_text()
     rows = deployed["bench"]["timings"][0]["rows"]
@@ -306,10 +306,10 @@ def test_the_images_that_a_conversion_held_back_speak_for_it(tmp_path: Path) -> 
     )
     bundle = export(result, tmp_path / "out")
     count = sum(int(one.tensors()[0].shape[0]) for one in result.held_back)
-    assert f"{count} held-back images" in bundle.sentence
+    assert f"{count} held-out images" in bundle.sentence
     assert "random inputs" not in bundle.sentence
     quantised = export(result, tmp_path / "int8", int8=True)  # most of them find its ranges, a fifth judges
-    assert f"{round(count * 0.2)} held-back images" in quantised.sentence
+    assert f"{round(count * 0.2)} held-out images" in quantised.sentence
 
 
 @pytest.mark.parametrize("agrees", [True, False])

@@ -61,7 +61,7 @@ def make_bundle(
             Agreement("model.onnx", sqnr_db, top1, 8, 0.01),
             Agreement("model-int8.onnx", float("inf"), None, 8, 0.0),
         ),
-        agreement_on="8 held-back images",
+        agreement_on="8 held-out images",
         mobile={"model.onnx": MobileVerdict((provider,), tuple(dynamic))},
         preparation=Preparation(),
         bench=_bench(timings, names) if timings else None,

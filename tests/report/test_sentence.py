@@ -46,7 +46,7 @@ def test_speed_in_words(report: cs.Report, speedup: float, words: str) -> None:
     text = sentence(report, make_bundle(timing(2, model=speedup)))
     assert words in text
     assert "1.00 MB instead of 4.00 MB" in text
-    assert "same top-1 as the original on 50.0 % of 8 held-back images" in text
+    assert "same top-1 as the original on 50.0 % of 8 held-out images" in text
 
 
 def test_nearness_and_metrics(report: cs.Report) -> None:
