@@ -94,7 +94,7 @@ def test_a_rewritten_end_stays_in_float_as_a_whole(form: cs.Form) -> None:
     example = torch.randn(1, 3, SIZE, SIZE)
     how: dict[str, Any] = {
         "forms": [form],
-        "policy": cs.select.min_channels(1),
+        "policy": cs.select.everything(),
         "calibration": False,
         "progress": False,
     }
