@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from convsurgeon.base import processes
-from convsurgeon.base.errors import LoadError
+from convsurgeon.base.errors import CalibrationError, LoadError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.cli import options as shared
 from convsurgeon.cli.output import check_output, write_output
@@ -51,6 +51,8 @@ def add(commands: Any) -> None:
 
 
 def _recover(options: argparse.Namespace) -> None:
+    if (options.mean or options.std) and not options.images:
+        raise CalibrationError("--mean, --std: say how the images of --data are read; add --data, or leave them out")
     images = read_images(options) if options.images else None
     check_run(options.run_folder, options.resume)
     check_output(options, images)
