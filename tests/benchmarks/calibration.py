@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from unittest import mock
@@ -46,15 +47,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each network, form, kind and count of images, ingredient and seed."""
-    for name in options.networks:
-        for text in options.forms:
-            for way in options.images:
-                for count in options.counts if way != "none" else [0]:
-                    for ingredient in options.leave_out:
-                        for seed in options.seeds if way != "none" else [0]:
-                            about = {"network": name, "form": text, "images": f"{count} {way}", "without": ingredient}
-                            with without(ingredient):
-                                yield about | {"seed": seed} | _row(CASES[name], _form(text), way, count, seed)
+    axes = (options.networks, options.forms, options.images, options.counts, options.leave_out, options.seeds)
+    for name, text, way, count, ingredient, seed in itertools.product(*axes):
+        if way == "none" and (count, seed) != (options.counts[0], options.seeds[0]):
+            continue  # the same again
+        images = _images(CASES[name], way, count, seed)
+        about = {"network": name, "form": text, "images": _words(images, way, count), "without": ingredient}
+        with without(ingredient):
+            yield about | {"seed": seed} | _row(CASES[name], _form(text), images, seed)
 
 
 def _form(text: str) -> cs.Form:
@@ -62,9 +62,8 @@ def _form(text: str) -> cs.Form:
     return KINDS[kind](rank=cs.Share(float(rank)) if "." in rank else int(rank))
 
 
-def _row(case: Case, form: cs.Form, way: str, count: int, seed: int) -> Row:
+def _row(case: Case, form: cs.Form, images: object, seed: int) -> Row:
     model = case.model()
-    images = _images(case, way, count, seed)
     started = time.process_time()
     result = cs.convert(
         model,
@@ -90,6 +89,10 @@ def _images(case: Case, way: str, count: int, seed: int) -> object:
     if case.shape[1:] != (3, 32, 32):  # digits, or crops of the photographs themselves
         return own[:count]
     return networks.cifar_calibration(count, seed) if way == "own" else _photos(count, seed)
+
+
+def _words(images: object, way: str, count: int) -> str:
+    return "none" if images is False else f"{len(images) if isinstance(images, Tensor) else count} {way}"
 
 
 def _photos(count: int, seed: int) -> Tensor:

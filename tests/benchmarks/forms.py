@@ -45,10 +45,10 @@ def _rows(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Itera
     seen, policy = cs.capture(model, example), cs.select.min_channels(16)
     runtime = cs.Runtime(threads=options.threads)
     table: Any = runtime.measure(seen, forms, policy, progress=False)
-    plans = {form.label: cs.plan(model, example, forms=[form], policy=policy) for form in forms}
-    plans |= {f"mix {seed}": _mix(list(plans.values()), table, seed) for seed in range(options.mixes)}
-    dense = cs.plan(model, example, forms=[])
-    for label, plan in {"dense": dense, **plans}.items():
+    alone = {form.label: cs.plan(model, example, forms=[form], policy=policy) for form in forms}
+    mixes = {f"mix {seed}": _mix(list(alone.values()), table, seed) for seed in range(options.mixes)}
+    plans = {"dense": _mix(list(alone.values()), None, 0), **alone, **mixes}
+    for label, plan in plans.items():
         (found,) = table.time(seen, [plan], progress=False)
         promised, measured = table.total_ms / table.predict(plan), table.total_ms / found.total_ms
         yield {
@@ -67,11 +67,12 @@ def _rows(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Itera
 
 
 def _mix(plans: list[cs.Plan], table: Any, seed: int) -> cs.Plan:
-    """Return a plan in which every conv is dense or in one of the forms that were measured for it."""
+    """Return a plan in which every conv is dense or in one of the forms that were measured for it, if any were."""
     draw, first = random.Random(seed), plans[0]
     steps = []
     for several in zip(*(plan.steps for plan in plans), strict=True):
-        known = [step for step in several if isinstance(step, cs.Change) and table.has(step.name, step.form)]
+        changes = [step for step in several if isinstance(step, cs.Change)]
+        known = [step for step in changes if table is not None and table.has(step.name, step.form)]
         steps.append(draw.choice([*known, cs.Skip(several[0].site, "dense here")]))
     return cs.Plan(tuple(steps), first.cost, first.example)
 

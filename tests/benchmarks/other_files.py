@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from tests import networks
+from tests.benchmarks.cases import need
 
 VISION = (
     "mobilenet_v3_small",
@@ -26,7 +27,7 @@ TIMM = ("mobilenetv3_small_050", "tf_efficientnet_lite0", "ghostnet_050", "repvg
 
 def makers() -> dict[str, Callable[[], nn.Module]]:
     """Return networks of torchvision and timm by name, with random weights."""
-    vision, timm = networks.import_torchvision(), networks.import_timm()
+    vision, timm = need(networks.import_torchvision), need(networks.import_timm)
     found = {name: lambda name=name: vision.models.get_model(name) for name in VISION}
     return found | {name: lambda name=name: timm.create_model(name) for name in TIMM}
 

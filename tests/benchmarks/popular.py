@@ -33,7 +33,7 @@ import convsurgeon as cs
 from convsurgeon.graph.load import load_weights
 from convsurgeon.graph.outputs import float_tensors
 from tests.benchmarks.awkward import AWKWARD
-from tests.benchmarks.cases import add_networks, add_seeds
+from tests.benchmarks.cases import add_networks, add_seeds, need
 from tests.benchmarks.measure import compare_models, saving
 from tests.benchmarks.runner import Row
 from tests.networks import DATA, import_torchvision
@@ -190,7 +190,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each network, goal and seed."""
-    import_torchvision()  # without which some packages do not load
+    with contextlib.suppress(ImportError):
+        need(import_torchvision)  # without which some packages do not load
     with _quiet_packages(), torch.no_grad():
         for name in options.networks:
             net = NETS[name]
