@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -18,14 +18,13 @@ from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import Fidelity, fidelity
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
-from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.outputs import outputs
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_subgraphs
-from convsurgeon.planning.candidates import plan_captured
+from convsurgeon.planning.candidates import Forms, plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
@@ -36,8 +35,6 @@ from convsurgeon.search.goal import Budget, Goal, Within
 from convsurgeon.search.search import Outcome, describe_speed, find_fastest, meet_budget
 from convsurgeon.search.study import Study, open_study
 from convsurgeon.search.trial import Trial
-
-Forms = Sequence[Form] | Mapping[str, Form | None] | Plan
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def convert(
     example: object = None,
     *,
     calibration: object = None,
-    forms: Forms | None = None,
+    forms: Forms | Plan | None = None,
     policy: Predicate | None = None,
     goal: Goal | None = None,
     runtime: Runtime | None = None,
@@ -154,7 +151,7 @@ class _Call:
     """The arguments of one call of `convert`, checked."""
 
     calibration: object
-    forms: Forms | None
+    forms: Forms | Plan | None
     policy: Predicate | None
     goal: Goal | None
     runtime: Runtime

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import CalibrationError, first_line, reason
 
 _MOST_NPZ_BYTES = 1 << 30
-Array = npt.NDArray[Any]
 
 
 def read_array(source: Path) -> Array:

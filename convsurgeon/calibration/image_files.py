@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.calibration.array_files import Array, read_array, read_arrays
+from convsurgeon.calibration.array_files import read_array, read_arrays
 
 _PART_VALUES = 1 << 25
 """Values of an array that are converted at once."""

@@ -19,7 +19,7 @@ from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.trace import UntracedRoot
 
-Values = list[Any]
+_Values = list[Any]
 """One value per batch."""
 
 
@@ -66,7 +66,7 @@ class Runner(fx.Interpreter):
                 handle.remove()
         return found
 
-    def of(self, node: fx.Node) -> Values:
+    def of(self, node: fx.Node) -> _Values:
         """Return a live node's value for every batch."""
         return [environment[node] for environment in self.environments]
 

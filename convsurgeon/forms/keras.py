@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms.modules import SummedBranches
 from convsurgeon.forms.separable import DepthwiseSeparable
-
-Array = NDArray[np.float32]
 
 
 def to_keras_kernels(layer: nn.Module) -> list[Array]:

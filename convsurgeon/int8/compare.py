@@ -6,22 +6,19 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
 from onnx import ModelProto, TensorProto
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.graph.output_error import OutputError
 from convsurgeon.int8.feeds import expose_values, open_sizes
 from convsurgeon.onnx import graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import DEQUANTISED, Feed, open_session, session_options
-
-Array = npt.NDArray[Any]
 
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BATCHES = 16

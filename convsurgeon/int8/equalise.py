@@ -22,15 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.int8.feeds import expose_values
 from convsurgeon.onnx.graph import owns_constants
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed
-
-Array = npt.NDArray[np.float64]
 
 _LARGEST = 256.0
 """Scales beyond it would trade one rounding problem for another."""

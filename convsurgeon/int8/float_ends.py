@@ -24,9 +24,9 @@ _MOVING = ("Pad", "Resize", "Reshape", "Transpose", "DepthToSpace", "SpaceToDept
 _BETWEEN = frozenset((*_MIXING, *_MOVING))
 """Operators that may stand between an image and its convs."""
 
-Shapes = Mapping[str, tuple[int | str, ...]]
+_Shapes = Mapping[str, tuple[int | str, ...]]
 Nodes = Callable[[str], Iterable[NodeProto]]
-Values = Callable[[NodeProto], Iterable[str]]
+_Values = Callable[[NodeProto], Iterable[str]]
 
 
 def find_float_ends(model: ModelProto, target: Target) -> frozenset[str]:
@@ -75,7 +75,7 @@ def _find_links(nodes: Iterable[NodeProto]) -> frozenset[str]:
 
 
 def _walk(
-    names: Iterable[str], nodes_of: Nodes, values_of: Values, shapes: Shapes, links: Collection[str]
+    names: Iterable[str], nodes_of: Nodes, values_of: _Values, shapes: _Shapes, links: Collection[str]
 ) -> tuple[set[str], set[str]]:
     """Return the names of the nodes and values between some values and the nearest convs, with what these became."""
     found: set[str] = set()

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from convsurgeon.base.arrays import Array
+
 Range = tuple[float, float]
 
 _BINS = 2048

@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args
 import numpy.typing as npt
 from onnx import ModelProto, TensorProto
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.int8.feeds import expose_values
-from convsurgeon.int8.histogram import Array, Range, count_bins, cut_range, widen_range
+from convsurgeon.int8.histogram import Range, count_bins, cut_range, widen_range
 from convsurgeon.onnx import graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed

@@ -21,10 +21,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import describe
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import evaluating, watch_inputs
-from convsurgeon.int8.histogram import Array, Range, count_bins, cut_range, widen_range
+from convsurgeon.int8.histogram import Range, count_bins, cut_range, widen_range
 from convsurgeon.int8.target import Target
 
 _LOG = logging.getLogger(__name__)

@@ -24,14 +24,13 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.int8.feeds import expose_values
 from convsurgeon.int8.qdq import Scales
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx.graph import owns_constants
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import DEQUANTISED, Feed
-
-Array = npt.NDArray[np.float64]
 
 _LARGEST = 1024
 """Inputs of an output beyond which weights are rounded to the nearest: their moments would take too long."""

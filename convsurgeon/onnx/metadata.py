@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import ExportError
 from convsurgeon.planning.plan import Plan
 
-Shape = Sequence[int | str]
-Signature = Sequence[tuple[str, Shape]]
+_Shape = Sequence[int | str]
+Signature = Sequence[tuple[str, _Shape]]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def input_metadata(version: str, inputs: Signature) -> dict[str, str]:
     return {"tool": f"convsurgeon {version}", "torch": torch.__version__, "inputs": _json(rows)}
 
 
-def layout(shape: Shape) -> str:
+def layout(shape: _Shape) -> str:
     """Return `NCHW` for images, else the axes as far as they have names: `NC`, `N`."""
     return "NCHW" if len(shape) == 4 else "NC"[: len(shape)] if len(shape) < 3 else ""
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from tabulate import tabulate
 from torch import nn
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import LatencyError, ParityError, first_line
 from convsurgeon.base.tables import null_infinite
 from convsurgeon.graph.example import Example
@@ -31,8 +31,6 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.onnx.inputs import copy_to_cpu, order_example, randomise, resize_example, run_flat
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import open_session, session_options
-
-Array = npt.NDArray[Any]
 
 _LOG = logging.getLogger(__name__)
 _LIMITS = (1e-4, 80.0)

@@ -14,6 +14,7 @@ import torch
 from onnx import NodeProto
 from torch import Tensor, nn
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import ConvParts, ModulePaths, conv_key, conv_name, conv_parts, convs_per_weight, path_of
 from convsurgeon.onnxnet.modules import FileInput, InputCast, Operator, to_torch
@@ -22,7 +23,7 @@ from convsurgeon.onnxnet.operators import elementwise, shapes, windows
 from convsurgeon.onnxnet.operators.node import NodeView, Rule
 from convsurgeon.onnxnet.source_file import SourceFile
 from convsurgeon.onnxnet.subgraph import group_nodes, make_subgraph
-from convsurgeon.onnxnet.values import Array, Values
+from convsurgeon.onnxnet.values import Values
 
 RULES: dict[str, Rule] = shapes.RULES | windows.RULES | elementwise.RULES
 

@@ -6,18 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import to_torch
 from convsurgeon.onnxnet.session import open_session, session_options
 from convsurgeon.onnxnet.source_file import SourceFile
-
-Array = npt.NDArray[Any]
 
 _RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
 _HALVES = ("tensor(float16)", "tensor(bfloat16)")

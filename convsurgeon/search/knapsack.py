@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from convsurgeon.base.arrays import Array
 
 GRID = 4096
 """Steps of the knapsack's cost: rounding up costs at most one step a site, which single exchanges win back."""
@@ -95,7 +95,10 @@ def _fold(site: Options, weights: Array, bounds: Array) -> Array:
 
 def _steps(site: Options, weights: Array, bounds: Array) -> NDArray[np.int64]:
     """Return the folded cost in steps of the grid, rounded up; an option above the limit lies beyond the grid."""
-    return np.ceil(np.minimum(_fold(site, weights, bounds) * GRID, GRID + 1) - 1e-9).astype(np.int64)
+    steps: NDArray[np.int64] = np.ceil(np.minimum(_fold(site, weights, bounds) * GRID, GRID + 1) - 1e-9).astype(
+        np.int64
+    )
+    return steps
 
 
 def _knapsack(sites: Sequence[Options], weights: Array, bounds: Array) -> list[int] | None:

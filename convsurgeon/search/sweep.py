@@ -33,12 +33,12 @@ from convsurgeon.search.study import open_study
 
 SHARES = (0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
 
-Kind = Literal["macs", "latency"]
+_Kind = Literal["macs", "latency"]
 """What the budgets of a sweep are shares of."""
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """One budget of a sweep.
 
     Args:
@@ -70,22 +70,22 @@ class Sweep:
         notes: what a reader must know of the images.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     unreachable: tuple[float, ...]
     example: str
-    kind: Kind = "macs"
+    kind: _Kind = "macs"
     dense_ms: float = math.nan
     why: str = ""
     notes: tuple[str, ...] = ()
 
     @property
-    def knee(self) -> Point:
+    def knee(self) -> SweepPoint:
         """The point from which on saving more costs much more error; with one or two points it means nothing."""
         ends = sorted(self.points, key=self._cost)
         errors = [math.log(max(point.error, 1e-12)) for point in ends]
         return ends[_farthest([self._cost(point) for point in ends], errors)]
 
-    def _cost(self, point: Point) -> float:
+    def _cost(self, point: SweepPoint) -> float:
         return point.ms if self.kind == "latency" else float(point.plan.macs_after)
 
     @property
@@ -137,7 +137,7 @@ class Sweep:
         with new_file(path, overwrite) as temporary:
             figure.savefig(temporary, format=Path(path).suffix.lower().lstrip("."))
 
-    def _curve(self, axes: Any, points: Sequence[Point], costs: Sequence[float]) -> None:
+    def _curve(self, axes: Any, points: Sequence[SweepPoint], costs: Sequence[float]) -> None:
         """Draw one curve of the points over a cost, with the knee marked."""
         values = [point.error if point.metric is None else point.metric for point in points]
         axes.plot(costs, values, marker="o")
@@ -167,7 +167,7 @@ def sweep(
     *,
     calibration: object = None,
     shares: Sequence[float] = SHARES,
-    kind: Kind = "macs",
+    kind: _Kind = "macs",
     forms: Sequence[Form] = BUDGET_FORMS,
     policy: Predicate | None = None,
     metric: Metric | None = None,
@@ -209,7 +209,7 @@ def sweep(
         table = runtime.measure(seen, forms, policy, progress=progress)
         study = study.with_table(table) if kind == "latency" else dataclasses.replace(study, table=table)
     study = study.score()
-    points: list[Point] = []
+    points: list[SweepPoint] = []
     missed: list[float] = []
     why = ""
     for share in bar(sorted(set(shares)), desc="budgets", unit="network", show=progress):
@@ -221,7 +221,7 @@ def sweep(
             continue
         converted, error_after = study.try_plan(plan)
         value = None if metric is None else measure(metric, converted)
-        points.append(Point(share, plan, error_after, value, study.predicted_ms(plan)))
+        points.append(SweepPoint(share, plan, error_after, value, study.predicted_ms(plan)))
     if not points:
         raise BudgetError(why)
     dense_ms = math.nan if study.table is None else study.table.total_ms

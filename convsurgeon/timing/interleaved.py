@@ -22,7 +22,7 @@ from tqdm import tqdm
 from convsurgeon.base.progress import bar
 from convsurgeon.onnx.files import random_feed
 from convsurgeon.onnxnet.session import Feed, Level, open_session, run_session, session_options
-from convsurgeon.timing.verdict import Samples
+from convsurgeon.timing.verdict import TimeSamples
 
 BLOCKS = 5
 _SAMPLE_S = 3e-3
@@ -34,9 +34,9 @@ _WARMUP = 5
 class RunTimes:
     """All times of one session over all blocks, in ms."""
 
-    samples: Samples
+    samples: TimeSamples
     """Fastest run of each sample, shape (blocks, rounds)."""
-    runs: Samples
+    runs: TimeSamples
     """Every single run."""
     create_ms: float
     """To make a session, median over the blocks."""
@@ -95,7 +95,7 @@ def time_interleaved(
     files = [paths[0], *paths]
     rounds = math.ceil(pairs / BLOCKS)
 
-    def time_block(backwards: bool) -> tuple[list[tuple[float, float]], Samples]:
+    def time_block(backwards: bool) -> tuple[list[tuple[float, float]], TimeSamples]:
         # Sessions are made from either end in turn, so that none is always the first, and die with the block.
         slots = [open_slot(path) for path in (files[::-1] if backwards else files)]
         slots = slots[::-1] if backwards else slots
@@ -115,7 +115,7 @@ def time_interleaved(
     ]
 
 
-def _run_rounds(slots: Sequence[_Slot], rounds: int, shown: tqdm[Any]) -> Samples:
+def _run_rounds(slots: Sequence[_Slot], rounds: int, shown: tqdm[Any]) -> TimeSamples:
     """Return the seconds of every run, shape (slots, rounds, repeats)."""
     fastest = min(slot.fastest_s for slot in slots)
     # Enough for 3 ms of the fastest model, and three at least where a run is short.

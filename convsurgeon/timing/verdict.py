@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from convsurgeon.base.errors import LatencyError
 
-Samples = npt.NDArray[np.float64]
+TimeSamples = npt.NDArray[np.float64]
 Word = Literal["faster", "slower", "no measurable difference"]
 
 MIN_PAIRS = 50
@@ -62,7 +62,7 @@ def check_pairs(pairs: int, instead: str = "") -> None:
         raise LatencyError(f"pairs={pairs}: would take days; pass {_MOST_PAIRS:,} or fewer, 100 do")
 
 
-def judge(first: Samples, second: Samples, candidate: Samples, seed: int = 0) -> Verdict:
+def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0) -> Verdict:
     """Compare a candidate with two sessions of the baseline.
 
     Args:
@@ -87,7 +87,7 @@ def judge(first: Samples, second: Samples, candidate: Samples, seed: int = 0) ->
     return Verdict(math.exp(np.median(logs)), (math.exp(low), math.exp(high)), math.exp(floor), word)
 
 
-def _interval(logs: Samples, random: np.random.Generator) -> tuple[float, float]:
+def _interval(logs: TimeSamples, random: np.random.Generator) -> tuple[float, float]:
     """Return the percentile interval of the median, resampling blocks and whole rounds within blocks."""
     blocks, rounds = logs.shape[:2]
     block = random.integers(blocks, size=(_RESAMPLES, blocks, 1))

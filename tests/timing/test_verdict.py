@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.timing.verdict import Samples, judge
+from convsurgeon.timing.verdict import TimeSamples, judge
 
 BLOCKS, ROUNDS = 5, 20
 
 
-def times(random: np.random.Generator, scale: float, session: float, noise: float, spikes: float = 0.0) -> Samples:
+def times(random: np.random.Generator, scale: float, session: float, noise: float, spikes: float = 0.0) -> TimeSamples:
     """Times with a bias per session, noise per round, and a share of rounds that something interrupted."""
     base = scale * np.exp(
         session * random.standard_normal((BLOCKS, 1)) + noise * random.standard_normal((BLOCKS, ROUNDS))

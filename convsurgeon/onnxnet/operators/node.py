@@ -12,9 +12,10 @@ from typing import Any
 from onnx import NodeProto
 from torch import Tensor, nn
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import Operator
-from convsurgeon.onnxnet.values import Array, Values
+from convsurgeon.onnxnet.values import Values
 
 Rule = Callable[["NodeView"], nn.Module | None]
 """Gives the module that stands for a node, as far as its attributes and constants say; None where there is none."""
