@@ -152,7 +152,7 @@ def test_detectors_of_torchvision_give_a_bundle_or_say_what_to_export(
     assert result.changes
     try:
         bundle = cs.export(result, tmp_path / "out", pairs=0, progress=False)
-    except cs.ExportError as error:
+    except cs.errors.ExportError as error:
         assert "export model.backbone, do the rest outside" in str(error)
         assert len(str(error).splitlines()) == 1
         assert list(tmp_path.iterdir()) == []

@@ -36,9 +36,16 @@ def test_no_room_bears_a_public_name() -> None:
 
 
 def test_every_error_is_a_convsurgeon_error() -> None:
-    errors = [getattr(cs, name) for name in cs.__all__ if name.endswith("Error")]
+    errors = [value for name, value in vars(cs.errors).items() if name.endswith("Error")]
     assert len(errors) >= 10
     assert all(issubclass(error, cs.ConvSurgeonError) for error in errors)
+
+
+@pytest.mark.parametrize("space", ["errors", "onnx", "select", "timing"])
+def test_a_namespace_holds_what_it_names(space: str) -> None:
+    module = getattr(cs, space)
+    for name in getattr(module, "__all__", ()):
+        assert getattr(module, name) is not None
 
 
 def test_importing_loads_nothing_and_converting_loads_torch_and_nothing_heavier() -> None:

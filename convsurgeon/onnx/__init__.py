@@ -3,12 +3,14 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["check_parity", "convert_fp16", "export", "quantize"]
+__all__ = ["Target", "check_parity", "convert_fp16", "export", "mobile_check", "quantize"]
 
 _HOMES = {
     "export": "onnx.exporter",
     "check_parity": "onnx.parity",
     "quantize": "int8.quantize",
+    "Target": "int8.target",
+    "mobile_check": "bundle.mobile",
     "convert_fp16": "int8.quantize",
 }
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
+from convsurgeon.planning.surgery import operate
 from tests.benchmarks.cases import CASES, random_network
 from tests.benchmarks.measure import Task, in_fresh_process, in_turns, memory_mb, paired_ratio
 from tests.benchmarks.runner import Row
@@ -79,7 +80,7 @@ def _tasks(model: nn.Module, example: Tensor) -> dict[str, Task]:
     return {
         "deepcopy": partial(copy.deepcopy, model),
         "plan": partial(_rank_one, model, example),
-        "operate": partial(cs.operate, model, plan, example),
+        "operate": partial(operate, model, plan, example),
         "rebuild": partial(cs.rebuild, model, plan),
     }
 

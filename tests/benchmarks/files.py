@@ -154,7 +154,7 @@ def _backend(_options: argparse.Namespace) -> Iterator[Row]:
                 cs.onnx.export(cs.convert(path, **_exactly()).model, None, Path(folder) / "made.onnx")
                 counts["right"] += 1
             except cs.ConvSurgeonError as error:
-                counts["wrong" if isinstance(error, cs.ParityError) else "refused"] += 1
+                counts["wrong" if isinstance(error, cs.errors.ParityError) else "refused"] += 1
             except Exception as error:
                 counts["wrong"] += 1
                 yield {"file": name, "error": f"{type(error).__name__}: {error}"[:100]}

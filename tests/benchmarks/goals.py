@@ -53,7 +53,7 @@ def _row(case: Case, goal: Any, seed: int, options: argparse.Namespace) -> Row:
         result = cs.convert(
             model, case.example, calibration=images, goal=goal, runtime=runtime, seed=seed, progress=False
         )
-    except cs.BudgetError as error:
+    except cs.errors.BudgetError as error:
         return {"refused": str(error)}
     seconds = time.perf_counter() - started
     dense, metric = (case.metric(deployed(runtime, one, images)) for one in (model, result.model))

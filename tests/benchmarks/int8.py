@@ -31,11 +31,11 @@ FORMS: dict[str, list[cs.Form]] = {
 STEPS = ("merge_sums", "equalise", "round_weights")
 """Of `int8.pipeline`, all of which the export takes."""
 TARGETS = {
-    "unsigned, per channel": cs.Target(),
-    "signed": cs.Target(activations="int8"),
-    "signed, symmetric": cs.Target(activations="int8", symmetric=True),
-    "seven bits": cs.Target(reduce_range=True),
-    "per tensor": cs.Target(per_channel=False),
+    "unsigned, per channel": cs.onnx.Target(),
+    "signed": cs.onnx.Target(activations="int8"),
+    "signed, symmetric": cs.onnx.Target(activations="int8", symmetric=True),
+    "seven bits": cs.onnx.Target(reduce_range=True),
+    "per tensor": cs.onnx.Target(per_channel=False),
 }
 
 

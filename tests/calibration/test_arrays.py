@@ -125,7 +125,7 @@ def test_absurd_arrays_are_a_line(shape: tuple[int, ...], message: str, tmp_path
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         archive.writestr("a.npy", (tmp_path / "a.npy").read_bytes())
     for name in ("a.npy", "a.npz"):
-        with pytest.raises(cs.CalibrationError, match=message if name == "a.npy" else "a.npz: ") as told:
+        with pytest.raises(cs.errors.CalibrationError, match=message if name == "a.npy" else "a.npz: ") as told:
             load(tmp_path / name, SHAPE)
         assert "\n" not in str(told.value)
 

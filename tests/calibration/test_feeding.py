@@ -65,5 +65,5 @@ def test_images_that_the_model_does_not_take_are_refused_in_a_line() -> None:
             return self.head(self.down(self.body(self.stem(x))).reshape(-1, 32, 36).mean(2))
 
     message = r"calibration: Square does not run on an image of shape 1x3x10x10: RuntimeError: .*; pass images"
-    with pytest.raises(cs.CalibrationError, match=message):
+    with pytest.raises(cs.errors.CalibrationError, match=message):
         cs.convert(Square(), ONE, calibration=torch.randn(80, 3, 10, 10))

@@ -90,14 +90,14 @@ def test_options_prepare_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [3, True, b"images", {"x": FIRST}, "no/such/folder", Path("none.npy")])
 def test_what_holds_no_images_is_refused_before_the_model_runs(source: Any) -> None:
-    with pytest.raises(cs.CalibrationError) as told:
+    with pytest.raises(cs.errors.CalibrationError) as told:
         cs.convert(nets.Plain(), torch.zeros(7), calibration=source)
     assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("options", [{"limit": 0}, {"mean": (0.1, 0.2)}, {"transform": lambda image: image / "x"}])
 def test_options_that_do_not_fit_are_named(options: dict[str, Any]) -> None:
-    with pytest.raises(cs.CalibrationError, match=next(iter(options))):
+    with pytest.raises(cs.errors.CalibrationError, match=next(iter(options))):
         _all(cs.Images(FIRST, **options))
 
 
@@ -106,6 +106,6 @@ def test_images_of_several_sizes_need_a_size() -> None:
         def __getitem__(self, index: int) -> Any:
             return FIRST[index, :, : 10 + index % 2]
 
-    with pytest.raises(cs.CalibrationError, match="size="):
+    with pytest.raises(cs.errors.CalibrationError, match="size="):
         _all(Mixed())
     assert _all(cs.Images(Mixed(), size=9)).shape == (80, 3, 9, 9)

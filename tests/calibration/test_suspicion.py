@@ -77,7 +77,7 @@ def test_without_batch_norms_the_example_is_what_is_known() -> None:
 
 
 def test_channels_last_are_refused_with_the_remedy() -> None:
-    with pytest.raises(cs.CalibrationError, match=r"channels come first: pass batch.permute\(0, 3, 1, 2\)"):
+    with pytest.raises(cs.errors.CalibrationError, match=r"channels come first: pass batch.permute\(0, 3, 1, 2\)"):
         read(RIGHT.permute(0, 2, 3, 1), cs.Example.of(EXAMPLE))
 
 
@@ -95,7 +95,7 @@ def test_arrays_of_every_depth_are_the_same_pixels(dtype: str, tmp_path: Path) -
 
 def test_whole_numbers_that_are_no_picture_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.full((4, 16, 16), -3, dtype=np.int16))
-    with pytest.raises(cs.CalibrationError, match="holds int16 from -3 to -3, which is not a picture of 8 or 16 bits"):
+    with pytest.raises(cs.errors.CalibrationError, match="int16 from -3 to -3"):
         load(tmp_path / "images.npy", (1, 1, 16, 16))
 
 

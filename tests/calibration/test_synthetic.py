@@ -17,7 +17,7 @@ from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.calibration.dead_leaves import draw_images, fractal_noise
 from convsurgeon.calibration.norm_statistics import norm_divergence, trained_norms
 from convsurgeon.calibration.normalisation import Normalisation, common_normalisations, find_by_norms
-from convsurgeon.calibration.synthetic import synthesise
+from convsurgeon.calibration.synthetic import synthesise, synthetic_images
 from convsurgeon.report.page import page
 
 EXAMPLE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
@@ -106,7 +106,7 @@ def test_the_same_seed_gives_the_same_images_and_nothing_else_changes() -> None:
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     chance = torch.random.get_rng_state()
-    first, again, other = (cs.synthetic_images(model, EXAMPLE, 20, seed=seed, progress=False) for seed in (1, 1, 2))
+    first, again, other = (synthetic_images(model, EXAMPLE, 20, seed=seed, progress=False) for seed in (1, 1, 2))
     assert isinstance(first, Tensor)
     assert isinstance(other, Tensor)
     assert first.shape == (20, 3, 16, 16)
@@ -194,8 +194,8 @@ class _Last(nn.Module):
 
 def test_channels_may_come_last() -> None:
     model = _knowing(IMAGENET)
-    given = cs.synthetic_images(_Last(model), EXAMPLE.permute(0, 2, 3, 1).contiguous(), 32, progress=False)
-    wanted = cs.synthetic_images(model, EXAMPLE, 32, progress=False)
+    given = synthetic_images(_Last(model), EXAMPLE.permute(0, 2, 3, 1).contiguous(), 32, progress=False)
+    wanted = synthetic_images(model, EXAMPLE, 32, progress=False)
     torch.testing.assert_close(given.permute(0, 3, 1, 2), wanted, rtol=1e-3, atol=3e-2)
     result = _without_images(_Last(model), EXAMPLE.permute(0, 2, 3, 1), 32, forms=[FORM])
     assert result.changes
@@ -204,7 +204,7 @@ def test_channels_may_come_last() -> None:
 
 def test_several_inputs_are_batches_and_calibrate() -> None:
     example = (torch.rand(1, 3, 12, 12), torch.rand(1, 1, 12, 12))
-    batches = cs.synthetic_images(_Pair(), example, 70, progress=False)
+    batches = synthetic_images(_Pair(), example, 70, progress=False)
     assert sum(len(one.tensors()[0]) for one in batches) == 70  # type: ignore[union-attr]
     assert batches[0].tensors()[1].shape[1:] == (1, 12, 12)  # type: ignore[union-attr]
     result = _without_images(_Pair(), example, 64, forms=[FORM], policy=cs.select.everything())
@@ -236,7 +236,7 @@ def test_what_is_no_image_is_refused(example: Tensor, message: str) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.conv(x.float())
 
-    with pytest.raises(cs.CalibrationError, match=message):
+    with pytest.raises(cs.errors.CalibrationError, match=message):
         cs.convert(Anything(), example, policy=cs.select.everything())
     assert cs.convert(Anything(), example, policy=cs.select.everything(), calibration=False).plan.steps
 
@@ -250,7 +250,7 @@ def test_what_is_no_image_is_refused(example: Tensor, message: str) -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(cs.CalibrationError, match=message):
+    with pytest.raises(cs.errors.CalibrationError, match=message):
         cs.convert(_knowing(IMAGENET), EXAMPLE, calibration=cs.Images(**options), progress=False)
 
 
@@ -300,7 +300,7 @@ def test_false_is_for_the_weights_alone() -> None:
     assert not alone.report.notes
     assert not alone.report.reconstruction
     assert alone.made_up is None
-    with pytest.raises(cs.CalibrationError, match="type bool"):
+    with pytest.raises(cs.errors.CalibrationError, match="type bool"):
         cs.convert(_knowing(IMAGENET), EXAMPLE, calibration=True)
 
 
@@ -317,7 +317,7 @@ def test_a_budget_weighs_its_plans_on_made_up_images() -> None:
         model, EXAMPLE, calibration=data, shares=[0.6], forms=[FORM], policy=cs.select.min_channels(12), progress=False
     )
     assert str(swept).startswith("note: No images were given")
-    with pytest.raises(cs.CalibrationError, match="without images no plan can be judged"):
+    with pytest.raises(cs.errors.CalibrationError, match="without images no plan can be judged"):
         cs.sweep(model, EXAMPLE, calibration=False)
 
 

@@ -17,6 +17,7 @@ from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.soap import Soap
 from convsurgeon.fit import sensitivity
 from convsurgeon.graph.capture import capture
+from convsurgeon.planning.surgery import operate
 
 FORMS = [cs.CP(rank=8)]
 
@@ -88,7 +89,7 @@ def _made(kind: type[nn.Module]) -> Made:
     model = kind().eval()
     left = [name for name in ("stem", "kept") if hasattr(model, name)]
     plan = cs.plan(model, _images(1), forms=FORMS, policy=~cs.select.named(*left))
-    return Made(model, *cs.operate(model, plan, _images(1)))
+    return Made(model, *operate(model, plan, _images(1)))
 
 
 def _fitted(made: Made, data: Calibration, seed: int = 0) -> tuple[float, float]:

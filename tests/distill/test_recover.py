@@ -26,7 +26,7 @@ from convsurgeon.distill.batches import Stream, split, training_set
 from convsurgeon.distill.distiller import SLOWER
 from convsurgeon.distill.learning_rate import RATES
 from convsurgeon.distill.recipe import LEAST_STEPS, Recipe
-from convsurgeon.distill.record import Score
+from convsurgeon.distill.record import Recovery, Score
 from tests import nets, networks
 
 X = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(3))
@@ -55,7 +55,7 @@ def _recover(
     return cs.recover(result, images, recipe=recipe, run=run, resume=resume, progress=False)
 
 
-def _done(result: cs.Result) -> cs.Recovery:
+def _done(result: cs.Result) -> Recovery:
     return result.report.recovery
 
 
@@ -118,12 +118,12 @@ def test_few_images_get_steps_enough_and_small_batches(converted: cs.Result) -> 
     assert Recipe().steps(110) == 2200
 
 
-def _ended(distances: list[float]) -> cs.Recovery:
+def _ended(distances: list[float]) -> Recovery:
     """A run of as many steps as distances, the first being its start."""
     rows = tuple({"step": float(step), "error": value} for step, value in enumerate(distances))
     best = min(distances)
     scores = (Score(distances[0], None), Score(best, None))
-    return cs.Recovery(*scores, distances.index(best), len(distances) - 1, 8, 80, 8, 1e-3, 1.0, "", (), rows)
+    return Recovery(*scores, distances.index(best), len(distances) - 1, 8, 80, 8, 1e-3, 1.0, "", (), rows)
 
 
 @pytest.mark.parametrize(
@@ -282,17 +282,17 @@ def test_all_kinds_of_data_are_read() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"epochs": 0}, cs.RecoveryError, "epochs must be above 0"),
-        ({"lr": -1.0}, cs.RecoveryError, "lr must be above 0"),
-        ({"lr": float("nan")}, cs.RecoveryError, "lr must be above 0"),
-        ({"precision": "int4"}, cs.RecoveryError, "precision must be one of fp32, int8, got 'int4'"),
-        ({"resume": True}, cs.RecoveryError, "resume needs the folder"),
-        ({"transform": lambda _images: None}, cs.RecoveryError, "the transform fails"),
-        ({"images": X[:1]}, cs.CalibrationError, "1 images; pass at least two"),
-        ({"images": []}, cs.CalibrationError, "no images"),
-        ({"images": X[:, :2]}, cs.CalibrationError, "has shape"),
-        ({"images": [X[:4], X[:4, :, :8]]}, cs.CalibrationError, "cannot be mixed"),
-        ({"images": X / 0}, cs.CalibrationError, "NaN or infinity"),
+        ({"epochs": 0}, cs.errors.RecoveryError, "epochs must be above 0"),
+        ({"lr": -1.0}, cs.errors.RecoveryError, "lr must be above 0"),
+        ({"lr": float("nan")}, cs.errors.RecoveryError, "lr must be above 0"),
+        ({"precision": "int4"}, cs.errors.RecoveryError, "precision must be one of fp32, int8, got 'int4'"),
+        ({"resume": True}, cs.errors.RecoveryError, "resume needs the folder"),
+        ({"transform": lambda _images: None}, cs.errors.RecoveryError, "the transform fails"),
+        ({"images": X[:1]}, cs.errors.CalibrationError, "1 images; pass at least two"),
+        ({"images": []}, cs.errors.CalibrationError, "no images"),
+        ({"images": X[:, :2]}, cs.errors.CalibrationError, "has shape"),
+        ({"images": [X[:4], X[:4, :, :8]]}, cs.errors.CalibrationError, "cannot be mixed"),
+        ({"images": X / 0}, cs.errors.CalibrationError, "NaN or infinity"),
     ],
 )
 def test_bad_input_is_refused_in_a_line(
@@ -307,18 +307,18 @@ def test_what_cannot_be_recovered_is_refused(converted: cs.Result) -> None:
     untouched = cs.convert(
         nets.Plain().eval(), X[:2], policy=~cs.select.everything(), progress=False, calibration=False
     )
-    with pytest.raises(cs.RecoveryError, match="no conv of this result was rewritten"):
+    with pytest.raises(cs.errors.RecoveryError, match="no conv of this result was rewritten"):
         _recover(untouched)
     for parameter in converted.model.parameters():
         parameter.requires_grad_(False)
-    with pytest.raises(cs.RecoveryError, match="every parameter is frozen"):
+    with pytest.raises(cs.errors.RecoveryError, match="every parameter is frozen"):
         _recover(converted)
     with torch.device("meta"):
         empty = nets.Plain().eval()
     planned = cs.convert(
         empty, torch.empty(2, 3, 12, 12, device="meta"), forms=[cs.Blueprint(rank=1)], progress=False, calibration=False
     )
-    with pytest.raises(cs.RecoveryError, match="on the meta device"):
+    with pytest.raises(cs.errors.RecoveryError, match="on the meta device"):
         _recover(planned)
 
 
@@ -356,7 +356,7 @@ def test_interruptions_change_no_bit(options: dict[str, Any], tmp_path: Path, co
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path, converted: cs.Result) -> None:
     first = _recover(converted, run=tmp_path / "run")
-    with pytest.raises(cs.WriteError, match="holds a run already"):
+    with pytest.raises(cs.errors.WriteError, match="holds a run already"):
         _recover(converted, run=tmp_path / "run")
     again = _recover(converted, run=tmp_path / "run", resume=True)
     assert _same(first.model, again.model)
@@ -369,12 +369,12 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, converted: cs.Result) -
 
 def test_another_runs_checkpoint_is_refused(tmp_path: Path, converted: cs.Result) -> None:
     _recover(converted, run=tmp_path / "run", epochs=1)
-    with pytest.raises(cs.RecoveryError, match="was started with epochs 1, now it is 2"):
+    with pytest.raises(cs.errors.RecoveryError, match="was started with epochs 1, now it is 2"):
         _recover(converted, run=tmp_path / "run", resume=True)
-    with pytest.raises(cs.RecoveryError, match=r"with transform None, now it is Augment\(flip=True, shift=2\)"):
+    with pytest.raises(cs.errors.RecoveryError, match=r"with transform None, now it is Augment\(flip=True, shift=2\)"):
         _recover(converted, run=tmp_path / "run", resume=True, epochs=1, transform=cs.Augment(shift=2))
     (tmp_path / "run" / "last.pt").write_bytes(b"no")
-    with pytest.raises(cs.RecoveryError, match=r"last\.pt"):
+    with pytest.raises(cs.errors.RecoveryError, match=r"last\.pt"):
         _recover(converted, run=tmp_path / "run", resume=True)
 
 
@@ -462,7 +462,7 @@ def test_augmentation_keeps_every_pixel_it_can(shift: int) -> None:
         assert kept <= set(image.flatten().tolist())
         assert len(kept) >= 3 * (6 - shift) * (7 - shift)
     assert any(torch.equal(moved[i].flip(2), images[i]) for i in range(64)) or shift
-    with pytest.raises(cs.RecoveryError, match="0 or more pixels"):
+    with pytest.raises(cs.errors.RecoveryError, match="0 or more pixels"):
         cs.Augment(shift=-1)
 
 

@@ -130,7 +130,7 @@ def test_keyword_batches() -> None:
     ],
 )
 def test_batches_that_will_not_do(batches: object, message: str) -> None:
-    with pytest.raises(cs.CalibrationError, match=message):
+    with pytest.raises(cs.errors.CalibrationError, match=message):
         read(batches, LIKE)
 
 
@@ -182,20 +182,20 @@ def test_images_from_arrays_and_folders(tmp_path: Path) -> None:
     ],
 )
 def test_images_that_will_not_do(tmp_path: Path, make: Any, shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(cs.CalibrationError, match=message):
+    with pytest.raises(cs.errors.CalibrationError, match=message):
         load(make(tmp_path), shape)
 
 
 def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
     path = _saved(tmp_path / "x.npy", np.zeros((2, 8, 8, 3), np.uint8))
-    with pytest.raises(cs.CalibrationError, match="mean: 2 values for 3 channels"):
+    with pytest.raises(cs.errors.CalibrationError, match="mean: 2 values for 3 channels"):
         load(path, (1, 3, 8, 8), mean=[0.1, 0.2])
-    with pytest.raises(cs.CalibrationError, match="std: every value must be above 0"):
+    with pytest.raises(cs.errors.CalibrationError, match="std: every value must be above 0"):
         load(path, (1, 3, 8, 8), std=[0.0])
     for name in ("mean", "std"):
-        with pytest.raises(cs.CalibrationError, match=f"{name}: holds NaN or infinity"):
+        with pytest.raises(cs.errors.CalibrationError, match=f"{name}: holds NaN or infinity"):
             load(path, (1, 3, 8, 8), **{name: [float("inf")]})
-    with pytest.raises(cs.CalibrationError, match="limit=0"):
+    with pytest.raises(cs.errors.CalibrationError, match="limit=0"):
         load(path, (1, 3, 8, 8), limit=0)
 
 
@@ -205,7 +205,7 @@ def test_where_no_runtime_runs_a_layer_takes_what_costs_the_network_less_at_like
     """CP runs its first conv before the stride, so the strided layer is separable."""
 
     def refused(*_: object, **__: object) -> None:
-        raise cs.ExportError("no ONNX form")
+        raise cs.errors.ExportError("no ONNX form")
 
     monkeypatch.setattr("convsurgeon.runtime.runtime.Runtime.measure", refused)
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import convsurgeon as cs
+from convsurgeon.runtime.table import LatencyTable
 from tests.forms.own import Reduced
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
@@ -55,7 +56,7 @@ def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> 
     assert calibrated.error_after < calibrated.error_before
 
     result.plan.save(tmp_path / "plan.json")
-    with pytest.raises(cs.PlanError, match=r"unknown form 'reduced'.*pass the class of another as forms="):
+    with pytest.raises(cs.errors.PlanError, match=r"unknown form 'reduced'.*pass the class of another as forms="):
         cs.Plan.load(tmp_path / "plan.json")
     plan = cs.Plan.load(tmp_path / "plan.json", forms=[Reduced])
     assert plan == result.plan
@@ -70,10 +71,10 @@ def test_it_is_calibrated_planned_saved_rebuilt_and_exported(tmp_path: Path) -> 
 
 
 def test_it_is_timed_and_its_times_are_kept(tmp_path: Path) -> None:
-    def measured(forms: list[cs.Form]) -> cs.LatencyTable:
+    def measured(forms: list[cs.Form]) -> LatencyTable:
         seen = cs.capture(_net(), EXAMPLE)
         table = cs.Runtime(cache=tmp_path).measure(seen, forms, passes=1, prune=False, progress=False)
-        assert isinstance(table, cs.LatencyTable)
+        assert isinstance(table, LatencyTable)
         return table
 
     table = measured([FORMS[0]])
@@ -85,6 +86,6 @@ def test_it_is_timed_and_its_times_are_kept(tmp_path: Path) -> None:
     assert not both.has("3", FORMS[0])
     assert measured([FORMS[0], other]).ms("3", FORMS[0]) == pytest.approx(table.ms("3", FORMS[0]), rel=0.5)
     table.save(tmp_path / "table.json")
-    assert cs.LatencyTable.load(tmp_path / "table.json", forms=[Reduced]).rows == table.rows
-    with pytest.raises(cs.LatencyError, match="unknown form 'reduced'"):
-        cs.LatencyTable.load(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json", forms=[Reduced]).rows == table.rows
+    with pytest.raises(cs.errors.LatencyError, match="unknown form 'reduced'"):
+        LatencyTable.load(tmp_path / "table.json")

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from convsurgeon.graph.outputs import outputs
+from convsurgeon.planning.surgery import operate
 
 _MODES = ("zeros", "zeros", "zeros", "reflect", "replicate", "circular")
 
@@ -113,7 +114,7 @@ def check(rng: random.Random) -> None:
     kind = rng.choice((cs.DepthwiseSeparable, cs.Blueprint))
     form: cs.Form = kind(rank=cs.Energy(1.0)) if rng.random() < 0.8 else cs.BlueprintSubspace(cs.Energy(1.0), width=1.0)
     made = cs.plan(model, x, forms=[form], policy=cs.select.everything(), allow_growth=True)
-    converted, plan = cs.operate(model, made, x)
+    converted, plan = operate(model, made, x)
     given = cs.Example.of(x)
     for one, two in zip(outputs(model, given), outputs(converted, given), strict=True):
         torch.testing.assert_close(two, one, rtol=1e-7, atol=1e-8)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import convsurgeon as cs
+from convsurgeon.runtime.table import LatencyTable
 from tests import nets
 from tests.calibration.loading import load
 from tests.fuzz.files import DEVICE, damaged
@@ -36,18 +37,18 @@ def device(rng: random.Random) -> None:
         if rng.random() < 0.2:
             path.write_bytes(damaged(rng, path.read_bytes()))
         try:
-            table = cs.LatencyTable.load(path)
+            table = LatencyTable.load(path)
             table.save(path, overwrite=True)
             if rng.random() < 0.5:
                 path.write_text(json.dumps(mutate(rng, json.loads(path.read_text()))))
-                table = cs.LatencyTable.load(path)
-        except cs.LatencyError as error:
+                table = LatencyTable.load(path)
+        except cs.errors.LatencyError as error:
             assert "\n" not in str(error)
             return
     assert str(table)
     assert table.total_ms > 0
     made = cs.plan(captured().model, captured().example, forms=[cs.DepthwiseSeparable(rank=1)], allow_growth=True)
-    with contextlib.suppress(cs.LatencyError):
+    with contextlib.suppress(cs.errors.LatencyError):
         assert table.predict(made) < 1e9
 
 
@@ -78,7 +79,7 @@ def images(rng: random.Random) -> None:
         shape = (1, rng.choice((1, 3)), rng.choice((1, 8, 40)), 8)
         try:
             found = load(path if name[2:].startswith("np") else folder, shape, limit=rng.choice((1, 2, 10**30)))
-        except cs.CalibrationError as error:
+        except cs.errors.CalibrationError as error:
             assert "\n" not in str(error)
             return
     assert found.shape[1:] == shape[1:]

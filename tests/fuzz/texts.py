@@ -17,6 +17,7 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon import cli
+from convsurgeon.graph.capture import Capture
 from tests import nets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +45,7 @@ _JUNK = (
 
 
 @functools.cache
-def captured() -> cs.Capture:
+def captured() -> Capture:
     """One small model that all texts are about."""
     torch.manual_seed(0)
     return cs.capture(nets.Shared().eval(), torch.randn(1, 3, 8, 8))

@@ -73,9 +73,9 @@ def test_a_constant_output_has_an_error_only_where_it_is_missed() -> None:
 
 def test_nothing_to_compare_is_an_error_and_so_are_other_sizes() -> None:
     for pairs in ([], [([], [])], [([torch.zeros(0, 4)], [torch.zeros(0, 4)])]):
-        with pytest.raises(cs.CalibrationError):
+        with pytest.raises(cs.errors.CalibrationError):
             _error(*pairs)
-    with pytest.raises(cs.CalibrationError, match="3x4"):
+    with pytest.raises(cs.errors.CalibrationError, match="3x4"):
         _error(([torch.zeros(3, 4)], [torch.zeros(2, 4)]))
 
 

@@ -30,17 +30,17 @@ def picks() -> nn.Module:
     ids=lambda asked: " ".join(asked) or "default",
 )
 def test_what_picks_is_refused_before_anything_is_measured(asked: dict[str, object]) -> None:
-    with pytest.raises(cs.CalibrationError, match=REFUSED):
+    with pytest.raises(cs.errors.CalibrationError, match=REFUSED):
         cs.convert(picks(), X, progress=False, **asked)  # type: ignore[arg-type]
 
 
 def test_so_are_its_sweep_and_its_recovery() -> None:
     model = picks()
-    with pytest.raises(cs.CalibrationError, match=REFUSED):
+    with pytest.raises(cs.errors.CalibrationError, match=REFUSED):
         cs.sweep(model, X, calibration=IMAGES, progress=False)
     result = cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
     assert len(result.changes) == 2
-    with pytest.raises(cs.CalibrationError, match=r"^output: of shape \d+ from the original, \d+ from the converted"):
+    with pytest.raises(cs.errors.CalibrationError, match=r"^output: .*\d+ .*\d+"):
         cs.recover(result, IMAGES, progress=False)
 
 
@@ -72,9 +72,9 @@ def test_what_does_not_run_on_another_image_is_let_be() -> None:
 def test_outputs_stand_side_by_side() -> None:
     one, two = torch.ones(2, 3), torch.zeros(2, 3)
     assert pair_outputs([one], [two]) == [(one, two)]
-    with pytest.raises(cs.CalibrationError, match="of shape 2x3, 2x3 from the original, 2x3 from the converted"):
+    with pytest.raises(cs.errors.CalibrationError, match="of shape 2x3, 2x3 from the original, 2x3 from the converted"):
         pair_outputs([one, one], [two])
-    with pytest.raises(cs.CalibrationError, match="of shape nothing from the original, one number from"):
+    with pytest.raises(cs.errors.CalibrationError, match="of shape nothing from the original, one number from"):
         pair_outputs([], [torch.ones(())])
 
 

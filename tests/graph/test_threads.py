@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
+from convsurgeon.graph.capture import Capture
 from tests import hostile, nets
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
@@ -58,7 +59,7 @@ def _beside(model: nn.Module, work: Callable[[], object]) -> tuple[int, list[str
 def test_forwards_of_another_model_work_while_captures_run() -> None:
     model, other = nets.Plain().eval(), Rooted().eval()
     wanted = cs.capture(model, X)
-    found: list[cs.Capture] = []
+    found: list[Capture] = []
     count, wrong = _beside(other, lambda: found.extend(cs.capture(model, X) for _ in range(CAPTURES)))
     assert not wrong, f"{len(wrong)} of {count}: {wrong[0]}"
     assert all(seen.sites == wanted.sites and seen.cost == wanted.cost for seen in found)

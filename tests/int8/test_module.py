@@ -48,7 +48,7 @@ def test_it_runs_on_images_of_other_sizes() -> None:
 
 def test_inputs_that_do_not_fit_are_one_line() -> None:
     rounded = as_int8(_net(), [Example((_images(4),))])
-    with pytest.raises(cs.ExportError, match=r"int8: the network cannot be run on these inputs: "):
+    with pytest.raises(cs.errors.ExportError, match=r"int8: the network cannot be run on these inputs: "):
         rounded(torch.zeros(2, 5, 10, 10))
 
 

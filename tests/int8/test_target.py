@@ -17,7 +17,7 @@ from tests.int8.graphs import BRANCHES, CHAIN, feeds
 INT8, UINT8 = TensorProto.INT8, TensorProto.UINT8
 
 
-def _written(target: cs.Target | None, folder: Path, model: ModelProto | None = None) -> tuple[ModelProto, Any]:
+def _written(target: cs.onnx.Target | None, folder: Path, model: ModelProto | None = None) -> tuple[ModelProto, Any]:
     source, path = folder / "float.onnx", folder / "int8.onnx"
     onnx.save(CHAIN() if model is None else model, source)
     done = cs.onnx.quantize(source, path, feeds(), target=target, sqnr_db=-100, overwrite=True)
@@ -52,7 +52,7 @@ def test_onnxruntime_gets_unsigned_values_and_weights_per_channel(tmp_path: Path
 @pytest.mark.parametrize("activations", ["int8", "uint8"])
 @pytest.mark.parametrize("per_channel", [True, False])
 def test_an_npu_gets_what_it_is_told_to_want(activations: Any, per_channel: bool, tmp_path: Path) -> None:
-    model, done = _written(cs.Target.npu(activations, per_channel=per_channel), tmp_path)
+    model, done = _written(cs.onnx.Target.npu(activations, per_channel=per_channel), tmp_path)
     zeros = _zeros(model)
     assert {zero.data_type for zero in zeros} == {INT8 if activations == "int8" else UINT8}
     if activations == "int8":
@@ -67,11 +67,11 @@ def test_an_npu_gets_what_it_is_told_to_want(activations: Any, per_channel: bool
 
 
 def test_widths_that_fit_are_not_noted(tmp_path: Path) -> None:
-    assert _written(cs.Target.npu(align=2), tmp_path)[1].notes == ()
+    assert _written(cs.onnx.Target.npu(align=2), tmp_path)[1].notes == ()
 
 
 def test_branches_are_one_conv_for_every_target(tmp_path: Path) -> None:
-    for target in (cs.Target.onnxruntime("vnni"), cs.Target.npu()):
+    for target in (cs.onnx.Target.onnxruntime("vnni"), cs.onnx.Target.npu()):
         model, _ = _written(target, tmp_path, BRANCHES(2, (True, False)))
         assert [node.op_type for node in model.graph.node].count("Conv") == 3
         assert "Add" not in {node.op_type for node in model.graph.node}
@@ -81,26 +81,26 @@ def test_open_shapes_are_refused_where_they_must_be_fixed(tmp_path: Path) -> Non
     source = tmp_path / "open.onnx"
     onnx.save(CHAIN(batch="batch"), source)
     with pytest.raises(
-        cs.ExportError, match=r"x: has open dimensions, and npu wants fixed shapes; export with dynamic"
+        cs.errors.ExportError, match=r"x: has open dimensions, and npu wants fixed shapes; export with dynamic"
     ):
-        cs.onnx.quantize(source, tmp_path / "int8.onnx", feeds(), target=cs.Target.npu())
+        cs.onnx.quantize(source, tmp_path / "int8.onnx", feeds(), target=cs.onnx.Target.npu())
     assert not (tmp_path / "int8.onnx").exists()
 
 
 def test_seven_bits_where_sums_of_products_saturate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for processor, most in (("avx2", 64), ("vnni", 127), ("arm", 127)):
-        levels = [one for one, _ in _weights(_written(cs.Target.onnxruntime(processor), tmp_path)[0]).values()]
+        levels = [one for one, _ in _weights(_written(cs.onnx.Target.onnxruntime(processor), tmp_path)[0]).values()]
         sizes = [np.abs(numpy_helper.to_array(one).astype(int)).max() for one in levels]
         assert max(sizes) <= most
         assert max(sizes) > 0.9 * most
     monkeypatch.setattr(targets, "processor_flags", lambda: None)
-    assert cs.Target.onnxruntime().reduce_range
+    assert cs.onnx.Target.onnxruntime().reduce_range
 
 
 def test_what_no_target_wants_is_refused() -> None:
-    with pytest.raises(cs.ExportError, match=r"activations='float'; pass 'uint8' or 'int8'"):
-        cs.Target.npu("float")  # type: ignore[arg-type]
-    with pytest.raises(cs.ExportError, match=r"align=0; pass a whole number from 1"):
-        cs.Target.npu(align=0)
-    with pytest.raises(cs.ExportError, match=r"processor 'z80'; pass one of here, vnni"):
-        cs.Target.onnxruntime("z80")  # type: ignore[arg-type]
+    with pytest.raises(cs.errors.ExportError, match=r"activations='float'; pass 'uint8' or 'int8'"):
+        cs.onnx.Target.npu("float")  # type: ignore[arg-type]
+    with pytest.raises(cs.errors.ExportError, match=r"align=0; pass a whole number from 1"):
+        cs.onnx.Target.npu(align=0)
+    with pytest.raises(cs.errors.ExportError, match=r"processor 'z80'; pass one of here, vnni"):
+        cs.onnx.Target.onnxruntime("z80")  # type: ignore[arg-type]

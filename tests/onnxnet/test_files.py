@@ -17,6 +17,7 @@ from convsurgeon.graph.model_files import open_model
 from convsurgeon.graph.subgraphs import operators_without_gradient
 from convsurgeon.onnxnet.modules import Subgraph
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.runtime.table import LatencyTable
 from tests.growing import convert_growing
 from tests.onnxnet.files import (
     FILES,
@@ -58,7 +59,7 @@ def test_names_hide_nothing_of_the_network(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     data = saved(plain(), tmp_path).read_bytes()
     (tmp_path / "bad.onnx").write_bytes(data.replace(b"body.conv", b"body\xffconv"))
-    with pytest.raises(cs.LoadError, match=r"is damaged: b'body\\xffconv.* stands where a name should be"):
+    with pytest.raises(cs.errors.LoadError, match=r"is damaged: b'body\\xffconv.* stands where a name should be"):
         cs.plan(tmp_path / "bad.onnx")
 
 
@@ -88,7 +89,7 @@ def test_everything_but_the_lstm_is_translated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["QDQ", "ConvInteger", "QLinearConv"])
 def test_files_of_whole_numbers_are_refused(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(cs.LoadError, match="conv is a quantised conv"):
+    with pytest.raises(cs.errors.LoadError, match="conv is a quantised conv"):
         cs.convert(saved(quantised(kind), tmp_path))
 
 
@@ -98,7 +99,7 @@ def test_files_that_a_runtime_has_optimised_are_refused(tmp_path: Path) -> None:
     node.op_type, node.domain = "FusedConv", "com.microsoft"
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, tmp_path / "net.onnx")
-    with pytest.raises(cs.LoadError, match=r"com.microsoft.FusedConv: onnxruntime has optimised this file"):
+    with pytest.raises(cs.errors.LoadError, match=r"com.microsoft.FusedConv: onnxruntime has optimised this file"):
         cs.inspect(tmp_path / "net.onnx")
 
 
@@ -107,33 +108,33 @@ def test_a_node_without_an_input_that_it_needs_is_refused(tmp_path: Path) -> Non
     graph = Graph(13)
     graph.conv("x", "a", "conv", 4, 4)
     graph.node("Sum", ["a", ""], "y", "total")
-    with pytest.raises(cs.LoadError, match="Sum total lacks an input that it must have"):
+    with pytest.raises(cs.errors.LoadError, match="Sum total lacks an input that it must have"):
         cs.plan(saved(graph.model(), tmp_path))
 
 
 def test_files_older_than_the_runtime_are_refused(tmp_path: Path) -> None:
     graph = Graph(6)
     graph.conv("x", "y", "conv", 4, 4)
-    with pytest.raises(cs.LoadError, match="is of opset 6, onnxruntime knows 7 and newer; bring it there"):
+    with pytest.raises(cs.errors.LoadError, match="is of opset 6, onnxruntime knows 7 and newer; bring it there"):
         cs.plan(saved(graph.model(), tmp_path))
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.onnx")
-    with pytest.raises(cs.LoadError, match=r"x\.onnx: cannot be read \(is a folder, a device or a pipe\)"):
+    with pytest.raises(cs.errors.LoadError, match=r"x\.onnx: cannot be read \(is a folder, a device or a pipe\)"):
         cs.inspect(tmp_path / "x.onnx", None)
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     for data, words in ((b"", "has no nodes"), (b"no protobuf", "is not an ONNX file"), (b"\x08\x08", "has no nodes")):
         (tmp_path / "net.onnx").write_bytes(data)
-        with pytest.raises(cs.LoadError, match=words):
+        with pytest.raises(cs.errors.LoadError, match=words):
             cs.plan(tmp_path / "net.onnx")
-    with pytest.raises(cs.LoadError, match="cannot be read"):
+    with pytest.raises(cs.errors.LoadError, match="cannot be read"):
         cs.plan(tmp_path / "nothing.onnx")
-    with pytest.raises(cs.CaptureError, match="onnxruntime does not run it on an input of shape 1x4x9x9"):
+    with pytest.raises(cs.errors.CaptureError, match="onnxruntime does not run it on an input of shape 1x4x9x9"):
         cs.plan(saved(plain(dtype=np.float64), tmp_path))  # its convs are of float32 alone
-    with pytest.raises(cs.CaptureError, match="does not run it"):
+    with pytest.raises(cs.errors.CaptureError, match="does not run it"):
         cs.plan(saved(padded("SAME_LOWER", 1, 2, 3), tmp_path))
 
 
@@ -147,15 +148,15 @@ def _open_sizes() -> onnx.ModelProto:
 
 def test_open_sizes_want_an_example_and_stay_open(tmp_path: Path) -> None:
     path = saved(_open_sizes(), tmp_path)
-    with pytest.raises(cs.CaptureError, match=r"x is open \(nx4xheightxwidth: height, width\); pass an example"):
+    with pytest.raises(cs.errors.CaptureError, match=r"x is open \(nx4xheightxwidth: height, width\); pass an example"):
         cs.plan(path)
     x, scale = torch.randn(1, 4, 10, 12), torch.ones(1)
     example: Any
     for example in ((x, scale), {"scale": scale, "x": x}, [x.numpy(), scale.numpy()]):
         assert cs.capture(path, example).sites[0].calls[0].input_shape[-2:] in ((10, 12), (11, 13))
-    with pytest.raises(cs.CaptureError, match="has no input 'z'; its inputs are x, scale"):
+    with pytest.raises(cs.errors.CaptureError, match="has no input 'z'; its inputs are x, scale"):
         cs.plan(path, {"x": x, "z": scale})
-    with pytest.raises(cs.CaptureError, match="input x is nx4xheightxwidth, the example has 1x3x10x12"):
+    with pytest.raises(cs.errors.CaptureError, match="input x is nx4xheightxwidth, the example has 1x3x10x12"):
         cs.plan(path, (x[:, :3], scale))
     how: dict[str, Any] = {"forms": [cs.DepthwiseSeparable(rank=cs.Energy(1.0))], "policy": cs.select.everything()}
     result = convert_growing(path, (x, scale), calibration=False, **how)
@@ -199,7 +200,7 @@ def test_sites_before_an_lstm_are_fitted_and_it_is_said_how(tmp_path: Path) -> N
     fit = result.report.reconstruction
     assert fit.error_after < fit.error_before
     assert "LSTM, TopK of the file run in onnxruntime, which gives no gradients; errors before" in str(result.report)
-    with pytest.raises(cs.RecoveryError, match="LSTM, TopK of the file run in onnxruntime"):
+    with pytest.raises(cs.errors.RecoveryError, match="LSTM, TopK of the file run in onnxruntime"):
         cs.recover(result, images)
 
 
@@ -230,7 +231,7 @@ def test_weights_outside_stay_outside(tmp_path: Path) -> None:
     feed = feed_of(path)
     assert np.isfinite(run(bundle.folder / "model.onnx", feed)[0]).all()
     (tmp_path / "again.onnx.data").write_bytes(b"mine")
-    with pytest.raises(cs.WriteError, match="exists already"):
+    with pytest.raises(cs.errors.WriteError, match="exists already"):
         cs.onnx.export(result.model, None, tmp_path / "again.onnx")
     assert (tmp_path / "again.onnx.data").read_bytes() == b"mine"
     assert not (tmp_path / "again.onnx").exists()
@@ -259,7 +260,7 @@ def test_images_are_made_up_where_none_are_given(tmp_path: Path) -> None:
 def test_what_touches_more_than_convs_is_refused(tmp_path: Path) -> None:
     path = saved(plain(), tmp_path)
     for how in ({"opset": 20}, {"dynamic": "batch"}, {"input_names": ["z"]}):
-        with pytest.raises(cs.ExportError, match="an ONNX file keeps its opset, its sizes and its names"):
+        with pytest.raises(cs.errors.ExportError, match="an ONNX file keeps its opset, its sizes and its names"):
             cs.onnx.export(path, None, tmp_path / "made.onnx", **how)  # type: ignore[arg-type]
     assert not (tmp_path / "made.onnx").exists()
 
@@ -269,7 +270,7 @@ def test_a_table_of_latencies_knows_margins(word: str, tmp_path: Path) -> None:
     path = saved(padded(word, 2), tmp_path)
     forms = [cs.CP(rank=4), cs.DepthwiseSeparable(rank=2)]
     table = cs.Runtime().measure(cs.capture(path), forms, cs.select.everything(), passes=1, progress=False)
-    assert isinstance(table, cs.LatencyTable)
+    assert isinstance(table, LatencyTable)
     assert {row.site for row in table.rows} == {"conv", "second"}
     assert all(table.has("second", form) for form in forms)
     assert table.total_ms > 0

@@ -123,7 +123,7 @@ def test_it_is_calibrated_planned_rebuilt_and_exported(tmp_path: Path) -> None:
     assert torch.equal(_run(again), _run(result.model))
     cs.onnx.export(result.model, X, tmp_path / "model.onnx")
     assert cs.onnx.check_parity(result.model, X, tmp_path / "model.onnx").relative < 1e-5
-    with pytest.raises(cs.PlanError, match=r"head\.0 is a linear layer; pass linear_as_conv"):
+    with pytest.raises(cs.errors.PlanError, match=r"head\.0 is a linear layer; pass linear_as_conv"):
         cs.rebuild(model, result.plan)
 
 
@@ -153,9 +153,9 @@ def test_a_layer_wider_than_its_images_are_many_is_fitted_in_the_space_of_their_
 
 def test_a_budget_that_the_convs_cannot_keep_points_to_the_linear_layers() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 64)).eval()
-    with pytest.raises(cs.BudgetError, match=r"linear layers hold 0\.90 of it: linear_as_conv opens them"):
+    with pytest.raises(cs.errors.BudgetError, match=r"linear layers hold 0\.90 of it: linear_as_conv opens them"):
         cs.convert(model, X, calibration=False, goal=cs.Budget(params=0.2))
-    with pytest.raises(cs.BudgetError, match=r"or a wider policy$"):
+    with pytest.raises(cs.errors.BudgetError, match=r"or a wider policy$"):
         cs.convert(model, X, calibration=False, goal=cs.Budget(macs=0.01))
     made = cs.linear_as_conv(model, X, min_weights=1)
     result = cs.convert(made, X, calibration=False, goal=cs.Budget(params=0.5), policy=cs.select.named("3.conv"))
@@ -233,19 +233,19 @@ def test_bad_requests_are_one_line_that_says_what_to_do() -> None:
     model = _mixed()
     with pytest.raises(cs.select.PolicyError, match=r"no linear layer is named 'heads\.0'; did you mean head\.0"):
         cs.linear_as_conv(model, X, "heads.0")
-    with pytest.raises(cs.CaptureError, match=r"no layer is left of the 5 of \*, 0 of them of 65536 weights"):
+    with pytest.raises(cs.errors.CaptureError, match=r"no layer is left of the 5 of \*, 0 of them of 65536 weights"):
         cs.linear_as_conv(model, X)
-    with pytest.raises(cs.CaptureError, match=r"Mixed does not run on an input of shape 1x4x8x8"):
+    with pytest.raises(cs.errors.CaptureError, match=r"Mixed does not run on an input of shape 1x4x8x8"):
         cs.linear_as_conv(model, torch.zeros(1, 4, 8, 8), min_weights=1)
-    with pytest.raises(cs.CaptureError, match=r"LinearAsConv has no weight"):
+    with pytest.raises(cs.errors.CaptureError, match=r"LinearAsConv has no weight"):
         cs.linear_as_conv(_Reads(), X, min_weights=1)
-    with pytest.raises(cs.CaptureError, match=r"gives something else with these layers as convs"):
+    with pytest.raises(cs.errors.CaptureError, match=r"gives something else with these layers as convs"):
         cs.linear_as_conv(_Looks(), X, min_weights=1)
-    with pytest.raises(cs.CaptureError, match=r"Sequential has no linear layer"):
+    with pytest.raises(cs.errors.CaptureError, match=r"Sequential has no linear layer"):
         cs.linear_as_conv(nn.Sequential(nn.Conv2d(3, 4, 3)), X)
-    with pytest.raises(cs.CaptureError, match=r"DataParallel.*\.module"):
+    with pytest.raises(cs.errors.CaptureError, match=r"DataParallel.*\.module"):
         cs.linear_as_conv(nn.DataParallel(model), X)
-    with pytest.raises(cs.CaptureError, match=r"takes a torch module"):
+    with pytest.raises(cs.errors.CaptureError, match=r"takes a torch module"):
         cs.linear_as_conv("model.onnx", X)
 
 

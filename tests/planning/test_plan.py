@@ -17,6 +17,7 @@ import convsurgeon as cs
 from convsurgeon.forms import svd
 from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
+from convsurgeon.planning.surgery import operate
 from tests import nets
 from tests.layers import convs
 
@@ -27,7 +28,7 @@ PLAN = cs.plan(nets.Shared().eval(), X, forms=[cs.DepthwiseSeparable(rank=2), cs
 def test_a_plan_survives_json(tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     assert cs.Plan.load(tmp_path / "plan.json") == PLAN
-    with pytest.raises(cs.WriteError, match=r"plan.json: exists already; pass overwrite=True"):
+    with pytest.raises(cs.errors.WriteError, match=r"plan.json: exists already; pass overwrite=True"):
         PLAN.save(tmp_path / "plan.json")
     PLAN.save(tmp_path / "plan.json", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
@@ -76,7 +77,7 @@ def test_a_plan_edited_by_hand_has_figures_of_its_own(tmp_path: Path) -> None:
     assert after.form == cs.DepthwiseSeparable(rank=3)
     assert after.params_after == after.form.params(after.site.geometry) > before.params_after
     assert after.macs_after > before.macs_after
-    _, done = cs.operate(nets.Shared().eval(), cs.Plan.load(tmp_path / "plan.json"), X)
+    _, done = operate(nets.Shared().eval(), cs.Plan.load(tmp_path / "plan.json"), X)
     assert 0 < done.changes["body"].lost < 1
 
 
@@ -102,13 +103,13 @@ def test_forms_by_hand_go_where_they_are_sent(forms: dict[str, cs.Form | None], 
 @pytest.mark.parametrize(
     ("forms", "error", "named"),
     [
-        ({"bode": cs.CP(rank=4)}, cs.PolicyError, "'bode'; did you mean body"),
-        ({"x*": None, "*": cs.CP(rank=4)}, cs.PolicyError, r"'x\*'"),
-        ({"body": cs.LowRank(rank=4)}, cs.FormError, "body: 3x3 kernel"),
-        ({"body": 4}, cs.FormError, "4 is not a form"),
-        ([None], cs.FormError, "None is not a form"),
-        ({}, cs.FormError, "forms"),
-        (cs.CP(rank=4), cs.FormError, "cp rank 4"),
+        ({"bode": cs.CP(rank=4)}, cs.errors.PolicyError, "'bode'; did you mean body"),
+        ({"x*": None, "*": cs.CP(rank=4)}, cs.errors.PolicyError, r"'x\*'"),
+        ({"body": cs.LowRank(rank=4)}, cs.errors.FormError, "body: 3x3 kernel"),
+        ({"body": 4}, cs.errors.FormError, "4 is not a form"),
+        ([None], cs.errors.FormError, "None is not a form"),
+        ({}, cs.errors.FormError, "forms"),
+        (cs.CP(rank=4), cs.errors.FormError, "cp rank 4"),
     ],
 )
 def test_forms_by_hand_that_cannot_be_taken_are_refused(forms: Any, error: type[Exception], named: str) -> None:
@@ -145,7 +146,7 @@ def _damaged(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     ],
 )
 def test_damaged_plans_are_refused_with_the_place(change: Callable[[dict[str, Any]], object], message: str) -> None:
-    with pytest.raises(cs.PlanError, match=message):
+    with pytest.raises(cs.errors.PlanError, match=message):
         cs.Plan.from_dict(_damaged(change))
 
 
@@ -171,13 +172,13 @@ def test_no_change_to_a_plan_file_gives_anything_but_a_plan_or_a_plan_error(data
     target[place[-1]] = copy.deepcopy(new)
     try:
         plan = cs.Plan.from_dict(values)
-    except cs.PlanError as error:
+    except cs.errors.PlanError as error:
         assert "\n" not in str(error)
     else:
         str(plan)
         try:
             cs.rebuild(nets.Shared(), plan)
-        except cs.PlanError as error:
+        except cs.errors.PlanError as error:
             assert "\n" not in str(error)
 
 
@@ -188,10 +189,10 @@ def test_no_change_to_a_plan_file_gives_anything_but_a_plan_or_a_plan_error(data
 def test_files_that_are_no_plans(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(cs.PlanError, match=f"plan.json: .*{message}"):
+    with pytest.raises(cs.errors.PlanError, match=f"plan.json: .*{message}"):
         cs.Plan.load(path)
 
 
 def test_a_missing_plan(tmp_path: Path) -> None:
-    with pytest.raises(cs.PlanError, match=r"none.json: cannot be read \(No such file"):
+    with pytest.raises(cs.errors.PlanError, match=r"none.json: cannot be read \(No such file"):
         cs.Plan.load(tmp_path / "none.json")

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
 from convsurgeon.planning import surgery
+from convsurgeon.planning.surgery import operate
 from tests import nets
 from tests.growing import convert_growing
 
@@ -142,7 +143,7 @@ def test_a_graph_module_and_a_meta_model_convert() -> None:
     assert result.changes["body"].lost is None
     assert all(parameter.is_meta for parameter in result.model.parameters())
     assert not result.report.fidelity
-    with pytest.raises(cs.FormError, match="the rule reads weights, and this model is on the meta device"):
+    with pytest.raises(cs.errors.FormError, match="the rule reads weights, and this model is on the meta device"):
         cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=cs.Energy(0.9))], calibration=False)
 
 
@@ -195,7 +196,7 @@ def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch)
         return converted
 
     monkeypatch.setattr(surgery, "_rebuild", forgetful)
-    converted, done = cs.operate(model, made, X)
+    converted, done = operate(model, made, X)
     assert set(done.changes) == {"body"}
     assert type(converted.down) is nn.Conv2d
     assert "put back" in next(skip.reason for skip in done.skipped if skip.name == "down")
@@ -204,16 +205,16 @@ def test_a_site_that_no_longer_runs_is_put_back(monkeypatch: pytest.MonkeyPatch)
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = nets.Plain()
     model.lock = __import__("threading").Lock()
-    with pytest.raises(cs.CaptureError, match=r"Plain cannot be copied .*pickle '_thread.lock'"):
+    with pytest.raises(cs.errors.CaptureError, match=r"Plain cannot be copied .*pickle '_thread.lock'"):
         cs.convert(model, X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
 
 
 def test_a_demanded_layer_that_cannot_be_rewritten_is_an_error() -> None:
     with pytest.raises(
-        cs.FormError, match="body: it carries hooks that would be lost; remove them first; it was asked for"
+        cs.errors.FormError, match="body: it carries hooks that would be lost; remove them first; it was asked for"
     ):
         cs.convert(nets.Hooked(), X, policy=cs.select.named("body"), calibration=False)
-    with pytest.raises(cs.FormError, match=r"down: separable rank 9 has 1\.\d+ of its MACs"):
+    with pytest.raises(cs.errors.FormError, match=r"down: separable rank 9 has 1\.\d+ of its MACs"):
         cs.convert(
             nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=12)], policy=cs.select.named("down"), calibration=False
         )
@@ -247,11 +248,11 @@ def test_the_default_leaves_the_stem() -> None:
 
 def test_a_plan_for_another_model_is_refused() -> None:
     made = cs.plan(nets.Plain(), X, forms=[cs.DepthwiseSeparable(rank=1)])
-    with pytest.raises(cs.PlanError, match="body is not in this model; the plan was made for another"):
+    with pytest.raises(cs.errors.PlanError, match="body is not in this model; the plan was made for another"):
         cs.rebuild(nn.Sequential(), made)
     other = nets.Plain()
     other.down = nn.Conv2d(16, 64, 3)
-    with pytest.raises(cs.PlanError, match="down is 16->32 3x3 /2 in the plan and 16->64 3x3 in this model"):
+    with pytest.raises(cs.errors.PlanError, match="down is 16->32 3x3 /2 in the plan and 16->64 3x3 in this model"):
         cs.rebuild(other, made)
 
 
@@ -302,7 +303,7 @@ class ByKeyword(nets.Plain):
 
 
 def test_a_model_with_its_own_deepcopy_is_refused_rather_than_left_dense() -> None:
-    with pytest.raises(cs.CaptureError, match="CopiesItself copies itself in its own way"):
+    with pytest.raises(cs.errors.CaptureError, match="CopiesItself copies itself in its own way"):
         cs.convert(CopiesItself(), X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False)
 
 
@@ -352,7 +353,7 @@ def test_attributes_set_to_one_int_are_read_as_torch_reads_them() -> None:
 
 
 def test_a_bare_conv_is_refused() -> None:
-    with pytest.raises(cs.CaptureError, match=r"a bare Conv2d; wrap it in nn.Sequential"):
+    with pytest.raises(cs.errors.CaptureError, match=r"a bare Conv2d; wrap it in nn.Sequential"):
         cs.convert(nn.Conv2d(3, 8, 3), X, calibration=False)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 import convsurgeon as cs
 from convsurgeon.runtime.attribution import attribute, spread_overhead
 from convsurgeon.runtime.measurements import parse_measurements
+from convsurgeon.runtime.table import LatencyTable
 from tests.fuzz.files import DEVICE
 
 
@@ -28,7 +29,7 @@ def _with(place: tuple[Any, ...], value: object) -> dict[str, Any]:
 
 def test_what_can_have_been_measured_is_read(tmp_path: Path) -> None:
     (tmp_path / "device.json").write_text(json.dumps(DEVICE))
-    table = cs.LatencyTable.load(tmp_path / "device.json")
+    table = LatencyTable.load(tmp_path / "device.json")
     assert table.ms("body", cs.DepthwiseSeparable(rank=1)) == pytest.approx(0.1)
     assert table.total_ms == 1.0
 
@@ -37,8 +38,8 @@ def test_what_can_have_been_measured_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["total_ms", "dense_ms"])
 def test_a_time_that_is_none_is_refused(name: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "device.json").write_text(json.dumps(_with(("samples", 1, name), value)))
-    with pytest.raises(cs.LatencyError, match=r"device\.json: is damaged") as told:
-        cs.LatencyTable.load(tmp_path / "device.json")
+    with pytest.raises(cs.errors.LatencyError, match=r"device\.json: is damaged") as told:
+        LatencyTable.load(tmp_path / "device.json")
     assert "\n" not in str(told.value)
 
 
@@ -61,8 +62,8 @@ def test_a_time_that_is_none_is_refused(name: str, value: object, tmp_path: Path
 )
 def test_what_is_of_another_kind_is_named(place: tuple[Any, ...], value: object, message: str, tmp_path: Path) -> None:
     (tmp_path / "device.json").write_text(json.dumps(_with(place, value)))
-    with pytest.raises(cs.LatencyError, match=rf"device\.json: .*{message}"):
-        cs.LatencyTable.load(tmp_path / "device.json")
+    with pytest.raises(cs.errors.LatencyError, match=rf"device\.json: .*{message}"):
+        LatencyTable.load(tmp_path / "device.json")
 
 
 times = st.floats(1e-4, 10.0)

@@ -19,6 +19,7 @@ from convsurgeon import cli
 from convsurgeon.onnxnet import standalone
 from convsurgeon.runtime.attribution import Row
 from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, find_slow, leave_out
+from convsurgeon.runtime.table import LatencyTable
 from tests import nets
 from tests.distill.test_checkpoint import full_disk
 
@@ -36,12 +37,10 @@ def _net() -> nn.Sequential:
     ).eval()  # fmt: skip
 
 
-def _measure(
-    cache: Path, precision: str = "fp32", provider: str = "CPUExecutionProvider", **how: Any
-) -> cs.LatencyTable:
+def _measure(cache: Path, precision: str = "fp32", provider: str = "CPUExecutionProvider", **how: Any) -> LatencyTable:
     runtime = cs.Runtime(precision=precision, provider=provider, cache=cache)  # type: ignore[arg-type]
     table = runtime.measure(cs.capture(_net(), EXAMPLE), FORMS, cs.select.everything(), progress=False, **how)
-    assert isinstance(table, cs.LatencyTable)
+    assert isinstance(table, LatencyTable)
     return table
 
 
@@ -51,11 +50,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def table(cache: Path) -> cs.LatencyTable:
+def table(cache: Path) -> LatencyTable:
     return _measure(cache, prune=False)
 
 
-def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
+def test_every_site_has_its_time_and_all_add_up(table: LatencyTable) -> None:
     dense = sum(table.ms(site, None) for site in ("0", "3"))
     assert 0 < dense <= table.total_ms * 1.001
     assert table.rest_ms + dense == pytest.approx(table.total_ms)
@@ -63,13 +62,13 @@ def test_every_site_has_its_time_and_all_add_up(table: cs.LatencyTable) -> None:
         assert table.has("3", form)
         assert table.ms("3", form) > 0
     assert not table.has("3", cs.Blueprint(rank=5))
-    with pytest.raises(cs.LatencyError, match=r"3: blueprint rank 5 is not in the table"):
+    with pytest.raises(cs.errors.LatencyError, match=r"3: blueprint rank 5 is not in the table"):
         table.ms("3", cs.Blueprint(rank=5))
     assert "separable rank 2" in str(table)
 
 
 def test_what_was_measured_is_not_measured_again(
-    table: cs.LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
+    table: LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measured(*_: object) -> None:
         raise AssertionError("measured again")
@@ -139,7 +138,7 @@ def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
     assert find_slow(candidates, slow, sites) == []  # what was timed is known
 
 
-def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) -> None:
+def test_a_planned_network_is_timed_whole_and_adds_up(table: LatencyTable) -> None:
     result = cs.convert(
         _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=cs.Budget(latency=0.95),
         runtime=cs.Runtime(table=table), progress=False, calibration=False)  # fmt: skip
@@ -153,10 +152,10 @@ def test_a_planned_network_is_timed_whole_and_adds_up(table: cs.LatencyTable) ->
     assert table.time(cs.capture(_net(), EXAMPLE[..., :12]), [result.plan], progress=False) is None
 
 
-def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
+def test_saved_and_loaded(table: LatencyTable, tmp_path: Path) -> None:
     table.save(tmp_path / "table.json")
-    assert cs.LatencyTable.load(tmp_path / "table.json") == table
-    with pytest.raises(cs.WriteError, match="exists already"):
+    assert LatencyTable.load(tmp_path / "table.json") == table
+    with pytest.raises(cs.errors.WriteError, match="exists already"):
         table.save(tmp_path / "table.json")
 
 
@@ -166,29 +165,29 @@ def test_saved_and_loaded(table: cs.LatencyTable, tmp_path: Path) -> None:
 def test_what_is_no_table_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     path = tmp_path / "table.json"
     path.write_text(content)
-    with pytest.raises(cs.LatencyError, match=r"table\.json: ") as caught:
-        cs.LatencyTable.load(path)
+    with pytest.raises(cs.errors.LatencyError, match=r"table\.json: ") as caught:
+        LatencyTable.load(path)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_cache_is_named(table: cs.LatencyTable, cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_named(table: LatencyTable, cache: Path, tmp_path: Path) -> None:
     del table
     (stored,) = cache.glob("*.json")
     (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
-    with pytest.raises(cs.LatencyError, match=stored.name.replace(".", r"\.")):
+    with pytest.raises(cs.errors.LatencyError, match=stored.name.replace(".", r"\.")):
         _measure(tmp_path)
 
 
 def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
     with (
         full_disk(0),
-        pytest.raises(cs.WriteError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
+        pytest.raises(cs.errors.WriteError, match=r"latency-\w+\.json: measurements cannot be kept \(File too l"),
     ):
         _measure(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_law_9_holds_of_measured_tables(table: cs.LatencyTable) -> None:
+def test_law_9_holds_of_measured_tables(table: LatencyTable) -> None:
     for limit in (0.95, 0.8):
         result = cs.convert(
             _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), goal=cs.Budget(latency=limit),
@@ -212,9 +211,9 @@ def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.C
     )
     assert done.returncode == 0, done.stderr
     (found,) = [*out.glob("device.json"), *tmp_path.glob("device.json")]
-    loaded = cs.LatencyTable.load(found)
+    loaded = LatencyTable.load(found)
     assert loaded.total_ms > 0
-    in_int8 = cs.LatencyTable.load(found, precision="int8")  # one journey for both
+    in_int8 = LatencyTable.load(found, precision="int8")  # one journey for both
     assert (in_int8.precision, {row.site for row in in_int8.rows}) == ("int8", {row.site for row in loaded.rows})
     assert in_int8.has("body", cs.DepthwiseSeparable(rank=1))
     assert in_int8.total_ms != loaded.total_ms
@@ -226,12 +225,12 @@ def test_the_folder_for_a_device_runs_by_itself(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.fixture(scope="module")
-def in_int8(cache: Path) -> cs.LatencyTable:
+def in_int8(cache: Path) -> LatencyTable:
     return _measure(cache, precision="int8", passes=1, prune=False)
 
 
 def test_a_table_in_int8_is_of_other_networks(
-    in_int8: cs.LatencyTable, table: cs.LatencyTable, cache: Path, tmp_path: Path
+    in_int8: LatencyTable, table: LatencyTable, cache: Path, tmp_path: Path
 ) -> None:
     dense = sum(in_int8.ms(site, None) for site in ("0", "3", "5"))
     assert 0 < dense <= in_int8.total_ms * 1.001
@@ -240,19 +239,19 @@ def test_a_table_in_int8_is_of_other_networks(
     assert (in_int8.precision, table.precision) == ("int8", "fp32")
     assert len(list(cache.glob("latency-*.json"))) == 2
     in_int8.save(tmp_path / "table.json")
-    assert cs.LatencyTable.load(tmp_path / "table.json") == in_int8
-    with pytest.raises(cs.LatencyError, match=r"table\.json: has no networks in fp32"):
-        cs.LatencyTable.load(tmp_path / "table.json", precision="fp32")
-    with pytest.raises(cs.LatencyError, match=r"precision='int4': pass one of fp32, int8"):
+    assert LatencyTable.load(tmp_path / "table.json") == in_int8
+    with pytest.raises(cs.errors.LatencyError, match=r"table\.json: has no networks in fp32"):
+        LatencyTable.load(tmp_path / "table.json", precision="fp32")
+    with pytest.raises(cs.errors.LatencyError, match=r"precision='int4': pass one of fp32, int8"):
         _measure(cache, precision="int4")
 
 
 def test_a_provider_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(cs.LatencyError, match=r"NoProvider.*CPUExecutionProvider"):
+    with pytest.raises(cs.errors.LatencyError, match=r"NoProvider.*CPUExecutionProvider"):
         _measure(tmp_path, provider="NoProvider")
 
 
-def test_networks_in_int8_run_in_int8_kernels(in_int8: cs.LatencyTable, cache: Path) -> None:
+def test_networks_in_int8_run_in_int8_kernels(in_int8: LatencyTable, cache: Path) -> None:
     """And every node of a form is its site's: joined branches, the Concat between them, what is rounded on the way."""
     raws = [json.loads(path.read_text()) for path in cache.glob("latency-*.json")]
     (raw,) = (one for one in raws if standalone.DENSE_OF["int8"] in one["networks"])
@@ -269,7 +268,7 @@ def test_networks_in_int8_run_in_int8_kernels(in_int8: cs.LatencyTable, cache: P
     assert abs(rest - in_int8.rest_ms) < 0.35 * total_ms
 
 
-def test_a_plan_in_int8_is_timed_in_int8(in_int8: cs.LatencyTable) -> None:
+def test_a_plan_in_int8_is_timed_in_int8(in_int8: LatencyTable) -> None:
     result = cs.convert(
         _net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), calibration=False, progress=False,
         runtime=cs.Runtime(table=in_int8, precision="int8"), goal=cs.Budget(latency=0.98))  # fmt: skip

@@ -96,7 +96,7 @@ def test_limits_are_shares_or_have_units(kind: str, value: float | int | str, li
     ],
 )
 def test_what_is_no_budget_is_refused(text: str, match: str) -> None:
-    with pytest.raises(cs.BudgetError, match=match):
+    with pytest.raises(cs.errors.BudgetError, match=match):
         cs.Budget.parse(text)
 
 
@@ -153,7 +153,7 @@ def test_a_smaller_budget_never_loses_less() -> None:
 def test_an_impossible_budget_says_how_far_it_goes_and_what_stands_in_the_way(
     policy: cs.select.Policy, budget: cs.Budget, match: str
 ) -> None:
-    with pytest.raises(cs.BudgetError, match=match):
+    with pytest.raises(cs.errors.BudgetError, match=match):
         cs.convert(_net(), EXAMPLE, forms=FORMS, policy=policy, goal=budget, calibration=False)
 
 
@@ -192,7 +192,7 @@ def test_a_latency_budget_may_spend_macs_where_that_is_faster() -> None:
     assert result.changes["0"].macs_after > result.changes["0"].site.macs
     assert result.changes["0"].lost == pytest.approx(0.0, abs=1e-9)
     torch.testing.assert_close(result.model(_images()), net(_images()))
-    with pytest.raises(cs.FormError, match=r"1\.11 of its MACs"):
+    with pytest.raises(cs.errors.FormError, match=r"1\.11 of its MACs"):
         cs.convert(net, EXAMPLE, forms=forms, policy=cs.select.named("0"), goal=cs.Budget(macs=1.0), calibration=False)
 
 

@@ -80,7 +80,7 @@ def test_a_metric_is_asked_about_int8_and_export_writes_it(tmp_path: Path, monke
 
 
 def test_a_table_of_another_precision_is_refused() -> None:
-    with pytest.raises(cs.LatencyError, match="int8"):
+    with pytest.raises(cs.errors.LatencyError, match="int8"):
         cs.Runtime(table=MadeUpTable(precision="int8"))
 
 

@@ -46,9 +46,9 @@ def test_the_curve_is_drawn_whole_or_not_at_all(kind: str, tmp_path: Path) -> No
     found = _swept()
     found.draw(path)
     assert path.stat().st_size > 1000
-    with pytest.raises(cs.WriteError, match="exists already"):
+    with pytest.raises(cs.errors.WriteError, match="exists already"):
         found.draw(path)
-    with pytest.raises(cs.WriteError, match="change the ending"):
+    with pytest.raises(cs.errors.WriteError, match="change the ending"):
         found.draw(tmp_path / "curve.txt")
     assert [item.name for item in tmp_path.iterdir()] == [path.name]
 
@@ -85,14 +85,14 @@ def test_budgets_may_be_milliseconds() -> None:
     assert found.kind == "latency"
     assert [point.ms <= point.share * 5.0 for point in found.points] == [True] * len(found.points)
     assert "budgets of latency" in str(found)
-    with pytest.raises(cs.BudgetError, match="watts"):
+    with pytest.raises(cs.errors.BudgetError, match="watts"):
         _swept(kind="watts")
 
 
 def test_no_reachable_budget_is_an_error() -> None:
     torch.manual_seed(0)
     images = torch.randn(40, 3, 12, 12)
-    with pytest.raises(cs.BudgetError, match="cannot be reached"):
+    with pytest.raises(cs.errors.BudgetError, match="cannot be reached"):
         cs.sweep(nets.Plain(), images[:1], calibration=images, shares=(0.01,), progress=False)
 
 

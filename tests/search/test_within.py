@@ -134,7 +134,7 @@ def test_candidates_that_are_not_faster_are_not_scored(monkeypatch: pytest.Monke
 
 def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise cs.ExportError("no ONNX form of this")
+        raise cs.errors.ExportError("no ONNX form of this")
 
     default = converted(MadeUpTable(), forms=None)
     assert default.trials or "Left as it was" in default.report.speed
@@ -142,7 +142,7 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
     by_macs = cs.convert(net(), EXAMPLE, policy=cs.select.everything(), calibration=IMAGES, progress=False)
     assert "Milliseconds are not known" in by_macs.report.speed
     assert "no ONNX form of this" in by_macs.report.speed
-    with pytest.raises(cs.ExportError):
+    with pytest.raises(cs.errors.ExportError):
         cs.convert(net(), EXAMPLE, calibration=IMAGES, goal=cs.Within(0.1), progress=False)
 
 
@@ -158,14 +158,14 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_tolerance_that_cannot_be_read_is_refused(make: Callable[[], cs.Within], offender: str) -> None:
-    with pytest.raises(cs.BudgetError, match=re.escape(offender)):
+    with pytest.raises(cs.errors.BudgetError, match=re.escape(offender)):
         make()
 
 
 def test_a_tolerance_needs_images_and_something_to_choose() -> None:
-    with pytest.raises(cs.CalibrationError):
+    with pytest.raises(cs.errors.CalibrationError):
         converted(MadeUpTable(), cs.Within(0.1), calibration=False)
-    with pytest.raises(cs.BudgetError):
+    with pytest.raises(cs.errors.BudgetError):
         converted(MadeUpTable(), cs.Within(0.1), forms={"0": cs.DepthwiseSeparable(rank=1)})
 
 

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, fx, nn
 
 import convsurgeon as cs
+from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.outputs import outputs, tensors_in
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.candidates import plan_captured
+from convsurgeon.planning.surgery import operate
 from tests.zoo.cases import Case, ready
 from tests.zoo.choose import dense
 
@@ -48,7 +50,7 @@ def check(case: Case, export: bool) -> Iterator[Row]:
     row |= _handling(seen) | {"built_s": round(time.perf_counter() - start, 1)}
     plan = full_rank_plan(seen)
     row |= _account(model, plan)
-    converted, done = cs.operate(model, plan, example)
+    converted, done = operate(model, plan, example)
     row |= _account(model, done)
     row["error"] = difference(model, converted, example)
     if not row["error"] <= ROUNDING:
@@ -80,7 +82,7 @@ def verdict(row: Row) -> str:
     return "ok"
 
 
-def full_rank_plan(seen: cs.Capture) -> cs.Plan:
+def full_rank_plan(seen: Capture) -> cs.Plan:
     """Return a plan with both exact forms in turns, and for wide windows the one with fewer branches."""
     made = [
         plan_captured(seen, [kind(rank=cs.Energy(1.0))], cs.select.everything(), allow_growth=True)
@@ -106,7 +108,7 @@ def difference(one: nn.Module, two: nn.Module, example: Inputs) -> float:
 
 def _in_double(model: nn.Module, plan: cs.Plan, example: Inputs) -> float:
     doubled = copy.deepcopy(model).double()
-    return difference(doubled, cs.operate(doubled, plan, _wide(example))[0], _wide(example))
+    return difference(doubled, operate(doubled, plan, _wide(example))[0], _wide(example))
 
 
 def _wide(example: Inputs) -> Inputs:
@@ -123,7 +125,7 @@ def _plain_trace(model: nn.Module) -> bool:
     return True
 
 
-def _handling(seen: cs.Capture) -> Row:
+def _handling(seen: Capture) -> Row:
     kinds = {"": "traced"} if not seen.opaque else {name: "leaves" if name else "untraced" for name in seen.opaque}
     return {"handled": min(kinds.values(), key=("untraced", "leaves", "traced").index), "opaque": len(seen.opaque)}
 
@@ -150,11 +152,11 @@ def _account(model: nn.Module, plan: cs.Plan) -> Row:
     }
 
 
-def _rank_one(model: nn.Module, seen: cs.Capture, example: Inputs) -> Row:
+def _rank_one(model: nn.Module, seen: Capture, example: Inputs) -> Row:
     """Check rank 1 everywhere: it runs, learns, differs, and comes back from its plan and state dict to the bit."""
     forms = [cs.DepthwiseSeparable(rank=1)]
     plan = plan_captured(seen, forms, cs.select.everything(), allow_growth=True)
-    converted, done = cs.operate(model, plan, example)
+    converted, done = operate(model, plan, example)
     heard = difference(model, converted, example)
     again = cs.rebuild(model, cs.Plan.from_dict(done.to_dict()))
     with torch.no_grad():
@@ -183,10 +185,10 @@ def _learns(converted: nn.Module, plan: cs.Plan, example: Inputs) -> bool:
     return all(parameter.grad is not None and bool(parameter.grad.isfinite().all()) for parameter in new)
 
 
-def _export(model: nn.Module, seen: cs.Capture, example: Inputs) -> str:
+def _export(model: nn.Module, seen: Capture, example: Inputs) -> str:
     """Return `ok` if the rank-1 model passes the parity check, else the refusal."""
     plan = plan_captured(seen, [cs.DepthwiseSeparable(rank=1)], cs.select.everything(), allow_growth=True)
-    converted, _ = cs.operate(model, plan, example)
+    converted, _ = operate(model, plan, example)
     with tempfile.TemporaryDirectory() as folder:
         try:
             cs.onnx.export(converted, example, Path(folder) / "model.onnx")

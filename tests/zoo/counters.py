@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convsurgeon as cs
 from convsurgeon.base.errors import describe
+from convsurgeon.graph.capture import Capture
 from tests.zoo.cases import Case, ready
 from tests.zoo.check import Row
 
@@ -30,13 +31,13 @@ _FVCORE = {
 }
 
 
-def count_by_torch(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
+def count_by_torch(model: nn.Module, example: Inputs, seen: Capture) -> Row:
     """Count everything torch has a formula for; must be equal."""
     theirs = sum(_by_kind(model, example).values())
     return {"ours": seen.cost.macs, "theirs": theirs, "why": "" if theirs == seen.cost.macs else "unexplained"}
 
 
-def count_by_fvcore(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
+def count_by_fvcore(model: nn.Module, example: Inputs, seen: Capture) -> Row:
     """Count the products that fvcore traces; it says itself what it has no formula for."""
     from fvcore.nn import FlopCountAnalysis  # type: ignore[import-not-found]
 
@@ -60,7 +61,7 @@ def count_by_fvcore(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
     return {"ours": seen.cost.macs, "theirs": sum(theirs.values()), "why": "; ".join(reasons)}
 
 
-def count_by_torchinfo(model: nn.Module, example: Inputs, seen: cs.Capture) -> Row:
+def count_by_torchinfo(model: nn.Module, example: Inputs, seen: Capture) -> Row:
     """The convs it sees, less the bias it counts as one MAC an output value."""
     import torchinfo
 
