@@ -29,7 +29,7 @@ from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
-from convsurgeon.runtime.macs_table import MacsTable
+from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Budget, Goal, Within
 from convsurgeon.search.search import Outcome, describe_speed, find_fastest, meet_budget

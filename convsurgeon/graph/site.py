@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry
 
 
@@ -49,3 +50,7 @@ class Site:
     def size(self, call: Call) -> tuple[int, ...]:
         """Spatial size of a call's input."""
         return call.input_shape[-len(self.geometry.kernel_size) :]
+
+    def macs_as(self, form: Form) -> int:
+        """Return the MACs of all calls in a form."""
+        return sum(self.images(call) * form.macs(self.geometry, self.size(call)) for call in self.calls)

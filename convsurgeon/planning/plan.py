@@ -49,8 +49,7 @@ class Change:
     @cached_property
     def macs_after(self) -> int:
         """MACs of all calls of the form on the example."""
-        site = self.site
-        return sum(site.images(call) * self.form.macs(site.geometry, site.size(call)) for call in site.calls)
+        return self.site.macs_as(self.form)
 
     @property
     def rank(self) -> int:

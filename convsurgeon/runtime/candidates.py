@@ -6,12 +6,12 @@ at which a dearer one would be slower than dense even at `SLACK` times that esti
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.precision import Precision
@@ -30,28 +30,23 @@ SLACK = 0.7
 
 @dataclass(frozen=True)
 class Candidate:
-    """One network to be timed: a label, the settled form of every site that it changes, and its precision."""
+    """One network to be timed: a label, and the settled form of every site that it changes."""
 
     label: str
     chosen: Mapping[str, Form]
-    precision: Precision = "fp32"
 
-    @property
-    def key(self) -> str:
+    def key(self, precision: Precision) -> str:
         """Return a name that is the same for the same forms at the same sites."""
         values = {name: form.to_dict() for name, form in sorted(self.chosen.items())}
-        text = json.dumps(values, sort_keys=True) + ("" if self.precision == "fp32" else self.precision)
+        text = json.dumps(values, sort_keys=True) + ("" if precision == "fp32" else precision)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def without(self, sites: Container[str]) -> Candidate:
         """Return the candidate without some of its sites."""
-        left = {name: form for name, form in self.chosen.items() if name not in sites}
-        return dataclasses.replace(self, chosen=left)
+        return Candidate(self.label, {name: form for name, form in self.chosen.items() if name not in sites})
 
 
-def candidates_of(
-    seen: Capture, forms: Iterable[Form], policy: Predicate | None, precision: Precision = "fp32"
-) -> list[Candidate]:
+def candidates_of(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> list[Candidate]:
     """Return one candidate per form, with its settled form at every site that takes it, more MACs or fewer.
 
     Forms that share no site, those of k x k and of 1x1 convs, stand in one network: it takes as long to time as either.
@@ -72,7 +67,7 @@ def candidates_of(
                 fits[site.name] = settles
         if fits:
             check_timeable(fits)
-            _add(found, Candidate(form.label, fits, precision))
+            _add(found, Candidate(form.label, fits))
     return found
 
 
@@ -80,8 +75,7 @@ def _add(found: list[Candidate], one: Candidate) -> None:
     """Append a candidate, or merge it with the first one that it shares no site with."""
     for place, other in enumerate(found):
         if not other.chosen.keys() & one.chosen.keys():
-            both = {**other.chosen, **one.chosen}
-            found[place] = Candidate(f"{other.label}, {one.label}", both, one.precision)
+            found[place] = Candidate(f"{other.label}, {one.label}", {**other.chosen, **one.chosen})
             return
     found.append(one)
 
@@ -110,44 +104,42 @@ def find_missing(
         passes: that are wanted.
         forms: kinds of form beside those of the package.
     """
-    barred = raw.barred if raw is not None else {}
-    begun = raw.networks if raw is not None else {}
-    done = _timed(raw, passes, forms) if raw is not None else set()
-    left: dict[str, Candidate] = {}
-    for one in candidates:
-        whole = one.without(barred)
-        missing = whole.without([name for name, form in whole.chosen.items() if (name, form.label) in done])
-        if missing.chosen:
-            made = whole if whole.key in begun else missing
-            left[made.key] = made
-            done |= {(name, form.label) for name, form in made.chosen.items()}
-    return list(left.values())
-
-
-def _timed(raw: Measurements, passes: int, forms: Kinds) -> set[tuple[str, str]]:
-    """Return the sites and forms that were timed in every pass."""
-    counts = Counter(sample.network for sample in raw.samples)
-    return {
+    begun = {} if raw is None else raw.networks
+    counts = Counter(sample.network for sample in (() if raw is None else raw.samples))
+    done = {
         (site, form_from_dict(values, forms).label)
-        for key, network in raw.networks.items()
+        for key, network in begun.items()
         if counts[key] >= passes
         for site, values in network.forms.items()
     }
+    left = []
+    for one in candidates:
+        whole = one if raw is None else one.without(raw.barred)
+        missing = whole.without([name for name, form in whole.chosen.items() if (name, form.label) in done])
+        if missing.chosen:
+            made = whole if raw is not None and whole.key(raw.precision) in begun else missing
+            left.append(made)
+            done |= {(name, form.label) for name, form in made.chosen.items()}
+    return left
 
 
 def find_cheapest(candidates: Sequence[Candidate], sites: Mapping[str, Site]) -> list[Candidate]:
     """Return the candidate with the fewest MACs of every kind of form."""
+
+    def mean_share(one: Candidate) -> float:  # a mean, because candidates may cover different sites
+        return fmean(sites[name].macs_as(form) / sites[name].macs for name, form in one.chosen.items())
+
     found: dict[str, Candidate] = {}
-    for one in sorted(candidates, key=lambda one: _mean_macs(one, sites)):
+    for one in sorted(candidates, key=mean_share):
         found.setdefault(_kind(next(iter(one.chosen.values()))), one)
     return list(found.values())
 
 
-def find_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: Mapping[str, Site]) -> list[tuple[str, str]]:
-    """Return the sites, with labels of forms, that can hardly be faster than dense.
+def leave_out_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: Mapping[str, Site]) -> list[Candidate]:
+    """Return the candidates without the sites at which they can hardly be faster than dense.
 
     Args:
-        candidates: what is still to be timed.
+        candidates: what is still to be timed; what was timed stays in them.
         rows: what was timed.
         sites: all sites by name.
     """
@@ -156,34 +148,19 @@ def find_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: Mappi
     cheapest: dict[tuple[str, str], tuple[float, float]] = {}  # MACs and milliseconds of the cheapest form of a kind
     for row in rows:
         if row.form is not None:
-            own = (_macs(sites[row.site], row.form), row.ms)
+            own = (sites[row.site].macs_as(row.form), row.ms)
             key = (row.site, _kind(row.form))
             cheapest[key] = min(own, cheapest.get(key, own))
-    found = []
-    for one in candidates:
-        for name, form in one.chosen.items():
-            macs, ms = cheapest.get((name, _kind(form)), (1.0, 0.0))
-            if (name, form.label) not in timed and GAIN * SLACK * ms / macs * _macs(sites[name], form) > dense[name]:
-                found.append((name, form.label))
-    return found
 
+    def is_slow(name: str, form: Form) -> bool:
+        macs, ms = cheapest.get((name, _kind(form)), (1.0, 0.0))
+        estimate = ms / macs * sites[name].macs_as(form)
+        return (name, form.label) not in timed and GAIN * SLACK * estimate > dense[name]
 
-def leave_out(candidates: Sequence[Candidate], pairs: Iterable[tuple[str, str]]) -> list[Candidate]:
-    """Return the candidates without some sites, given with labels of forms; a candidate that has none left goes."""
-    out = set(pairs)
-    made = [one.without([name for name, form in one.chosen.items() if (name, form.label) in out]) for one in candidates]
-    return [one for one in made if one.chosen]
+    left = [one.without([name for name, form in one.chosen.items() if is_slow(name, form)]) for one in candidates]
+    return [one for one in left if one.chosen]
 
 
 def _kind(form: Form) -> str:
     """Return everything about a form but its rank."""
     return json.dumps({name: value for name, value in form.to_dict().items() if name != "rank"}, sort_keys=True)
-
-
-def _macs(site: Site, form: Form) -> float:
-    return float(sum(site.images(call) * form.macs(site.geometry, site.size(call)) for call in site.calls))
-
-
-def _mean_macs(one: Candidate, sites: Mapping[str, Site]) -> float:
-    """Return the mean share of the dense MACs: candidates may cover different sites."""
-    return sum(_macs(sites[name], form) / sites[name].macs for name, form in one.chosen.items()) / len(one.chosen)

@@ -82,15 +82,15 @@ def write_device_folder(
     names = {_file_name(number, precision) for number in range(_MOST) for precision in PRECISIONS}
     with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, measuring.MANIFEST, _SCRIPT})) as draft:
         seen = capture(model, example)
-        candidates = [one for precision in PRECISIONS for one in candidates_of(seen, forms, policy, precision)]
+        candidates = candidates_of(seen, forms, policy)
         if not candidates:
             raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")
-        if (each := len(candidates) // len(PRECISIONS)) >= _MOST:
-            raise FormError(f"forms: {each} networks to time; pass fewer than {_MOST}")
+        if len(candidates) >= _MOST:
+            raise FormError(f"forms: {len(candidates)} networks to time; pass fewer than {_MOST}")
         write_networks(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS)
         source = Path(measuring.__file__).read_text(encoding="utf-8")
         (draft / _SCRIPT).write_text(source, encoding="utf-8")
-    return len(candidates)
+    return len(candidates) * len(PRECISIONS)
 
 
 def write_networks(
@@ -103,15 +103,15 @@ def write_networks(
         seen: the dense network, captured.
         bare: its graph.
         candidates: what to time beside it; sites that cannot be timed are left out.
-        precisions: in which the dense network is written; those of the candidates are among them.
+        precisions: in which all of them are written.
     """
     barred = find_barred(bare)
     entries: dict[str, dict[str, Any]] = {}
     graphs: dict[str, NetworkGraph] = {}
     for precision in precisions:
-        own = [one.without(barred) for one in candidates if one.precision == precision]
-        changed = {one.key: one for one in own if one.chosen}
-        named = {measuring.DENSE_OF[precision]: Candidate("dense", {}, precision), **changed}
+        own = [one.without(barred) for one in candidates]
+        changed = {one.key(precision): one for one in own if one.chosen}
+        named = {measuring.DENSE_OF[precision]: Candidate("dense", {}), **changed}
         for number, (key, one) in enumerate(named.items()):
             made = build_graph(bare, one.chosen)
             graphs[key] = quantize_graph(made) if precision == "int8" else made

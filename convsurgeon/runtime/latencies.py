@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from convsurgeon.base.errors import LatencyError
-from convsurgeon.base.precision import PRECISIONS, Precision
+from convsurgeon.base.precision import Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
@@ -51,34 +50,33 @@ class Latencies(Protocol):
     ) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan; None where that is not possible here.
 
-        Args:
-            seen: the dense network, captured.
-            plans: what to make of it.
-            all_cores: with all cores of the machine, in place of the table's threads.
-            progress: whether a bar appears.
+        `all_cores` takes all cores of the machine, in place of the table's threads.
         """
         ...
 
 
-def check_precision(precision: str) -> None:
-    """Refuse what networks are not measured in.
+class MacsTable:
+    """MACs in place of milliseconds, where a network cannot be timed."""
 
-    Raises:
-        LatencyError: it is neither fp32 nor int8.
-    """
-    if precision not in PRECISIONS:
-        raise LatencyError(f"precision={precision!r}: pass one of {', '.join(PRECISIONS)}")
+    def __init__(self, seen: Capture, precision: Precision) -> None:
+        self.precision = precision
+        self._sites = {site.name: site for site in seen.sites}
+        self.total_ms = float(seen.cost.macs)
 
+    def has(self, site: str, form: Form | None) -> bool:
+        """Return whether the site is known."""
+        return site in self._sites
 
-def precision_of(table: Latencies) -> Precision:
-    """Return the precision that a table was measured in; a table that does not say is of fp32."""
-    found: Precision = getattr(table, "precision", "fp32")
-    return found
+    def ms(self, site: str, form: Form | None) -> float:
+        """Return the MACs of all calls of a site, as it is or in a form."""
+        one = self._sites[site]
+        return float(one.macs if form is None else one.macs_as(form))
 
-
-def beside(precision: Precision) -> str:
-    """Return what a speed-up compares with, in words, where that is not the original itself."""
-    return "" if precision == "fp32" else f" in {precision} as the original in {precision}"
+    def time(
+        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool = True
+    ) -> tuple[NetworkTime, ...] | None:
+        """Return None: MACs are not measured."""
+        return None
 
 
 def pays(table: Latencies, site: str, form: Form) -> bool:

@@ -18,40 +18,32 @@ from convsurgeon.base.progress import bar
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture
 from convsurgeon.onnxnet import standalone as measuring
-from convsurgeon.onnxnet.session import CPU, check_provider, check_threads
+from convsurgeon.onnxnet.session import check_provider, check_threads
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.attribution import attribute
 from convsurgeon.runtime.candidates import Candidate, check_timeable
 from convsurgeon.runtime.device_folder import write_networks
-from convsurgeon.runtime.latencies import NetworkTime, check_precision
+from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.runtime.measurements import Measurements, read_measurements
 from convsurgeon.runtime.network_graph import export_skeleton, fingerprint
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are timed.
-
-    Args:
-        threads: of onnxruntime.
-        precision: of all networks, the dense one among them.
-        provider: onnxruntime's execution provider.
-        passes: sets of fresh sessions.
-        progress: whether a bar appears when it takes longer than two seconds.
+    """How networks are timed: a `Runtime`, and in how many sets of fresh sessions.
 
     Raises:
         LatencyError: a value is out of range, or not available here.
     """
 
-    threads: int = 1
-    precision: Precision = "fp32"
-    provider: str = CPU
-    passes: int = 3
-    progress: bool = True
+    threads: int
+    precision: Precision
+    provider: str
+    passes: int
+    progress: bool
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        check_precision(self.precision)
         check_provider(self.provider)
         if self.passes < 1:
             raise LatencyError(f"passes={self.passes}: pass at least 1")
@@ -65,7 +57,7 @@ def time_plans(seen: Capture, plans: Sequence[Plan], how: Settings) -> tuple[flo
         LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
     """
     made = [
-        Candidate(f"plan {number}", {name: change.form for name, change in plan.changes.items()}, how.precision)
+        Candidate(f"plan {number}", {name: change.form for name, change in plan.changes.items()})
         for number, plan in enumerate(plans)
     ]
     for one in made:
@@ -82,24 +74,18 @@ def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTim
     """Return one network's figures, with nothing but the dense one beside it: others may have the same forms."""
     if not one.chosen:
         return NetworkTime(raw.total_ms, {})
-    alone = raw.beside_dense(one.key)
-    shares = [sample.total_ms / sample.dense_ms for sample in alone.samples if sample.network == one.key]
+    key = one.key(raw.precision)
+    alone = raw.beside_dense(key)
+    shares = [sample.total_ms / sample.dense_ms for sample in alone.samples if sample.network == key]
     share = median(shares)
     sites = {row.site: row.ms for row in attribute(alone, kinds) if row.form is not None}
     return NetworkTime(share * raw.total_ms, sites, (max(shares) - min(shares)) / 2 / share)
 
 
 def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: Path, how: Settings) -> Measurements:
-    """Time candidates beside the dense network.
+    """Time candidates beside the dense network; return everything in the target file that is of this precision.
 
-    Args:
-        seen: the dense network, captured.
-        candidates: what to time beside it.
-        target: a file that the results are added to bit by bit.
-        how: they are timed.
-
-    Returns:
-        Everything in the file that is of this precision.
+    Results are added to the file bit by bit.
 
     Raises:
         LatencyError: a network cannot be run.

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.base.precision import Precision
-from convsurgeon.forms.catalogue import Kinds, kinds_of
+from convsurgeon.base.precision import PRECISIONS, Precision
+from convsurgeon.forms.catalogue import Kinds
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
-from convsurgeon.runtime.latencies import Latencies, NetworkTime, check_precision, precision_of
+from convsurgeon.runtime.latencies import Latencies, NetworkTime
 
-if TYPE_CHECKING:  # modules that load onnx and onnxruntime are imported where they are used
-    from convsurgeon.runtime.measure import Settings
+# Modules that load onnx and onnxruntime are imported where they are used.
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,10 @@ class Runtime:
     table: Latencies | None = None
 
     def __post_init__(self) -> None:
-        check_precision(self.precision)
-        if self.table is not None and (found := precision_of(self.table)) != self.precision:
+        if self.precision not in PRECISIONS:
+            raise LatencyError(f"precision={self.precision!r}: pass one of {', '.join(PRECISIONS)}")
+        found = self.precision if self.table is None else getattr(self.table, "precision", "fp32")
+        if found != self.precision:
             raise LatencyError(
                 f"precision={self.precision!r}: the table was measured in {found}; pass precision={found!r}, or "
                 f"measure a table in {self.precision}"
@@ -99,48 +99,26 @@ class Runtime:
         """
         if self.table is not None:
             return self.table
-        from convsurgeon.runtime.attribution import attribute
-        from convsurgeon.runtime.candidates import candidates_of, find_cheapest, find_missing, find_slow, leave_out
-        from convsurgeon.runtime.measure import find_cache_file, measure_candidates, read_cache
-        from convsurgeon.runtime.table import LatencyTable
+        from convsurgeon.runtime.measure import Settings
+        from convsurgeon.runtime.table import measure_table
 
-        how, kinds = self._settings(passes, progress), kinds_of(forms)
-        target = find_cache_file(self.cache, seen, how)
-        raw = read_cache(target, self.precision, kinds)
-        sites = {site.name: site for site in seen.sites}
-        wanted = candidates_of(seen, forms, policy, self.precision)
-        first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, passes, kinds)
-        if first or raw is None:
-            raw = measure_candidates(seen, first, target, how).known(kinds)
-        if prune:
-            wanted = leave_out(wanted, find_slow(wanted, attribute(raw, kinds), sites))
-            if rest := find_missing(wanted, raw, passes, kinds):
-                raw = measure_candidates(seen, rest, target, how).known(kinds)
-        return LatencyTable.of(raw, kinds)
+        how = Settings(self.threads, self.precision, self.provider, passes, progress)
+        return measure_table(seen, forms, policy, how, cache=self.cache, prune=prune)
 
     def time_plans(
         self, seen: Capture, plans: Sequence[Plan], *, passes: int = 3, progress: bool = True
     ) -> tuple[float, tuple[NetworkTime, ...]]:
         """Return the milliseconds of the dense network, and what the network of every plan takes, both measured now.
 
-        Args:
-            seen: the dense network, captured.
-            plans: what to make of it; the weights do not matter and are not fitted.
-            passes: sets of fresh sessions; the median of them counts.
-            progress: whether a bar appears when it takes longer than two seconds.
+        The weights do not matter and are not fitted.
 
         Raises:
             ExportError: the model has no ONNX form.
             LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
         """
-        from convsurgeon.runtime.measure import time_plans
+        from convsurgeon.runtime.measure import Settings, time_plans
 
-        return time_plans(seen, plans, self._settings(passes, progress))
-
-    def _settings(self, passes: int, progress: bool) -> Settings:
-        from convsurgeon.runtime.measure import Settings
-
-        return Settings(self.threads, self.precision, self.provider, passes, progress)
+        return time_plans(seen, plans, Settings(self.threads, self.precision, self.provider, passes, progress))
 
     def deployed(self, model: nn.Module, batches: Sequence[Example]) -> nn.Module:
         """Return a model that computes what the file that ships computes: itself in fp32, the int8 network in int8.

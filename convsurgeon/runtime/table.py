@@ -21,14 +21,16 @@ from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.files import new_file
 from convsurgeon.base.precision import Precision
 from convsurgeon.base.tables import Table
-from convsurgeon.forms.catalogue import Kinds
+from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.onnxnet import standalone as measuring
 from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.attribution import Row, attribute
+from convsurgeon.runtime.candidates import candidates_of, find_cheapest, find_missing, leave_out_slow
 from convsurgeon.runtime.latencies import NetworkTime
-from convsurgeon.runtime.measure import Settings, time_plans
+from convsurgeon.runtime.measure import Settings, find_cache_file, measure_candidates, read_cache, time_plans
 from convsurgeon.runtime.measurements import MARK, Measurements, read_measurements
 
 
@@ -129,16 +131,9 @@ class LatencyTable:
     ) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan, to confirm what the table predicts.
 
-        Args:
-            seen: the dense network, captured.
-            plans: what to make of it.
-            all_cores: with as many threads as this machine has cores, in place of the table's.
-            progress: whether a bar appears when it takes longer than two seconds.
-
-        Returns:
-            Times scaled to a machine on which the dense network takes `total_ms`, because other work may have slowed
-            one of the two measurements. None if the table was measured on another machine or with another input, or
-            has all cores already.
+        Times are scaled to a machine on which the dense network takes `total_ms`, because other work may have slowed
+        one of the two measurements. None if the table was measured on another machine or with another input, or has
+        all cores already, where `all_cores` asks for them.
 
         Raises:
             ExportError: the model has no ONNX form.
@@ -149,9 +144,8 @@ class LatencyTable:
         elsewhere = not measuring.same_machine(dict(raw.machine), here) or str(seen.example) != raw.example
         if elsewhere or (all_cores and threads == raw.threads):
             return None
-        dense_ms, found = time_plans(
-            seen, plans, Settings(threads, raw.precision, raw.provider, passes=raw.passes, progress=progress)
-        )
+        how = Settings(threads, raw.precision, raw.provider, raw.passes, progress)
+        dense_ms, found = time_plans(seen, plans, how)
         scale = self.total_ms / dense_ms
         return tuple(
             NetworkTime(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
@@ -184,3 +178,27 @@ class LatencyTable:
 
 def _label(form: Form | None) -> str:
     return "" if form is None else form.label
+
+
+def measure_table(
+    seen: Capture,
+    forms: Sequence[Form],
+    policy: Predicate | None,
+    how: Settings,
+    *,
+    cache: str | Path | None,
+    prune: bool,
+) -> LatencyTable:
+    """Return the table of this machine: what is in the cache, and the rest measured now."""
+    kinds, target = kinds_of(forms), find_cache_file(cache, seen, how)
+    raw = read_cache(target, how.precision, kinds)
+    sites = {site.name: site for site in seen.sites}
+    wanted = candidates_of(seen, forms, policy)
+    first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
+    if first or raw is None:
+        raw = measure_candidates(seen, first, target, how).known(kinds)
+    if prune:
+        wanted = leave_out_slow(wanted, attribute(raw, kinds), sites)
+        if rest := find_missing(wanted, raw, how.passes, kinds):
+            raw = measure_candidates(seen, rest, target, how).known(kinds)
+    return LatencyTable.of(raw, kinds)

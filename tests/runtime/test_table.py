@@ -18,7 +18,7 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.onnxnet import standalone
 from convsurgeon.runtime.attribution import Row
-from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, find_slow, leave_out
+from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, leave_out_slow
 from convsurgeon.runtime.table import LatencyTable
 from tests import nets
 from tests.distill.test_checkpoint import full_disk
@@ -73,7 +73,7 @@ def test_what_was_measured_is_not_measured_again(
     def measured(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(standalone, "measure", measured)
+    monkeypatch.setattr(standalone, "measure_folder", measured)
     again = _measure(cache)
     assert again.rows == table.rows
 
@@ -130,12 +130,11 @@ def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
     assert [one.label for one in find_cheapest(candidates, sites)] == ["separable rank 1", "blueprint rank 3"]
     rows = [Row("0", None, 1.0, 0.0), Row("1", None, 1.0, 0.0)]
     rows += [Row("0", ranks[0], 0.5, 0.0), Row("1", ranks[0], 0.2, 0.0)]
-    out = find_slow(candidates, rows, sites)
-    assert out == [("0", "separable rank 4")]  # 0.7 of four times a half is more than 1; twice is not
-    left = {one.label: set(one.chosen) for one in leave_out(candidates, out)}
+    left = {one.label: set(one.chosen) for one in leave_out_slow(candidates, rows, sites)}
+    # At site 0, 0.7 of four times a half is more than 1; twice is not.
     assert left == {one.label: {"0", "1"} for one in candidates} | {"separable rank 4": {"1"}}
     slow = [*rows, Row("0", ranks[2], 3.0, 0.0)]
-    assert find_slow(candidates, slow, sites) == []  # what was timed is known
+    assert leave_out_slow(candidates, slow, sites) == candidates  # what was timed stays
 
 
 def test_a_planned_network_is_timed_whole_and_adds_up(table: LatencyTable) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.runtime.table import LatencyTable
 
 FORMS = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)] + [cs.Blueprint(rank=rank) for rank in (1, 2)]
 EXAMPLE = torch.zeros(1, 8, 16, 16)
@@ -214,7 +213,7 @@ def _measured() -> cs.Result:
 
 
 def test_a_table_that_is_handed_in_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LatencyTable, "measure", None)
+    monkeypatch.setattr("convsurgeon.runtime.table.measure_table", None)
     how = {"goal": cs.Budget(latency=0.6), "runtime": cs.Runtime(table=Table())}
     result = cs.convert(_net(), EXAMPLE, forms=FORMS, policy=cs.select.everything(), calibration=False, **how)
     assert result.report.speed.endswith("by the table of latencies.")
