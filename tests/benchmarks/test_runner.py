@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -48,3 +49,20 @@ def test_a_run_keeps_its_rows_and_circumstances(tmp_path: Path, capsys: pytest.C
     shown = capsys.readouterr().out
     assert "0.5123 " in shown
     assert "nested" not in shown
+
+
+def test_constants_are_where_the_page_says_with_the_value_that_it_says() -> None:
+    house = runner.ROOT / "convsurgeon"
+    lines = (runner.RESULTS.parent / "CONSTANTS.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    assert not [where for _, where, *_ in rows if not (house / where.strip("`")).exists()]
+    for what, where, value, _ in rows:
+        if not re.fullmatch(r"`\w+`", what):
+            continue
+        path, name = house / where.strip("`"), what.strip("`")
+        own = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if re.match(rf"[\w, ]*\b{name}\b.* = ", line)
+        ]
+        assert own, f"{name} is not in {where}"
+        if re.fullmatch(r"[\d.e-]+", value):
+            assert any(value in line for line in own), f"{name}: {own} is not {value}"
