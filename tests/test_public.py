@@ -29,10 +29,10 @@ def test_a_name_that_is_gone_names_the_new_one() -> None:
         assert new in str(caught.value)
 
 
-def test_no_room_bears_a_public_name() -> None:
-    """Importing a room would put it in the name's place."""
-    rooms = {path.stem for path in Path(cs.__file__).parent.iterdir() if path.name[0] != "_"}
-    assert rooms & set(cs.__all__) == {"onnx", "timing"}  # the namespaces
+def test_no_package_bears_a_public_name() -> None:
+    """Importing a package would put it in the name's place."""
+    packages = {path.stem for path in Path(cs.__file__).parent.iterdir() if path.name[0] != "_"}
+    assert packages & set(cs.__all__) == {"onnx", "timing"}  # the namespaces
 
 
 def test_every_error_is_a_convsurgeon_error() -> None:

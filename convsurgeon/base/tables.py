@@ -103,14 +103,14 @@ class Table:
 
 
 def printable(text: str) -> str:
-    """A text for one line of a terminal: characters that are not to be seen become their escapes."""
+    """Return a text for one line of a terminal, with invisible characters as their escapes."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def in_markdown(text: str) -> str:
-    """A text in which Markdown and HTML find nothing to do."""
+    """Return a text with the special characters of Markdown and HTML escaped."""
     return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text.replace("\n", " ")), quote=False))
 
 
@@ -119,7 +119,7 @@ def _uncomputed(value: Any) -> Any:
 
 
 def jsonable(value: Any) -> Any:
-    """A value as strict JSON has it."""
+    """Return a value as strict JSON holds it."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -60,7 +60,7 @@ class Capture:
 
 
 def capture(model: Model, example: object = None) -> Capture:
-    """Finds and measures every conv of a model, as it runs in eval mode.
+    """Find and measure every conv of a model, as it runs in eval mode.
 
     Args:
         model: any module that runs on the example; left as it was, to the bit. Or the path of an ONNX file.
@@ -102,12 +102,12 @@ def _readers(model: nn.Module, traced: Traced, watch: _Watch) -> set[str]:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """The tensor, without the rest of a larger one that it is a slice of: its memory would count as the model's."""
+    """Return a copy of a tensor that is a slice of a larger one, whose memory would count as the model's."""
     return tensor if tensor.is_meta or tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.detach().clone()
 
 
 def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, int]:
-    """Runs the graph on fake tensors, or on the example if the model looks at values."""
+    """Run the graph on fake tensors, or on the example if the model looks at values."""
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
         try:
@@ -225,14 +225,14 @@ class _Watch(TorchFunctionMode):
         return out
 
     def _note_readers(self, inside: nn.Module | None, values: tuple[Any, ...]) -> None:
-        """A conv's weight that is used outside that conv's own forward."""
+        """Note that a conv's weight is used outside that conv's own forward."""
         for value in values:
             owner = self._owners.get(id(value))
             if owner is not None and owner is not inside:
                 self.readers.setdefault(self._names[id(value)], self._here())
 
     def _here(self) -> str:
-        """The module that is running, in words."""
+        """Return the module that is running, in words."""
         path = self._paths.get(id(self._running[-1]), "") if self._running else self.scope
         return path or "the model's own forward"
 
@@ -253,7 +253,7 @@ class _Watch(TorchFunctionMode):
             self.functional[name] = replace(known, calls=(*known.calls, call), macs=known.macs + macs)
 
     def functional_sites(self) -> list[Site]:
-        """The convs that are no modules."""
+        """Return the convs that are called as functions."""
         return list(self.functional.values())
 
 

@@ -60,7 +60,7 @@ class MacCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs the operator and counts it."""
+        """Run the operator and count it."""
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
@@ -92,7 +92,7 @@ class PeakInterpreter(fx.Interpreter):
         self.peak_activation_bytes = 0
 
     def run_node(self, n: fx.Node) -> Any:
-        """Runs one node and looks at what is alive just after it, its inputs still being there."""
+        """Run one node and measure what is alive just after it, its inputs included."""
         result = super().run_node(n)
         if n.op != "output":
             alive = [value for node, value in self.env.items() if node.op != "get_attr"]

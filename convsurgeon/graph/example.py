@@ -27,7 +27,7 @@ class Example:
 
     @staticmethod
     def of(value: object) -> Example:
-        """Reads what a user passes as `example`.
+        """Read what a user passes as `example`.
 
         Raises:
             CaptureError: it holds no tensor at all.
@@ -50,7 +50,7 @@ class Example:
         return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor)]
 
     def map(self, function: Callable[[torch.Tensor], Any]) -> Example:
-        """The same nest with `function` applied to every tensor."""
+        """Return the same nest with `function` applied to every tensor."""
 
         def apply(leaf: object) -> object:
             return function(leaf) if isinstance(leaf, torch.Tensor) else leaf
@@ -64,7 +64,7 @@ class Example:
         return self.map(lambda _: next(others))
 
     def run(self, model: nn.Module) -> Any:
-        """What a model gives for copies of these arguments: a forward may work on its input in place."""
+        """Return what a model gives for copies of these arguments; a forward may change its input in place."""
         own = self.map(torch.clone)
         return model(*own.args, **own.kwargs)
 

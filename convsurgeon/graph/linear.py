@@ -33,7 +33,7 @@ class LinearAsConv(InPlaceOfLayer):
         self.train(linear.training)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Linear gives it, for callers by keyword
-        """Maps (N, ..., C) to (N, ..., O)."""
+        """Map (N, ..., C) to (N, ..., O)."""
         if self.dims == 2:
             found: Tensor = self.conv(input[:, :, None, None]).flatten(1)
             return found
@@ -43,5 +43,5 @@ class LinearAsConv(InPlaceOfLayer):
 
 
 def _copy(parameter: Tensor, shaped: Any) -> nn.Parameter:
-    """A parameter's own copy, indexed into another shape."""
+    """Return a copy of a parameter, indexed into another shape."""
     return nn.Parameter(parameter.detach().clone()[shaped], requires_grad=parameter.requires_grad)

@@ -24,7 +24,7 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """Builds a model from its name.
+    """Build a model from its name.
 
     Args:
         name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME`, where the
@@ -54,7 +54,7 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
 
 
 def load_function(name: str) -> Any:
-    """What `package.module:attribute` or `path/to/file.py:attribute` names.
+    """Return what `package.module:attribute` or `path/to/file.py:attribute` names.
 
     Raises:
         LoadError: no such module, file or attribute, or its code fails.
@@ -69,7 +69,7 @@ def load_function(name: str) -> Any:
 
 
 def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = ()) -> None:
-    """Loads a safetensors file, or a checkpoint that holds nothing but tensors and plain values, into a model.
+    """Load a safetensors file, or a checkpoint of tensors and plain values only, into a model.
 
     `state_dict` and `model` wrappers and `module.` prefixes are taken off.
 
@@ -108,7 +108,7 @@ def _whole(tensor: Tensor, learned: bool) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """What a weight file holds."""
+    """Return what a weight file holds."""
     if path.exists() and not path.is_file():
         raise LoadError(f"{path}: is a folder, a device or a pipe; pass a safetensors file or a checkpoint")
     try:
@@ -140,12 +140,12 @@ def _read_checkpoint(path: Path) -> Any:
                 "save model.state_dict() with safetensors where you trust the file"
             ) from error
         raise LoadError(
-            f"{path}: is no weight file ({type(error).__name__}); pass safetensors or a checkpoint"
+            f"{path}: is not a weight file ({type(error).__name__}); pass safetensors or a checkpoint"
         ) from error
 
 
 def _refuse_programs(path: Path) -> None:
-    """Archives that hold code."""
+    """Refuse archives that hold code."""
     entries = _archived(path)
     names = [entry.filename for entry in entries]
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # it may grow a thousandfold
@@ -157,7 +157,7 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _archived(path: Path) -> list[zipfile.ZipInfo]:
-    """What is in a zip archive; none where it is none, or damaged, which torch then says."""
+    """Return the entries of a zip archive; empty where it is not one, or damaged, which torch then says."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
@@ -166,7 +166,7 @@ def _archived(path: Path) -> list[zipfile.ZipInfo]:
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside a checkpoint."""
+    """Return the state dict inside a checkpoint."""
     for _ in range(3):
         if isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
             loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
@@ -195,7 +195,7 @@ def _module(name: str, asked: str) -> ModuleType:
 
 
 def _file(path: Path) -> ModuleType:
-    """Runs a Python file as a module."""
+    """Run a Python file as a module."""
     if not path.is_file():
         raise LoadError(f"{path}: no such file; pass path/to/file.py:factory")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -232,7 +232,7 @@ def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) ->
 
 @contextlib.contextmanager
 def _importing_from_here() -> Iterator[None]:
-    """The current folder on the import path, as `python -m` has it."""
+    """Put the current folder on the import path, as `python -m` does."""
     sys.path.insert(0, "")
     try:
         yield

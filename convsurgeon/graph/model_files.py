@@ -28,7 +28,7 @@ def is_onnx(name: str) -> bool:
 def open_model(
     model: Model, example: object = None, shapes: Mapping[str | int, tuple[int, ...]] | None = None
 ) -> tuple[nn.Module, object]:
-    """A module and an example of its inputs; a module that is given comes back as it is.
+    """Return a module and an example of its inputs; a module that is given comes back as it is.
 
     Args:
         model: a module, or the path of an ONNX file.
@@ -38,7 +38,7 @@ def open_model(
 
     Raises:
         CaptureError: a size is open, or onnxruntime does not run the file on the example.
-        LoadError: it is no ONNX file, or its convs are quantised.
+        LoadError: it is not an ONNX file, or its convs are quantised.
     """
     if isinstance(model, OnnxNetwork):
         return model, _inputs(model.file_inputs, example)
@@ -62,7 +62,7 @@ def open_model(
 
 
 def _only_batch(network: OnnxNetwork, example: Example) -> int:
-    """The batch size of the example where the file mixes what stands in other places of a batch, or takes no other.
+    """Return the example's batch size where the file mixes the rows of a batch, or takes no other size; else 0.
 
     A file of a fixed size may hold shapes as constants: two images in a batch then run into each other.
     """
@@ -132,7 +132,7 @@ def _shapes(given: Mapping[str | int, Any]) -> dict[str | int, tuple[int, ...]]:
 
 
 def _inputs(ports: tuple[FileInput, ...], example: object) -> Example:
-    """The example as all go on with it: by position for one input, by name in the file's order for several."""
+    """Return the example by position for one input, by name in the file's order for several."""
     if example is None:
         tensors = {port.name: _made_up(port) for port in ports}
     else:

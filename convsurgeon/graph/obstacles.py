@@ -18,7 +18,7 @@ _ASKED = ("modules", "named_modules", "parameters", "named_parameters", "buffers
 
 
 def check_model(model: object) -> None:
-    """Turns away wrappers, whose inner model is what can be rewritten, compiled and quantised layers, and non-modules.
+    """Refuse wrappers of a model, compiled and quantised layers, and objects that are not modules.
 
     Raises:
         CaptureError: always with what to do next.
@@ -51,7 +51,7 @@ def _refuse_wrappers(model: nn.Module) -> None:
 
 
 def _refuse_exported(model: nn.Module) -> None:
-    """What torch.export makes holds operators and no conv modules; so does any graph of operators."""
+    """Refuse graphs of operators, such as those of torch.export, which hold no conv modules."""
     nodes = model.graph.nodes if isinstance(model, fx.GraphModule) else ()
     convs = any(isinstance(node.target, OpOverload) and "conv" in node.target.name() for node in nodes)
     if convs or type(model).__module__.startswith("torch.export"):
@@ -139,7 +139,7 @@ def linear_obstacle(linear: nn.Linear, holders: Mapping[int, Sequence[nn.Module]
 
 
 def holders_of(model: nn.Module) -> dict[int, list[nn.Module]]:
-    """The modules that hold each parameter, by the parameter's `id`."""
+    """Return the modules that hold each parameter, by the parameter's `id`."""
     holders: dict[int, list[nn.Module]] = {}
     for module in model.modules():
         for parameter in module._parameters.values():
@@ -157,7 +157,7 @@ def reading_obstacle(conv: _CONVS, name: str, readers: Mapping[str, str]) -> str
 
 
 def _more_than_weights(layer: nn.Module, plain: type[nn.Module]) -> str:
-    """What a layer has beyond the weights of the plain class, and would lose."""
+    """Return what a layer has beyond the weights of the plain class, and would lose."""
     if parametrize.is_parametrized(layer):
         names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
         return f"its {names} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
@@ -175,7 +175,7 @@ def _more_than_weights(layer: nn.Module, plain: type[nn.Module]) -> str:
 
 
 def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
-    """A subclass or an instance that redefines what a layer computes; one that only adds attributes is plain."""
+    """Return why a layer computes something else than its plain class; empty if it does not."""
     if any(name in vars(layer) for name in ("forward", "_conv_forward")):
         return "its forward is replaced on the instance"
     for cls in type(layer).__mro__:

@@ -24,7 +24,7 @@ def outputs(model: nn.Module, example: Example) -> list[Tensor]:
 
 
 def float_tensors(output: object) -> list[Tensor]:
-    """The floating-point tensors of an output, as `tensors_in` finds them."""
+    """Return the floating-point tensors of an output, as `tensors_in` finds them."""
     return [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
 
 
@@ -40,7 +40,7 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """The outputs of two networks for the same input, in pairs.
+    """Return the outputs of two networks for the same input, in pairs.
 
     Raises:
         CalibrationError: they are of other sizes.
@@ -78,7 +78,7 @@ def check_output_sizes(model: nn.Module, example: Example) -> None:
 
 
 def part_before(model: nn.Module) -> str:
-    """What there is of a network before it picks, in words."""
+    """Return the part of a network before it picks, in words."""
     children = dict(model.named_children())
     found = next((name for name in ("backbone", "encoder", "features", "body") if name in children), "")
     return f"model.{found}" if found else "the part before it"

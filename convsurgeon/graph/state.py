@@ -32,7 +32,7 @@ _KEPT = _Kept()
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts the model into eval mode without gradients, and every module back into its own mode afterwards."""
+    """Put the model into eval mode without gradients, and every module back into its own mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     for module, _ in modes:
         module.training = False
@@ -46,7 +46,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Puts the model into eval mode without gradients, and puts back whatever changes inside the block.
+    """Put the model into eval mode without gradients, and restore whatever changes inside the block.
 
     That is what `state_kept` says, and torch's CPU random generator.
     """
@@ -61,7 +61,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def keep_state(model: nn.Module) -> Iterator[None]:
-    """Puts back what runs of a model inside the block change.
+    """Restore what runs of a model inside the block change.
 
     Attributes, registered parameters and buffers, and the lists and dicts that modules hold, nested ones and those of
     plain objects too, so a forward that stores activations on `self` leaves nothing behind; and the values of
@@ -101,7 +101,7 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Runs the operator."""
+        """Run the operator."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
@@ -111,12 +111,12 @@ class _Writes(TorchDispatchMode):
 
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of a model's state."""
+    """Return a copy of a model's state."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def restore_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives a model the state that `saved` copied, in its very tensors."""
+    """Give a model the state that `copy_state` copied, in its very tensors."""
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(state[name])
@@ -149,7 +149,7 @@ class _Value:
 
 @contextmanager
 def _parameters_kept(model: nn.Module) -> Iterator[None]:
-    """Puts the values of parameters back to what they were when the outermost such block was entered."""
+    """Restore the values that parameters had when the outermost such block was entered."""
     own = [
         parameter for parameter in model.parameters() if not parameter.is_meta and not nn.parameter.is_lazy(parameter)
     ]
@@ -198,7 +198,7 @@ def _containers(model: nn.Module) -> list[Any]:
 
 
 def _plain_objects(container: Any) -> list[Any]:
-    """The attributes of a user's own objects in a container, and one level of what they hold."""
+    """Return the attributes of a user's own objects in a container, and one level of what they hold."""
     inner = container.values() if isinstance(container, dict) else container
     found: list[Any] = [vars(value) for value in inner if hasattr(value, "__dict__") and not isinstance(value, _SHELLS)]
     return found + [value for own in found for value in own.values() if isinstance(value, _CONTAINERS)]
@@ -209,7 +209,7 @@ def _content(container: Any) -> Any:
 
 
 def _restore(container: Any, content: Any) -> None:
-    """Gives a container back the very objects that it held."""
+    """Give a container back the very objects that it held."""
     if _same(container, content):
         return
     container.clear()
@@ -230,7 +230,7 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
-    """Gives a buffer back its content, and its size where an observer has grown it."""
+    """Restore a buffer's content, and its size where an observer has grown it."""
     if buffer.layout is not torch.strided or buffer.is_nested:
         buffer.copy_(value)
     elif buffer.shape != value.shape:

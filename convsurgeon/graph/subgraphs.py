@@ -19,7 +19,7 @@ Ends = dict[int, tuple[Tensor, Subgraph]]
 
 @contextmanager
 def watch_gradient_ends(model: nn.Module) -> Iterator[Ends]:
-    """Collects where gradients end while the model runs."""
+    """Collect where gradients end while the model runs."""
     found: Ends = {}
 
     def look(part: nn.Module, given: tuple[Any, ...]) -> None:
@@ -42,7 +42,7 @@ def operators_without_gradient(model: nn.Module, example: Example) -> tuple[str,
 
 
 def note_on_subgraphs(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:
-    """A note on parts that give no gradients, none where there are none.
+    """Return a note on parts that give no gradients; empty where there are none.
 
     Args:
         model: the original.

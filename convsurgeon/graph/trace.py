@@ -125,7 +125,7 @@ class _Tracer(ThreadTracer):
     def _call_unregistered(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """A leaf in the graph where the module stands by itself."""
+        """Record a call of a module that is not looked into."""
         inside = list(m.modules())
         if any(one in self._known or _holds_proxies(one) for one in inside):
             return forward(*args, **kwargs)
@@ -149,7 +149,7 @@ class UntracedRoot(nn.Module):
 
 
 def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
-    """The graph that just calls the model, where tracing it fails, or gives something that does not run."""
+    """Return a graph that only calls the model, where tracing it fails or gives one that does not run."""
     leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
     graph = fx.Graph()
     nodes = [graph.placeholder(f"input_{i}") if isinstance(leaf, Tensor) else leaf for i, leaf in enumerate(leaves)]

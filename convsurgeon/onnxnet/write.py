@@ -27,7 +27,7 @@ _OUTSIDE_BYTES = 1024
 
 
 def changed_convs(network: OnnxNetwork) -> dict[str, FileConv]:
-    """The convs that are others than the file's, by path."""
+    """Return the convs that differ from the file's, by path."""
     modules = ((path, network.get_submodule(path), owner) for path, owner in network.file_convs.items())
     return {
         path: owner
@@ -37,7 +37,7 @@ def changed_convs(network: OnnxNetwork) -> dict[str, FileConv]:
 
 
 def rewrite(network: OnnxNetwork) -> ModelProto:
-    """The file's graph with the network's convs in it.
+    """Return the file's graph with the network's convs in it.
 
     Raises:
         ExportError: a form holds what the file's operator set has no node for.
@@ -50,7 +50,7 @@ def rewrite(network: OnnxNetwork) -> ModelProto:
 
 
 def save_network(network: OnnxNetwork, path: Path) -> None:
-    """Writes a network's file; weights go into a file beside it, `NAME.data`, where the original's do, or must.
+    """Write a network's file; weights go into `NAME.data` beside it where the original's do, or must.
 
     Raises:
         ExportError: as `rewrite`, or the graph is not valid.
@@ -86,7 +86,7 @@ class _Writer:
         self.stored: dict[str, list[tuple[Tensor, str]]] = {}
 
     def write(self, found: Mapping[str, FileConv]) -> None:
-        """Replaces the nodes of some convs."""
+        """Replace the nodes of some convs."""
         paths = {output: path for path, owner in found.items() for output in owner.outputs}
         made: list[NodeProto] = []
         idle: list[str] = []
@@ -132,7 +132,7 @@ class _Writer:
         return name
 
     def _drop(self, names: Iterable[str]) -> None:
-        """Takes out what nobody reads any more of some values, and what only they read."""
+        """Remove what nobody reads any more of some values, and what only they read."""
         waiting = list(dict.fromkeys(names))
         while waiting:
             name = waiting.pop()

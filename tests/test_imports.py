@@ -1,4 +1,4 @@
-"""The house: a room imports only from rooms above it, no room holds a circle, every room says what it is."""
+"""A package imports only from those before it, none holds a circle, and every file says what it is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-HOUSE = ROOT / "convsurgeon"
-ROOMS = (
+PACKAGE = ROOT / "convsurgeon"
+PACKAGES = (
     *("base", "forms", "onnxnet", "graph", "planning", "calibration", "fit", "distill", "onnx", "int8", "timing"),
     *("runtime", "search", "report", "conversion", "recovery", "bundle", "cli"),
 )
@@ -29,11 +29,11 @@ class Import:
 
 
 def _name(path: Path) -> str:
-    parts = path.relative_to(HOUSE).with_suffix("").parts
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
-FILES = {_name(path): path for path in HOUSE.rglob("*.py")}
+FILES = {_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
 def _targets(node: ast.AST) -> Iterator[str]:
@@ -61,26 +61,26 @@ def _imports(source: str, text: str) -> Iterator[Import]:
 IMPORTS = [found for name, path in FILES.items() for found in _imports(name, path.read_text(encoding="utf-8"))]
 
 
-def _room(name: str) -> str | None:
-    """The room of a file; None for the face and `__main__`, which stand before all of them."""
-    return next((room for room in ROOMS if name == room or name.startswith(f"{room}.")), None)
+def _package(name: str) -> str | None:
+    """The package of a file; None for the public face and `__main__`, which stand before all of them."""
+    return next((package for package in PACKAGES if name == package or name.startswith(f"{package}.")), None)
 
 
 def _upward(imports: list[Import]) -> list[str]:
-    """Imports from a room below the file's own, or of the face, as lines to read."""
+    """Imports from a package below the file's own, or of the public face, as lines to read."""
     wrong = []
     for one in imports:
-        own, other = _room(one.source), _room(one.target)
-        if own is not None and (other is None or ROOMS.index(other) > ROOMS.index(own)):
-            wrong.append(f"{one.place} imports {one.target or 'the face'}, which is not above {own}")
+        own, other = _package(one.source), _package(one.target)
+        if own is not None and (other is None or PACKAGES.index(other) > PACKAGES.index(own)):
+            wrong.append(f"{one.place} imports {one.target or 'the public face'}, which is not above {own}")
     return wrong
 
 
-def test_a_room_imports_only_from_rooms_above_it() -> None:
+def test_a_package_imports_only_from_those_before_it() -> None:
     assert not _upward(IMPORTS)
 
 
-def test_no_room_holds_a_circle() -> None:
+def test_no_package_holds_a_circle() -> None:
     graph: dict[str, set[str]] = {}
     for one in IMPORTS:
         graph.setdefault(one.source, set()).add(one.target)
@@ -90,13 +90,13 @@ def test_no_room_holds_a_circle() -> None:
         pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
-def test_every_file_has_a_room_but_the_face() -> None:
-    outside = {name for name in FILES if _room(name) is None}
+def test_every_file_has_a_package_but_the_face() -> None:
+    outside = {name for name in FILES if _package(name) is None}
     assert outside == {"", "__main__"}
-    assert {_room(name) for name in FILES} - {None} == set(ROOMS)
+    assert {_package(name) for name in FILES} - {None} == set(PACKAGES)
 
 
-def test_every_room_and_file_says_what_it_is() -> None:
+def test_every_package_and_file_says_what_it_is() -> None:
     silent = [name for name, path in FILES.items() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert not silent
 
@@ -110,9 +110,9 @@ def test_a_wrong_import_is_named(line: str) -> None:
     assert wrong.startswith("convsurgeon/fit.site: line 2 imports ")
 
 
-def test_tests_mirror_the_rooms() -> None:
-    """A folder of tests bears the name of a room, or of what is tested across all of them."""
+def test_tests_mirror_the_packages() -> None:
+    """A folder of tests bears the name of a package, or of what is tested across all of them."""
     across = {"benchmarks", "fuzz", "golden", "kept", "zoo", "__pycache__"}
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()} - across
-    rooms = set(ROOMS) - {"conversion", "recovery"}
-    assert folders == rooms
+    packages = set(PACKAGES) - {"conversion", "recovery"}
+    assert folders == packages
