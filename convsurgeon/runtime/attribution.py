@@ -32,19 +32,13 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Row:
-    """A site in one form (None: as it is).
-
-    Args:
-        site: its name.
-        form: or None.
-        ms: of all its calls.
-        spread: half the range over the passes, as a share of `ms`.
-    """
+    """What all calls of a site take in one form, or as it is (None)."""
 
     site: str
     form: Form | None
     ms: float
     spread: float
+    """Half the range over the passes, as a share of `ms`."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +65,6 @@ class _Baseline:
 
 def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
     """Return every site as it is and in every form that was timed, from measurements of one precision.
-
-    Args:
-        raw: the measurements.
-        forms: kinds of form that may be in them beside those of the package.
 
     Raises:
         LatencyError: nothing was measured yet, a form is damaged, or times do not add up.
@@ -122,7 +112,7 @@ def _executed(raw: Measurements, sample: Sample) -> list[_Executed]:
 
 
 def _index(name: str, operator: str, facts: Sequence[NodeFacts]) -> int:
-    """Return the number of the node in the file, or -1; a conv with what follows it in it is the conv."""
+    """Return the number of the node in the file, or -1; what is fused into a conv is the conv."""
     match = _NUMBER.match(name)
     index = int(match[1]) if match is not None else len(facts)
     if index >= len(facts) or (operator in LAYOUT_CHANGES and facts[index].operator != operator):

@@ -96,13 +96,8 @@ def find_missing(
 ) -> list[Candidate]:
     """Return the candidates with a site whose form was not yet timed in every pass.
 
-    A candidate that was begun keeps its network; of another only the sites that are missing are built.
-
-    Args:
-        candidates: what is wanted.
-        raw: what was measured of this precision, if anything was.
-        passes: that are wanted.
-        forms: kinds of form beside those of the package.
+    A candidate that was begun keeps its network; of another only the sites that are missing are built. `raw` is what
+    was measured of this precision, if anything was.
     """
     begun = {} if raw is None else raw.networks
     counts = Counter(sample.network for sample in (() if raw is None else raw.samples))
@@ -136,13 +131,7 @@ def find_cheapest(candidates: Sequence[Candidate], sites: Mapping[str, Site]) ->
 
 
 def leave_out_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: Mapping[str, Site]) -> list[Candidate]:
-    """Return the candidates without the sites at which they can hardly be faster than dense.
-
-    Args:
-        candidates: what is still to be timed; what was timed stays in them.
-        rows: what was timed.
-        sites: all sites by name.
-    """
+    """Return the candidates without the sites at which they can hardly be faster than dense; what was timed stays."""
     dense = {row.site: row.ms for row in rows if row.form is None}
     timed = {(row.site, row.form.label) for row in rows if row.form is not None}
     cheapest: dict[tuple[str, str], tuple[float, float]] = {}  # MACs and milliseconds of the cheapest form of a kind

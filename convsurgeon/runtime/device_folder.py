@@ -96,14 +96,9 @@ def write_device_folder(
 def write_networks(
     folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate], precisions: Sequence[Precision]
 ) -> None:
-    """Write the dense network and candidates into an existing folder, with a manifest.
+    """Write the dense network and candidates in every precision into an empty folder, with a manifest.
 
-    Args:
-        folder: empty.
-        seen: the dense network, captured.
-        bare: its graph.
-        candidates: what to time beside it; sites that cannot be timed are left out.
-        precisions: in which all of them are written.
+    Sites that cannot be timed are left out.
     """
     barred = find_barred(bare)
     entries: dict[str, dict[str, Any]] = {}

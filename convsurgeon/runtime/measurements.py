@@ -23,19 +23,14 @@ _Duration = Annotated[float, Meta(gt=0, lt=_DAY_MS)]
 
 
 class NodeFacts(Struct, array_like=True, frozen=True):
-    """What a numbered node of a candidate network is.
-
-    Args:
-        operator: of the node.
-        site: the node belongs to, if any.
-        near: the site itself, or else the one before it.
-        conv: number of the conv before it in the graph, or -1.
-    """
+    """What a numbered node of a candidate network is, and the site that it belongs to, if any."""
 
     operator: str
     site: str
     near: str
+    """The site itself, or else the one before it."""
     conv: int
+    """Number of the conv before it in the graph, or -1."""
 
 
 class NodeTime(Struct, array_like=True, frozen=True):

@@ -47,19 +47,13 @@ class Skeleton:
 
 @dataclass(frozen=True)
 class NetworkGraph:
-    """A network ready to be written.
-
-    Args:
-        model: the graph without its large weights.
-        weights: their shapes by name.
-        nodes: what each numbered node is.
-        int8_weights: names of the large weights that have eight bits.
-    """
+    """A network ready to be written: the graph without its large weights, and their shapes by name."""
 
     model: ModelProto
     weights: Mapping[str, Shape]
     nodes: tuple[NodeFacts, ...]
     int8_weights: frozenset[str] = frozenset()
+    """Names of the large weights that have eight bits."""
 
 
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")

@@ -36,40 +36,24 @@ from convsurgeon.runtime.measurements import MARK, Measurements, read_measuremen
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """What every conv of one network takes on one machine, as it is and in other forms.
-
-    Args:
-        rows: one per site as it is, then one per site and form.
-        measurements: that the rows come from, of one precision.
-    """
+    """What every conv of one network takes on one machine, as it is and in other forms."""
 
     rows: tuple[Row, ...]
+    """One per site as it is, then one per site and form."""
     measurements: Measurements
-
-    @staticmethod
-    def of(measurements: Measurements, forms: Kinds = ()) -> LatencyTable:
-        """Return the table of measurements of one precision.
-
-        Raises:
-            LatencyError: there are none, or their times do not add up.
-        """
-        return LatencyTable(attribute(measurements, forms), measurements)
+    """Of one precision."""
 
     @staticmethod
     def load(path: str | Path, forms: Kinds = (), *, precision: Precision | None = None) -> LatencyTable:
-        """Read what `save` wrote, or the `device.json` of a device.
-
-        Args:
-            path: of the file.
-            forms: kinds of form that may be in it beside those of the package.
-            precision: that is wanted; a `device.json` holds both, and fp32 is read where nothing is said.
+        """Read what `save` wrote, or the `device.json` of a device: of both precisions, fp32 if none is named.
 
         Raises:
             LatencyError: it is neither, is damaged, or does not hold this precision.
         """
         found = read_measurements(Path(path))
         try:
-            return LatencyTable.of(found.select(precision or found.precision), forms)
+            chosen = found.select(precision or found.precision)
+            return LatencyTable(attribute(chosen, forms), chosen)
         except LatencyError as error:
             raise LatencyError(f"{path}: {error}") from error
 
@@ -201,4 +185,4 @@ def measure_table(
         wanted = leave_out_slow(wanted, attribute(raw, kinds), sites)
         if rest := find_missing(wanted, raw, how.passes, kinds):
             raw = measure_candidates(seen, rest, target, how).known(kinds)
-    return LatencyTable.of(raw, kinds)
+    return LatencyTable(attribute(raw, kinds), raw)

@@ -39,44 +39,33 @@ _Kind = Literal["macs", "latency"]
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One budget of a sweep.
-
-    Args:
-        share: the budget, as a share of what the original has.
-        plan: the plan it gave.
-        error: the network's relative error on held-out images.
-        metric: the user's own measure, if there is one.
-        ms: milliseconds by the latency table; nan without one.
-    """
+    """One budget of a sweep, as a share of what the original has, and the plan that it gave."""
 
     share: float
     plan: Plan
     error: float
+    """Of the network's outputs on held-out images."""
     metric: float | None = None
+    """The user's own measure, if there is one."""
     ms: float = math.nan
+    """By the latency table; nan without one."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trade-off between cost and error; prints itself.
-
-    Args:
-        points: one per budget, the smallest first.
-        unreachable: budgets that no plan meets.
-        example: shapes of the example, in words.
-        kind: what the budgets are shares of.
-        dense_ms: milliseconds of the original; nan without a latency table.
-        why: what the largest unreachable budget would need.
-        notes: what a reader must know of the images.
-    """
+    """The trade-off between cost and error, one point per budget, the smallest first; prints itself."""
 
     points: tuple[SweepPoint, ...]
     unreachable: tuple[float, ...]
+    """Budgets that no plan meets."""
     example: str
     kind: _Kind = "macs"
     dense_ms: float = math.nan
+    """Of the original; nan without a latency table."""
     why: str = ""
+    """What the largest unreachable budget would need."""
     notes: tuple[str, ...] = ()
+    """What a reader must know of the images."""
 
     @property
     def knee(self) -> SweepPoint:
@@ -104,9 +93,8 @@ class Sweep:
             metric = () if point.metric is None else (point.metric,)
             rows.append((point.share, plan.macs_after, *ratios, *speeds, point.error, *metric, knee))
         missing = ", ".join(f"{share:g}" for share in self.unreachable)
-        title = f"Trade-off for an input of {self.example}, budgets of {self.kind}" + (
-            f"; cannot be reached: {missing}" if missing else ""
-        )
+        title = f"Trade-off for an input of {self.example}, budgets of {self.kind}"
+        title += f"; cannot be reached: {missing}" if missing else ""
         title += f"\n{self.why}" if self.why else ""
         return Table(title, (*columns, ("output_error", "number"), *names, ("", "text")), tuple(rows))
 

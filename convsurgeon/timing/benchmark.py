@@ -9,7 +9,6 @@ form that wins in one setting may lose in the next. Where the time goes is told 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.tables import Table
 from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.comparison import ComparedFile, Comparison, compare
+from convsurgeon.timing.machine import read_machine
 from convsurgeon.timing.memory import PeakMemory, can_read_memory, peak_memory
 from convsurgeon.timing.node_macs import FileMacs, count_macs
 from convsurgeon.timing.node_profile import Profile, profile
@@ -172,7 +172,7 @@ def bench(
     Raises:
         LatencyError: Fewer than two files, a setting out of range, or a file that cannot be run.
     """
-    counts = dict.fromkeys(threads) or dict.fromkeys((1, _cores()))
+    counts = dict.fromkeys(threads) or dict.fromkeys((1, read_machine().cores))
     settings: list[dict[str, Any]] = [
         {"threads": count, "level": level, "batch": batch, "sizes": sizes}
         for count in counts
@@ -189,11 +189,6 @@ def bench(
         tuple(profile(path, **main) for path in paths),
         tuple(peak_memory(path, **main) for path in paths) if can_read_memory() else (),
     )
-
-
-def _cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _short(row: ComparedFile) -> str:

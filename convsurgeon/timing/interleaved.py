@@ -66,17 +66,7 @@ def time_interleaved(
     seed: int,
     progress: bool,
 ) -> list[RunTimes]:
-    """Time the first file twice and every other file once, in interleaved rounds.
-
-    Args:
-        paths: The files; the first is the baseline.
-        pairs: Rounds in all, split evenly over the blocks (rounded up).
-        threads: Of the runtime.
-        level: Of its graph optimisations.
-        batch: For a symbolic first dimension.
-        sizes: For other symbolic dimensions.
-        seed: Of the inputs.
-        progress: Whether a bar appears.
+    """Time the first file twice and every other file once, in rounds that are split evenly over the blocks.
 
     Returns:
         One entry for the baseline, one for its second session, then one for each further file.

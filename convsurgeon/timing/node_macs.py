@@ -34,12 +34,7 @@ class FileMacs:
 
 
 def count_macs(path: str | Path, *, batch: int = 1, sizes: Mapping[str, int] | None = None) -> FileMacs:
-    """Count the MACs of a file.
-
-    Args:
-        path: Any ONNX file.
-        batch: For a symbolic first dimension.
-        sizes: For other symbolic dimensions, by name; 64 for those not named.
+    """Count the MACs of a file; symbolic dimensions take `batch`, and `sizes` by name, 64 for those not named.
 
     Raises:
         LatencyError: The file is missing, unreadable, not ONNX, or not valid.

@@ -47,15 +47,7 @@ class Verdict:
 
 
 def check_pairs(pairs: int, instead: str = "") -> None:
-    """Refuse a number of rounds that is too small for a verdict, or would take days.
-
-    Args:
-        pairs: Rounds.
-        instead: What else might be passed, in words.
-
-    Raises:
-        LatencyError: Too few rounds, or far too many.
-    """
+    """Raise `LatencyError` for too few rounds for a verdict, or for days of them; `instead` is what else would do."""
     if pairs < MIN_PAIRS:
         raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more{instead}")
     if pairs > _MOST_PAIRS:
@@ -63,13 +55,7 @@ def check_pairs(pairs: int, instead: str = "") -> None:
 
 
 def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0) -> Verdict:
-    """Compare a candidate with two sessions of the baseline.
-
-    Args:
-        first: Times of the baseline, shape (blocks, rounds), any unit.
-        second: Times of the baseline's other session in the same rounds.
-        candidate: Times of the candidate in the same rounds.
-        seed: Of the bootstrap.
+    """Compare a candidate with two sessions of the baseline; all are times of the same rounds.
 
     Raises:
         LatencyError: Shapes differ, fewer than 50 rounds, or a time that is not positive.
