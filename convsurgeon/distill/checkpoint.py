@@ -60,7 +60,8 @@ class RunFolder:
             return None
         try:
             held: dict[str, Any] = torch.load(self.path / LAST, map_location="cpu", weights_only=True)
-            version, settings = held["version"], held["settings"]
+            version, settings = held["version"], dict(held["settings"])
+            held["lr"], held["trials"] = float(held["lr"]), [(float(lr), float(error)) for lr, error in held["trials"]]
         except Exception as error:  # torch and zipfile raise a dozen kinds here
             raise self._unreadable(error) from error
         if version != VERSION:

@@ -109,23 +109,18 @@ def _run() -> tuple[cs.Result, bytes]:
 
 
 def checkpoint(rng: random.Random) -> None:
-    """A damaged checkpoint is refused in a line; one that is taken up ends the run as it should."""
+    """A damaged checkpoint is refused in a line; one that can be read ends the run as it should."""
     result, data = _run()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.pt"
-        if rng.random() < 0.4:
+        if rng.random() < 0.6:
             path.write_bytes(damaged(rng, data))
-        elif rng.random() < 0.3:
+        else:
             with zipfile.ZipFile(io.BytesIO(data)) as right, zipfile.ZipFile(path, "w") as wrong:
                 for entry in right.infolist():
                     if rng.random() < 0.98:
                         wrong.writestr(entry.filename, right.read(entry))
-        else:
-            held: Any = torch.load(io.BytesIO(data), weights_only=True)
-            for _ in range(rng.randint(1, 2)):
-                _change(rng, held)
-            torch.save(held, path)
         try:
             images = torch.randn(32, 3, 8, 8)
             better = cs.recover(result, images, recipe=RECIPE, run=folder, resume=True, progress=False)
@@ -133,18 +128,6 @@ def checkpoint(rng: random.Random) -> None:
             assert "\n" not in str(error)
             return
     str(better.report)
-
-
-def _change(rng: random.Random, held: Any) -> None:
-    """One place of a nest of dicts and lists is changed, or goes; what the optimiser keeps of itself is torch's."""
-    node, key = held, rng.choice([name for name in held if name != "optimizer"])
-    while isinstance(node[key], dict | list) and node[key] and rng.random() < 0.8:
-        node = node[key]
-        key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
-    if rng.random() < 0.3:
-        del node[key]
-    else:
-        node[key] = rng.choice((None, -1, 0, "x", float("nan"), [], {}, True, torch.zeros(2), 10**30))
 
 
 def prepare() -> None:
