@@ -63,8 +63,8 @@ def model() -> nn.Module:
 WAYS: dict[str, dict[str, Any]] = {
     "fitted": {"forms": [cs.CP(rank=6), cs.DepthwiseSeparable(rank=1), cs.LowRank(rank=8)]},
     "fitted to images from here": {"forms": [cs.Blueprint(rank=1)], "calibration": X},
-    "made up": {"forms": [cs.CP(rank=6)], "calibration": None, "images": 24},
-    "a budget": {"budget": cs.Budget(macs=0.7)},
+    "made up": {"forms": [cs.CP(rank=6)], "calibration": cs.Images(limit=24)},
+    "a budget": {"goal": cs.Budget(macs=0.7)},
     "low rank": {"forms": [cs.CP(rank=8), cs.LowRank(rank=8)]},
     "weights alone": {"forms": [cs.DepthwiseSeparable(rank=1)], "calibration": False},
 }
@@ -72,7 +72,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_is_converted_where_it_is(way: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convsurgeon.conversion.speed_in_words", lambda *_: "")  # onnxruntime times on the CPU
+    monkeypatch.setattr("convsurgeon.conversion._Call._time_now", lambda *_: "")  # onnxruntime times on the CPU
     with elsewhere() as here:
         given = {"calibration": X.to(DEVICE), "policy": cs.select.everything(), "progress": False} | WAYS[way]
         result = cs.convert(model, X[:2].to(DEVICE), **given)

@@ -72,7 +72,11 @@ class RunFolder:
                     f"{self.path / LAST}: was started with {name} {settings.get(name)}, now it is {value}; "
                     "resume with the same, or choose another folder"
                 )
-        return held
+        try:
+            trials = tuple((float(rate), float(error)) for rate, error in held["trials"])
+            return {**held, "lr": float(held["lr"]), "trials": trials}
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(error) from error
 
     def restore(self, distiller: Distiller, held: Mapping[str, Any]) -> str:
         """Put a checkpoint's state into a run; return why that run ended, if it did.

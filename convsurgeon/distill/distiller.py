@@ -206,6 +206,8 @@ class Distiller:
         self.start, self.best = Score(*state["start"]), Score(*state["best"])
         for name in _PLAIN:
             setattr(self, name, state[name])
+        if any(row.keys() != self.rows[0].keys() or not isinstance(row["step"], int) for row in self.rows):
+            raise ValueError("a row of the log is damaged")
 
 
 _PLAIN = ("step", "best_step", "rate", "seconds", "rows", "weights")

@@ -512,7 +512,8 @@ def test_ctrl_c_saves_and_says_where(bundle: list[str], tmp_path: Path) -> None:
     ]
     command = [sys.executable, "-m", "convsurgeon", *bundle, *settings]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        while not (tmp_path / "run" / "last.pt").exists():
+        log = tmp_path / "run" / "log.csv"
+        while not log.exists() or len(log.read_text().splitlines()) < 4:  # the head, step 0, and two more
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=120)

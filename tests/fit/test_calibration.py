@@ -197,26 +197,3 @@ def test_normalisation_must_fit_the_channels(tmp_path: Path) -> None:
             load(path, (1, 3, 8, 8), **{name: [float("inf")]})
     with pytest.raises(cs.errors.CalibrationError, match="limit=0"):
         load(path, (1, 3, 8, 8), limit=0)
-
-
-def test_where_no_runtime_runs_a_layer_takes_what_costs_the_network_less_at_like_price(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """CP runs its first conv before the stride, so the strided layer is separable."""
-
-    def refused(*_: object, **__: object) -> None:
-        raise cs.errors.ExportError("no ONNX form")
-
-    monkeypatch.setattr("convsurgeon.runtime.runtime.Runtime.measure", refused)
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.Conv2d(32, 4, 1),
-    ).eval()  # fmt: skip
-    result = cs.convert(net, X[:2], calibration=X, progress=False)
-    assert {name: change.form.label for name, change in result.changes.items()} == {
-        "2": "cp rank 16",
-        "4": "separable rank 3",
-    }

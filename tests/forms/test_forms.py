@@ -10,17 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from convsurgeon import (
-    CP,
-    Blueprint,
-    BlueprintSubspace,
-    DepthwiseSeparable,
-    Energy,
-    FormError,
-    Geometry,
-    LowRank,
-    Share,
-)
+from convsurgeon import CP, Blueprint, BlueprintSubspace, DepthwiseSeparable, Energy, Geometry, LowRank, Share
+from convsurgeon.base.errors import FormError
 from convsurgeon.forms.catalogue import form_from_dict
 from convsurgeon.forms.cp import even_norms
 from convsurgeon.forms.form import Form

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from convsurgeon import Capture, CaptureError, Example, capture
+from convsurgeon import Example, capture
+from convsurgeon.base.errors import CaptureError
+from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.select import stem
 from tests import hostile, nets
 

@@ -26,7 +26,7 @@ def picks() -> nn.Module:
 
 @pytest.mark.parametrize(
     "asked",
-    [{}, {"calibration": IMAGES}, {"budget": cs.Budget(macs=0.5)}, {"forms": [cs.CP(rank=4)]}],
+    [{}, {"calibration": IMAGES}, {"goal": cs.Budget(macs=0.5)}, {"forms": [cs.CP(rank=4)]}],
     ids=lambda asked: " ".join(asked) or "default",
 )
 def test_what_picks_is_refused_before_anything_is_measured(asked: dict[str, object]) -> None:

@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
     load_weights(model, EXAMPLES / "digits.safetensors")
     example = torch.zeros(1, 1, 32, 32)
     forms: list[cs.Form] = [cs.CP(rank=32), cs.DepthwiseSeparable(rank=2)]
-    made = cs.convert(model, example, forms=forms, progress=False)
+    made = cs.convert(model, example, forms=forms, calibration=False)
     assert made.changes
     cs.onnx.export(model, example, folder / "original.onnx")
     cs.onnx.export(made.model, example, folder / "model.onnx")

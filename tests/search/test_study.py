@@ -33,13 +33,13 @@ def _study(forms: list[cs.Form], precision: str = "fp32") -> Study:
 
 def test_a_trial_takes_half_of_the_steps_of_what_ships(monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    honest = cpfit.descended
+    honest = cpfit.minimise
 
     def descended(*parts: object) -> object:
         steps.append(int(parts[3]))  # type: ignore[call-overload]
         return honest(*parts)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cpfit, "descended", descended)
+    monkeypatch.setattr(cpfit, "minimise", descended)
     study = _study([cs.CP(rank=8)])
     steps.clear()
     _, roughly = study.try_plan(study.base)
