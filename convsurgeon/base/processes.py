@@ -76,11 +76,7 @@ def agree(module: nn.Module) -> None:
 
 
 def shared(make: Callable[[], T]) -> T:
-    """Return in every process what the first one makes, or raise what it raised.
-
-    Args:
-        make: called in the first process alone.
-    """
+    """Return in every process what `make`, called in the first one alone, returns there, or raise what it raised."""
     if not _running():
         return make()
     found: list[Any] = [None]

@@ -17,29 +17,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-
-def _count(value: Any) -> str:
-    return f"{value:,}"
-
-
-def _share(value: Any) -> str:
-    return f"{100 * value:.1f} %"
-
-
-def _ratio(value: Any) -> str:
-    return f"{value:.3f}"
-
-
-def _decibel(value: Any) -> str:
-    return "exact" if value == math.inf else f"{value:.1f}"
-
-
 SHOWN: dict[str, Callable[[Any], str]] = {
     "text": str,
-    "count": _count,
-    "share": _share,
-    "ratio": _ratio,
-    "decibel": _decibel,
+    "count": lambda value: f"{value:,}",
+    "share": lambda value: f"{100 * value:.1f} %",
+    "ratio": lambda value: f"{value:.3f}",
+    "decibel": lambda value: "exact" if value == math.inf else f"{value:.1f}",
     "number": lambda value: f"{value:,}" if isinstance(value, int) else f"{value:.4g}",
     "ms": lambda value: f"{value:.3f}",
     "megabytes": lambda value: f"{value / 1e6:,.2f}",
@@ -47,7 +30,6 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "interval": lambda value: f"{value[0]:.3f} to {value[1]:.3f}",
 }
 """How a column's values are written: 0.113 is `11.3 %` as a share and `0.113` as a ratio."""
-
 
 _MARKUP = re.compile(r"[|\[\]`*~]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -87,7 +69,8 @@ class Table:
 
     def records(self) -> list[dict[str, Any]]:
         """For JSON: raw values by column; numbers JSON has no word for (inf, nan) as text."""
-        return [dict(zip(self.headers, map(jsonable, row), strict=True)) for row in self.rows]
+        rows = ([str(value) if _infinite(value) else value for value in row] for row in self.rows)
+        return [dict(zip(self.headers, row, strict=True)) for row in rows]
 
     def _draw(self, style: str) -> str:
         kinds = [kind for _, kind in self.columns]
@@ -104,8 +87,6 @@ class Table:
 
 def printable(text: str) -> str:
     """Return a text for one line of a terminal, with invisible characters as their escapes."""
-    if text.isprintable():
-        return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
@@ -118,13 +99,10 @@ def _uncomputed(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
-def jsonable(value: Any) -> Any:
-    """Return a value as strict JSON holds it."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _infinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def null_infinite(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with None in place of infinite figures and NaN, as strict JSON has them."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
-    }
+    return {name: None if _infinite(value) else value for name, value in values.items()}

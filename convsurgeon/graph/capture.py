@@ -22,14 +22,14 @@ from torch.overrides import TorchFunctionMode
 
 from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.graph.cost import Cost, MacCounter, PeakInterpreter, parameter_count, weight_bytes
+from convsurgeon.graph.cost import Cost, MacCounter, live_bytes, parameter_count, weight_bytes
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.graph.obstacles import check_model, holders_of, module_obstacle, reading_obstacle
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.graph.trace import Traced, readers_of_input, trace, untraced
-from convsurgeon.onnxnet.modules import HiddenConv, Subgraph
+from convsurgeon.graph.trace import readers_of_input, trace, untraced
+from convsurgeon.onnxnet.modules import Subgraph
 
 _CONVS = nn.modules.conv._ConvNd
 _FUNCTIONS = {
@@ -75,29 +75,30 @@ def capture(model: Model, example: object = None) -> Capture:
     check_model(model)
     inputs = Example.of(example).map(_compact)
     with undisturbed(model):
-        traced = trace(model, inputs)
+        graph, opaque = trace(model, inputs)
         try:
-            watch, peak = _watch(model, traced, inputs)
+            watch, peak = _watch(model, graph, inputs)
         except CaptureError as error:
-            if "" in traced.opaque:
+            if "" in opaque:
                 raise
-            traced = untraced(model, inputs, f"its trace does not run ({error})")  # such as what an except clause hid
-            watch, peak = _watch(model, traced, inputs)
-    sites = _module_sites(model, watch) + watch.functional_sites() + _hidden_sites(model)
-    readers = _readers(model, traced, watch)
+            reason = f"its trace does not run ({error})"  # such as what an except clause hid
+            graph, opaque = untraced(model, inputs, reason)
+            watch, peak = _watch(model, graph, inputs)
+    sites = _module_sites(model, watch) + list(watch.functional.values()) + _hidden_sites(model)
+    readers = _readers(model, graph, watch)
     sites = [
         replace(site, share=site.macs / watch.macs if watch.macs else 0.0, reads_input=site.name in readers)
         for site in sites
     ]
     cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)
-    return Capture(model, inputs, traced.graph, tuple(sites), traced.opaque, cost)
+    return Capture(model, inputs, graph, tuple(sites), opaque, cost)
 
 
-def _readers(model: nn.Module, traced: Traced, watch: _Watch) -> set[str]:
+def _readers(model: nn.Module, graph: fx.GraphModule, watch: _Watch) -> set[str]:
     """Names of the convs that read the input."""
     by_id = {id(module): module for module in model.modules()}
     run = [by_id[key] for key in watch.calls if key in by_id]
-    reading = readers_of_input(traced.graph, run, _FUNCTIONS)
+    reading = readers_of_input(graph, run, _FUNCTIONS)
     return {name for name, module in model.named_modules() if id(module) in reading}
 
 
@@ -106,19 +107,19 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor if tensor.is_meta or tensor.untyped_storage().nbytes() <= tensor.nbytes else tensor.detach().clone()
 
 
-def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, int]:
+def _watch(model: nn.Module, graph: fx.GraphModule, example: Example) -> tuple[_Watch, int]:
     """Run the graph on fake tensors, or on the example if the model looks at values."""
     on_meta = any(parameter.is_meta for parameter in model.parameters())
     if not on_meta:
         try:
             with undisturbed(model):  # or a cache would go on with a fake tensor
-                return _run(model, traced, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
+                return _run(model, graph, example.tensors(), FakeTensorMode(allow_non_fake_inputs=True))
         except Exception:  # whatever operator has no fake version, or asks for a value
             pass
     try:
         inputs = [tensor.to("meta") if on_meta else tensor.clone() for tensor in example.tensors()]
         with undisturbed(model):
-            return _run(model, traced, inputs, None)
+            return _run(model, graph, inputs, None)
     except Exception as error:
         raise CaptureError(
             f"example: {type(model).__name__} does not run on an input of shape {example}: "
@@ -126,7 +127,9 @@ def _watch(model: nn.Module, traced: Traced, example: Example) -> tuple[_Watch, 
         ) from error
 
 
-def _run(model: nn.Module, traced: Traced, tensors: list[Tensor], fake: FakeTensorMode | None) -> tuple[_Watch, int]:
+def _run(
+    model: nn.Module, graph: fx.GraphModule, tensors: list[Tensor], fake: FakeTensorMode | None
+) -> tuple[_Watch, int]:
     watch = _Watch(model)
     with ExitStack() as stack:
         if fake is not None:
@@ -134,23 +137,30 @@ def _run(model: nn.Module, traced: Traced, tensors: list[Tensor], fake: FakeTens
             tensors = [fake.from_tensor(tensor, static_shapes=True) for tensor in tensors]
         counter = stack.enter_context(MacCounter())
         stack.enter_context(watch.following(counter))
-        interpreter = _NodeInterpreter(traced.graph, watch)
+        interpreter = _PeakInterpreter(graph, watch)
         interpreter.run(*tensors)
     watch.macs = counter.macs
-    return watch, interpreter.peak_activation_bytes
+    return watch, interpreter.peak
 
 
-class _NodeInterpreter(PeakInterpreter):
-    """Tells the watch which module a traced-through function belongs to."""
+class _PeakInterpreter(fx.Interpreter):
+    """Tells the watch which module a node belongs to, and keeps the peak of the bytes that are alive.
+
+    A value is dropped after its last use; a node's inputs are alive just after it.
+    """
 
     def __init__(self, graph: fx.GraphModule, watch: _Watch) -> None:
         super().__init__(graph)
         self._watch = watch
+        self.peak = 0
 
     def run_node(self, n: fx.Node) -> Any:
-        scopes = n.meta.get("nn_module_stack") or {}
-        self._watch.scope = next(reversed(scopes), "")
-        return super().run_node(n)
+        self._watch.scope = next(reversed(n.meta.get("nn_module_stack") or {}), "")
+        result = super().run_node(n)
+        if n.op != "output":
+            alive = [value for node, value in self.env.items() if node.op != "get_attr"]
+            self.peak = max(self.peak, live_bytes([*alive, result]))
+        return result
 
 
 class _Watch(TorchFunctionMode):
@@ -216,20 +226,16 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         inside = next((module for module in reversed(self._running) if isinstance(module, _CONVS)), None)
-        self._note_readers(inside, (*args, *kwargs.values()))
+        for value in (*args, *kwargs.values()):
+            owner = self._owners.get(id(value))
+            if owner is not None and owner is not inside:
+                self.readers.setdefault(self._names[id(value)], self._here())
         if func not in _FUNCTIONS or inside is not None:
             return func(*args, **kwargs)
         start = self._counter.macs
         out = func(*args, **kwargs)
         self._note_functional(_FUNCTIONS[func], args, kwargs, out, self._counter.macs - start)
         return out
-
-    def _note_readers(self, inside: nn.Module | None, values: tuple[Any, ...]) -> None:
-        """Note that a conv's weight is used outside that conv's own forward."""
-        for value in values:
-            owner = self._owners.get(id(value))
-            if owner is not None and owner is not inside:
-                self.readers.setdefault(self._names[id(value)], self._here())
 
     def _here(self) -> str:
         """Return the module that is running, in words."""
@@ -251,10 +257,6 @@ class _Watch(TorchFunctionMode):
             self.functional[name] = Site(name, (), kind, geometry, (call,), geometry.params, macs, 0.0, why)
         else:
             self.functional[name] = replace(known, calls=(*known.calls, call), macs=known.macs + macs)
-
-    def functional_sites(self) -> list[Site]:
-        """Return the convs that are called as functions."""
-        return list(self.functional.values())
 
 
 def _functional_geometry(dimensions: int, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry:
@@ -307,13 +309,9 @@ def _hidden_sites(model: nn.Module) -> list[Site]:
         for conv in module.convs if isinstance(module, Subgraph) else ():
             name = conv.name if conv.name not in taken else f"{path}.{conv.name}"
             taken.add(name)
-            found.append(_hidden_site(name, conv))
+            calls = tuple(Call(before, after) for before, after in conv.shapes)
+            found.append(Site(name, (), conv.kind, conv.geometry, calls, conv.params, conv.macs, 0.0, conv.reason))
     return found
-
-
-def _hidden_site(name: str, conv: HiddenConv) -> Site:
-    calls = tuple(Call(before, after) for before, after in conv.shapes)
-    return Site(name, (), conv.kind, conv.geometry, calls, conv.params, conv.macs, 0.0, conv.reason)
 
 
 def _site(conv: _CONVS, names: list[str], watch: _Watch, holders: Mapping[int, list[nn.Module]]) -> Site:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -82,19 +82,3 @@ def live_bytes(values: Iterable[object]) -> int:
             storage = leaf.untyped_storage()
             storages[storage._cdata] = storage.nbytes()
     return sum(storages.values())
-
-
-class PeakInterpreter(fx.Interpreter):
-    """Runs a graph node by node, dropping values after their last use, and keeps the peak of what is alive."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__(graph)
-        self.peak_activation_bytes = 0
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node and measure what is alive just after it, its inputs included."""
-        result = super().run_node(n)
-        if n.op != "output":
-            alive = [value for node, value in self.env.items() if node.op != "get_attr"]
-            self.peak_activation_bytes = max(self.peak_activation_bytes, live_bytes([*alive, result]))
-        return result

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
 import zipfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -146,7 +145,11 @@ def _read_checkpoint(path: Path) -> Any:
 
 def _refuse_programs(path: Path) -> None:
     """Refuse archives that hold code."""
-    entries = _archived(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # BadZipFile, UnicodeDecodeError, NotImplementedError, struct.error, ...: torch then says it
+        return
     names = [entry.filename for entry in entries]
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):  # it may grow a thousandfold
         raise LoadError(f"{path}: is compressed, which torch.save does not do; save model.state_dict() again")
@@ -154,15 +157,6 @@ def _refuse_programs(path: Path) -> None:
         raise LoadError(f"{path}: is a TorchScript archive, which holds code; save model.state_dict() instead")
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         raise LoadError(f"{path}: is an exported program (.pt2), which holds code; save model.state_dict() instead")
-
-
-def _archived(path: Path) -> list[zipfile.ZipInfo]:
-    """Return the entries of a zip archive; empty where it is not one, or damaged, which torch then says."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except Exception:  # BadZipFile, UnicodeDecodeError, NotImplementedError, struct.error, ...
-        return []
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -187,11 +181,13 @@ def _some(names: Iterable[str], most: int = 4) -> str:
 
 
 def _module(name: str, asked: str) -> ModuleType:
+    sys.path.insert(0, "")  # the current folder, as `python -m` does
     try:
-        with _importing_from_here():
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # whatever an import raises
         raise LoadError(f"{asked}: {name} cannot be imported ({describe(error)})") from error
+    finally:
+        sys.path.remove("")
 
 
 def _file(path: Path) -> ModuleType:
@@ -228,13 +224,3 @@ def _call(asked: str, factory: Callable[..., Any], arguments: dict[str, Any]) ->
         return factory(**arguments)
     except (Exception, SystemExit) as error:  # whatever the factory raises
         raise LoadError(f"{asked}: the factory fails ({describe(error)})") from error
-
-
-@contextlib.contextmanager
-def _importing_from_here() -> Iterator[None]:
-    """Put the current folder on the import path, as `python -m` does."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")

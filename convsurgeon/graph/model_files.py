@@ -90,20 +90,16 @@ def _only_batch(network: OnnxNetwork, example: Example) -> int:
     return 0 if all(map(_side_by_side, one, two, joined)) and len(one) == len(joined) else size
 
 
-def _alike(values: Tensor) -> float:
-    """How far apart two values may be that are the same but for rounding."""
-    finite = values[values.isfinite()].double()
-    return 1e-4 * float(finite.abs().max()) + 1e-30 if finite.numel() else 0.0
-
-
 def _side_by_side(one: Tensor, two: Tensor, both: Tensor) -> bool:
-    """Whether a value of two batches is the values of each, one beside the other."""
+    """Return whether a value of two batches is the values of each, one beside the other, but for rounding."""
+    finite = both[both.isfinite()].double()
+    rounding = 1e-4 * float(finite.abs().max()) + 1e-30 if finite.numel() else 0.0
     for axis in range(one.dim()):
         sizes = [tensor.shape[axis] for tensor in (one, two, both)]
         if sizes[0] + sizes[1] != sizes[2] or one.shape[:axis] != both.shape[:axis]:
             continue
         wanted = torch.cat([one.double(), two.double()], axis) if one.shape == two.shape else both[:0]
-        if wanted.shape == both.shape and bool(((wanted - both).abs() <= _alike(both)).all()):
+        if wanted.shape == both.shape and bool(((wanted - both).abs() <= rounding).all()):
             return True
     return False
 

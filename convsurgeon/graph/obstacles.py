@@ -25,7 +25,12 @@ def check_model(model: object) -> None:
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    _refuse_wrappers(model)
+    if hasattr(model, "_orig_mod"):
+        raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
+    if hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):
+        raise CaptureError("model: its forward is compiled by torch.compile; del model.forward and compile the result")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise CaptureError(f"model: it is wrapped in {type(model).__name__}; pass model.module and wrap the result")
     _refuse_exported(model)
     if isinstance(model, _CONVS):
         raise CaptureError(f"model: it is a bare {type(model).__name__}; wrap it in nn.Sequential")
@@ -35,19 +40,9 @@ def check_model(model: object) -> None:
     lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")
-    devices = {parameter.is_meta for parameter in model.parameters()}
-    if len(devices) > 1:
+    if len({parameter.is_meta for parameter in model.parameters()}) > 1:
         part = next(name for name, parameter in model.named_parameters() if parameter.is_meta)
         raise CaptureError(f"model: {part} is on the meta device and other parameters are not; load all or none")
-
-
-def _refuse_wrappers(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod"):
-        raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
-    if hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):
-        raise CaptureError("model: its forward is compiled by torch.compile; del model.forward and compile the result")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise CaptureError(f"model: it is wrapped in {type(model).__name__}; pass model.module and wrap the result")
 
 
 def _refuse_exported(model: nn.Module) -> None:
@@ -100,8 +95,6 @@ def _layer(module: nn.Module) -> str:
         return f"is a quantised {type(module).__name__}; pass the float model and quantise the result"
     return ""
 
-
-# Layers that cannot be rewritten.
 
 _OWN = (
     *("forward", "_conv_forward", "__call__", "_call_impl", "__getattr__", "__getattribute__", "weight", "bias"),

@@ -48,7 +48,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode without gradients, and restore whatever changes inside the block.
 
-    That is what `state_kept` says, and torch's CPU random generator.
+    That is what `keep_state` says, and torch's CPU random generator.
     """
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # or a user's autocast would remember casts of what is run on here
@@ -67,7 +67,7 @@ def keep_state(model: nn.Module) -> Iterator[None]:
     plain objects too, so a forward that stores activations on `self` leaves nothing behind; and the values of
     parameters and buffers, which even a symbolic trace changes where the forward works on them in place.
     """
-    containers = [(container, _content(container)) for container in _containers(model)]
+    containers = [(held, dict(held) if isinstance(held, dict) else list(held)) for held in _containers(model)]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         with _parameters_kept(model):
@@ -87,7 +87,8 @@ def written_parameters(model: nn.Module, run: Callable[[], object]) -> list[str]
             run()
         pointers = writes.pointers - {0}
         touched = [name for name, parameter in model.named_parameters() if _pointer(parameter) in pointers]
-        moved = [name for name, parameter in model.named_parameters() if _moved(parameter)]
+        held = {name: _KEPT.values.get(id(parameter)) for name, parameter in model.named_parameters()}
+        moved = [name for name, value in held.items() if value is None or value.moved]
     return [*touched, *moved]
 
 
@@ -142,7 +143,8 @@ class _Value:
     def restore(self) -> None:
         if self.moved:
             self.parameter.data = self.memory
-        if not _equal(self.parameter, self.copy):
+        one, two = self.parameter, self.copy
+        if one.shape != two.shape or one.dtype != two.dtype or not torch.equal(one, two):
             with torch.no_grad():
                 self.parameter.copy_(self.copy)
 
@@ -164,21 +166,12 @@ def _parameters_kept(model: nn.Module) -> Iterator[None]:
             del _KEPT.values[key]
 
 
-def _moved(parameter: nn.Parameter) -> bool:
-    """Whether it is new, or in other memory, since the outermost block was entered."""
-    return id(parameter) not in _KEPT.values or _KEPT.values[id(parameter)].moved
-
-
 def _pointer(tensor: Tensor) -> int:
     """Where its memory begins; 0 where it has none of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse, or wrapped by a transform
         return 0
-
-
-def _equal(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)
 
 
 def _containers(model: nn.Module) -> list[Any]:
@@ -204,10 +197,6 @@ def _plain_objects(container: Any) -> list[Any]:
     return found + [value for own in found for value in own.values() if isinstance(value, _CONTAINERS)]
 
 
-def _content(container: Any) -> Any:
-    return dict(container) if isinstance(container, dict) else list(container)
-
-
 def _restore(container: Any, content: Any) -> None:
     """Give a container back the very objects that it held."""
     if _same(container, content):
@@ -231,11 +220,10 @@ def _same(now: Any, before: Any) -> bool:
 
 def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
     """Restore a buffer's content, and its size where an observer has grown it."""
-    if buffer.layout is not torch.strided or buffer.is_nested:
-        buffer.copy_(value)
-    elif buffer.shape != value.shape:
-        buffer.resize_(value.shape).copy_(value)
-    elif not torch.equal(buffer, value):
+    plain = buffer.layout is torch.strided and not buffer.is_nested
+    if plain and buffer.shape != value.shape:
+        buffer.resize_(value.shape)
+    if not plain or not torch.equal(buffer, value):
         buffer.copy_(value)
 
 

@@ -10,8 +10,7 @@ under a name of its own, unless it holds modules that the model does know, or va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -28,19 +27,13 @@ UNTRACED = "model"
 """Target of the single call in the graph of a model that cannot be traced at all."""
 
 
-@dataclass(frozen=True)
-class Traced:
-    """A graph over the model's own modules; its placeholders are the example's tensors, in pytree order.
-
-    `opaque` names the modules that were not traced through, with the reason; `""` is the model itself.
-    """
-
-    graph: fx.GraphModule
-    opaque: Mapping[str, str]
+Traced = tuple[fx.GraphModule, Mapping[str, str]]
+"""A graph over the model's own modules, whose placeholders are the example's tensors, in pytree order; and the modules
+that were not traced through, with the reason; `""` is the model itself."""
 
 
 def trace(model: nn.Module, example: Example) -> Traced:
-    """Traces `model(*example.args, **example.kwargs)` in the mode the model is in."""
+    """Trace `model(*example.args, **example.kwargs)` in the mode the model is in."""
     paths = frozenset[str]()
     kinds = frozenset[type[nn.Module]]()
     opaque: dict[str, str] = {}
@@ -59,7 +52,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
         else:
             siblings = {type(model.get_submodule(path)): reason for path, reason in opaque.items()}
             kept = {path: opaque.get(path) or siblings[type(model.get_submodule(path))] for path in tracer.leaves}
-            return Traced(graph, kept)
+            return graph, kept
 
 
 class _UntraceableError(Exception):
@@ -106,7 +99,7 @@ class _Tracer(ThreadTracer):
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Blames the innermost module that fails; one that is not registered is its caller's fault."""
-        if m not in self._known:
+        if m not in (self.submodule_paths or ()):
             return self._call_unregistered(m, forward, args, kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
@@ -118,26 +111,18 @@ class _Tracer(ThreadTracer):
         except Exception as error:
             raise _UntraceableError(path, m, describe(error)) from error
 
-    @property
-    def _known(self) -> Container[nn.Module]:
-        return self.submodule_paths or ()
-
     def _call_unregistered(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Record a call of a module that is not looked into."""
-        inside = list(m.modules())
-        if any(one in self._known or _holds_proxies(one) for one in inside):
-            return forward(*args, **kwargs)
+        for one in m.modules():
+            own = pytree.tree_leaves(list(vars(one).values()))  # computed by the trace: a window as wide as the input
+            if one in (self.submodule_paths or ()) or any(isinstance(leaf, fx.Proxy) for leaf in own):
+                return forward(*args, **kwargs)
         name = self._made.get(m) or self.get_fresh_qualname("_unregistered")
         self._made[m] = name
         self.root._modules[name] = m
         return self.create_proxy("call_module", name, args, kwargs)
-
-
-def _holds_proxies(module: nn.Module) -> bool:
-    """Whether one of its own attributes was computed by the trace, such as a window as wide as the input."""
-    return any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(list(vars(module).values())))
 
 
 class UntracedRoot(nn.Module):
@@ -158,7 +143,7 @@ def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
         graph.output(graph.call_module(UNTRACED, args, kwargs))
     except Exception as error:
         raise CaptureError(f"example: an argument torch.fx cannot hold ({describe(error)}); pass tensors") from error
-    return Traced(fx.GraphModule(UntracedRoot(model), graph), {"": reason})
+    return fx.GraphModule(UntracedRoot(model), graph), {"": reason}
 
 
 def readers_of_input(graph: fx.GraphModule, run: Collection[nn.Module], functions: Collection[object]) -> set[int]:

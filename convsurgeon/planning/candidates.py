@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
 from convsurgeon.planning.plan import Change, Plan, Skip
-from convsurgeon.planning.select import Policy, Predicate, check_glob, matches, resolve
+from convsurgeon.planning.select import Predicate, check_glob, matches, resolve
 
 Forms = Sequence[Form] | Mapping[str, Form | None]
 """Candidates for every conv, or by hand: a form, or None for dense, by the name of a conv or a pattern of names."""
@@ -62,10 +61,16 @@ def plan_captured(
     kernels = kernels_of(seen) if kernels is None else kernels
     steps = []
     for site in seen.sites:
-        offer = offer_of(forms, site)
-        step = _step(site, kernels.get(site.name), offer, chosen, allow_growth)
-        asked = not demanded.isdisjoint(site.names) or (offer.by_name and offer.forms)
-        if isinstance(step, Skip) and asked:
+        offered, why_none, by_name = forms_for(forms, site)
+        step: Change | Skip
+        if site.obstacle:
+            step = Skip(site, site.obstacle)
+        elif not by_name and not chosen(site):
+            step = Skip(site, f"left out by the policy {chosen}")
+        else:
+            found = _first_change(site, kernels[site.name], offered, allow_growth or by_name)
+            step = found if isinstance(found, Change) else Skip(site, found or why_none)
+        if isinstance(step, Skip) and (not demanded.isdisjoint(site.names) or (by_name and offered)):
             raise FormError(
                 f"{site.name}: {step.reason}; it was asked for by name: leave the name out to go on without"
             )
@@ -77,33 +82,27 @@ def candidates(base: Plan, kernels: Mapping[str, Kernel], forms: Forms, allow_gr
     """Return every change that the forms could make to every site that `base`, made of the same forms, changes."""
     found: dict[str, list[Change]] = {}
     for name, step in base.changes.items():
-        offer = offer_of(forms, step.site)
-        tried = (change_of(step.site, kernels[name], form, allow_growth or offer.by_name) for form in offer.forms)
+        offered, _, by_name = forms_for(forms, step.site)
+        tried = (change_of(step.site, kernels[name], form, allow_growth or by_name) for form in offered)
         changes = {change.form.label: change for change in tried if isinstance(change, Change)}
         found[name] = list(changes.values())
     return found
 
 
-@dataclass(frozen=True)
-class Offer:
-    """The forms that a site may take; where there are none, the reason; and whether it was named exactly."""
+def forms_for(forms: Forms, site: Site) -> tuple[Sequence[Form], str, bool]:
+    """Return the forms that a site may take, why there are none, and whether it is named exactly.
 
-    forms: Sequence[Form]
-    reason: str = ""
-    by_name: bool = False
-
-
-def offer_of(forms: Forms, site: Site) -> Offer:
-    """Return what is offered to a site: by its exact name, else by the pattern with the most letters."""
+    Its exact name comes first, then the pattern with the most letters.
+    """
     if not isinstance(forms, Mapping):
-        return Offer(forms)
+        return forms, "", False
     names = [name for name in forms if name in site.names]
     globs = sorted((glob for glob in forms if matches(site, glob)), key=lambda glob: -len(glob.replace("*", "")))
     key = next(iter([*names, *globs]), None)
     if key is None:
-        return Offer((), "no form is given for it")
+        return (), "no form is given for it", False
     form = forms[key]
-    return Offer((), f"kept dense by hand ({key})") if form is None else Offer((form,), by_name=bool(names))
+    return ((), f"kept dense by hand ({key})", False) if form is None else ((form,), "", bool(names))
 
 
 def check_forms(forms: Forms, sites: Sequence[Site]) -> None:
@@ -158,20 +157,15 @@ def kernels_of(seen: Capture) -> dict[str, Kernel]:
     return {name: Kernel(conv) for name, conv in named if isinstance(conv, nn.Conv2d)}
 
 
-def _step(site: Site, kernel: Kernel | None, offer: Offer, policy: Policy, allow_growth: bool) -> Change | Skip:
-    """Return what becomes of one site."""
-    if site.obstacle:
-        return Skip(site, site.obstacle)
-    if not offer.by_name and not policy(site):
-        return Skip(site, f"left out by the policy {policy}")
-    assert kernel is not None
+def _first_change(site: Site, kernel: Kernel, forms: Sequence[Form], allow_growth: bool) -> Change | str:
+    """Return the first change that a form makes to a site, or why none makes one."""
     reasons: dict[str, None] = {}
-    for form in offer.forms:
-        found = change_of(site, kernel, form, allow_growth or offer.by_name)
+    for form in forms:
+        found = change_of(site, kernel, form, allow_growth)
         if isinstance(found, Change):
             return found
         reasons[found] = None
-    return Skip(site, "; ".join(reasons) or offer.reason)
+    return "; ".join(reasons)
 
 
 def change_of(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Change | str:

@@ -35,104 +35,63 @@ __all__ = [
 Predicate = Callable[[Site], bool]
 
 
+@dataclass(frozen=True)
 class Policy:
-    """A test of a site. Subclasses are frozen dataclasses with `__call__` and `__str__`."""
-
-    def __call__(self, site: Site) -> bool:
-        """Return whether the site may be changed."""
-        raise NotImplementedError
-
-    def __and__(self, other: Predicate) -> Policy:
-        return _All.of(self, as_policy(other))
-
-    def __rand__(self, other: Predicate) -> Policy:
-        return _All.of(as_policy(other), self)
-
-    def __or__(self, other: Predicate) -> Policy:
-        return _Any.of(self, as_policy(other))
-
-    def __ror__(self, other: Predicate) -> Policy:
-        return _Any.of(as_policy(other), self)
-
-    def __invert__(self) -> Policy:
-        return self.inner if isinstance(self, _Not) else _Not(self)
-
-    def leaves(self) -> Iterator[tuple[Policy, bool]]:
-        """Yield every test of the expression, with whether it stands under an even number of `~`."""
-        yield self, True
-
-
-@dataclass(frozen=True)
-class _Joined(Policy):
-    """Two or more policies under one sign, nests of the same sign flattened."""
-
-    members: tuple[Policy, ...]
-
-    @classmethod
-    def of(cls, *policies: Policy) -> Policy:
-        return cls(tuple(m for policy in policies for m in (policy.members if isinstance(policy, cls) else (policy,))))
-
-    def leaves(self) -> Iterator[tuple[Policy, bool]]:
-        for member in self.members:
-            yield from member.leaves()
-
-
-class _All(_Joined):
-    def __call__(self, site: Site) -> bool:
-        return all(member(site) for member in self.members)
-
-    def __str__(self) -> str:
-        return " & ".join(f"({member})" if isinstance(member, _Any) else str(member) for member in self.members)
-
-
-class _Any(_Joined):
-    def __call__(self, site: Site) -> bool:
-        return any(member(site) for member in self.members)
-
-    def __str__(self) -> str:
-        return " | ".join(map(str, self.members))
-
-
-@dataclass(frozen=True)
-class _Not(Policy):
-    inner: Policy
-
-    def __call__(self, site: Site) -> bool:
-        return not self.inner(site)
-
-    def __str__(self) -> str:
-        return f"~({self.inner})" if isinstance(self.inner, _Joined) else f"~{self.inner}"
-
-    def leaves(self) -> Iterator[tuple[Policy, bool]]:
-        yield from ((leaf, not positive) for leaf, positive in self.inner.leaves())
-
-
-@dataclass(frozen=True)
-class _Test(Policy):
-    """A named test with its values, which make it what it is."""
+    """A test of a site: by name with its values; or of policies, under a sign; or a function of the user's own."""
 
     name: str
     values: tuple[Any, ...]
     test: Predicate = field(compare=False, repr=False)
 
     def __call__(self, site: Site) -> bool:
+        """Return whether the site may be changed."""
         return bool(self.test(site))
 
+    def __and__(self, other: Predicate) -> Policy:
+        return _join("&", self, other)
+
+    def __rand__(self, other: Predicate) -> Policy:
+        return _join("&", other, self)
+
+    def __or__(self, other: Predicate) -> Policy:
+        return _join("|", self, other)
+
+    def __ror__(self, other: Predicate) -> Policy:
+        return _join("|", other, self)
+
+    def __invert__(self) -> Policy:
+        return self.values[0] if self.name == "~" else Policy("~", (self,), lambda site: not self(site))
+
+    def leaves(self) -> Iterator[tuple[Policy, bool]]:
+        """Yield every test of the expression, with whether it stands under an even number of `~`."""
+        if self.name not in _SIGNS:
+            yield self, True
+            return
+        for member in self.values:
+            yield from ((leaf, positive != (self.name == "~")) for leaf, positive in member.leaves())
+
     def __str__(self) -> str:
+        if self.name == "&":
+            return " & ".join(f"({member})" if member.name == "|" else str(member) for member in self.values)
+        if self.name == "|":
+            return " | ".join(map(str, self.values))
+        if self.name == "~":
+            inner = self.values[0]
+            return f"~({inner})" if inner.name in _SIGNS else f"~{inner}"
+        if not self.name:
+            return getattr(self.test, "__name__", type(self.test).__name__)
         return f"{self.name}({', '.join(map(_value_text, self.values))})"
 
 
-@dataclass(frozen=True)
-class _Function(Policy):
-    """A function of the user's own."""
+_SIGNS = ("&", "|", "~")
 
-    function: Predicate
 
-    def __call__(self, site: Site) -> bool:
-        return bool(self.function(site))
-
-    def __str__(self) -> str:
-        return getattr(self.function, "__name__", type(self.function).__name__)
+def _join(sign: str, *policies: Predicate) -> Policy:
+    """Return policies under one sign, nests of the same sign flattened."""
+    made = [as_policy(one) for one in policies]
+    members = tuple(member for one in made for member in (one.values if one.name == sign else (one,)))
+    every = all if sign == "&" else any
+    return Policy(sign, members, lambda site: every(member(site) for member in members))
 
 
 def as_policy(value: Predicate) -> Policy:
@@ -145,12 +104,12 @@ def as_policy(value: Predicate) -> Policy:
         return value
     if not callable(value):
         raise PolicyError(f"policy: expected a policy or a function of a site, got {type(value).__name__}")
-    return _Function(value)
+    return Policy("", (value,), value)
 
 
 def everything() -> Policy:
     """Select every conv, the stem included."""
-    return _Test("everything", (), lambda _: True)
+    return Policy("everything", (), lambda _: True)
 
 
 def named(*globs: str) -> Policy:
@@ -162,7 +121,7 @@ def named(*globs: str) -> Policy:
         raise PolicyError("named: no name given; pass at least one, for example named('layer4.*')")
     if wrong := [one for one in globs if not isinstance(one, str) or not re.fullmatch(r"[\w.*:-]+", one)]:
         raise PolicyError(f"named: {wrong[0]!r} is not a layer name; pass dotted names, for example 'layer4.*'")
-    return _Test("named", globs, lambda site: any(matches(site, glob) for glob in globs))
+    return Policy("named", globs, lambda site: any(matches(site, glob) for glob in globs))
 
 
 def kernel_size(*sizes: int | tuple[int, int]) -> Policy:
@@ -172,7 +131,7 @@ def kernel_size(*sizes: int | tuple[int, int]) -> Policy:
     if wrong or not sizes:
         found = f"{wrong[0]} is not a window" if wrong else "no size given"
         raise PolicyError(f"kernel_size: {found}; pass ints or pairs, for example kernel_size(3, (1, 5))")
-    return _Test("kernel_size", windows, lambda site: site.geometry.kernel_size in windows)
+    return Policy("kernel_size", windows, lambda site: site.geometry.kernel_size in windows)
 
 
 def stride(*steps: int) -> Policy:
@@ -180,13 +139,13 @@ def stride(*steps: int) -> Policy:
     if not steps:
         raise PolicyError("stride: no step given; pass at least one, for example stride(1)")
     allowed = tuple(_whole("stride", step) for step in steps)
-    return _Test("stride", allowed, lambda site: any(set(site.geometry.stride) == {step} for step in allowed))
+    return Policy("stride", allowed, lambda site: any(set(site.geometry.stride) == {step} for step in allowed))
 
 
 def min_channels(channels: int) -> Policy:
     """Select convs with at least so many input and output channels."""
     least = _whole("min_channels", channels)
-    return _Test(
+    return Policy(
         "min_channels", (least,), lambda site: min(site.geometry.in_channels, site.geometry.out_channels) >= least
     )
 
@@ -194,20 +153,20 @@ def min_channels(channels: int) -> Policy:
 def min_params(params: int) -> Policy:
     """Select convs with at least so many parameters, bias included."""
     least = _whole("min_params", params)
-    return _Test("min_params", (least,), lambda site: site.params >= least)
+    return Policy("min_params", (least,), lambda site: site.params >= least)
 
 
 def min_macs(macs: int) -> Policy:
     """Select convs with at least so many multiply-accumulates on the example, all calls together."""
     least = _whole("min_macs", macs)
-    return _Test("min_macs", (least,), lambda site: site.macs >= least)
+    return Policy("min_macs", (least,), lambda site: site.macs >= least)
 
 
 def min_share(share: float) -> Policy:
     """Select convs that do at least this share (0 to 1) of the model's multiply-accumulates."""
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise PolicyError(f"min_share: a share lies between 0 and 1, got {share!r}")
-    return _Test("min_share", (float(share),), lambda site: site.share >= share)
+    return Policy("min_share", (float(share),), lambda site: site.share >= share)
 
 
 def stem() -> Policy:
@@ -215,7 +174,7 @@ def stem() -> Policy:
 
     A conv of few channels in the middle of a network, such as the first of a second U-Net, is not one.
     """
-    return _Test(
+    return Policy(
         "stem",
         (),
         lambda site: site.reads_input and site.geometry.in_per_group < 8 and not site.geometry.depthwise,
@@ -304,7 +263,7 @@ def resolve(policy: Predicate | None, sites: Sequence[Site]) -> tuple[Policy, se
         PolicyError: a name or pattern that fits no conv; the nearest names are given.
     """
     chosen = default_policy() if policy is None else as_policy(policy)
-    tests = [(leaf, positive) for leaf, positive in chosen.leaves() if isinstance(leaf, _Test)]
+    tests = list(chosen.leaves())
     globs = [(glob, positive) for leaf, positive in tests if leaf.name == "named" for glob in leaf.values]
     for glob, _ in globs:
         check_glob("policy", glob, sites)

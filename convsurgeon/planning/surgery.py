@@ -84,7 +84,8 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
         LoadError: the weights are not those of the converted model, or the file is not an ONNX file.
     """
     if not isinstance(model, nn.Module):
-        model = _of_file(model, plan)
+        sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
+        model = open_model(model, tuple(torch.zeros(size) for size in sizes) or None)[0]
     converted = _rebuild(model, plan)
     if weights is not None:
         fill(converted, model, Path(weights))
@@ -99,12 +100,6 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
     """
     untouched = set(original.state_dict()) if isinstance(original, OnnxNetwork) else set()  # the file has those
     load_weights(converted, weights, untouched)
-
-
-def _of_file(path: Model, plan: Plan) -> nn.Module:
-    """Return the network of a file, on an example of the shape that the plan was made for."""
-    sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
-    return open_model(path, tuple(torch.zeros(size) for size in sizes) or None)[0]
 
 
 def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
@@ -189,9 +184,9 @@ def _replacement(conv: nn.Conv2d, form: Form) -> nn.Module:
 def _not_running(model: nn.Module, plan: Plan, example: Example) -> dict[str, str] | None:
     """Return the changed sites that the model does not execute, with a reason; None if it does not run at all."""
     with undisturbed(model):
-        traced = trace(model, example)
-    called = {str(node.target) for node in traced.graph.graph.nodes if node.op == "call_module"}
-    if traced.opaque:
+        graph, opaque = trace(model, example)
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    if opaque:
         try:
             called = {name for site in capture(model, example).sites if site.calls for name in site.names}
         except CaptureError:
