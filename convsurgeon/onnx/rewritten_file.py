@@ -76,7 +76,7 @@ def timing_graph(network: OnnxNetwork) -> ModelProto:
     model = rewrite(network)
     graph = model.graph
     _fix_sizes(network, model)
-    convs = {output: (path, conv) for path, conv in network.file_convs.items() for output in conv.outputs}
+    convs = {output: (path, conv) for path, conv in network.file_convs.items() for output in conv.sizes}
     taken = {node.name for node in graph.node}
     seen: set[str] = set()
     stored: set[str] = set()
@@ -116,7 +116,7 @@ def _write_padding(node: NodeProto, conv: FileConv) -> None:
     kept = [item for item in node.attribute if item.name not in ("auto_pad", "pads")]
     del node.attribute[:]
     node.attribute.extend(kept)
-    pads = conv.padding.amounts(conv.size(node.output[0]))
+    pads = conv.padding.amounts(conv.sizes[node.output[0]])
     node.attribute.add(name="pads", ints=pads, type=AttributeProto.INTS)
 
 

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,44 +15,28 @@ from torch import Tensor, nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.convs import ConvParts, ModulePaths, conv_key, conv_name, conv_parts, convs_per_weight, path_of
-from convsurgeon.onnxnet.modules import FileInput, InputCast, Operator, to_torch
+from convsurgeon.onnxnet.convs import conv_in_torch, conv_key, conv_name, convs_per_weight, free_path, path_of
+from convsurgeon.onnxnet.modules import FileInput, Operator, to_torch
 from convsurgeon.onnxnet.network import PLUS, RESERVED, FileConv, ModuleCall, OnnxNetwork, weight_digest
 from convsurgeon.onnxnet.operators import elementwise, shapes, windows
-from convsurgeon.onnxnet.operators.node import NodeView, Rule
+from convsurgeon.onnxnet.operators.node import NodeView, Translator
 from convsurgeon.onnxnet.source_file import SourceFile
 from convsurgeon.onnxnet.subgraph import group_nodes, make_subgraph
 from convsurgeon.onnxnet.values import Values
 
-RULES: dict[str, Rule] = shapes.RULES | windows.RULES | elementwise.RULES
+TRANSLATORS: dict[str, Translator] = shapes.TRANSLATORS | windows.TRANSLATORS | elementwise.TRANSLATORS
 
 _BOUNDED = ("Sigmoid", "HardSigmoid", "Tanh", "Softmax")
 """Operators that the runtime approximates to so much of 1, however small all of their values are."""
 
-_DIFFERENT = "torch computes something else than onnxruntime here"
+_Calls = list[tuple[ModuleCall, nn.Module | None]]
+"""A node in torch: calls in a row, each with its module where no other call brings that."""
 
-
-@dataclass(frozen=True)
-class _Translation:
-    """A node in torch: calls of modules in a row."""
-
-    calls: tuple[ModuleCall, ...]
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-
-
-_Row = Sequence[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]]
-"""Modules in a row, each with the values that go in and come out."""
-
-_Left = list[tuple[NodeProto, _Translation | None]]
+_Left = list[tuple[NodeProto, _Calls | None]]
 
 
 def build_network(source: SourceFile, inputs: tuple[FileInput, ...], feed: Mapping[str, Array]) -> OnnxNetwork:
-    """Build the network of a file, as it runs on the example.
-
-    Args:
-        source: the file.
-        inputs: of it.
-        feed: the example, in the file's types.
+    """Build the network of a file, as it runs on the example: `feed`, in the file's types.
 
     Raises:
         CaptureError: onnxruntime does not run the file on the example.
@@ -70,22 +53,35 @@ class _Builder:
         self.source, self.inputs, self.values = source, inputs, values
         graph = source.model.graph
         self.outputs = [info.name for info in graph.output]
-        self.paths = ModulePaths(RESERVED)
+        self.taken: dict[str, bool] = {}
         self.convs: dict[str, FileConv] = {}
         self.reasons: dict[str, str] = {}
         self.modules: dict[str, nn.Module] = {}
-        self.nodes = [node for node in graph.node if not values.can_be_folded(node)]
+        self.nodes = [node for node in graph.node if not values.constant.issuperset(filter(None, node.output))]
         self.conv_paths: dict[tuple[str, ...], str] = {}
         shared = convs_per_weight(graph)
         for node in self.nodes:  # convs have the first choice of names
             if node.op_type == "Conv" and conv_key(node) not in self.conv_paths:
-                self.conv_paths[conv_key(node)] = self.paths.claim(conv_name(node, shared[node.input[1]] > 1))
+                self.conv_paths[conv_key(node)] = self._claim(conv_name(node, shared[node.input[1]] > 1))
         self.gates = self._find_gates()
+
+    def _claim(self, wanted: str) -> str:
+        return free_path(wanted, self.taken, RESERVED)
 
     def build(self) -> OnnxNetwork:
         """Translate all nodes, and put them in an order in which they can run."""
-        translations = [self._translate(node) for node in self.nodes]
-        calls = [*self._calls_of_ends(), *self._order(list(zip(self.nodes, translations, strict=True)))]
+        calls = []
+        for one in self.inputs:
+            if one.half or one.dtype != torch.float32:
+                path = self._claim(f"{one.name}.entry")
+                self.modules[path] = Operator(shapes.cast, {"dtype": one.dtype, "half": one.half})
+                calls.append(ModuleCall(path, (one.name,), (one.name,)))
+        for name in self.outputs:
+            if (array := self.values.array(name)) is not None:
+                path = self._claim(f"{name}.constant")
+                self.modules[path] = Operator(shapes.constant, {}, {0: to_torch(array)})
+                calls.append(ModuleCall(path, (), (name,)))
+        calls += self._order([(node, self._translate(node)) for node in self.nodes])
         return OnnxNetwork(
             self.source,
             inputs=self.inputs,
@@ -96,25 +92,8 @@ class _Builder:
             half=any(one.half for one in self.inputs) or self.values.half,
         )
 
-    def _calls_of_ends(self) -> list[ModuleCall]:
-        """Make the casts of inputs, and constants that are outputs."""
-        found = []
-        for one in self.inputs:
-            if one.half or one.dtype != torch.float32:
-                path = self.paths.claim(f"{one.name}.entry")
-                self.modules[path] = InputCast(one.dtype, one.half)
-                found.append(ModuleCall(path, (one.name,), (one.name,)))
-        for name in self.outputs:
-            if (array := self.values.array(name)) is not None:
-                path = self.paths.claim(f"{name}.constant")
-                self.modules[path] = Operator(shapes.constant, {}, {0: to_torch(array)})
-                found.append(ModuleCall(path, (), (name,)))
-        return found
-
-    # Translation.
-
-    def _find_gates(self) -> dict[str, NodeProto]:
-        """Find sigmoids that one product with their own input reads: together they are SiLU, or Hardswish."""
+    def _find_gates(self) -> dict[str, tuple[NodeProto, nn.Module]]:
+        """Find sigmoids that one product with their own input reads, by its output: together they are one module."""
         readers = proto.uses(self.source.model.graph)
         makers = proto.producers(self.source.model.graph)
         found = {}
@@ -123,26 +102,24 @@ class _Builder:
                 continue
             for x, gate in (tuple(node.input), tuple(reversed(node.input))):
                 maker = makers.get(gate)
-                if maker is not None and readers[gate] == 1 and maker.input[:1] == [x] and self._is_gate(maker, node):
-                    found[node.output[0]] = maker
+                if maker is None or readers[gate] != 1 or maker.input[:1] != [x]:
+                    continue
+                module, ends = _gate_module(maker), (node.output[0], maker.output[0])
+                if module is None or not all(map(self.values.is_float, ends)):
+                    continue
+                if is_close(module(to_torch(self.values.on_example(x))), self.values.on_example(ends[0])):
+                    found[ends[0]] = maker, module
         return found
 
-    def _is_gate(self, maker: NodeProto, product: NodeProto) -> bool:
-        gate, ends = _gate_module(maker), (product.output[0], maker.output[0])
-        if gate is None or not all(map(self.values.is_float, ends)):
-            return False
-        return is_close(gate(to_torch(self.values.on_example(maker.input[0]))), self.values.on_example(ends[0]))
-
-    def _translate(self, node: NodeProto) -> _Translation | None:
+    def _translate(self, node: NodeProto) -> _Calls | None:
         """Translate a node, if what torch computes is the same on the example; to no calls if another does its work."""
         own = tuple(name for name in node.output if name)
         if node.domain not in ("", "ai.onnx") or not own or not all(map(self.values.is_float, own)):
             return None
-        if any(own[0] == maker.output[0] for maker in self.gates.values()):
-            return _Translation(())
-        if (maker := self.gates.get(own[0])) is not None:
-            gate = _gate_module(maker)
-            assert gate is not None
+        if any(own[0] == maker.output[0] for maker, _ in self.gates.values()):
+            return []
+        if own[0] in self.gates:
+            maker, gate = self.gates[own[0]]
             return self._checked(node, [(gate, tuple(maker.input[:1]), own)])
         view = NodeView(node, self.values, self.source.opset)
         if node.op_type == "Conv":
@@ -150,43 +127,42 @@ class _Builder:
         if node.op_type == "Add" and not self.values.constant.intersection(node.input):
             one, two = (to_torch(self.values.on_example(name)) for name in node.input)
             same = is_close(one + two, self.values.on_example(own[0]))
-            return _Translation((ModuleCall(PLUS, tuple(node.input), own),)) if same else None
+            return [(ModuleCall(PLUS, tuple(node.input), own), None)] if same else None
         module = _module_of(view)
-        return None if module is None else self._checked(node, [(module, _inputs_of(node, module), own)])
-
-    def _translate_conv(self, view: NodeView) -> _Translation | None:
-        node, parts = view.node, conv_parts(view)
-        if isinstance(parts, str):
-            self.reasons[node.output[0]] = parts
+        if module is None:
             return None
+        fixed = module.fixed if isinstance(module, Operator) else range(1, len(node.input))
+        inputs = tuple(name for place, name in enumerate(node.input) if name and place not in fixed)
+        return self._checked(node, [(module, inputs, own)])
+
+    def _translate_conv(self, view: NodeView) -> _Calls | None:
+        node, made = view.node, conv_in_torch(view)
+        source, target = node.input[0], node.output[0]
+        if isinstance(made, str):
+            self.reasons[target] = made
+            return None
+        conv, padding = made
         path = self.conv_paths[conv_key(node)]
-        again = path in self.convs
-        made = self._checked(node, _row_of(node, parts), "" if again else path)
-        if made is None:
-            self.reasons[node.output[0]] = _DIFFERENT
+        row = [(conv, (source,), (target,))]
+        if padding is not None:
+            padded = (f"{target} padded",)
+            row = [(Operator(padding.add), (source,), padded), (conv, padded, (target,))]
+        calls = self._checked(node, row, path)
+        if calls is None:
+            self.reasons[target] = "torch computes something else than onnxruntime here"
             return None
-        if again:  # the very same conv once more
-            made = _Translation((*made.calls[:-1], dataclasses.replace(made.calls[-1], target=path)), made.modules)
-        self._keep_conv(path, node, parts)
-        return made
+        if path in self.convs:  # the very same conv once more
+            calls[-1] = calls[-1][0], None
+        else:
+            dtype = str(self.values.on_example(node.input[1]).dtype)
+            self.convs[path] = FileConv({}, dtype, weight_digest(conv), padding)
+        self.convs[path].sizes[target] = self.values.on_example(source).shape[2:]
+        return calls
 
-    def _keep_conv(self, path: str, node: NodeProto, parts: ConvParts) -> None:
-        """Note what a conv is in the file; once more for every call."""
-        weight, shape = self.values.array(node.input[1]), self.values.shape(node.input[0])
-        assert weight is not None
-        assert shape is not None
-        known = self.convs.get(path) or FileConv(
-            (),
-            str(weight.dtype),
-            weight_digest(parts.conv),
-            None if parts.before is None else parts.before.padding,
-            open_sizes=any(axis for one in self.inputs for axis, _ in one.open),
-        )
-        outputs, sizes = (*known.outputs, node.output[0]), (*known.sizes, shape[2:])
-        self.convs[path] = dataclasses.replace(known, outputs=outputs, sizes=sizes)
-
-    def _checked(self, node: NodeProto, row: _Row, path: str = "") -> _Translation | None:
-        """Return modules in a row, if they give what the runtime gave; the last one may have a path already."""
+    def _checked(
+        self, node: NodeProto, row: Sequence[tuple[nn.Module, tuple[str, ...], tuple[str, ...]]], path: str = ""
+    ) -> _Calls | None:
+        """Return calls of modules with inputs and outputs, if they give what the runtime gave; `path` is the last's."""
         values: dict[str, Any] = {name: to_torch(self.values.on_example(name)) for name in row[0][1]}
         try:
             for module, inputs, outputs in row:
@@ -198,16 +174,13 @@ class _Builder:
         own = [name for name in node.output if name]
         if not all(is_close(values[name], self.values.on_example(name), node.op_type) for name in own):
             return None
-        wanted = path_of(node.name) if node.name.startswith("/") else node.name
-        calls, modules = [], {}
-        for place, (module, inputs, outputs) in enumerate(row):
-            last = place == len(row) - 1
-            free = path if last and path else self.paths.claim(f"{wanted or node.output[0]}.{node.op_type.lower()}")
-            modules[free] = module
-            calls.append(ModuleCall(free, inputs, outputs))
-        return _Translation(tuple(calls), modules)
-
-    # Order.
+        wanted = (path_of(node.name) if node.name.startswith("/") else node.name) or node.output[0]
+        calls: _Calls = []
+        for module, inputs, outputs in row:
+            last = outputs == row[-1][2]
+            free = path if last and path else self._claim(f"{wanted}.{node.op_type.lower()}")
+            calls.append((ModuleCall(free, inputs, outputs), module))
+        return calls
 
     def _order(self, left: _Left) -> list[ModuleCall]:
         """Run everything that is translated and can run, then everything else that can, and so on."""
@@ -231,9 +204,8 @@ class _Builder:
             if made is None or not ready.issuperset(proto.reads(node)):
                 later.append((node, made))
                 continue
-            called = {call.target for call in made.calls}
-            self.modules.update((path, module) for path, module in made.modules.items() if path in called)
-            calls.extend(made.calls)
+            self.modules.update((call.target, module) for call, module in made if module is not None)
+            calls.extend(call for call, _ in made)
             ready.update(node.output)
         return later
 
@@ -250,7 +222,7 @@ class _Builder:
             done |= keys
             ready.update(name for node in own for name in node.output)
             if made.session.outputs:  # somebody reads it
-                path = self.paths.claim("subgraph")
+                path = self._claim("subgraph")
                 self.modules[path] = made
                 inputs = tuple(name for name, _ in made.session.inputs)
                 calls.append(ModuleCall(path, inputs, made.session.outputs))
@@ -271,28 +243,13 @@ def _gate_module(maker: NodeProto) -> nn.Module | None:
 
 
 def _module_of(view: NodeView) -> nn.Module | None:
-    """Return the module that stands for a node; None where there is no rule, or the rule knows no module."""
-    rule = RULES.get(view.node.op_type)
+    """Return the module that stands for a node; None where there is no translator, or it knows no module."""
+    translate = TRANSLATORS.get(view.node.op_type)
     try:
-        return None if rule is None else rule(view)
+        return None if translate is None else translate(view)
     except Exception as error:  # an attribute that is missing, or of another kind
         logging.getLogger(__name__).debug("%s %s runs in onnxruntime: %s", view.node.op_type, view.node.name, error)
         return None
-
-
-def _inputs_of(node: NodeProto, module: nn.Module) -> tuple[str, ...]:
-    """Return the inputs that a module is called with: those that are not fixed."""
-    if isinstance(module, Operator):
-        return tuple(name for place, name in enumerate(node.input) if name and place not in module.fixed)
-    return tuple(name for name in node.input[:1] if name)
-
-
-def _row_of(node: NodeProto, parts: ConvParts) -> _Row:
-    source, target = node.input[0], node.output[0]
-    if parts.before is None:
-        return [(parts.conv, (source,), (target,))]
-    padded = f"{target} padded"
-    return [(parts.before, (source,), (padded,)), (parts.conv, (padded,), (target,))]
 
 
 def _dropping(calls: Sequence[ModuleCall], outputs: Sequence[str]) -> tuple[ModuleCall, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from onnx import GraphProto, NodeProto
@@ -14,8 +14,7 @@ from torch import nn
 
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.macs import macs_of
-from convsurgeon.onnxnet.modules import HiddenConv, PaddingBefore
+from convsurgeon.onnxnet.modules import HiddenConv
 from convsurgeon.onnxnet.operators.node import NodeView, with_weights
 from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.values import Values
@@ -23,16 +22,8 @@ from convsurgeon.onnxnet.values import Values
 _KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@dataclass(frozen=True)
-class ConvParts:
-    """A conv, and the padding before it where torch's conv cannot add that itself."""
-
-    conv: nn.Module
-    before: PaddingBefore | None
-
-
-def conv_parts(view: NodeView) -> ConvParts | str:
-    """Return a conv node in torch, or why it cannot be a module there."""
+def conv_in_torch(view: NodeView) -> tuple[nn.Module, Padding | None] | str:
+    """Return a conv node in torch and the padding that it cannot add itself, or why it cannot be a module there."""
     weight, bias = view.tensor(1), view.tensor(2)
     if weight is None:
         return "its weight is computed by the network; only constant ones are factored"
@@ -54,9 +45,7 @@ def conv_parts(view: NodeView) -> ConvParts | str:
         bias is not None,
         device="meta",
     )
-    return ConvParts(
-        with_weights(made, weight, bias), None if padding.symmetric is not None else PaddingBefore(padding)
-    )
+    return with_weights(made, weight, bias), padding if padding.symmetric is None else None
 
 
 def convs_per_weight(graph: GraphProto) -> Counter[str]:
@@ -70,63 +59,42 @@ def conv_key(node: NodeProto) -> tuple[str, ...]:
     return weight, bias, *sorted(str(item.SerializeToString(deterministic=True)) for item in node.attribute)
 
 
-# Convs that are left alone.
-
-
 def hidden_convs(nodes: Sequence[NodeProto], values: Values, reasons: dict[str, str]) -> tuple[HiddenConv, ...]:
     """Return the convs among the nodes of a subgraph, in graphs inside of them and in functions that they call.
 
-    Args:
-        nodes: of the subgraph.
-        values: of the whole graph.
-        reasons: why a conv is not a module, by its first output.
+    `reasons` says why a conv is not a module, by its first output.
     """
-    found = [_hidden(node, values, reasons[node.output[0]]) for node in nodes if node.op_type == "Conv"]
+    found = []
+    for node in nodes:
+        if node.op_type == "Conv":
+            shapes = values.shapes([*node.input[:2], node.output[0]])
+            weight = shapes.get(node.input[1], (1, 1, 1, 1))
+            conv = _hidden(node, weight, reasons[node.output[0]], values.array(node.input[1]) is not None)
+            ends = ((shapes[node.input[0]], shapes[node.output[0]]),) if len(shapes) == 3 else ()
+            found.append(replace(conv, shapes=ends, macs=proto.macs_of(node, shapes) or 0))
     for node in nodes:
         where = node.name or node.output[0]
         why = f"it runs inside of the {node.op_type} {where}, now and then or again and again"
         for graph in (inner for one in proto.inner_graphs(node) for inner in proto.graphs(one)):
             stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-            convs = [one for one in graph.node if one.op_type == "Conv"]
-            found += [_uncounted(one, stored.get(one.input[1]), values.shape(one.input[1]), why) for one in convs]
+            for one in (one for one in graph.node if one.op_type == "Conv"):
+                shape = stored.get(one.input[1])
+                found.append(_hidden(one, shape or values.shape(one.input[1]), why, shape is not None))
         for function in values.source.model.functions:
             if (function.domain, function.name) == (node.domain, node.op_type):
                 why = f"it runs inside of the function {node.op_type}; inline it (onnx.inliner) to have it rewritten"
                 convs = [one for one in function.node if one.op_type == "Conv"]
-                found += [_uncounted(one, None, None, why, f"{where}.") for one in convs]
+                found += [_hidden(one, None, why, False, f"{where}.") for one in convs]
     return tuple(found)
 
 
-def _hidden(node: NodeProto, values: Values, reason: str) -> HiddenConv:
-    shapes = values.shapes([*node.input[:2], node.output[0]])
-    weight = shapes.get(node.input[1], (1, 1, 1, 1))
-    return HiddenConv(
-        node.name or node.output[0],
-        f"Conv{len(weight) - 2}d",
-        _geometry(node, weight),
-        ((shapes[node.input[0]], shapes[node.output[0]]),) if len(shapes) == 3 else (),
-        math.prod(weight) if node.input[1] in values.constant else 0,
-        macs_of(node, shapes) or 0,
-        reason,
-    )
-
-
-def _uncounted(
-    conv: NodeProto, stored: tuple[int, ...] | None, outside: tuple[int, ...] | None, reason: str, prefix: str = ""
-) -> HiddenConv:
-    """Return a conv that runs any number of times; `stored` and `outside` are shapes of its weight, where known."""
-    weight = stored or outside or (1, 1, *proto.attributes(conv).get("kernel_shape", (1, 1)))
-    params = math.prod(stored) if stored else 0
-    name = f"{prefix}{conv.name or conv.output[0]}"
-    return HiddenConv(name, f"Conv{len(weight) - 2}d", _geometry(conv, weight), (), params, 0, reason)
-
-
-def _geometry(node: NodeProto, weight: Sequence[int]) -> Geometry:
-    """Return the geometry of a conv that is left alone, for tables."""
-    kernel = tuple(weight[2:])
+def _hidden(node: NodeProto, weight: tuple[int, ...] | None, reason: str, stored: bool, prefix: str = "") -> HiddenConv:
+    """Return a conv with a weight of this shape, as far as that is known; its weight counts where it is stored."""
     attributes = proto.attributes(node)
+    weight = weight or (1, 1, *attributes.get("kernel_shape", (1, 1)))
+    kernel = tuple(weight[2:])
     padding, groups = Padding.of(attributes, kernel), int(attributes.get("group", 1))
-    return Geometry(
+    geometry = Geometry(
         weight[1] * groups,
         max(weight[0], groups),
         kernel,
@@ -137,9 +105,9 @@ def _geometry(node: NodeProto, weight: Sequence[int]) -> Geometry:
         "zeros",
         len(node.input) > 2,
     )
+    name, params = f"{prefix}{node.name or node.output[0]}", math.prod(weight) if stored else 0
+    return HiddenConv(name, f"Conv{len(kernel)}d", geometry, (), params, 0, reason)
 
-
-# Names: dotted paths, so that `named("layer4.*")` means what it means in torch.
 
 _UNUSABLE = re.compile(r"[^0-9A-Za-z_.-]+")
 
@@ -147,11 +115,8 @@ _UNUSABLE = re.compile(r"[^0-9A-Za-z_.-]+")
 def conv_name(node: NodeProto, shared: bool) -> str:
     """Return a conv's name: that of the module that its weight or its node was, else the node's own.
 
-    `layer1.0.conv1.weight` was `layer1.0.conv1`; so was a node `/layer1/layer1.0/conv1/Conv`.
-
-    Args:
-        node: the conv.
-        shared: whether its weight is that of another conv too, and so says nothing.
+    `layer1.0.conv1.weight` was `layer1.0.conv1`; so was a node `/layer1/layer1.0/conv1/Conv`. A `shared` weight is
+    that of another conv too, and so says nothing.
     """
     weight = str(node.input[1])
     if weight.endswith(".weight") and not shared:
@@ -172,30 +137,25 @@ def path_of(name: str) -> str:
     return ".".join(path)
 
 
-class ModulePaths:
-    """Paths in a tree of modules, each of which is one module's alone.
+def free_path(wanted: str, taken: dict[str, bool], reserved: Collection[str]) -> str:
+    """Return a name as a path in a tree of modules that is free, with a number where it is not, and take it.
 
     Args:
-        reserved: attributes of the root, which no module may hide.
+        wanted: The name.
+        taken: Every path that is there -> whether it is a module's, or that of a folder of modules.
+        reserved: Attributes of the root, which no module may hide.
     """
-
-    def __init__(self, reserved: frozenset[str]) -> None:
-        self._reserved, self._taken, self._folders = reserved, set[str](), set[str]()
-
-    def claim(self, wanted: str) -> str:
-        """Return the name as a path that is free, with a number where it is not."""
-        parts = [part for part in _UNUSABLE.sub("_", wanted.replace("/", ".")).split(".") if part]
-        base = ".".join(f"{part}_" if part in self._reserved else part for part in parts) or "node"
-        for above in _folders(base):  # a module in whose place this one would need a folder
-            if above in self._taken:
-                base = f"{above}_{base[len(above) + 1 :]}"
-        name, number = base, 0
-        while name in self._folders or not self._taken.isdisjoint([name, *_folders(name)]):
-            number += 1
-            name = f"{base}_{number}"
-        self._taken.add(name)
-        self._folders.update(_folders(name))
-        return name
+    parts = [part for part in _UNUSABLE.sub("_", wanted.replace("/", ".")).split(".") if part]
+    base = ".".join(f"{part}_" if part in reserved else part for part in parts) or "node"
+    for above in _folders(base):  # a module in whose place this one would need a folder
+        if taken.get(above):
+            base = f"{above}_{base[len(above) + 1 :]}"
+    name, number = base, 0
+    while name in taken or any(taken.get(above) for above in _folders(name)):
+        number += 1
+        name = f"{base}_{number}"
+    taken.update(dict.fromkeys(_folders(name), False) | {name: True})
+    return name
 
 
 def _folders(name: str) -> list[str]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.onnxnet.padding import Padding
 
 _HALF = 10  # onnx.TensorProto.FLOAT16; onnx itself is not loaded here
 
@@ -59,18 +58,6 @@ class Operator(Leaf):
         return f"{self.function.__name__}, {self.settings}" if self.settings else self.function.__name__
 
 
-class PaddingBefore(Leaf):
-    """Zeros around the input of a conv, which a conv of torch cannot add itself."""
-
-    def __init__(self, padding: Padding) -> None:
-        super().__init__()
-        self.padding = padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the input with its padding."""
-        return self.padding.add(x)
-
-
 @dataclass(frozen=True)
 class FileInput:
     """An input of the file: its name, its type in torch, its shape on the example, and the names of open dimensions.
@@ -88,32 +75,6 @@ class FileInput:
     def half(self) -> bool:
         """Whether the file has it in half precision, which is float32 here."""
         return self.kind == _HALF
-
-
-class InputCast(Leaf):
-    """An input in the type that the file wants; half precision is float32 here, rounded as the file rounds it."""
-
-    def __init__(self, dtype: torch.dtype, half: bool) -> None:
-        super().__init__()
-        self.dtype, self.half_precision = dtype, half
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the input in the file's type."""
-        return x.half().float() if self.half_precision else x.to(self.dtype)
-
-
-class FixedBatch(Leaf):
-    """Lets batches of one size through."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the input, where it is a batch of that size."""
-        if x.shape[0] != self.size:
-            raise ValueError(f"the file takes {self.size} at a time, got {x.shape[0]}")
-        return x
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
-from convsurgeon.onnxnet.modules import FileInput, FixedBatch
+from convsurgeon.onnxnet.modules import FileInput, Operator
 from convsurgeon.onnxnet.padding import Padding
 
 if TYPE_CHECKING:  # which loads onnx
@@ -33,24 +33,16 @@ class FileConv:
     """What a conv module stands for in the file.
 
     Args:
-        outputs: first outputs of its nodes, one per call.
+        sizes: first output of each of its nodes -> spatial size of what the node reads on the example.
         dtype: of its weight there, in numpy's words.
         fingerprint: of its weights as they were read.
         padding: that the module has not: other amounts at either end, or amounts that follow from the size.
-        sizes: spatial sizes of its inputs on the example, one per call.
-        open_sizes: whether they may be others.
     """
 
-    outputs: tuple[str, ...]
+    sizes: dict[str, tuple[int, ...]]
     dtype: str
     fingerprint: str
     padding: Padding | None = None
-    sizes: tuple[tuple[int, ...], ...] = ()
-    open_sizes: bool = False
-
-    def size(self, output: str) -> tuple[int, ...]:
-        """Return the spatial size of what the node of this output reads on the example."""
-        return self.sizes[self.outputs.index(output)]
 
 
 def weight_digest(module: nn.Module) -> str:
@@ -97,7 +89,7 @@ class OnnxNetwork(nn.Module):
 
     def keep_batch(self, size: int) -> None:
         """Refuse batches of other sizes from now on."""
-        self.fixed_batch = FixedBatch(size)
+        self.fixed_batch = Operator(_check_batch, {"size": size})
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -136,6 +128,12 @@ class OnnxNetwork(nn.Module):
     def extra_repr(self) -> str:
         """Return the names of inputs and outputs."""
         return f"{', '.join(self.input_names)} -> {', '.join(self.output_names)}"
+
+
+def _check_batch(x: Tensor, *, size: int) -> Tensor:
+    if x.shape[0] != size:
+        raise ValueError(f"the file takes {size} at a time, got {x.shape[0]}")
+    return x
 
 
 def _add_module(root: nn.Module, path: str, module: nn.Module) -> None:

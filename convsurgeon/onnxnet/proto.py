@@ -1,7 +1,8 @@
-"""Read and change ONNX protobufs: who reads a value, which constants there are, how to take a node out."""
+"""Read and change ONNX protobufs: who reads a value, which constants there are, what a node costs, what is unused."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+
+CONVS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
+PRODUCTS = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
+"""Operators and the position of their kernel or second factor."""
 
 
 def inner_graphs(node: NodeProto) -> list[GraphProto]:
@@ -207,3 +212,22 @@ def signature(values: Iterable[onnx.ValueInfoProto]) -> tuple[tuple[str, tuple[i
     return tuple(
         (info.name, tuple(dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim)) for info in values
     )
+
+
+def has_macs(node: NodeProto) -> bool:
+    """Return whether a node is of a kind that has multiply-accumulates."""
+    return node.op_type in CONVS or node.op_type in PRODUCTS or node.op_type == "ConvTranspose"
+
+
+def macs_of(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the multiply-accumulates of such a node; None where a shape is not known."""
+    place = {**CONVS, **PRODUCTS}.get(node.op_type, 1)
+    left, right, out = (shapes.get(name) for name in (node.input[0], node.input[place], node.output[0]))
+    if left is None or right is None or out is None:
+        return None
+    if node.op_type == "ConvTranspose":
+        return math.prod(left) * math.prod(right[1:])
+    if node.op_type in CONVS:
+        return math.prod(out) * math.prod(right[1:])
+    summed = left[0] if number_attribute(node, "transA", 0) else left[-1]
+    return math.prod(out) * summed

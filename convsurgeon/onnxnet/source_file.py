@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +34,32 @@ _TYPES: dict[int, torch.dtype] = {
     TensorProto.BOOL: torch.bool,
 }
 
-Shapes = Mapping[Any, tuple[int, ...]]
-"""Shapes of inputs, by name or by place."""
 
-
+@dataclass(slots=True, eq=False)
 class SourceFile:
     """A file's graph with all its weights, and how it was stored; one for all copies of a network.
 
     It has no `__dict__` on purpose: whoever restores what a run of a model has changed need not look into it.
+
+    Args:
+        path: Of the file.
+        data: The bytes of the file itself.
+        model: Its graph.
+        places: Names of the files that its weights lie in, relative to its folder; empty where it holds them itself.
     """
 
-    __slots__ = ("data", "model", "path", "places")
-
-    def __init__(self, path: Path, data: bytes, model: ModelProto, places: tuple[str, ...]) -> None:
-        self.path = path
-        self.data = data
-        """The bytes of the file itself."""
-        self.model = model
-        self.places = places
-        """Names of the files that its weights lie in, relative to its folder; empty where it holds them itself."""
+    path: Path
+    data: bytes
+    model: ModelProto
+    places: tuple[str, ...]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SourceFile:
         return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.path, self.data, self.model.SerializeToString(), self.places)
 
     @property
     def opset(self) -> int:
         """Of the default operators."""
         return proto.opset_of(self.model)
-
-
-def _unpickle(path: Path, data: bytes, model: bytes, places: tuple[str, ...]) -> SourceFile:
-    return SourceFile(path, data, ModelProto.FromString(model), places)
 
 
 def read_source(path: str | Path) -> SourceFile:
@@ -124,12 +116,13 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             f"bring it there (onnx.version_converter.convert_version(model, {OLDEST}))"
         )
     for graph in proto.graphs(model.graph):
-        made = proto.producers(graph)
+        dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         for node in graph.node:
             name = node.name or (node.output[0] if node.output else node.op_type)
             if _lacks_input(node, opset):
                 raise LoadError(f"{path}: {node.op_type} {name} lacks an input that it must have; export it again")
-            if node.op_type in _INTEGER or _is_dequantised(node, made):
+            is_conv = node.op_type in ("Conv", "ConvTranspose")
+            if node.op_type in _INTEGER or (is_conv and dequantised.intersection(node.input[:2])):
                 raise LoadError(
                     f"{path}: {name} is a quantised conv; pass the float file that it was made from, "
                     "and quantise the result (export(..., int8=True), --int8)"
@@ -153,19 +146,10 @@ def _lacks_input(node: NodeProto, opset: int) -> bool:
     return any(kind != onnx.defs.OpSchema.FormalParameterOption.Optional for kind in kinds)
 
 
-def _is_dequantised(node: NodeProto, made: dict[str, NodeProto]) -> bool:
-    if node.op_type not in ("Conv", "ConvTranspose"):
-        return False
-    return any(name in made and made[name].op_type == "DequantizeLinear" for name in node.input[:2])
+def inputs_of(source: SourceFile, shapes: Mapping[Any, tuple[int, ...]]) -> tuple[FileInput, ...]:
+    """Return the inputs of a file, on an example whose tensors have these shapes, by name or by place.
 
-
-def inputs_of(source: SourceFile, shapes: Shapes) -> tuple[FileInput, ...]:
-    """Return the inputs of a file.
-
-    Args:
-        source: the file.
-        shapes: of the example's tensors. Where an input is not among them the file must state its size, but for the
-            batch, which is 1 where it is open.
+    Where an input is not among them the file must state its size, but for the batch, which is 1 where it is open.
 
     Raises:
         CaptureError: An input is not a tensor of numbers, a size is open, or the example has another one.

@@ -13,12 +13,9 @@ from torch import Tensor
 
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import hidden_convs
-from convsurgeon.onnxnet.macs import has_macs, macs_of
 from convsurgeon.onnxnet.modules import Subgraph
 from convsurgeon.onnxnet.session import open_session, session_options
 from convsurgeon.onnxnet.values import Values
-
-_SHAPES = ("Shape", "Size")
 
 _ELEMENTS = {
     "float": TensorProto.FLOAT,
@@ -45,7 +42,7 @@ class LazySession:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickle, (self.model.SerializeToString(), self.outputs)
+        return LazySession, (self.model, self.outputs)
 
     def run(self, values: Sequence[Any]) -> list[Any]:
         """Return arrays in the order of the outputs; what is not a tensor stays what the runtime makes of it."""
@@ -56,10 +53,6 @@ class LazySession:
             if self._session is None:
                 self._session = open_session(self.model, session_options(torch.get_num_threads(), spinning=False))
         return list(self._session.run(list(self.outputs), feed))
-
-
-def _unpickle(data: bytes, outputs: Sequence[str]) -> LazySession:
-    return LazySession(ModelProto.FromString(data), outputs)
 
 
 def _as_runtime_takes(value: Any, wanted: np.dtype[Any] | None) -> Any:
@@ -77,12 +70,7 @@ def _numpy_type(kind: TypeProto) -> np.dtype[Any] | None:
 
 
 def group_nodes(nodes: Sequence[NodeProto], ready: Collection[str]) -> list[list[int]]:
-    """Return positions of the nodes that can run now, in groups that read nothing of one another.
-
-    Args:
-        nodes: in order.
-        ready: values that are there.
-    """
+    """Return positions of the nodes that can run on the values that are ready, in groups that share none."""
     known, owner = set(ready), dict[str, int]()
     groups: dict[int, list[int]] = {}
     for place, node in enumerate(nodes):
@@ -122,6 +110,7 @@ def make_subgraph(
     model = ModelProto(ir_version=max(4, source.ir_version), graph=graph)
     model.opset_import.extend(source.opset_import)
     model.functions.extend(source.functions)
+    looked_at = {name for node in nodes if node.op_type not in ("Shape", "Size") for name in proto.reads(node)}
     floats = [array for array in stored.values() if array.dtype.kind == "f"]
     return Subgraph(
         LazySession(model, outputs),
@@ -130,7 +119,7 @@ def make_subgraph(
         params=sum(array.size for array in floats),
         weight_bytes=sum(array.nbytes for array in floats),
         convs=hidden_convs(nodes, values, reasons),
-        cuts=tuple(_is_read(info.name, nodes) for info in graph.input),
+        cuts=tuple(info.name in looked_at for info in graph.input),
     )
 
 
@@ -161,14 +150,9 @@ def _type_in_words(words: str) -> TypeProto:
     raise ValueError(f"{words} is not a type that can go from one subgraph to another")
 
 
-def _is_read(name: str, nodes: Sequence[NodeProto]) -> bool:
-    """Return whether a node looks at a value, and not only at its shape."""
-    return any(name in proto.reads(node) and node.op_type not in _SHAPES for node in nodes)
-
-
 def _macs(node: NodeProto, values: Values) -> int:
-    if has_macs(node):
-        return macs_of(node, values.shapes([*node.input, *node.output])) or 0
+    if proto.has_macs(node):
+        return proto.macs_of(node, values.shapes([*node.input, *node.output])) or 0
     if node.op_type not in ("LSTM", "GRU", "RNN"):
         return 0
     x, *weights = (values.shape(name) for name in node.input[:3])  # two products in every step: of input and state

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, ValueInfoProto, helper, numpy_helper
 from torch import Tensor
 
 from convsurgeon.base.arrays import Array
@@ -121,10 +121,6 @@ class Values:
         """Return the shapes of those that are tensors."""
         pairs = ((name, self.shape(name)) for name in names if name)
         return {name: shape for name, shape in pairs if shape is not None}
-
-    def can_be_folded(self, node: NodeProto) -> bool:
-        """Return whether all that a node makes is constant."""
-        return self.constant.issuperset(name for name in node.output if name)
 
 
 def to_array(value: Tensor, kind: int) -> Array:

@@ -87,33 +87,29 @@ class _Writer:
 
     def write(self, found: Mapping[str, FileConv]) -> None:
         """Replace the nodes of some convs."""
-        paths = {output: path for path, owner in found.items() for output in owner.outputs}
+        owners = {output: (path, owner) for path, owner in found.items() for output in owner.sizes}
+        open_sizes = any(axis for one in self.network.file_inputs for axis, _ in one.open)
         made: list[NodeProto] = []
         idle: list[str] = []
         for node in self.graph.node:
-            path = paths.get(node.output[0]) if node.output else None
-            if path is None:
+            if not node.output or node.output[0] not in owners:
                 made.append(NodeProto.FromString(node.SerializeToString()))
-            else:
-                made += self._replaced(node, path)
-                idle += [name for name in node.input[1:] if name]
+                continue
+            path, owner = owners[node.output[0]]
+            made += form_nodes(
+                self.network.get_submodule(path),
+                node,
+                prefix=path,
+                names=self.names,
+                put=partial(self._store, np.dtype(owner.dtype)),
+                opset=self.network.source.opset,
+                padding=owner.padding,
+                size=None if open_sizes else owner.sizes[node.output[0]],
+            )
+            idle += [name for name in node.input[1:] if name]
         del self.graph.node[:]
         self.graph.node.extend(made)
         self._drop(idle)
-
-    def _replaced(self, node: NodeProto, path: str) -> list[NodeProto]:
-        """Return the nodes of what stands at a path."""
-        owner = self.network.file_convs[path]
-        return form_nodes(
-            self.network.get_submodule(path),
-            node,
-            prefix=path,
-            names=self.names,
-            put=partial(self._store, np.dtype(owner.dtype)),
-            opset=self.network.source.opset,
-            padding=owner.padding,
-            size=None if owner.open_sizes else owner.size(node.output[0]),
-        )
 
     def _store(self, dtype: np.dtype[Any], wanted: str, tensor: Tensor) -> str:
         """Store a weight, once where two calls of a conv have the same; return its name."""

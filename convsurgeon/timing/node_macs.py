@@ -15,7 +15,6 @@ from onnx import ModelProto
 
 from convsurgeon.onnx.files import bound_shape, load_checked
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.macs import Shapes, has_macs, macs_of
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ def count_macs(path: str | Path, *, batch: int = 1, sizes: Mapping[str, int] | N
     by_node: dict[str, int] = {}
     uncounted = []
     for node in model.graph.node:
-        if has_macs(node):
+        if proto.has_macs(node):
             name = str(node.name or node.output[0])
-            macs = macs_of(node, shapes)
+            macs = proto.macs_of(node, shapes)
             if macs is None:
                 uncounted.append(name)
             else:
@@ -54,7 +53,7 @@ def count_macs(path: str | Path, *, batch: int = 1, sizes: Mapping[str, int] | N
     return FileMacs(by_node, tuple(uncounted))
 
 
-def _infer_shapes(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Shapes:
+def _infer_shapes(model: ModelProto, batch: int, sizes: Mapping[str, int]) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every value that has one once the open dimensions of the inputs are set, in place."""
     del model.graph.value_info[:]
     for info in model.graph.output:

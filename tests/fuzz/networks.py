@@ -201,7 +201,7 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
         session = session_of(made)
         for feed, wanted in zip(truth.feeds, truth.outputs, strict=True):
             _right(path, feed, list(session.run(None, feed)), wanted, "the written file", limits_of(network)[0])
-    nothing_else_touched(path, made, {output for site in changed for output in network.file_convs[site].outputs})
+    nothing_else_touched(path, made, {output for site in changed for output in network.file_convs[site].sizes})
 
 
 def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tuple[OnnxNetwork, list[str]]:

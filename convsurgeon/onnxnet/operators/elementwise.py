@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convsurgeon.onnxnet.modules import Operator
-from convsurgeon.onnxnet.operators.node import Ints, NodeView, Rule, plain, to_ints, with_weights
+from convsurgeon.onnxnet.operators.node import Ints, NodeView, Translator, plain, to_ints, with_weights
 
 
 def softmax(x: Tensor, *, axis: int, flat: bool, log: bool) -> Tensor:
@@ -67,12 +67,12 @@ def maximum(*parts: Tensor) -> Tensor:
     return reduce(torch.maximum, parts[1:], parts[0] * 1)
 
 
-def _softmax(log: bool) -> Rule:
-    def rule(view: NodeView) -> nn.Module:
+def _softmax(log: bool) -> Translator:
+    def translate(view: NodeView) -> nn.Module:
         late = view.opset >= 13
         return view.operator(softmax, axis=view.get("axis", -1 if late else 1), flat=not late, log=log)
 
-    return rule
+    return translate
 
 
 def _clip(view: NodeView) -> nn.Module | None:
@@ -126,13 +126,10 @@ def _gemm(view: NodeView) -> nn.Module | None:
     weight, bias = view.tensor(1), view.tensor(2)
     alpha, beta = view.get("alpha", 1.0), view.get("beta", 1.0)
     left, right = bool(view.get("transA", 0)), bool(view.get("transB", 0))
-    if weight is not None and alpha == beta == 1 and not left and (not view.has(2) or _is_bias(bias)):
+    biased = bias is not None and bias.dim() == 1
+    if weight is not None and alpha == beta == 1 and not left and (biased or not view.has(2)):
         return _linear(weight if right else weight.T, bias)
     return view.operator(gemm, alpha=alpha, beta=beta, left=left, right=right)
-
-
-def _is_bias(value: Tensor | None) -> bool:
-    return value is not None and value.dim() == 1
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Module | None:
@@ -146,15 +143,15 @@ def _matmul(view: NodeView) -> nn.Module | None:
     return _linear(weight.T, None) if weight is not None and weight.dim() == 2 else view.operator(torch.matmul)
 
 
-def _reduce(how: str) -> Rule:
-    def rule(view: NodeView) -> nn.Module:
+def _reduce(how: str) -> Translator:
+    def translate(view: NodeView) -> nn.Module:
         keep, noop = view.get("keepdims", 1), view.get("noop_with_empty_axes", 0)
         return view.older_operator(reduce_axes, "axes", how=how, keepdims=keep, noop=noop)
 
-    return rule
+    return translate
 
 
-RULES: dict[str, Rule] = {
+TRANSLATORS: dict[str, Translator] = {
     "Relu": lambda _: nn.ReLU(),
     "LeakyRelu": lambda view: nn.LeakyReLU(view.get("alpha", 0.01)),
     "Sigmoid": lambda _: nn.Sigmoid(),

@@ -1,6 +1,6 @@
-"""A node as the rules see it, which say what module of torch stands for it.
+"""A node as the translators see it, which say what module of torch stands for it.
 
-A rule may be generous: what it makes is compared with onnxruntime on the example before it is used.
+A translator may be generous: what it makes is compared with onnxruntime on the example before it is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import Operator
 from convsurgeon.onnxnet.values import Values
 
-Rule = Callable[["NodeView"], nn.Module | None]
+Translator = Callable[["NodeView"], nn.Module | None]
 """Gives the module that stands for a node, as far as its attributes and constants say; None where there is none."""
 
 Ints = Sequence[int] | Tensor
@@ -92,8 +92,8 @@ class NodeView:
         return Operator(function, settings, fixed)
 
 
-def plain(function: Callable[..., Any]) -> Rule:
-    """Return the rule of an operator without attributes."""
+def plain(function: Callable[..., Any]) -> Translator:
+    """Return the translator of an operator without attributes."""
     return lambda view: view.operator(function)
 
 

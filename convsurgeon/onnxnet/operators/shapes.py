@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convsurgeon.onnxnet.modules import Operator
-from convsurgeon.onnxnet.operators.node import Ints, NodeView, Rule, to_ints
+from convsurgeon.onnxnet.operators.node import Ints, NodeView, Translator, to_ints
 
 _MODES = {"edge": "replicate", "reflect": "reflect", "wrap": "circular"}
 
@@ -26,11 +25,6 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
     """Reshape to two axes."""
     axis %= x.dim() + (axis == x.dim())
     return x.reshape(math.prod(x.shape[:axis]), -1)
-
-
-def transpose(x: Tensor, *, perm: Sequence[int]) -> Tensor:
-    """Put the axes in another order."""
-    return x.permute(*perm)
 
 
 def squeeze(x: Tensor, axes: Ints | None = None) -> Tensor:
@@ -104,13 +98,9 @@ def constant(value: Tensor) -> Tensor:
     return value
 
 
-def cast(x: Tensor) -> Tensor:
-    """Convert to the one floating-point type that networks compute in here."""
-    return x.to(torch.float32)
-
-
-def _split(view: NodeView) -> nn.Module:
-    return view.older_operator(split_axis, "split", axis=view.get("axis", 0), count=len(view.node.output))
+def cast(x: Tensor, *, dtype: torch.dtype = torch.float32, half: bool = False) -> Tensor:
+    """Convert to a type; half precision is float32 here, rounded as the file rounds it."""
+    return x.half().float() if half else x.to(dtype)
 
 
 def _slice(view: NodeView) -> nn.Module:
@@ -130,7 +120,7 @@ def _reshape(view: NodeView) -> nn.Module:
 
 
 def _transpose(view: NodeView) -> nn.Module:
-    return view.operator(transpose, perm=tuple(view.get("perm", list(reversed(range(len(view.shape())))))))
+    return view.operator(torch.permute, dims=tuple(view.get("perm", reversed(range(len(view.shape()))))))
 
 
 def _dropout(view: NodeView) -> nn.Module | None:
@@ -139,13 +129,11 @@ def _dropout(view: NodeView) -> nn.Module | None:
     return Operator(copy, {}, dict.fromkeys(range(1, len(view.node.input))))
 
 
-def _depth_to_space(view: NodeView) -> nn.Module:
-    return view.operator(depth_to_space, size=view.get("blocksize"), crd=view.get("mode", "DCR") == "CRD")
-
-
-RULES: dict[str, Rule] = {
+TRANSLATORS: dict[str, Translator] = {
     "Concat": lambda view: view.operator(concat, axis=view.get("axis", 1)),
-    "Split": _split,
+    "Split": lambda view: view.older_operator(
+        split_axis, "split", axis=view.get("axis", 0), count=len(view.node.output)
+    ),
     "Pad": lambda view: view.older_operator(pad, "pads", "value", mode=view.get("mode", "constant")),
     "Slice": _slice,
     "Squeeze": lambda view: view.older_operator(squeeze, "axes"),
@@ -153,7 +141,9 @@ RULES: dict[str, Rule] = {
     "Reshape": _reshape,
     "Flatten": lambda view: view.operator(flatten, axis=view.get("axis", 1)),
     "Transpose": _transpose,
-    "DepthToSpace": _depth_to_space,
+    "DepthToSpace": lambda view: view.operator(
+        depth_to_space, size=view.get("blocksize"), crd=view.get("mode", "DCR") == "CRD"
+    ),
     "Identity": lambda view: view.operator(copy),
     "Dropout": _dropout,
     "Cast": lambda view: Operator(cast) if view.varies(0) else None,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import Operator
-from convsurgeon.onnxnet.operators.node import NodeView, Rule, to_ints, with_weights
+from convsurgeon.onnxnet.operators.node import NodeView, Translator, to_ints, with_weights
 from convsurgeon.onnxnet.padding import Padding
 
 
@@ -64,10 +64,6 @@ def _max_pool(view: NodeView) -> nn.Module | None:
     return Operator(max_pool, {**_window(view), "dilation": tuple(view.get("dilations", [1] * view.dims))})
 
 
-def _average_pool(view: NodeView) -> nn.Module:
-    return Operator(average_pool, {**_window(view), "counted": bool(view.get("count_include_pad", 0))})
-
-
 def _conv_transpose(view: NodeView) -> nn.Module | None:
     weight, bias, dims = view.tensor(1), view.tensor(2), view.dims
     if weight is None or view.varies(2) or dims not in (1, 2, 3) or view.get("output_shape"):
@@ -106,9 +102,11 @@ def _resize(view: NodeView) -> nn.Module | None:
     )
 
 
-RULES: dict[str, Rule] = {
+TRANSLATORS: dict[str, Translator] = {
     "MaxPool": _max_pool,
-    "AveragePool": _average_pool,
+    "AveragePool": lambda view: Operator(
+        average_pool, {**_window(view), "counted": bool(view.get("count_include_pad", 0))}
+    ),
     "GlobalAveragePool": lambda view: view.operator(global_pool, largest=False),
     "GlobalMaxPool": lambda view: view.operator(global_pool, largest=True),
     "ConvTranspose": _conv_transpose,
