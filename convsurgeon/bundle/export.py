@@ -13,7 +13,7 @@ from convsurgeon.base.errors import CalibrationError
 from convsurgeon.base.files import new_folder
 from convsurgeon.base.tables import in_markdown
 from convsurgeon.bundle.loading import SUMS, sha256
-from convsurgeon.bundle.networks import Request, write_networks
+from convsurgeon.bundle.networks import Request, write_network_files
 from convsurgeon.bundle.readme import make_readme
 from convsurgeon.calibration.collect import input_names, read
 from convsurgeon.calibration.dataset import Calibration
@@ -81,11 +81,15 @@ def export(
     int8 = result.precision == "int8" if int8 is None else int8
     threads = () if runtime is None else (runtime.threads,)
     check_export(int8=int8, calibration=calibration, pairs=pairs, threads=threads)
-    request = Request(int8, dynamic, _preparation(calibration), pairs, threads, progress)
+    preparation = Preparation()
+    if isinstance(calibration, Images):
+        both = (calibration.mean, calibration.std)
+        preparation = Preparation(*(() if one is None else tuple(np.ravel(one).tolist()) for one in both))
+    request = Request(int8, dynamic, preparation, pairs, threads, progress)
     places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
     with new_folder(folder, overwrite, CONTENTS | {Path(place).parts[0] for place in places}) as temporary:
         data = _images(calibration, result, int8, progress)
-        bundle = write_networks(result, data, request, temporary)
+        bundle = write_network_files(result, data, request, temporary)
         bundle = dataclasses.replace(bundle, sentence=sentence(result.report, bundle))
         _write_papers(result, bundle, temporary)
     return bundle.moved_to(Path(folder))
@@ -104,14 +108,6 @@ def check_export(*, int8: bool, calibration: object, pairs: int, threads: tuple[
         check_pairs(pairs, ", or 0 for no timing")
     for count in threads:
         check_threads(count)
-
-
-def _preparation(calibration: object) -> Preparation:
-    """Return how pixels become inputs, for the files' metadata, where the images say so."""
-    if not isinstance(calibration, Images):
-        return Preparation()
-    mean, std = (() if one is None else tuple(np.ravel(one).tolist()) for one in (calibration.mean, calibration.std))
-    return Preparation(mean, std)
 
 
 def _images(calibration: object, result: Result, int8: bool, progress: bool) -> Calibration | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from convsurgeon.calibration.dataset import images_in
+from convsurgeon.calibration.dataset import images_in, select_images
 from convsurgeon.graph.example import Example
 from convsurgeon.int8.compare import Agreement, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
@@ -22,11 +22,7 @@ _LEFT = (1, 2, 4, 8)
 
 
 def write_int8(file: OnnxFile, fitted: Sequence[Example]) -> Quantized:
-    """Write `NAME-int8.onnx` beside a float file.
-
-    Args:
-        file: in float.
-        fitted: images that its ranges are found on.
+    """Write `NAME-int8.onnx` beside a float file, with ranges from the images.
 
     Raises:
         ExportError: the file cannot be quantised, or the images do not fill its batch.
@@ -40,14 +36,8 @@ def write_mixed(
 ) -> Quantized | None:
     """Write the converted network with the fewest layers in float that bring it near enough, as `MIXED`.
 
-    Args:
-        file: in float.
-        rounded: its int8 version, which is not near enough, and says which layers add most noise.
-        fitted: images that ranges are found on.
-        is_enough: whether a file is near enough.
-
-    Returns:
-        The file, or None where no number of layers is enough; then it is not written.
+    `rounded` is its int8 version, which says which layers add most noise. Where no number of layers is enough, nothing
+    is written and None returned.
     """
     names = [one.name for one in rounded.worst]
     place = file.path.with_name(MIXED)
@@ -77,16 +67,10 @@ def single_batches(held_out: Sequence[Example], like: Example, any_size: bool = 
     size = images_in(like)
     found = []
     for example in held_out:
-        count = images_in(example)
-        found += [_cut(example, slice(start, start + size)) for start in range(0, count - size + 1, size)]
+        starts = range(0, images_in(example) - size + 1, size)
+        found += [select_images(example, slice(start, start + size)) for start in starts]
     shapes = [tuple(tensor.shape) for tensor in like.tensors()]
     return [one for one in found if any_size or [tuple(tensor.shape) for tensor in one.tensors()] == shapes]
-
-
-def _cut(example: Example, rows: slice) -> Example:
-    """Return some images of a batch; what has no batch dimension is kept whole."""
-    count = images_in(example)
-    return example.map(lambda tensor: tensor[rows] if tensor.dim() and tensor.shape[0] == count else tensor)
 
 
 def feeds_for(file: OnnxFile, examples: Sequence[Example]) -> list[Feed]:

@@ -23,13 +23,9 @@ def sha256(path: Path) -> str:
 
 
 def check_bundle(folder: Path, original: nn.Module) -> None:
-    """Check that a bundle's plan and weights are what was written, and that its original is this one.
+    """Check that the plan and weights in a folder are what `export` wrote, and that its original is this one.
 
     A file that the folder does not hold is not checked.
-
-    Args:
-        folder: as `export` wrote it.
-        original: with its weights.
 
     Raises:
         LoadError: a file is not what the checksums say, or the bundle was made from another original.

@@ -46,16 +46,7 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Request:
-    """What a bundle is to hold.
-
-    Args:
-        int8: whether int8 versions of both networks are written.
-        dynamic: which dimensions stay open.
-        preparation: how images become inputs.
-        pairs: interleaved timing rounds; 0 for no timing.
-        threads: of the runtime when timing.
-        progress: whether a bar appears.
-    """
+    """What a bundle is to hold: `export`'s arguments, and how images become inputs."""
 
     int8: bool
     dynamic: Dynamic
@@ -65,15 +56,8 @@ class Request:
     progress: bool
 
 
-def write_networks(result: Result, data: Calibration | None, request: Request, folder: Path) -> Bundle:
-    """Write everything that computes, and measure it.
-
-    Args:
-        result: of the conversion.
-        data: calibration set, arguments in the order of the files' inputs.
-        request: what was asked for.
-        folder: where the files go.
-    """
+def write_network_files(result: Result, data: Calibration | None, request: Request, folder: Path) -> Bundle:
+    """Write everything that computes, and measure it; `data` has its arguments in the order of the files' inputs."""
     like = inputs.order_example(result.original, result.example)
     held_out = () if data is None else data.held_back
     real = single_batches(held_out, like)
@@ -88,6 +72,9 @@ def write_networks(result: Result, data: Calibration | None, request: Request, f
         quantized = [write_int8(file, fitted) for file in (original, converted) if request.int8]
         steps.update()
         shown = real or single_batches(held_out, like, any_size=True)
+        where = "8 random inputs (no images were given)"
+        if shown and data is not None:
+            where = f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-out'} images"
         near = compare_files(original, (converted, *quantized), shown or make_noise(like))
         bundle = Bundle(
             folder=folder,
@@ -95,7 +82,7 @@ def write_networks(result: Result, data: Calibration | None, request: Request, f
             converted=converted,
             quantized=tuple(quantized),
             agreement=tuple(near),
-            agreement_on=_describe(shown, data),
+            agreement_on=where,
             mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
             preparation=request.preparation,
         )
@@ -121,7 +108,6 @@ def _recommend(
         tried = _add_mixed(bundle, fitted, shown or make_noise(like), allowed)
     timed = _time([bundle.folder / name for name in tried.sizes], like, result, request)
     best = recommend(timed.timings, {one.name: one.error for one in tried.agreement}, allowed)
-    assert best is not None  # there is a setting at least
     if tried is bundle or best.name == MIXED:
         return dataclasses.replace(tried, bench=timed, recommended=best)
     (bundle.folder / MIXED).unlink()
@@ -151,12 +137,6 @@ def _allowed(result: Result, errors: Mapping[str, float], shown: Sequence[Exampl
     accepted = CONVERTED if result.precision == "fp32" else INT8
     limit = result.most_error if searched else usual
     return allowed_error(errors, limit=limit, accepted=accepted, searched=searched)
-
-
-def _describe(shown: Sequence[Example], data: Calibration | None) -> str:
-    if not shown or data is None:
-        return "8 random inputs (no images were given)"
-    return f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-out'} images"
 
 
 def _write_float(result: Result, name: str, images: Sequence[Example], request: Request, folder: Path) -> OnnxFile:

@@ -89,14 +89,7 @@ _OF_A_FILE = {
 
 
 def make_readme(title: str, bundle: Bundle, files: Iterable[str], of_file: bool = False) -> str:
-    """Return the text.
-
-    Args:
-        title: what was converted.
-        bundle: the files with networks.
-        files: names of all files.
-        of_file: whether the original was an ONNX file.
-    """
+    """Return the text; `of_file` says that the original was an ONNX file."""
     return _TEMPLATE.format(
         title=in_markdown(title),
         back=_FROM_THE_FILE if of_file else _IN_TORCH,

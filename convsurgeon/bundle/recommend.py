@@ -19,15 +19,9 @@ RUINED = 0.25
 def allowed_error(errors: Mapping[str, float], *, limit: float, accepted: str, searched: bool) -> float:
     """Return the largest error that a recommended file may have.
 
-    It is the limit, on top of what the conversion lost where its user asked for a form or a cost and not for an error.
-    It is never less than the quantised dense network loses.
-
-    Args:
-        errors: of the files, by name.
-        limit: of the search that made the network, or the usual one.
-        accepted: the file whose error came with the conversion that was asked for.
-        searched: whether the limit is that of the search; then other files may not lose more than it or the accepted
-            file.
+    It is the limit, on top of what the `accepted` file lost where its user asked for a form or a cost. Where the limit
+    is that of a search (`searched`), other files may not lose more than it or the accepted file. It is never less than
+    the quantised dense network loses.
     """
     known = errors.get(accepted, 0.0)
     lost = known if known <= RUINED else 0.0
@@ -35,18 +29,10 @@ def allowed_error(errors: Mapping[str, float], *, limit: float, accepted: str, s
     return max(own, errors.get(DENSE_INT8, 0.0))
 
 
-def recommend(timings: Sequence[Comparison], errors: Mapping[str, float], allowed: float) -> Recommended | None:
-    """Return the fastest file within an error in any of the settings that were timed; None where none were.
-
-    Args:
-        timings: one per setting, of the same files in turns.
-        errors: of the files, by name.
-        allowed: the largest.
-    """
+def recommend(timings: Sequence[Comparison], errors: Mapping[str, float], allowed: float) -> Recommended:
+    """Return the fastest file within an error in any of the settings that were timed; there is one at least."""
     known = {**errors, ORIGINAL: 0.0}
     found = [(_fastest(timing, known, allowed), timing) for timing in timings]
-    if not found:
-        return None
     row, timing = min(found, key=lambda pair: pair[0].p50_ms)
     dense = next((other.speedup for other in timing.rows if other.name == DENSE_INT8), None)
     return Recommended(

@@ -23,42 +23,31 @@ ORIGINAL, CONVERTED, DENSE_INT8, INT8 = "original.onnx", "model.onnx", "original
 
 _SHOWN = 3
 
-
 Suitability = Literal["yes", "maybe", "no"]
 
 
 @dataclass(frozen=True)
 class ProviderVerdict:
-    """What one mobile provider does with a file.
-
-    Args:
-        provider: its name.
-        suitable: whether it takes the file well.
-        nodes: of the file.
-        taken: nodes that it takes.
-        pieces: runs of nodes on the provider; every border between two costs a copy.
-        blocking: nodes that it does not take, each as `name (operator)`.
-    """
+    """What one mobile provider does with a file, and whether it takes the file well."""
 
     provider: str
     suitable: Suitability
     nodes: int
     taken: int
+    """Nodes that the provider takes."""
     pieces: int
+    """Runs of nodes on the provider; every border between two costs a copy."""
     blocking: tuple[str, ...]
+    """Nodes that it does not take, each as `name (operator)`."""
 
 
 @dataclass(frozen=True)
 class MobileVerdict:
-    """What NNAPI, CoreML and XNNPACK do with a file.
-
-    Args:
-        providers: one verdict each.
-        dynamic: inputs without a static shape, which NNAPI and CoreML need.
-    """
+    """What NNAPI, CoreML and XNNPACK do with a file."""
 
     providers: tuple[ProviderVerdict, ...]
     dynamic: tuple[str, ...]
+    """Inputs without a static shape, which NNAPI and CoreML need."""
 
     @property
     def suitable(self) -> bool:

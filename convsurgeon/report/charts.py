@@ -1,10 +1,10 @@
-"""What a report's page draws: positions in percent and words, without markup."""
+"""What a report's page draws: positions in percent and words, under the names that its template reads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from convsurgeon.planning.inspection import Curves
 from convsurgeon.planning.plan import Change, Skip
@@ -19,87 +19,10 @@ _TOP_DB = 60.0
 _WIDTH, _HEIGHT = 104.0, 34.0
 """Of an energy curve, in pixels."""
 
-Place = Callable[[float], float]
-Tick = tuple[float, str]
 Card = tuple[str, str, str]
 """A figure, what it is, and a note."""
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Before and after, as a pair of bars in percent of the longer one, each with its text."""
-
-    name: str
-    ratio: str
-    widths: tuple[float, float]
-    texts: tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A file in the trade-off plot."""
-
-    name: str
-    x: float
-    y: float
-    words: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Tradeoff:
-    """Files by time, or size, and nearness to the original."""
-
-    points: Sequence[Point]
-    xticks: Sequence[Tick]
-    yticks: Sequence[Tick]
-    across: str
-    on: str
-
-
-@dataclass(frozen=True)
-class SpeedRow:
-    """The speed-up of a file with its interval."""
-
-    name: str
-    verdict: str
-    kind: str
-    words: str
-    left: float
-    width: float
-    dot: float
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The files in one setting of the runtime."""
-
-    name: str
-    noise: tuple[float, float]
-    rows: Sequence[SpeedRow]
-    baseline: str
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """Speed-ups on a logarithmic axis, setting by setting."""
-
-    one: float
-    ticks: Sequence[Tick]
-    settings: Sequence[Setting]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The energy that each rank keeps: a polyline, and a dot at the rank that was chosen."""
-
-    word: str
-    line: str
-    dots: Sequence[tuple[float, float]]
-    words: str
-
-
-LayerRow = tuple[Change | Skip, Sequence[float | None], float | None, Sequence[Curve]]
+Drawn = dict[str, Any]
+LayerRow = tuple[Change | Skip, Sequence[float | None], float | None, Sequence[Drawn]]
 """A conv, its microseconds before and after, its fit error, its energy curves."""
 
 
@@ -127,8 +50,8 @@ def _near_card(sqnr_db: float, top1: float | None, where: str) -> Card:
     return (f"{100 * top1:.1f} %", "same top-1", f"{where}; SQNR {noise}")
 
 
-def draw_bars(report: Report, bundle: Bundle | None) -> list[Bars]:
-    """Return before and after, one pair of bars each."""
+def draw_bars(report: Report, bundle: Bundle | None) -> list[Drawn]:
+    """Return before and after as pairs of bars, in percent of the longer one."""
     before, after = report.before, report.after
     found = [
         _bars("multiply-accumulates", before.macs, after.macs, _si),
@@ -140,20 +63,22 @@ def draw_bars(report: Report, bundle: Bundle | None) -> list[Bars]:
     found.append(_bars("ONNX file", bundle.sizes[ORIGINAL], bundle.sizes[CONVERTED], _bytes))
     if bundle.bench is not None:
         was, now, *_ = bundle.bench.main.rows
-        found.append(_bars(f"one run, {_setting(bundle.bench.main)}", was.p50_ms, now.p50_ms, _ms))
+        label = f"one run, {_setting(bundle.bench.main)}"
+        found.append(_bars(label, was.p50_ms, now.p50_ms, lambda value: f"{value:.3g} ms"))
         if bundle.bench.memory:
             before_bytes, after_bytes = (one.peak_bytes for one in bundle.bench.memory[:2])
             found.append(_bars("peak memory of a process", before_bytes, after_bytes, _bytes))
     return found
 
 
-def _bars(name: str, before: float, after: float, words: Callable[[float], str]) -> Bars:
+def _bars(name: str, before: float, after: float, words: Callable[[float], str]) -> Drawn:
     longest = max(before, after) or 1
     ratio = f"{after / before:.2f}" if before else ""
-    return Bars(name, ratio, (100 * before / longest, 100 * after / longest), (words(before), words(after)))
+    widths = (100 * before / longest, 100 * after / longest)
+    return {"name": name, "ratio": ratio, "widths": widths, "texts": (words(before), words(after))}
 
 
-def draw_tradeoff(bundle: Bundle) -> Tradeoff:
+def draw_tradeoff(bundle: Bundle) -> Drawn:
     """Return every file as a point: time (or size) to the right, nearness to the original upwards."""
     across = {name: row.p50_ms for name, row in bundle.rows.items()}
     across = across or {name: size / 1e6 for name, size in bundle.sizes.items()}
@@ -163,11 +88,12 @@ def draw_tradeoff(bundle: Bundle) -> Tradeoff:
         near = bundle.near.get(name)
         kind = "before" if name.startswith("original") else "after"
         height = 0.0 if near is None else _height(near.sqnr_db)
-        points.append(Point(name, 100 * value / far, height, _describe_point(name, bundle), kind))
+        words = _describe_point(name, bundle)
+        points.append({"name": name, "x": 100 * value / far, "y": height, "words": words, "kind": kind})
     yticks = [(0, "same"), *((_height(value), f"{value:.0f} dB") for value in (0, 20, 40))]
     xticks = [(100 * tick / far, f"{tick:g}") for tick in _ticks(far)]
     unit = "ms for one run (p50)" if bundle.rows else "MB on disk"
-    return Tradeoff(points, xticks, yticks, unit, bundle.agreement_on)
+    return {"points": points, "xticks": xticks, "yticks": yticks, "across": unit, "on": bundle.agreement_on}
 
 
 def _describe_point(name: str, bundle: Bundle) -> str:
@@ -192,13 +118,15 @@ def draw_layers(report: Report, curves: Curves, bench: Bench | None) -> list[Lay
     return rows
 
 
-def _curve(word: str, kept: Sequence[float], change: Change | Skip) -> Curve:
+def _curve(word: str, kept: Sequence[float], change: Change | Skip) -> Drawn:
+    """Return the energy that each rank keeps as a polyline, with a dot at the rank that was chosen."""
     step = (_WIDTH - 12) / max(len(kept) - 1, 1)
     points = [(6 + index * step, 4 + (1 - value) * (_HEIGHT - 8)) for index, value in enumerate(kept)]
     chosen = change.rank - 1 if isinstance(change, Change) and change.form.label.startswith(f"{word} ") else -1
     words = ", ".join(f"rank {rank} {100 * value:.0f} %" for rank, value in enumerate(kept, 1))
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    return Curve(word, line, [points[chosen]] if 0 <= chosen < len(points) else [], f"{word}: {words}")
+    dots = [points[chosen]] if 0 <= chosen < len(points) else []
+    return {"word": word, "line": line, "dots": dots, "words": f"{word}: {words}"}
 
 
 def group_skips(report: Report) -> Mapping[str, list[str]]:
@@ -210,7 +138,7 @@ def group_skips(report: Report) -> Mapping[str, list[str]]:
     return reasons
 
 
-def draw_speeds(timings: Sequence[Comparison]) -> Speeds:
+def draw_speeds(timings: Sequence[Comparison]) -> Drawn:
     """Return speed-ups with their intervals on a logarithmic axis, setting by setting."""
     ends = [end for timing in timings for row in timing.rows for end in row.interval]
     low, high = min(0.8, *ends) / 1.05, max(1.25, *ends) * 1.05
@@ -219,22 +147,30 @@ def draw_speeds(timings: Sequence[Comparison]) -> Speeds:
         return 100 * math.log(value / low) / math.log(high / low)
 
     settings = [
-        Setting(
-            _setting(timing),
-            (place(1 / timing.noise), place(timing.noise)),
-            [_speed_row(row, place) for row in timing.rows[1:]],
-            f"{timing.rows[0].p50_ms:.3f} ms",
-        )
+        {
+            "name": _setting(timing),
+            "noise": (place(1 / timing.noise), place(timing.noise)),
+            "rows": [_speed_row(row, place) for row in timing.rows[1:]],
+            "baseline": f"{timing.rows[0].p50_ms:.3f} ms",
+        }
         for timing in timings
     ]
-    return Speeds(place(1.0), [(place(tick), f"{tick:g}×") for tick in _log_ticks(low, high)], settings)
+    narrow, wide = (0.5, 0.8, 1, 1.5, 2, 3, 5, 8), (0.1, 0.5, 1, 2, 5, 10, 50, 100)
+    ticks = [(place(tick), f"{tick:g}×") for tick in (wide if high / low > 10 else narrow) if low <= tick <= high]
+    return {"one": place(1.0), "ticks": ticks, "settings": settings}
 
 
-def _speed_row(row: ComparedFile, place: Place) -> SpeedRow:
+def _speed_row(row: ComparedFile, place: Callable[[float], float]) -> Drawn:
     low, high = row.interval
-    kind = {"faster": "good", "slower": "bad"}.get(row.verdict, "even")
-    words = f"{row.speedup:.2f}× ({low:.2f} to {high:.2f})"
-    return SpeedRow(row.name, row.verdict, kind, words, place(low), place(high) - place(low), place(row.speedup))
+    return {
+        "name": row.name,
+        "verdict": row.verdict,
+        "kind": {"faster": "good", "slower": "bad"}.get(row.verdict, "even"),
+        "words": f"{row.speedup:.2f}× ({low:.2f} to {high:.2f})",
+        "left": place(low),
+        "width": place(high) - place(low),
+        "dot": place(row.speedup),
+    }
 
 
 def _height(sqnr_db: float) -> float:
@@ -251,11 +187,6 @@ def _ticks(far: float) -> list[float]:
     return [round(index * step, 10) for index in range(int(far / step) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    narrow, wide = (0.5, 0.8, 1, 1.5, 2, 3, 5, 8), (0.1, 0.5, 1, 2, 5, 10, 50, 100)
-    return [tick for tick in (wide if high / low > 10 else narrow) if low <= tick <= high]
-
-
 def _setting(timing: Comparison) -> str:
     return f"{count_threads(timing.threads)}, level {timing.level}"
 
@@ -269,7 +200,3 @@ def _si(value: float) -> str:
 
 def _bytes(value: float) -> str:
     return f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3g} ms"

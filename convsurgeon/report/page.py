@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from importlib.resources import files
-from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -22,14 +21,7 @@ from convsurgeon.report.sentence import cautions, sentence
 
 
 def page(title: str, report: Report, curves: Curves | None = None, bundle: Bundle | None = None) -> str:
-    """Return a report as HTML.
-
-    Args:
-        title: what was converted, for example the name of the model's class.
-        report: of the conversion.
-        curves: energy by rank, from `energy_curves`.
-        bundle: the files that were exported.
-    """
+    """Return a report as HTML, with `curves` of energy by rank from `energy_curves`."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("convsurgeon.report", "templates"),
         autoescape=True,
@@ -37,7 +29,7 @@ def page(title: str, report: Report, curves: Curves | None = None, bundle: Bundl
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = _show
+    environment.filters["shown"] = lambda value, kind: "–" if value is None else SHOWN[kind](value)
     script = (files("convsurgeon.report") / "templates" / "report.js").read_text(encoding="utf-8").strip()
     bench = None if bundle is None else bundle.bench
     return environment.get_template("report.html").render(
@@ -57,8 +49,3 @@ def page(title: str, report: Report, curves: Curves | None = None, bundle: Bundl
         speeds=None if bench is None else charts.draw_speeds(bench.timings),
         calibrated=report.reconstruction is not None,
     )
-
-
-def _show(value: Any, kind: str) -> str:
-    """Return a value as tables write it; a dash for None."""
-    return "–" if value is None else SHOWN[kind](value)

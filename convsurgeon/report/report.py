@@ -62,11 +62,6 @@ class Report:
         return dataclasses.replace(self, metrics=(*self.metrics, (name, before, after)))
 
     @property
-    def remarks(self) -> tuple[str, ...]:
-        """What was gained in milliseconds, and what a reader must know, as sentences."""
-        return tuple(filter(None, (self.speed, *self.notes)))
-
-    @property
     def tables(self) -> tuple[Table, ...]:
         """All tables that hold something, in the order of reading."""
         tried = (self.tried, self.calibrated, self.recovered)
@@ -88,7 +83,8 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a page with all tables."""
-        parts = ["# convsurgeon report", *map(in_markdown, self.remarks), *(table.markdown() for table in self.tables)]
+        remarks = map(in_markdown, filter(None, (self.speed, *self.notes)))
+        parts = ["# convsurgeon report", *remarks, *(table.markdown() for table in self.tables)]
         return "\n\n".join(parts) + "\n"
 
     def to_csv(self) -> str:
@@ -220,9 +216,8 @@ def _known(value: float) -> float | None:
 def learnable_rows(before: nn.Module, after: nn.Module) -> tuple[TensorRow, ...]:
     """Return name, shape, elements, and `both`, `before` or `after` of every parameter tensor; shared ones once."""
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
-    every = {name: "both" if name in new else "before" for name in old} | {
-        name: "after" for name in new if name not in old
-    }
+    every = {name: "both" if name in new else "before" for name in old}
+    every |= {name: "after" for name in new if name not in old}
     order = sorted(every, key=lambda name: ("both", "before", "after").index(every[name]))
     tensors = new | old
     return tuple((name, tuple(tensors[name].shape), tensors[name].numel(), every[name]) for name in order)

@@ -87,13 +87,13 @@ def write_device_folder(
             raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")
         if len(candidates) >= _MOST:
             raise FormError(f"forms: {len(candidates)} networks to time; pass fewer than {_MOST}")
-        write_networks(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS)
+        write_candidates(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS)
         source = Path(measuring.__file__).read_text(encoding="utf-8")
         (draft / _SCRIPT).write_text(source, encoding="utf-8")
     return len(candidates) * len(PRECISIONS)
 
 
-def write_networks(
+def write_candidates(
     folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate], precisions: Sequence[Precision]
 ) -> None:
     """Write the dense network and candidates in every precision into an empty folder, with a manifest.

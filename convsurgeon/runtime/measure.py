@@ -22,7 +22,7 @@ from convsurgeon.onnxnet.session import check_provider, check_threads
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.attribution import attribute
 from convsurgeon.runtime.candidates import Candidate, check_timeable
-from convsurgeon.runtime.device_folder import write_networks
+from convsurgeon.runtime.device_folder import write_candidates
 from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.runtime.measurements import Measurements, read_measurements
 from convsurgeon.runtime.network_graph import export_skeleton, fingerprint
@@ -100,7 +100,7 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
 
         try:
             skeleton = export_skeleton(seen, progress=how.progress)
-            write_networks(folder, seen, skeleton, candidates, [how.precision])
+            write_candidates(folder, seen, skeleton, candidates, [how.precision])
             seconds = measuring.SECONDS
             measuring.measure_folder(folder, target, how.threads, how.passes, tell, seconds, folder, how.provider)
             return read_measurements(target).select(how.precision)

@@ -62,7 +62,6 @@ def test_never_slower_than_the_quantised_dense_one(
     ]
     allowed = allowed_error(known, limit=limit, accepted=accepted, searched=searched)
     found = recommend(timings, known, allowed)
-    assert found is not None
     (own,) = (timing for timing in timings if timing.threads == found.threads)
     speeds = {row.name: row.speedup for row in own.rows}
     assert speeds[found.name] == found.speedup
@@ -78,16 +77,13 @@ def test_the_setting_is_the_one_in_which_it_is_quickest() -> None:
     speeds = dict.fromkeys(FILES, 1.0) | {"model-int8.onnx": 3.0}
     slow, quick = timed(speeds, 1, "all", 10.0), timed(speeds | {"model-int8.onnx": 2.0}, 4, "extended", 4.0)
     found = recommend([slow, quick], dict.fromkeys(FILES[1:], 0.01), 0.03)
-    assert found is not None
     assert (found.name, found.threads, found.level, found.spinning) == ("model-int8.onnx", 4, "extended", True)
-    assert recommend([], {}, 0.03) is None
 
 
 def test_what_is_not_measurably_faster_is_no_reason_to_change() -> None:
     timing = timed(dict.fromkeys(FILES, 1.0) | {"model.onnx": 1.004})
     rows = tuple(dataclasses.replace(row, verdict="no measurable difference") for row in timing.rows[1:])
     found = recommend([dataclasses.replace(timing, rows=(timing.rows[0], *rows))], dict.fromkeys(FILES[1:], 0.0), 0.03)
-    assert found is not None
     assert found.name == "original.onnx"
 
 

@@ -129,18 +129,18 @@ def test_energy_curves_rise_to_one(report: cs.Report) -> None:
 def test_positions_lie_in_the_picture() -> None:
     for scale in (1e-3, 1.0, 250.0):
         drawn = charts.draw_tradeoff(make_bundle(timing(base_ms=2.0 * scale, model=3.0, model_int8=0.7)))
-        places = [place for point in drawn.points for place in (point.x, point.y)]
-        assert all(0 <= place <= 100 for place in [*places, *(at for at, _ in drawn.xticks)])
-        assert 2 <= len(drawn.xticks) <= 7
+        places = [point[axis] for point in drawn["points"] for axis in "xy"]
+        assert all(0 <= place <= 100 for place in [*places, *(at for at, _ in drawn["xticks"])])
+        assert 2 <= len(drawn["xticks"]) <= 7
     for low, high in ((0.01, 1.1), (0.9, 1.1), (1.5, 90.0)):
         first = timing(model=1.0, model_int8=0.7)
         rows = (first.rows[0], dataclasses.replace(first.rows[1], interval=(low, high)), first.rows[2])
         speeds = charts.draw_speeds([dataclasses.replace(first, rows=rows)])
-        assert all(0 <= at <= 100 for at, _ in speeds.ticks)
-        assert len(speeds.ticks) >= 2
-        for row in speeds.settings[0].rows:
-            assert row.left >= 0
-            assert row.left + row.width <= 100
+        assert all(0 <= at <= 100 for at, _ in speeds["ticks"])
+        assert len(speeds["ticks"]) >= 2
+        for row in speeds["settings"][0]["rows"]:
+            assert row["left"] >= 0
+            assert row["left"] + row["width"] <= 100
 
 
 # In a browser
