@@ -11,8 +11,7 @@ from .conversion import (
     Result as Result,
     convert as convert,
 )
-from .distill.augment import Augment as Augment
-from .distill.recipe import Recipe as Recipe
+from .distill.recipe import Augment as Augment, Recipe as Recipe
 from .forms.blueprint import Blueprint as Blueprint
 from .forms.cp import CP as CP
 from .forms.form import Form as Form

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,18 +16,18 @@ from torch import nn
 
 from convsurgeon.base import processes
 from convsurgeon.base.errors import RecoveryError
+from convsurgeon.base.progress import bar
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.conversion import Result, compare_outputs
 from convsurgeon.distill.batches import Stream, kept_chance, split, training_set
 from convsurgeon.distill.checkpoint import RunFolder, check_run
 from convsurgeon.distill.distiller import Distiller
-from convsurgeon.distill.learning_rate import best_rate
-from convsurgeon.distill.loss import AnswerLoss, OutputJudge
+from convsurgeon.distill.loss import OutputJudge, answer_loss
 from convsurgeon.distill.recipe import Recipe
 from convsurgeon.distill.record import Recovery, Score
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.state import keep_state
+from convsurgeon.graph.state import keep_state, restore_state
 from convsurgeon.graph.subgraphs import operators_without_gradient
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import as_exported, learn_rounded
@@ -36,6 +37,10 @@ SYNTHETIC = 1024
 """Images that are made up at most."""
 SAMPLE = 2
 """Held-back batches that the variances of the outputs are measured on."""
+RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+_TRIAL_STEPS, _LEAST_TRIAL_STEPS = 40, 8
+_TRIAL_SHARE = 0.025
+"""Of a run's steps, for the trial of each rate; no more than `_TRIAL_STEPS`."""
 DEFAULT = Recipe()
 JUDGED = 10
 """Times that a run is judged at least."""
@@ -127,7 +132,7 @@ class _Job:
         sample = self.held_back[:SAMPLE]
         self.student = _student(result, sample, int8=recipe.precision == "int8")
         self.parameters = _trained(self.student, list(result.changes))
-        self._loss = AnswerLoss(result.original, self.student, sample, recipe.loss)
+        self._loss = answer_loss(result.original, self.student, sample, recipe.loss)
         self._judge = OutputJudge(result.original, self.held_back, recipe.loss)
         self.steps = recipe.steps(self.stream.epoch)
         self.start = self.score(self.student)
@@ -220,7 +225,25 @@ def _train(job: _Job, folder: RunFolder | None, progress: bool) -> Recovery:
 
 
 def _rate(job: _Job, progress: bool) -> tuple[float, list[tuple[float, float]]]:
-    """Return the learning rate, and the trials that it was chosen by."""
+    """Return the learning rate, and (rate, error) of the trials: short runs from the same start, over the same batches.
+
+    Few steps favour a slow rate, and a rate that is too fast is taken back after a quarter. So the next faster rate
+    than the best of the trials is taken.
+    """
     if job.recipe.lr is not None:
         return job.recipe.lr, []
-    return best_rate(job.distiller, lambda count: job.stream.steps(0, count), job.score, job.steps, progress)
+    each = min(_TRIAL_STEPS, max(_LEAST_TRIAL_STEPS, round(_TRIAL_SHARE * job.steps)))
+    trials: list[tuple[float, float]] = []
+    with bar(total=len(RATES) * each, desc="learning rates", unit="step", show=progress) as shown:
+        for rate in RATES:
+            trial = job.distiller(rate, each)
+            try:
+                for batch in job.stream.steps(0, each):
+                    trial.advance(batch)
+                    shown.update()
+                trials.append((rate, job.score(trial.student).error))
+            except FloatingPointError:  # the loss is not finite
+                trials.append((rate, math.inf))
+            restore_state(trial.student, trial.weights)
+    best = min(trials, key=lambda pair: pair[1])[0]
+    return min((rate for rate in RATES if rate > best), default=best), trials

@@ -25,7 +25,7 @@ from convsurgeon.bundle.mobile import mobile_check
 from convsurgeon.bundle.recommend import allowed_error, recommend
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.conversion import Result
-from convsurgeon.fit.residual import added_share
+from convsurgeon.fit.fidelity import added_share
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.int8.compare import Agreement

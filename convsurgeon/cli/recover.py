@@ -15,9 +15,8 @@ from convsurgeon.cli import options as shared
 from convsurgeon.cli.output import check_output, write_output
 from convsurgeon.cli.reading import read_images, read_metric, read_model
 from convsurgeon.conversion import Result, convert
-from convsurgeon.distill.augment import Augment
 from convsurgeon.distill.checkpoint import check_run
-from convsurgeon.distill.recipe import Recipe
+from convsurgeon.distill.recipe import Augment, Recipe
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from convsurgeon.base import processes
 from convsurgeon.base.errors import CalibrationError, RecoveryError, describe
@@ -49,13 +49,8 @@ class TrainingSet:
         batches = [[(0, index) for index in indices[at : at + size]] for at in range(0, len(indices), size)]
         return list(self.load(batches, seed=0))
 
-    def load(self, batches: Any, seed: int) -> Iterator[Example]:
-        """Yield the batches of an iterable of lists of (step, index), without labels, channels last in memory.
-
-        Raises:
-            CalibrationError: a batch has another shape than the model's inputs, or is not finite.
-        """
-        workers = self.workers if isinstance(batches, Sampler) else 0
+    def load(self, batches: Iterable[list[tuple[int, int]]], seed: int, workers: int = 0) -> Iterator[Example]:
+        """Yield the batches of an iterable of lists of (step, index), without labels, channels last in memory."""
         loader = DataLoader(
             _Repeatable(self.dataset, seed), batch_sampler=batches, collate_fn=self.collate, num_workers=workers
         )
@@ -69,10 +64,8 @@ def training_set(images: object, like: Example, limit: int | None = None) -> Tra
     A tensor or array (N, ...), a map-style data set and a loader of one are used where they are; the loader's own
     order, sampler and batches are not used. Anything else that yields batches is read into memory once.
 
-    Args:
-        images: as above; labels beside the inputs are not used.
-        like: the example that the model was captured on.
-        limit: of an iterable, how many images to read; needed where it has no end.
+    Labels beside the inputs are not used. `like` is the example that the model was captured on; `limit` says how many
+    images of an iterable to read, which is needed where it has no end.
 
     Raises:
         CalibrationError: nothing to read, or batches that the model cannot take.
@@ -138,7 +131,7 @@ class Stream:
 
     def steps(self, start: int, stop: int) -> Iterator[Example]:
         """Yield this process's share of every batch from step `start` on."""
-        batches = self.images.load(_Steps(self, start, stop), self.seed)
+        batches = self.images.load(self._picks(start, stop), self.seed, self.images.workers)
         for step, batch in enumerate(batches, start):
             if self.transform is None:
                 yield batch
@@ -146,6 +139,18 @@ class Stream:
             with own_chance(self.seed, step, processes.rank()):
                 changed = _transform(self.transform, batch)
             yield changed.map(as_channels_last)
+
+    def _picks(self, start: int, stop: int) -> Iterator[list[tuple[int, int]]]:
+        """Yield the (step, image) pairs of every batch of this process."""
+        drawn, order = -1, self.numbers
+        for step in range(start, stop):
+            epoch, number = divmod(step, self.epoch)
+            if epoch != drawn:
+                mixed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+                generator = torch.Generator().manual_seed(mixed)
+                drawn, order = epoch, self.numbers[torch.randperm(len(self.numbers), generator=generator)]
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield [(step, index) for index in batch[processes.rank() :: processes.size()].tolist()]
 
 
 def as_channels_last(tensor: Tensor) -> Tensor:
@@ -155,10 +160,7 @@ def as_channels_last(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def own_chance(*numbers: int) -> Iterator[None]:
-    """Make the random numbers of torch, numpy and `random` depend on these numbers alone.
-
-    What is drawn in a step follows from its number, so a resumed run needs no generator's state.
-    """
+    """Make the random numbers of torch, numpy and `random` depend on these alone, so that a run can be resumed."""
     with kept_chance():
         _seed(*numbers)
         yield
@@ -194,30 +196,6 @@ def _transform(transform: Callable[[Any], Any], batch: Example) -> Example:
         raise RecoveryError(f"recover: the transform fails ({describe(error)})") from error
 
 
-class _Steps(Sampler[list[tuple[int, int]]]):
-    """The (step, image) pairs of every batch of this process."""
-
-    def __init__(self, stream: Stream, start: int, stop: int) -> None:
-        self.stream, self.start, self.stop = stream, start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size, drawn, order = self.stream.batch_size, -1, self.stream.numbers
-        for step in range(self.start, self.stop):
-            epoch, number = divmod(step, self.stream.epoch)
-            if epoch != drawn:
-                drawn, order = epoch, self._order(epoch)
-            mine = order[number * size : (number + 1) * size][processes.rank() :: processes.size()]
-            yield [(step, index) for index in mine.tolist()]
-
-    def _order(self, epoch: int) -> Tensor:
-        mixed = int(np.random.SeedSequence([self.stream.seed, epoch]).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(mixed)
-        return self.stream.numbers[torch.randperm(len(self.stream.numbers), generator=generator)]
-
-
 class _Repeatable(Dataset[Any]):
     """A data set whose own random transforms depend on (seed, step, image), in whatever process it is asked."""
 
@@ -228,11 +206,11 @@ class _Repeatable(Dataset[Any]):
         if isinstance(self.dataset, _InMemory):
             return [self.dataset.rows([index for _, index in picks])]
         with kept_chance():
-            return [self._item(step, index) for step, index in picks]
-
-    def _item(self, step: int, index: int) -> Any:
-        _seed(self.seed, step, index)
-        return self.dataset[index]
+            items = []
+            for step, index in picks:
+                _seed(self.seed, step, index)
+                items.append(self.dataset[index])
+            return items
 
 
 class _InMemory:

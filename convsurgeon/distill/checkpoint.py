@@ -72,18 +72,10 @@ class RunFolder:
                     f"{self.path / LAST}: was started with {name} {settings.get(name)}, now it is {value}; "
                     "resume with the same, or choose another folder"
                 )
-        try:
-            trials = tuple((float(rate), float(error)) for rate, error in held["trials"])
-            return {**held, "lr": float(held["lr"]), "trials": trials}
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._unreadable(error) from error
+        return held
 
     def restore(self, distiller: Distiller, held: Mapping[str, Any]) -> str:
-        """Put a checkpoint's state into a run; return why that run ended, if it did.
-
-        Raises:
-            RecoveryError: the checkpoint does not fit it.
-        """
+        """Put a checkpoint's state into a run that it fits; return why that run ended, if it did."""
         try:
             distiller.load_state(held)
             return str(held["ended"])
@@ -96,11 +88,7 @@ class RunFolder:
         )
 
     def save(self, state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the checkpoint, and the log beside it.
-
-        Raises:
-            WriteError: the folder cannot be written, or is full.
-        """
+        """Write the checkpoint, and the log beside it; raise a WriteError where the folder is full."""
         held, text = io.BytesIO(), io.StringIO()  # torch.save into a file hides the reason where a disk is full
         torch.save({"version": VERSION, "settings": self.settings, **state}, held)
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

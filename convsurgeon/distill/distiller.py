@@ -60,8 +60,9 @@ class Distiller:
         self.step = self.best_step = 0
         self.start = self.best = start
         self.weights = copy_state(student)
-        self.rows = [_row(0, None, start, 0.0, 0.0)]
+        self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
+        self._log(None, start, 0.0)
         self._losses: list[float] = []
         self._at_once: dict[tuple[Any, ...], int] = {}
         self._restart(rate)
@@ -180,9 +181,13 @@ class Distiller:
             self.best, self.best_step, self.weights = score, self.step, copy_state(self.student)
         loss = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses = []
-        self.rows.append(_row(self.step, loss, score, self.lr, self.seconds))
+        self._log(loss, score, self.lr)
         agreement = "" if score.agreement is None else f", agreement {score.agreement:.2%}"
         return f"error {self.start.error:.4f} -> {score.error:.4f}{agreement}"
+
+    def _log(self, loss: float | None, score: Score, lr: float) -> None:
+        values = {"step": self.step, "loss": loss, "error": score.error, "agreement": score.agreement, "lr": lr}
+        self.rows.append({**values, "seconds": round(self.seconds, 2)})
 
     def state(self) -> dict[str, Any]:
         """Return all that the run needs to go on to the bit, as tensors and plain values."""
@@ -211,10 +216,3 @@ class Distiller:
 
 
 _PLAIN = ("step", "best_step", "rate", "seconds", "rows", "weights")
-
-
-def _row(step: int, loss: float | None, score: Score, lr: float, seconds: float) -> dict[str, Any]:
-    return {
-        "step": step, "loss": loss, "error": score.error, "agreement": score.agreement, "lr": lr,
-        "seconds": round(seconds, 2),
-    }  # fmt: skip

@@ -74,7 +74,8 @@ def fit_jointly(
     """
     nodes, norms = _points(seen, plan)
     sites = [change.name for change in plan.changes.values() if change.form.fittable]
-    parameters = _parameters(converted, [*sites, *norms])
+    modules = [converted.get_submodule(name) for name in (*sites, *norms)]
+    parameters = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
     if not parameters or any(parameter.dtype not in (torch.float32, torch.float64) for parameter in parameters):
         return
     size = max(1, min(BATCH, sum(map(images_in, batches)) // _STEPS_AN_EPOCH))
@@ -129,12 +130,6 @@ def _points(seen: Capture, plan: Plan) -> tuple[list[fx.Node], list[str]]:
     return nodes, norms
 
 
-def _parameters(converted: nn.Module, names: Sequence[str]) -> list[nn.Parameter]:
-    """Return the parameters of some modules, each once."""
-    modules = (converted.get_submodule(name) for name in names)
-    return list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
-
-
 @contextmanager
 def _moving(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Let only these parameters require gradients inside the block."""
@@ -161,7 +156,11 @@ class _SiteLoss:
         self._converted = _Watching(converted_root(seen, converted), seen.graph, nodes)
         outputs, values = self._original.watched(sample)
         self._outputs = variances([outputs])
-        self._energies = [_energy(value) for value in values]
+        self._energies = []
+        for value in values:  # around the mean of every channel, or of everything where that is zero
+            rows = by_channel(value.detach())
+            around = float((rows - rows.mean(1, keepdim=True)).square().mean())
+            self._energies.append(around or float(rows.square().mean()) or 1.0)
 
     def __call__(self, batch: Example) -> Tensor:
         with torch.no_grad():
@@ -173,12 +172,6 @@ class _SiteLoss:
         ]
         features = torch.stack(parts).mean() if parts else torch.zeros(())
         return relative_error(found, wanted, self._outputs) + WEIGHT * features
-
-
-def _energy(values: Tensor) -> float:
-    """Return the mean square around the mean of every channel, or of everything where that is zero."""
-    rows = by_channel(values.detach())
-    return float((rows - rows.mean(1, keepdim=True)).square().mean()) or float(rows.square().mean()) or 1.0
 
 
 class _Watching(fx.Interpreter):

@@ -23,8 +23,10 @@ Loss = Callable[[Any, Any], Tensor]
 """(output of the converted model, output of the original) -> mean over the rows."""
 
 
-class AnswerLoss:
-    """The loss of a batch: how far the converted model's outputs are from the original's.
+def answer_loss(
+    original: nn.Module, student: nn.Module, sample: Sequence[Example], loss: Loss | None
+) -> Callable[[Example], Tensor]:
+    """Return the loss of a batch, a mean over its images: how far the student's outputs are from the original's.
 
     Args:
         original: the teacher.
@@ -32,20 +34,18 @@ class AnswerLoss:
         sample: batches that the variances of the outputs are measured on.
         loss: the user's own, or None for the error of the outputs.
     """
+    with undisturbed(original):
+        scales = variances([float_tensors(batch.run(original)) for batch in sample])
 
-    def __init__(self, original: nn.Module, student: nn.Module, sample: Sequence[Example], loss: Loss | None) -> None:
-        self._original, self._student, self._loss = original, student, loss
-        with undisturbed(original):
-            self._variances = variances([float_tensors(batch.run(original)) for batch in sample])
+    def of_batch(batch: Example) -> Tensor:
+        with evaluating(original):
+            answer = batch.run(original)
+        given = batch.run(student)
+        if loss is not None:
+            return loss(given, answer)
+        return relative_error(float_tensors(given), float_tensors(answer), scales)
 
-    def __call__(self, batch: Example) -> Tensor:
-        """Return the mean over the images of a batch."""
-        with evaluating(self._original):
-            answer = batch.run(self._original)
-        given = batch.run(self._student)
-        if self._loss is not None:
-            return self._loss(given, answer)
-        return relative_error(float_tensors(given), float_tensors(answer), self._variances)
+    return of_batch
 
 
 class OutputJudge:

@@ -84,31 +84,27 @@ def reconstruct(
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
     start = copy_state(converted)
+
+    def keep_or_restore(what: str, before: dict[str, Tensor]) -> None:
+        """Keep the weights as they are if their error is the lowest so far, put them back otherwise."""
+        error = judge.error(converted)
+        kept = error < min(error for _, error, _ in steps)
+        if not kept:
+            restore_state(converted, before)
+        steps.append((what, error, kept))
+
     sites = fit_in_order(seen, converted, plan, data, seed=seed, progress=progress, metrics=metrics, effort=effort)
-    steps.append(_tried("fitted to activations", converted, judge, start, steps[0][1]))
-    best = min(steps[0][1], steps[1][1])
-    if jointly and best >= NEAR:
+    keep_or_restore("fitted to activations", start)
+    if jointly and min(error for _, error, _ in steps) >= NEAR:
         fitted = copy_state(converted)
         fit_jointly(seen, converted, plan, data.fitted, judge.score, seed, progress)
-        steps.append(_tried("fitted together", converted, judge, fitted, best))
-        best = min(best, steps[-1][1])
+        keep_or_restore("fitted together", fitted)
     if any(_renewable(module) for module in converted.modules()):
         fitted = copy_state(converted)
         _renew_norms(converted, first_batches(data.fitted, RENEWED))
-        steps.append(_tried("batch norm re-estimated", converted, judge, fitted, best))
+        keep_or_restore("batch norm re-estimated", fitted)
     positions = sum(site.positions for site in sites)
     return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps))
-
-
-def _tried(
-    what: str, model: nn.Module, judge: OutputJudge, before: dict[str, Tensor], best: float
-) -> tuple[str, float, bool]:
-    """Keep the model as it is if its error is below `best`, put it back otherwise."""
-    error = judge.error(model)
-    kept = error < best
-    if not kept:
-        restore_state(model, before)
-    return what, error, kept
 
 
 def _renewable(module: nn.Module) -> bool:

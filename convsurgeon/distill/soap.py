@@ -1,9 +1,8 @@
 """SOAP: Adam in the eigenbasis of Shampoo's preconditioner (Vyas, Morwani, Zhao et al. 2024, arXiv:2409.11321).
 
-The factors of a rewritten conv are multiplied with one another with nothing between them, so the entries of a gradient
-hang together, and Adam, which scales each by itself, takes many small steps. SOAP keeps a moving average of `G G^T`
-along every axis of a kernel and scales the entries in the eigenvectors of these, which turn as the channels are turned.
-The matrices are as large as an axis is long, so this costs next to nothing beside a conv's backward pass.
+SOAP keeps a moving average of `G G^T` along every axis of a kernel and scales the gradient's entries in the
+eigenvectors of these. The factors of a rewritten conv are multiplied with nothing between them, so their entries hang
+together, which Adam cannot see.
 
 Directions in which a gradient is almost zero hold rounding errors, and scaling them up like the others would take two
 processes far from where one goes. So, unlike in the paper, the bases are continuous functions of the gradients: they

@@ -19,9 +19,6 @@ from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.trace import UntracedRoot
 
-_Values = list[Any]
-"""One value per batch."""
-
 
 class Runner(fx.Interpreter):
     """One of the two networks: the values of every live node, one per batch.
@@ -35,9 +32,8 @@ class Runner(fx.Interpreter):
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, batches: Sequence[Example], spill: bool) -> None:
         super().__init__(fx.GraphModule(graph_targets(root, traced), traced.graph))
-        inputs = [
-            [tensor.detach().clone() for tensor in batch.tensors()] for batch in batches
-        ]  # a forward may change it
+        # copies: a forward may change its input
+        inputs = [[tensor.detach().clone() for tensor in batch.tensors()] for batch in batches]
         self._inputs = iter(zip(*inputs, strict=True))
         self._spill = spill
         self.environments: list[dict[fx.Node, Any]] = [{} for _ in batches]
@@ -66,19 +62,9 @@ class Runner(fx.Interpreter):
                 handle.remove()
         return found
 
-    def of(self, node: fx.Node) -> _Values:
+    def of(self, node: fx.Node) -> list[Any]:
         """Return a live node's value for every batch."""
         return [environment[node] for environment in self.environments]
-
-    def holds(self, node: fx.Node) -> bool:
-        """Return whether a node's values are live."""
-        return node in self.environments[0]
-
-    def drop(self, nodes: Sequence[fx.Node]) -> None:
-        """Forget values."""
-        for environment in self.environments:
-            for node in nodes:
-                environment.pop(node, None)
 
 
 def converted_root(seen: Capture, converted: nn.Module) -> nn.Module:
@@ -98,7 +84,7 @@ def graph_targets(root: nn.Module, traced: fx.GraphModule) -> dict[str, Any]:
     return found
 
 
-def last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """Return for every node the nodes whose values are not needed after it."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
@@ -116,7 +102,7 @@ def walk(graph: fx.Graph, runners: Sequence[Runner]) -> Iterator[fx.Node]:
 
     Changes that are made to the last runner's modules in between count already.
     """
-    dropped = last_uses(graph)
+    dropped = _last_uses(graph)
     *leaders, follower = runners
     for node in graph.nodes:
         if node.op == "output":
@@ -126,8 +112,9 @@ def walk(graph: fx.Graph, runners: Sequence[Runner]) -> Iterator[fx.Node]:
             runner.step(node)
         yield node
         follower.step(node)
-        for runner in runners:
-            runner.drop(dropped.get(node, []))
+        for environment in (environment for runner in runners for environment in runner.environments):
+            for gone in dropped.get(node, []):
+                environment.pop(gone, None)
 
 
 def _on_disk(value: Any) -> Any:

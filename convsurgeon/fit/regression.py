@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from convsurgeon.fit.samples import moments, second_moment, squares
+from convsurgeon.fit.samples import cross_moment, squares
 from convsurgeon.forms.covariance import Covariance, FewRows, Whole
 from convsurgeon.forms.leastsquares import DOUBLE_UNKNOWNS, oas_ridge, precision
 from convsurgeon.forms.systems import cholesky
@@ -39,7 +39,7 @@ class Regression:
             scaled = FewRows((patches - self._center) / self._root)
             self.covariance = scaled.with_ridge(oas_ridge(scaled, rows))
             return
-        values = second_moment(patches, self._center)
+        values = squares(patches, self._center).div_(max(1, rows))
         self._ridge = oas_ridge(Whole(values), rows)
         values.diagonal().add_(self._ridge)
         self.covariance = Whole(values.to(self.dtype))
@@ -52,7 +52,7 @@ class Regression:
             errors = target / self._root - self.covariance.rows @ dense.T
             found = dense + self.covariance.regress(errors)
             return self.covariance.times(found), found
-        drawn = (moments(target, self._patches, self._center) + self._ridge * kernel).to(self.dtype)
+        drawn = (cross_moment(target, self._patches, self._center) + self._ridge * kernel).to(self.dtype)
         return drawn, torch.cholesky_solve(drawn.T, self._factor).T
 
 

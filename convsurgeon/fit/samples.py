@@ -69,10 +69,10 @@ def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 def mean(values: Tensor) -> Tensor:
     """Return the mean over rows: float32 sums of blocks, added in float64."""
-    return moments(values.new_ones(len(values), 1), values, values.new_zeros(values.shape[1]))[0]
+    return cross_moment(values.new_ones(len(values), 1), values, values.new_zeros(values.shape[1]))[0]
 
 
-def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
+def cross_moment(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
     """Return the mean of `left^T (right - center)` over rows: float32 products of blocks, added in float64.
 
     Rows are centred block by block, so no second copy of them is made.
@@ -81,11 +81,6 @@ def moments(left: Tensor, right: Tensor, center: Tensor) -> Tensor:
     for one, two in zip(left.split(_BLOCK_ROWS), right.split(_BLOCK_ROWS), strict=True):
         total += one.T @ (two - center)
     return total.div_(max(1, len(left)))
-
-
-def second_moment(values: Tensor, center: Tensor) -> Tensor:
-    """Return the `moments` of values around a center with themselves."""
-    return squares(values, center).div_(max(1, len(values)))
 
 
 def squares(values: Tensor, center: Tensor | None = None, onto: Tensor | None = None) -> Tensor:

@@ -6,18 +6,15 @@ output by `|J e|^2 = e^T J^T J e`. A random vector `v` of independent unit norma
 
     G = mean over images and positions of g g^T,    g = J^T v      (O x O)
 
-The later layers repair part of what an error does, and the derivative at the original says nothing of directions that
-matter only once errors are large. So `G`, scaled to a mean diagonal of 1, is mixed with the identity.
-
-A piece that another runtime computes (see `onnxnet`) has no derivative. What goes into it stands for what comes out of
-it then: the values that a piece reads, each in units of its own deviation, are projected beside the outputs.
+A piece that another runtime computes (see `onnxnet`) has no derivative: the values that it reads, each in units of its
+own deviation, are projected beside the outputs.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,26 +41,25 @@ _BYTES = 1 << 30
 
 def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
     """Return the metric (O, O) in float64 of every named conv; the identity where no gradient reaches it."""
-    return {name: mixed(moment) for name, moment in moments(model, names, batches, seed).items()}
+    return {name: mixed(moment) for name, moment in gradient_moments(model, names, batches, seed).items()}
 
 
-def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
+def gradient_moments(
+    model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int
+) -> dict[str, Tensor]:
     """Return `G` (O, O) in float64 of every named conv, summed over positions and averaged over images.
 
     So `tr(G D S D^T)` is the squared error of an image's output for an error `D` of the kernel and patches of second
-    moment `S`, to first order and as if positions were independent.
-
-    Args:
-        model: the original; its parameters' gradients are not touched.
-        names: dotted names of convs.
-        batches: calibration batches.
-        seed: of the random projections.
+    moment `S`, to first order and as if positions were independent. Parameters' own gradients are not touched.
     """
     images = 0
     convs = {name: model.get_submodule(name) for name in names}
-    sums = {name: _zeros(conv) for name, conv in convs.items()}
+    sums = {}
+    for name, conv in convs.items():
+        assert isinstance(conv, nn.Conv2d)
+        sums[name] = conv.weight.new_zeros((conv.out_channels, conv.out_channels), dtype=torch.float64)
     with undisturbed(model), torch.enable_grad():
-        handles = [conv.register_forward_hook(_Listener(sums[name])) for name, conv in convs.items()]
+        handles = [conv.register_forward_hook(_listener(sums[name])) for name, conv in convs.items()]
         try:
             for number, part in enumerate(_parts(model, batches)):
                 images += images_in(part)
@@ -77,25 +73,27 @@ def moments(model: nn.Module, names: Iterable[str], batches: Sequence[Example], 
 
 
 def mixed(moment: Tensor) -> Tensor:
-    """Return a second moment of gradients (O, O), scaled to mean diagonal 1, plus a share of the identity."""
+    """Return a second moment of gradients (O, O), scaled to mean diagonal 1, plus a share of the identity.
+
+    The derivative at the original says nothing of directions that matter only once errors are large.
+    """
     eye = torch.eye(len(moment), dtype=torch.float64, device=moment.device)
     scale = float(moment.diagonal().mean())
     return moment / scale + SHARE * eye if scale > 0 and bool(moment.isfinite().all()) else eye
 
 
-class _Listener:
-    """Forward hook of a conv: adds the second moment of the gradient that comes back to its output."""
+def _listener(total: Tensor) -> Callable[[nn.Module, object, Tensor], None]:
+    """Return a conv's forward hook that adds the second moment of the gradient that comes back to its output."""
 
-    def __init__(self, total: Tensor) -> None:
-        self.total = total
-
-    def __call__(self, module: nn.Module, args: object, output: Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(self._add)
-
-    def _add(self, gradient: Tensor) -> None:
+    def add(gradient: Tensor) -> None:
         rows = gradient.detach().float().transpose(0, 1).flatten(1)
-        self.total += rows @ rows.T
+        total.add_(rows @ rows.T)
+
+    def listen(_module: nn.Module, _args: object, output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(add)
+
+    return listen
 
 
 def _backward(model: nn.Module, part: Example, generator: torch.Generator) -> None:
@@ -126,7 +124,7 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
     """Yield the first images, in parts small enough for a backward pass."""
     positions, kept_bytes = _of_one_image(model, first_images(batches[0], 1))
-    at_once, images = _fitting(kept_bytes), 0
+    at_once, images = max(1, _BYTES // max(1, kept_bytes)), 0
     most = max(_LEAST_IMAGES, min(IMAGES, sum(map(images_in, batches)) // 2))
     for batch in batches:
         size = images_in(batch)
@@ -143,14 +141,10 @@ def images_at_once(model: nn.Module, batch: Example) -> int:
     """
     try:
         with torch.enable_grad():
-            return _fitting(_of_one_image(model, first_images(batch, 1))[1])
+            return max(1, _BYTES // max(1, _of_one_image(model, first_images(batch, 1))[1]))
     except Exception as error:  # the user's own forward
         _LOG.info("the model does not run on one image (%s); backward passes take whole batches", first_line(error))
         return images_in(batch)
-
-
-def _fitting(kept_bytes: int) -> int:
-    return max(1, _BYTES // max(1, kept_bytes))
 
 
 def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
@@ -165,9 +159,3 @@ def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
         outputs = _forward(model, one)[1]  # lives until the sizes are read, so that no address is used twice
     positions = max((out.shape[2:].numel() for out in outputs if out.dim() == 4), default=1)
     return positions, sum(sizes.values())
-
-
-def _zeros(conv: nn.Module) -> Tensor:
-    """Return zeros (O, O) on the conv's device."""
-    assert isinstance(conv, nn.Conv2d)
-    return conv.weight.new_zeros((conv.out_channels, conv.out_channels), dtype=torch.float64)

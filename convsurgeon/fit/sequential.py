@@ -128,13 +128,14 @@ class _SequentialFit:
                 yield from self._fit_inside(node, index)
 
     def _fit_call(self, node: fx.Node, change: Change, index: int) -> SiteFit:
-        conv = self._conv(change)
+        conv = self.seen.model.get_submodule(change.name)
+        assert isinstance(conv, nn.Conv2d)
         shared = len(change.site.calls) > 1  # what follows differs from call to call
         around = alone(conv) if shared else neighbours(node, self.seen.graph, conv, self.calls)
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
         sides = []
-        if around.shortcut is not None and self.original_run.holds(around.shortcut):
+        if around.shortcut is not None and around.shortcut in self.original_run.environments[0]:
             sides = [run.of(around.shortcut) for run in (self.original_run, self.converted_run)]
         samples = self._samples(conv, self.converted_run.of(source), self.original_run.of(node), sides, index)
         return self._fit(change, conv, around, *samples)
@@ -157,11 +158,6 @@ class _SequentialFit:
                 sources.append(torch.cat([x for _, (x, _) in given]))
             samples = self._samples(conv, sources, targets, [], index + step * 7919)
             yield self._fit(change, conv, alone(conv), *samples)
-
-    def _conv(self, change: Change) -> nn.Conv2d:
-        conv = self.seen.model.get_submodule(change.name)
-        assert isinstance(conv, nn.Conv2d)
-        return conv
 
     def _samples(
         self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Sequence[Tensor]],

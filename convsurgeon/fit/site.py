@@ -94,65 +94,46 @@ def fit_site(
         own = slice(group * size, (group + 1) * size)
         kernel = conv.weight.detach()[own].flatten(2).double()
         rows = Samples(samples.patches[:, group], samples.targets[:, own])
-        parts.append(_GroupFit(scheme, kernel, rows, epilogue.group(own), metric[own, own], effort).run())
+        parts.append(_fit_group(scheme, kernel, rows, epilogue.group(own), metric[own, own], effort))
     fitted, biases = zip(*parts, strict=True)
     dense = torch.cat([scheme.kernel(group) for group in fitted])
     return Fitted(form.kernels(geometry, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
 
 
-class _GroupFit:
-    """The fit of one group."""
+def _fit_group(
+    scheme: Scheme, kernel: Tensor, samples: Samples, after: Epilogue, metric: Tensor, effort: float
+) -> tuple[Parts, Tensor]:
+    """Return the factors of one group, and the bias for patches that are not centred."""
+    center = mean(samples.patches) if after.intercept else samples.patches.new_zeros(samples.patches.shape[1]).double()
+    scale, regression = invertible(after.scale), Regression(samples.patches, center)
 
-    def __init__(
-        self, scheme: Scheme, kernel: Tensor, samples: Samples, epilogue: Epilogue, metric: Tensor, effort: float
-    ) -> None:
-        self.scheme, self.kernel, self.epilogue, self.metric, self.effort = scheme, kernel, epilogue, metric, effort
-        width = samples.patches.shape[1]
-        self.center = mean(samples.patches) if epilogue.intercept else samples.patches.new_zeros(width).double()
-        self.samples = samples
-        self.scale = invertible(epilogue.scale)
-        self.regression = Regression(samples.patches, self.center)
+    def normal_equations(target: Tensor) -> tuple[Normal, Tensor]:
+        """Return those for a target (S, O), drawn to the original kernel; and the target's mean."""
+        bias = mean(target) if after.intercept else target.new_zeros(target.shape[1]).double()
+        found = regression.regress(target - bias.float(), kernel.flatten(1))
+        drawn, dense = (values.reshape(kernel.shape) for values in found)
+        return Normal(regression.covariance, drawn, metric.to(regression.dtype), dense, effort), bias
 
-    def run(self) -> tuple[Parts, Tensor]:
-        """Return the factors, and the bias for patches that are not centred."""
-        after = self.epilogue
-        original = self.samples.targets * after.scale + after.shift + after.shortcut[0]
-        offset = after.shift + after.shortcut[1]
-        normal, bias = self._normal((original - offset) / self.scale)
-        large = normal.steps < CG_STEPS
-        start = self.scheme.start(normal, normal.regress())
-        factors = alternate(self.scheme, normal, start, SWEEPS // 2 if large else SWEEPS)
-        for _ in range(ROUNDS // 2 if large else ROUNDS):
-            if after.activation is None:
-                break
-            dense = self.scheme.kernel(factors).flatten(1).double()
-            constant = (bias - dense @ self.center).float()
-            predicted = (self.samples.patches @ dense.T.float() + constant) * self.scale + offset
-            target = predicted + _share(after.activation, predicted, original) * (original - predicted)
-            normal, bias = self._normal((target - offset) / self.scale)
-            factors = alternate(self.scheme, normal, factors, 1)
-        factors = tuple(part.double() for part in factors)
-        return factors, bias - self.scheme.kernel(factors).flatten(1) @ self.center
-
-    def _normal(self, target: Tensor) -> tuple[Normal, Tensor]:
-        """Return the normal equations for a target (S, O), drawn to the original kernel; and the target's mean."""
-        bias = mean(target) if self.epilogue.intercept else target.new_zeros(target.shape[1]).double()
-        found = self.regression.regress(target - bias.float(), self.kernel.flatten(1))
-        drawn, regression = (values.reshape(self.kernel.shape) for values in found)
-        metric = self.metric.to(self.regression.dtype)
-        return Normal(self.regression.covariance, drawn, metric, regression, self.effort), bias
+    original = samples.targets * after.scale + after.shift + after.shortcut[0]
+    offset = after.shift + after.shortcut[1]
+    normal, bias = normal_equations((original - offset) / scale)
+    large = normal.steps < CG_STEPS
+    factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), SWEEPS // 2 if large else SWEEPS)
+    for _ in range(ROUNDS // 2 if large else ROUNDS):
+        if after.activation is None:
+            break
+        dense = scheme.kernel(factors).flatten(1).double()
+        constant = (bias - dense @ center).float()
+        predicted = (samples.patches @ dense.T.float() + constant) * scale + offset
+        target = predicted + _share(after.activation, predicted, original) * (original - predicted)
+        normal, bias = normal_equations((target - offset) / scale)
+        factors = alternate(scheme, normal, factors, 1)
+    factors = tuple(part.double() for part in factors)
+    return factors, bias - scheme.kernel(factors).flatten(1) @ center
 
 
 def site_error(samples: Samples, epilogue: Epilogue, dense: Tensor, bias: Tensor, metric: Tensor) -> float:
-    """Return the error behind the activation, in the metric of the fit, relative to the original around its mean.
-
-    Args:
-        samples: that judge.
-        epilogue: what follows the conv.
-        dense: the kernel (O, C/groups, kh, kw).
-        bias: (O,).
-        metric: (O, O).
-    """
+    """Return the error behind the activation, in the metric (O, O), relative to the original around its mean."""
     groups = samples.patches.shape[1]
     flat = dense.float().flatten(1).unflatten(0, (groups, -1))
     outputs = torch.einsum("sgp,gop->sgo", samples.patches, flat).flatten(1) + bias.float()

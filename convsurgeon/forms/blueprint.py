@@ -6,9 +6,6 @@ For each output channel o, `W[o, :, :]` (C x K) is factored,
 
 Exact at T = min(K, C). The pointwise conv has no bias, or zero padding would see it. Haase & Amthor, CVPR 2020. With
 groups all of this holds group by group, and the pointwise conv carries the groups.
-
-In the fit windows belong to output channels: without a metric each output is a problem of its own, with it they are
-coupled.
 """
 
 from __future__ import annotations
@@ -24,7 +21,7 @@ from convsurgeon.forms import leastsquares, svd
 from convsurgeon.forms.factorised import Factorised, balance_norms, leading
 from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.forms.leastsquares import Normal, Parts, RowSolver, Scheme, orthonormal_windows
+from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, orthonormal_windows, row_solver
 from convsurgeon.forms.systems import cholesky, conjugate_gradients, roots, solve
 
 DIRECT_MIXINGS = 256
@@ -57,7 +54,7 @@ class Blueprint(Factorised):
 
     def parts(self, geometry: Geometry, factors: svd.Factors) -> list[Parts]:
         """Return mixings (T, O, C) and windows (T, O, K) of every group."""
-        lefts, rights = (side.unflatten(0, (geometry.groups, -1)) for side in (factors.left, factors.right))
+        lefts, rights = (side.unflatten(0, (geometry.groups, -1)) for side in factors)
         return [(left.permute(2, 0, 1), right.transpose(0, 1)) for left, right in zip(lefts, rights, strict=True)]
 
     def scheme(self, geometry: Geometry) -> Scheme:
@@ -106,7 +103,7 @@ class BlueprintFit:
         right = torch.einsum("ock,tok->toc", normal.wanted, windows)
         weight = normal.metric.diagonal()
         if self.rank * channels <= DIRECT_MIXINGS:
-            precondition = RowSolver(cholesky(self._own_mixings(normal, windows) * weight[:, None, None]))
+            precondition = row_solver(self._own_mixings(normal, windows) * weight[:, None, None])
             return conjugate_gradients(apply, right, mixings, precondition, normal.steps)
         across = cholesky(normal.channels)  # the windows are orthonormal
 
@@ -143,5 +140,5 @@ class BlueprintFit:
         def apply(x: Tensor) -> Tensor:
             return torch.einsum("toc,ock->tok", mixings, normal.pulled(self.kernel((mixings, x))))
 
-        precondition = RowSolver(cholesky(own * normal.metric.diagonal()[:, None, None]))
+        precondition = row_solver(own * normal.metric.diagonal()[:, None, None])
         return conjugate_gradients(apply, right, windows, precondition, normal.steps)

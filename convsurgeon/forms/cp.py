@@ -4,11 +4,9 @@ The canonical polyadic decomposition with all taps in one mode,
 
     W[o, c, k] = sum_r expand[o, r] * window[r, k] * reduce[r, c]          y = expand(depthwise(reduce(x)))
 
-Lebedev et al. 2015 (arXiv 1412.6553) split the window too, Phan et al. 2020 (arXiv 2008.05441) keep it whole,
-MobileNetV2 calls the shape a linear bottleneck. Separable is the special case whose first conv is made of identities,
-blueprint the one whose last is. No bias stands before the last conv, so it is exact under every padding. With groups
-everything holds group by group, the rank too. At stride 2 the first conv runs before the stride. How its factors are
-found is in `cpfit.py`.
+Lebedev et al. 2015 (arXiv 1412.6553) split the window too, Phan et al. 2020 (arXiv 2008.05441) keep it whole. No bias
+stands before the last conv, so it is exact under every padding. With groups everything holds group by group, the rank
+too. How its factors are found is in `cpfit.py`.
 """
 
 from __future__ import annotations

@@ -5,17 +5,12 @@ directions, and the windows of each direction come from its SVD; of all these te
 orthogonal, so the error is the energy of the others, exact once none is left.
 
 **The fit** is variable projection (Golub & Pereyra 1973): for given rows `V[r] = reduce[r] x window[r]` the best
-`expand` is a regression, so only reduce and window are searched, by L-BFGS (Nocedal 1980) on
+`expand` is a regression, so only reduce and window are searched, by L-BFGS on
 
     f(V) = min over B of  tr(M (B V - W) S (B V - W)^T) + mu * sum_r (B^T M B)[r, r] (V S V^T)[r, r]
 
-with the metric `M` of the outputs, the covariance `S` of the patches and the dense kernel `W` of the regression. Its
-starting Hessian is the Kronecker product of what each factor couples, from the covariance's marginals over channels and
-taps, which makes it converge from any start. The last term keeps the terms small (Phan et al. 2020: terms that grow and
-cancel hurt int8 and training).
-
-Wide layers, 256 channels and more, can afford few such steps. They search first between the roots of `M` and of the
-marginals, where `S` is the identity and no product is as wide as the covariance.
+with the metric `M` of the outputs, the covariance `S` of the patches and the dense kernel `W` of the regression. The
+last term keeps the terms small: terms that grow and cancel hurt int8 and training (Phan et al. 2020).
 """
 
 from __future__ import annotations
@@ -55,13 +50,8 @@ def principal_terms(kernel: Tensor) -> Parts:
     rows = kernel.transpose(0, 1).flatten(1)
     directions = eigen(rows @ rows.T)[1]
     turned = torch.einsum("ock,ce->eok", kernel, directions)
-    factors = svd.truncate(turned, min(outputs, taps))
-    count = factors.right.shape[1]
-    return (
-        directions.T.repeat_interleave(count, 0),
-        factors.right.flatten(0, 1),
-        factors.left.transpose(0, 1).flatten(1),
-    )
+    left, right = svd.truncate(turned, min(outputs, taps))
+    return directions.T.repeat_interleave(right.shape[1], 0), right.flatten(0, 1), left.transpose(0, 1).flatten(1)
 
 
 def sizes(terms: Parts) -> Tensor:

@@ -1,6 +1,6 @@
 """`Form`: what a dense conv can become. The package's own forms and users' forms derive from it alike.
 
-A form is a sum of equal branches, each a chain of named convs (its stages). A form of one's own is a frozen dataclass
+A form of one's own is a frozen dataclass
 with a `name` (for JSON), a `word` (for tables) and four methods: `full_rank`, `stages`, `scheme` and `kernels`. It may
 add `factored` (factors from the weights alone) and `energies` (what every rank loses). Pass the class where forms are
 read from files: `Plan.load(path, forms=[MyForm])`; nothing is registered anywhere.
@@ -23,7 +23,7 @@ from convsurgeon.forms.covariance import Whole
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate
 from convsurgeon.forms.modules import ACTIVATIONS, NORMS, SummedBranches, chain, compose
-from convsurgeon.forms.ranks import Energy, Rule, Share, rule_from_dict, rule_to_dict
+from convsurgeon.forms.ranks import Energy, Rule, Share, rule_from_dict
 
 Stages = tuple[tuple[str, Geometry], ...]
 
@@ -74,8 +74,6 @@ class Form(ABC):
         if self.init == "random" and isinstance(self.rank, Energy):
             raise FormError(f"{where}: a rank rule reads the weights that init='random' throws away; pass an int")
 
-    # What a form says of itself.
-
     @abstractmethod
     def full_rank(self, geometry: Geometry) -> int:
         """Return the largest rank that makes sense, at which the form is exact."""
@@ -107,8 +105,6 @@ class Form(ABC):
     def energies(self, geometry: Geometry, weight: Tensor) -> Tensor | None:
         """Return the energy of every term, largest first, (full rank,); None where the terms are not orthogonal."""
         return None
-
-    # What follows from it.
 
     @property
     def label(self) -> str:
@@ -154,13 +150,7 @@ class Form(ABC):
         return f"rank {self.rank} exceeds {full} ({limit}); pass rank <= {full}"
 
     def settle(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> Self:
-        """Return the form with the rank that its rule gives for this kernel, at most the full one.
-
-        Args:
-            geometry: of the conv.
-            weight: its kernel (O, C/groups, kh, kw); only an `Energy` rule reads it.
-            known: what is known of this very kernel; what is missing is added.
-        """
+        """Return the form with the rank that its rule gives for this kernel, at most the full one."""
         if isinstance(self.rank, Share):
             rank = self._sharing(self.rank, geometry)
         elif isinstance(self.rank, Energy):
@@ -200,13 +190,7 @@ class Form(ABC):
         return low
 
     def spectrum(self, geometry: Geometry, weight: Tensor, known: Known | None = None) -> Tensor | None:
-        """Return `energies`, computed once for all forms of a class.
-
-        Args:
-            geometry: of the conv.
-            weight: its kernel (O, C/groups, kh, kw).
-            known: what is known of this very kernel; what is missing is added.
-        """
+        """Return `energies`, computed once for all forms of a class; what is missing in `known` is added."""
         known = {} if known is None else known
         if type(self) not in known:
             known[type(self)] = self.energies(geometry, weight)
@@ -288,7 +272,7 @@ class Form(ABC):
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name == "rank" or value != item.default:
-                values[item.name] = rule_to_dict(value) if isinstance(value, Rule) else value
+                values[item.name] = {type(value).__name__.lower(): value.share} if isinstance(value, Rule) else value
         return values
 
     @classmethod

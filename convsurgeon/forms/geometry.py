@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 _Conv = nn.modules.conv._ConvNd
+WINDOW = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+"""The attributes of a conv beside its channels and its bias, under torch's names."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,8 @@ class Geometry:
 
     def module(self, **factory: Any) -> nn.Conv2d:
         """Return a new `nn.Conv2d` of this geometry; `factory` is device and dtype."""
-        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "bias")
-        arguments: dict[str, Any] = {name: getattr(self, name) for name in names} | factory
-        return nn.Conv2d(self.in_channels, self.out_channels, **arguments)
+        arguments: dict[str, Any] = {name: getattr(self, name) for name in WINDOW} | factory
+        return nn.Conv2d(self.in_channels, self.out_channels, bias=self.bias, **arguments)
 
 
 def _wide(conv: _Conv, value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms.modules import SummedBranches
-from convsurgeon.forms.separable import DepthwiseSeparable
 
 
 def to_keras_kernels(layer: nn.Module) -> list[Array]:
@@ -35,7 +34,8 @@ def to_keras_kernels(layer: nn.Module) -> list[Array]:
     mixings = torch.stack([conv.weight[:, :, 0, 0] for conv in pointwise], -1)  # O, C, T
     kernels = [windows.permute(1, 2, 0, 3), mixings.flatten(1).T[None, None]]
     bias = pointwise[0].bias
-    return [_array(kernel) for kernel in (kernels if bias is None else [*kernels, bias])]
+    found = kernels if bias is None else [*kernels, bias]
+    return [kernel.detach().float().cpu().contiguous().numpy().copy() for kernel in found]
 
 
 def from_keras_kernels(layer: nn.Module, kernels: list[Array]) -> None:
@@ -65,11 +65,12 @@ def from_keras_kernels(layer: nn.Module, kernels: list[Array]) -> None:
 
 def _branches(layer: nn.Module) -> list[nn.Module]:
     """Return the branches, if they are separable and mix all channels."""
-    stages = DepthwiseSeparable.word
     branches = list(layer.branches) if isinstance(layer, SummedBranches) else []
     names = [[name for name, _ in branch.named_children()] for branch in branches]
     if not branches or any(name != ["depthwise", "pointwise"] for name in names):
-        raise FormError(f"layer: a {type(layer).__name__} is not a {stages} layer; pass one made by DepthwiseSeparable")
+        raise FormError(
+            f"layer: a {type(layer).__name__} is not a separable layer; pass one made by DepthwiseSeparable"
+        )
     if any(_convs(branch)[1].groups > 1 for branch in branches):
         raise FormError("layer: it has groups, which Keras' SeparableConv2D has not")
     return branches
@@ -80,7 +81,3 @@ def _convs(branch: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d]:
     assert isinstance(depthwise, nn.Conv2d)
     assert isinstance(pointwise, nn.Conv2d)
     return depthwise, pointwise
-
-
-def _array(tensor: Tensor) -> Array:
-    return tensor.detach().float().cpu().contiguous().numpy().copy()

@@ -41,14 +41,7 @@ Solver = Callable[[Tensor], Tensor]
 
 
 def minimise(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: P, steps: int) -> P:
-    """Return a lower point, at most so many steps away.
-
-    Args:
-        at: gives the point of a place.
-        hessian: gives a solver with the starting Hessian at a point.
-        point: where to begin.
-        steps: how many at most.
-    """
+    """Return a lower point, at most so many steps away; `hessian` gives a solver with the starting one at a point."""
     solve, memory, scale = hessian(point), deque[tuple[Tensor, Tensor, float]](maxlen=MEMORY), 1.0
     for number in range(1, steps + 1):
         direction = _direction(memory, solve, scale, point.gradient)

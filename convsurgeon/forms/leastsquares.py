@@ -7,13 +7,12 @@ minimises
     tr(M W S W^T) - 2 tr(M W R^T)
 
 which is quadratic in each factor of `W` for fixed others: alternating least squares, He et al. 2019 (arXiv 1910.09455),
-there without `M`. How a form's factors make `W`, where they start and how one sweep improves them stands in its file,
-as a `Scheme`. Systems too large to factor are solved by conjugate gradients from the values at hand, preconditioned
-with their blocks.
+there without `M`. Every form's file holds its `Scheme`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms.covariance import Covariance
-from convsurgeon.forms.systems import CG_STEPS, solve
+from convsurgeon.forms.systems import CG_STEPS, cholesky, solve
 
 DIRECT_UNKNOWNS = 512
 """Largest joint system of windows that is factored; larger ones are solved by iteration."""
@@ -149,14 +148,13 @@ def orthonormal_windows(windows: Tensor) -> Tensor:
     return ordered
 
 
-@dataclass(frozen=True)
-class RowSolver:
-    """Solves each row's own system, given its Cholesky factor: (R, T*N, T*N) for values (T, R, N)."""
+def row_solver(systems: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return a function that solves each row's own system (R, T*N, T*N) for values (T, R, N)."""
+    factors = cholesky(systems)
 
-    chol: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the solution."""
+    def solve_rows(x: Tensor) -> Tensor:
         rank, rows, size = x.shape
         flat = x.transpose(0, 1).reshape(rows, -1, 1)
-        return torch.cholesky_solve(flat, self.chol).reshape(rows, rank, size).transpose(0, 1)
+        return torch.cholesky_solve(flat, factors).reshape(rows, rank, size).transpose(0, 1)
+
+    return solve_rows

@@ -36,7 +36,7 @@ class LowRank(Factorised):
     summed: ClassVar[bool] = False
 
     def check(self, geometry: Geometry) -> str | None:
-        """Why a conv of this geometry cannot take the form, or None."""
+        """Return why a conv of this geometry cannot take the form, or None."""
         if len(geometry.kernel_size) != 2 or geometry.transposed:
             return "only Conv2d is rewritten"
         if geometry.taps > 1:
@@ -60,7 +60,8 @@ class LowRank(Factorised):
 
     def parts(self, geometry: Geometry, factors: svd.Factors) -> list[Parts]:
         """Return reduce (R, C) and expand (O, R) of every group."""
-        return list(zip(factors.right, factors.left, strict=True))
+        left, right = factors
+        return list(zip(right, left, strict=True))
 
     def scheme(self, geometry: Geometry) -> LowRankFit:
         """Return the regression of reduced rank."""

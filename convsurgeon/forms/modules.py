@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from convsurgeon.forms.geometry import Geometry
+from convsurgeon.forms.geometry import WINDOW, Geometry
 
 NORMS = {"batch": nn.BatchNorm2d}
 ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "silu": nn.SiLU, "hardswish": nn.Hardswish, "gelu": nn.GELU}
@@ -47,14 +47,8 @@ class SummedBranches(InPlaceOfLayer):
     def __init__(self, branches: Sequence[nn.Module], geometry: Geometry) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.in_channels = geometry.in_channels
-        self.out_channels = geometry.out_channels
-        self.kernel_size = geometry.kernel_size
-        self.stride = geometry.stride
-        self.padding = geometry.padding
-        self.dilation = geometry.dilation
-        self.groups = geometry.groups
-        self.padding_mode = geometry.padding_mode
+        for name in ("in_channels", "out_channels", *WINDOW):
+            setattr(self, name, getattr(geometry, name))
         self.transposed = False
         self.output_padding = (0,) * len(geometry.kernel_size)
 
@@ -68,10 +62,7 @@ class SummedBranches(InPlaceOfLayer):
 
 
 def chain(
-    stages: Sequence[tuple[str, Geometry]],
-    norm: str | None,
-    activation: str | None,
-    **factory: Any,
+    stages: Sequence[tuple[str, Geometry]], norm: str | None, activation: str | None, **factory: Any
 ) -> nn.Sequential:
     """Return one branch: the named convs in a row, `norm` and `activation` after every one but the last."""
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -87,9 +78,7 @@ def chain(
 
 
 def compose(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
-    """Return the dense kernel (O, C/groups, kh, kw) that convs in a row compute.
-
-    No two of their windows share an axis.
+    """Return the dense kernel (O, C/groups, kh, kw) that convs in a row compute; no two windows may share an axis.
 
     Args:
         stages: kernel (outputs, inputs per group, kh, kw) and groups of every conv, in order.

@@ -49,17 +49,8 @@ class Share(Rule):
         return max(1, bisect.bisect_right(range(1, full + 1), self.share * dense, key=macs))
 
 
-def rule_to_dict(rule: Rule) -> dict[str, float]:
-    """Return a rule as JSON."""
-    return {type(rule).__name__.lower(): rule.share}
-
-
 def rule_from_dict(values: Mapping[str, Any]) -> Rule:
-    """Read what `rule_to_dict` wrote.
-
-    Raises:
-        FormError: it is not a rule.
-    """
+    """Read a rule from JSON, such as {"energy": 0.9}; raise a FormError for what is not one."""
     for rule in (Energy, Share):
         share = values.get(rule.__name__.lower())
         if isinstance(share, int | float) and len(values) == 1:

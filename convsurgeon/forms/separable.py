@@ -6,9 +6,6 @@ For each input channel c, `W[:, c, :]` (O x K) becomes T depthwise filters and T
 
 and the conv's stride, padding and dilation sit on the depthwise conv. Exact at T = min(K, O). Guo et al., Network
 Decoupling, BMVC 2018. With groups all of this holds group by group, and the pointwise conv carries the groups.
-
-In the fit windows belong to input channels: all outputs share one (T*C)^2 system for the mixings, which the metric
-does not change, and the windows are one (T*C*K)^2 system.
 """
 
 from __future__ import annotations
@@ -24,8 +21,8 @@ from convsurgeon.forms import leastsquares, svd
 from convsurgeon.forms.factorised import Factorised, balance_norms, leading
 from convsurgeon.forms.form import Stages
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.forms.leastsquares import Normal, Parts, RowSolver, orthonormal_windows
-from convsurgeon.forms.systems import cholesky, conjugate_gradients, roots, solve
+from convsurgeon.forms.leastsquares import Normal, Parts, orthonormal_windows, row_solver
+from convsurgeon.forms.systems import conjugate_gradients, roots, solve
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class DepthwiseSeparable(Factorised):
 
     def parts(self, geometry: Geometry, factors: svd.Factors) -> list[Parts]:
         """Return mixings (T, O, C) and windows (T, C, K) of every group."""
-        lefts, rights = (side.unflatten(0, (geometry.groups, -1)) for side in (factors.left, factors.right))
+        lefts, rights = (side.unflatten(0, (geometry.groups, -1)) for side in factors)
         return [(left.permute(2, 1, 0), right.transpose(0, 1)) for left, right in zip(lefts, rights, strict=True)]
 
     def scheme(self, geometry: Geometry) -> SeparableFit:
@@ -115,4 +112,4 @@ class SeparableFit:
             moved = torch.bmm(x.transpose(0, 1), by_channel).reshape(-1, *x.shape[1:])
             return torch.bmm(coupling, moved.transpose(0, 1)).transpose(0, 1)
 
-        return conjugate_gradients(apply, right, windows, RowSolver(cholesky(systems)))
+        return conjugate_gradients(apply, right, windows, row_solver(systems))

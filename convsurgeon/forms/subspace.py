@@ -81,8 +81,7 @@ class BlueprintSubspace(Blueprint):
         mixings, windows = self._mixings(geometry, groups)
         branches: list[tuple[Tensor, ...]] = []
         for mixing, window in zip(mixings, windows.unflatten(2, (1, *geometry.kernel_size)), strict=True):
-            narrow = svd.truncate(mixing, self.inner(geometry))
-            pointwise, subspace = narrow.left.flatten(0, 1), narrow.right.flatten(0, 1)
+            pointwise, subspace = (side.flatten(0, 1) for side in svd.truncate(mixing, self.inner(geometry)))
             branches.append((subspace[..., None, None], pointwise[..., None, None], window))
         return branches
 
@@ -95,9 +94,13 @@ class BlueprintSubspace(Blueprint):
         Args:
             module: what `build` made, or a module that holds several of them, as a converted model does.
         """
-        groups = [conv for name, conv in module.named_modules() if name.rpartition(".")[2] == "subspace"]
-        parts = [_skewness(conv) for conv in groups if isinstance(conv, nn.Conv2d)]
-        return torch.stack(parts).sum() if parts else super().regularization(module)
+        total = super().regularization(module)
+        for name, conv in module.named_modules():
+            if name.rpartition(".")[2] == "subspace" and isinstance(conv, nn.Conv2d):
+                rows = conv.weight.flatten(1).unflatten(0, (conv.groups, -1))
+                skew = rows @ rows.mT - torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
+                total = total + torch.linalg.matrix_norm(skew).sum()
+        return total
 
     def _mixings(self, geometry: Geometry, groups: Sequence[Parts]) -> tuple[Tensor, Tensor]:
         """Return pointwise matrices (T, groups, O/groups, C/groups) for windows (T, O, kh*kw) of norm one.
@@ -129,14 +132,5 @@ class SubspaceFit(BlueprintFit):
         mixings = super()._mixings(normal, factors)
         left, left_inverse = roots(normal.metric)
         right, right_inverse = roots(normal.covariance.diagonal(dim1=1, dim2=3).sum(-1))
-        parts = svd.truncate(left @ mixings @ right, min(self.width, *mixings.shape[1:]))
-        cut: Tensor = left_inverse @ (parts.left @ parts.right) @ right_inverse
-        return cut
-
-
-def _skewness(conv: nn.Conv2d) -> Tensor:
-    """Return ||P P^T - I||_F of every group's matrix, summed over the groups."""
-    rows = conv.weight.flatten(1).unflatten(0, (conv.groups, -1))
-    skew: Tensor = rows @ rows.mT - torch.eye(rows.shape[1], device=rows.device, dtype=rows.dtype)
-    total: Tensor = torch.linalg.matrix_norm(skew).sum()
-    return total
+        tall, wide = svd.truncate(left @ mixings @ right, min(self.width, *mixings.shape[1:]))
+        return left_inverse @ (tall @ wide) @ right_inverse

@@ -11,7 +11,6 @@ Law: `|A - A_T|^2` equals the sum of the discarded squared singular values.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,23 +21,12 @@ _BLOCK_ELEMENTS = 1 << 20
 """Matrix elements held in float64 at a time (8 MB): a 2048-channel layer is factored without a copy of itself."""
 
 
-@dataclass(frozen=True)
-class Factors:
-    """`left @ right` approximates a batch of matrices: `left` (B, M, T), `right` (B, T, N)."""
-
-    left: Tensor
-    right: Tensor
+Factors = tuple[Tensor, Tensor]
+"""Left (B, M, T) and right (B, T, N), whose product approximates a batch of matrices."""
 
 
 def spectrum(matrices: Tensor) -> Tensor:
-    """Return squared singular values, largest first, summed over a batch.
-
-    Args:
-        matrices: (B, M, N), any strides.
-
-    Returns:
-        (min(M, N),) in float64. Its total is the squared Frobenius norm of the batch.
-    """
+    """Return squared singular values (min(M, N),) of matrices (B, M, N), largest first, summed over the batch."""
     total = torch.zeros(min(matrices.shape[1:]), dtype=torch.float64, device=matrices.device)
     for block in _blocks(matrices):
         total += eigenvalues(_gram(block)).clamp(min=0).flip(-1).sum(0)
@@ -46,17 +34,12 @@ def spectrum(matrices: Tensor) -> Tensor:
 
 
 def truncate(matrices: Tensor, rank: int) -> Factors:
-    """Return the best factors of every matrix, singular values shared evenly between the two sides.
+    """Return the best factors of matrices (B, M, N), singular values shared evenly between the two sides.
 
-    Args:
-        matrices: (B, M, N), any strides.
-        rank: 1 <= rank <= min(M, N).
-
-    Returns:
-        Factors in float64, signs fixed so that the same matrices always give the same factors.
+    They are in float64, their signs fixed so that the same matrices always give the same factors.
     """
-    pieces = [_truncate(block, rank) for block in _blocks(matrices)]
-    return Factors(torch.cat([piece.left for piece in pieces]), torch.cat([piece.right for piece in pieces]))
+    lefts, rights = zip(*(_truncate(block, rank) for block in _blocks(matrices)), strict=True)
+    return torch.cat(lefts), torch.cat(rights)
 
 
 def lost(energies: Tensor, rank: int) -> float:
@@ -79,8 +62,8 @@ def _gram(block: Tensor) -> Tensor:
 
 def _truncate(block: Tensor, rank: int) -> Factors:
     if block.shape[2] > block.shape[1]:
-        flipped = _truncate(block.mT, rank)
-        return Factors(flipped.right.mT, flipped.left.mT)
+        right, left = _truncate(block.mT, rank)
+        return left.mT, right.mT
     values, vectors = eigen(_gram(block))
     right = vectors[..., -rank:].flip(-1)
     largest = right.gather(1, right.abs().argmax(1, keepdim=True))
@@ -88,4 +71,4 @@ def _truncate(block: Tensor, rank: int) -> Factors:
     left = block @ right
     size = values[..., -rank:].flip(-1).clamp(min=0).pow(0.25)[:, None, :]
     size = torch.where(size > 1e-4 * size.amax(dim=(1, 2), keepdim=True), size, 1.0)
-    return Factors(left / size, (right * size).mT)
+    return left / size, (right * size).mT

@@ -12,7 +12,7 @@ from torch import nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import first_batches
-from convsurgeon.fit.residual import added_share
+from convsurgeon.fit.fidelity import added_share
 from convsurgeon.graph.example import Example
 
 Amount = float | int | str

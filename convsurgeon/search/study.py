@@ -80,7 +80,7 @@ class Study:
         if self.data is None:
             return dataclasses.replace(self, scores=score_by_weights(self.options))
         model, batches = self.seen.model, first_batches(self.data.fitted, images_for_scores(self.options))
-        gradients = sensitivity.moments(model, self.options, batches, self.seed)
+        gradients = sensitivity.gradient_moments(model, self.options, batches, self.seed)
         scores = score_by_data(model, self.options, batches, gradients, seed=self.seed, progress=self.progress)
         return dataclasses.replace(self, scores=scores, gradients=gradients)
 

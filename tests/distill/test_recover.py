@@ -24,9 +24,9 @@ import convsurgeon as cs
 from convsurgeon.cli.main import main
 from convsurgeon.distill.batches import Stream, split, training_set
 from convsurgeon.distill.distiller import SLOWER
-from convsurgeon.distill.learning_rate import RATES
 from convsurgeon.distill.recipe import LEAST_STEPS, Recipe
 from convsurgeon.distill.record import Recovery, Score
+from convsurgeon.recovery import RATES
 from tests import nets, networks
 
 X = torch.randn(160, 3, 12, 12, generator=torch.Generator().manual_seed(3))

@@ -12,7 +12,7 @@ import convsurgeon as cs
 from convsurgeon.calibration.collect import read
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.samples import moments, second_moment
+from convsurgeon.fit.samples import cross_moment, squares
 from convsurgeon.graph.capture import capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from convsurgeon.search.scores import score_by_data
@@ -48,7 +48,7 @@ def test_a_linear_head_gives_its_gram_matrix() -> None:
     torch.manual_seed(0)
     model = Linear().eval()
     data = _data()
-    found = sensitivity.moments(model, ["conv"], data.fitted, seed=0)["conv"]
+    found = sensitivity.gradient_moments(model, ["conv"], data.fitted, seed=0)["conv"]
     wanted = (model.head.weight.T @ model.head.weight).detach().double()
     assert float((found - wanted).norm() / wanted.norm()) < 0.25  # 200 random projections
     mixed = sensitivity.mixed(found)
@@ -82,8 +82,8 @@ def test_where_no_gradient_comes_all_outputs_count_alike() -> None:
 def test_a_triangle_of_blocks_is_the_whole_moment(width: int) -> None:
     values = torch.randn(500, width)
     center = torch.randn(width)
-    expected = moments(values - center, values, center)
-    torch.testing.assert_close(second_moment(values, center), expected, rtol=1e-5, atol=1e-5)
+    expected = cross_moment(values - center, values, center)
+    torch.testing.assert_close(squares(values, center).div_(len(values)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_appraisal_predicts_what_a_linear_network_loses() -> None:
@@ -96,7 +96,7 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
     base = plan_captured(seen, forms, cs.select.everything(), allow_growth=True)
     options = candidates(base, kernels_of(seen), forms, allow_growth=True)
     batches = read(images, seen.example).fitted
-    gradients = sensitivity.moments(model, options, batches, 0)
+    gradients = sensitivity.gradient_moments(model, options, batches, 0)
     scores = score_by_data(model, options, batches, gradients, seed=0, progress=False)
     assert set(scores) == {("0", form.label) for form in forms}
     falling = [scores["0", form.label] for form in forms[:3]]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from convsurgeon import cli
-from convsurgeon.fit.residual import added_share
+from convsurgeon.fit.fidelity import added_share
 from convsurgeon.search import study
 from convsurgeon.search.goal import DEFAULT_ERROR_ADDED
 from convsurgeon.search.search import MOST_TRIALS, NOT_WORTH_IT, WORTH
