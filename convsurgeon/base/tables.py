@@ -11,7 +11,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,3 @@ def _uncomputed(value: Any) -> Any:
 
 def _infinite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-
-
-def null_infinite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with None in place of infinite figures and NaN, as strict JSON has them."""
-    return {name: None if _infinite(value) else value for name, value in values.items()}

@@ -53,33 +53,13 @@ class LayerError:
     """Whether it was left in float."""
 
 
-class _Energy:
-    """Energies of a signal and of its error, added up in float64."""
-
-    def __init__(self) -> None:
-        self.signal = self.error = 0.0
-
-    def add(self, exact: Array, changed: Array) -> None:
-        wanted = exact.astype(np.float64)
-        self.signal += float(np.sum(wanted**2))
-        self.error += float(np.sum((changed.astype(np.float64) - wanted) ** 2))
-
-    @property
-    def db(self) -> float:
-        """Signal over error; infinite without error, minus infinity without signal or with NaN."""
-        if self.error == 0:
-            return math.inf
-        finite = self.signal > 0 and math.isfinite(self.error)
-        return 10 * math.log10(self.signal / self.error) if finite else -math.inf
-
-
 def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
     """Compare two files in the optimised runtime; images may have other sizes than the files are for.
 
     Raises:
         LatencyError: One of them cannot be loaded.
     """
-    energy, error, same, ranked, rows = _Energy(), OutputError(), 0, 0, 0
+    energies, error, same, ranked, rows = np.zeros(2), OutputError(), 0, 0, 0
     sessions = [_open(path, feeds) for path in (reference, other)]
     for feed in feeds:
         wanted, found = (session.run(None, feed) for session in sessions)
@@ -87,26 +67,19 @@ def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Ag
             images = sum(len(next(iter(feed.values()))) for feed in feeds)
             return Agreement(other.name, -math.inf, None, images, math.inf)
         for one, two in zip(wanted, found, strict=True):
-            energy.add(one, two)
+            energies += _energies(one, two)
         error.add(*([torch.from_numpy(one.astype(np.float64)) for one in side] for side in (wanted, found)))
         rows += len(wanted[0]) if wanted[0].ndim else 1
         if len(wanted) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
             same += int(np.sum(wanted[0].argmax(1) == found[0].argmax(1)))
             ranked += len(wanted[0])
-    return Agreement(other.name, energy.db, same / ranked if ranked else None, rows, error.value)
+    return Agreement(other.name, _decibels(energies), same / ranked if ranked else None, rows, error.value)
 
 
 def compare_layers(
     model: ModelProto, rounded: ModelProto, feeds: Sequence[Feed], left: Collection[str]
 ) -> tuple[LayerError, ...]:
-    """Return what rounding did to every conv and matrix product, in the order of the float graph.
-
-    Args:
-        model: The float graph.
-        rounded: The same graph in int8.
-        feeds: Calibration inputs.
-        left: Names of the nodes that were left in float.
-    """
+    """Return what rounding did to every conv and matrix product of a float graph; the nodes in `left` stayed float."""
     values = _sqnr_of_values(model, rounded, feeds[:_BATCHES])
     readers = proto.readers(model.graph)
     layers = []
@@ -130,13 +103,26 @@ def _sqnr_of_values(model: ModelProto, rounded: ModelProto, feeds: Sequence[Feed
         other = name + DEQUANTISED if name + DEQUANTISED in made else name
         if types.get(name) == TensorProto.FLOAT and other in made:
             pairs[name] = other
-    energies = {name: _Energy() for name in pairs}
+    energies = np.zeros((len(pairs), 2))
     exact, changed = expose_values(model, pairs), expose_values(rounded, pairs.values())
     for feed in feeds:  # not all at once: a graph has hundreds of values
         wanted, found = exact.run(list(pairs), feed), changed.run(list(pairs.values()), feed)
-        for energy, one, two in zip(energies.values(), wanted, found, strict=True):
-            energy.add(one, two)
-    return {name: energy.db for name, energy in energies.items()}
+        energies += [_energies(one, two) for one, two in zip(wanted, found, strict=True)]
+    return dict(zip(pairs, map(_decibels, energies), strict=True))
+
+
+def _energies(exact: Array, changed: Array) -> Array:
+    """Return the energies of a signal and of its error, summed in float64."""
+    wanted = exact.astype(np.float64)
+    return np.array([np.sum(wanted**2), np.sum((changed.astype(np.float64) - wanted) ** 2)])
+
+
+def _decibels(energies: Array) -> float:
+    """Return signal over error in dB; infinite without error, minus infinity without signal or with NaN."""
+    signal, error = map(float, energies)
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 and math.isfinite(error) else -math.inf
 
 
 def _noise(sqnr_db: float) -> float:

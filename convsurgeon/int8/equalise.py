@@ -1,19 +1,10 @@
 """Even out channel ranges before quantisation: the same function, but every channel fills its eight bits.
 
-Activations are quantised per tensor, and between a depthwise and a pointwise conv the channels of one tensor may
-differ in range by orders of magnitude. With nothing (or a ReLU) in between, channel c may be divided by any s_c > 0
-where it is made and multiplied by it where it is read:
-
-    W2 relu(W1 x + b1) = (W2 S) relu(S^-1 (W1 x + b1))
-
-exactly, for sums of convs and for several readers too. With a_c the largest activation of the channel on the
-calibration inputs and r_c the largest share that any reader's weight for it has in its output channel's range,
-
-    s_c = sqrt(a_c / r_c)
-
-makes activation and weight ranges equally uneven (after Nagel et al., Data-Free Quantization, ICCV 2019, arXiv
-1906.04721, with measured instead of estimated ranges). A depthwise reader has a scale for every channel, so there
-s_c = a_c: its activations become even, its weights are rounded as before.
+With nothing (or a ReLU) in between, channel c may be divided by any s_c > 0 where it is made and multiplied by it where
+it is read: W2 relu(W1 x + b1) = (W2 S) relu(S^-1 (W1 x + b1)), exactly, for sums of convs and several readers too. With
+a_c the largest activation on the calibration inputs and r_c the largest share of a reader's weight in the range of its
+output channel, s_c = sqrt(a_c / r_c) makes activations and weights equally uneven (after Nagel et al., ICCV 2019, arXiv
+1906.04721). A depthwise reader has a scale for every channel, so there s_c = a_c.
 """
 
 from __future__ import annotations
@@ -26,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.int8.feeds import expose_values
-from convsurgeon.onnx.graph import owns_constants
+from convsurgeon.onnx.graph import owns_constants, summed_convs
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed
 
@@ -72,31 +63,20 @@ def equalise(model: ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
 def _find_seams(graph: GraphProto) -> list[_Seam]:
     made, counts, read, known = proto.producers(graph), proto.uses(graph), proto.readers(graph), _stored(graph)
 
-    def own_conv(node: NodeProto | None) -> bool:
-        return node is not None and node.op_type == "Conv" and owns_constants(node, known, counts)
+    def own_conv(node: NodeProto) -> bool:
+        return node.op_type == "Conv" and owns_constants(node, known, counts)
 
     def makers(start: NodeProto | None) -> list[tuple[NodeProto, int]]:
         """Return the convs whose outputs are summed or stand side by side in a value; none if others take part."""
-        if start is not None and start.op_type == "Concat" and proto.number_attribute(start, "axis", 1) == 1:
-            parts = [made.get(name) for name in start.input]
-            found, offset = [], 0
-            for name, node in zip(start.input, parts, strict=True):
-                if node is None or not own_conv(node) or counts[name] != 1:
-                    return []
-                found.append((node, offset))
-                offset += known[node.input[1]].dims[0]
-            return found
-        found, pending = [], [start]
-        while pending:
-            node = pending.pop()
-            if node is None or (node is not start and counts[node.output[0]] != 1):
+        if start is None or start.op_type != "Concat" or proto.number_attribute(start, "axis", 1) != 1:
+            return [(conv, 0) for conv in summed_convs(start, made, counts, own_conv)]
+        found, offset = [], 0
+        for name in start.input:
+            node = made.get(name)
+            if node is None or not own_conv(node) or counts[name] != 1:
                 return []
-            if node.op_type == "Add":
-                pending += [made.get(name) for name in node.input]
-            elif own_conv(node):
-                found.append((node, 0))
-            else:
-                return []
+            found.append((node, offset))
+            offset += known[node.input[1]].dims[0]
         return found
 
     seams = []

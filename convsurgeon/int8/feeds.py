@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 from onnx import ModelProto, TensorProto, helper
 from torch import Tensor
@@ -15,9 +14,6 @@ from convsurgeon.base.errors import ExportError
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import Feed, open_session, session_options
 
-_SPATIAL = 2
-"""First of the axes of an image's size."""
-
 
 def open_sizes(model: ModelProto) -> ModelProto:
     """Return a copy that runs on images of any size, if its nodes can: only the batch and the channels stay fixed."""
@@ -25,7 +21,7 @@ def open_sizes(model: ModelProto) -> ModelProto:
     del copy.graph.value_info[:]
     for info in (*copy.graph.input, *copy.graph.output):
         for axis, size in enumerate(info.type.tensor_type.shape.dim):
-            if axis >= _SPATIAL:
+            if axis >= 2:
                 size.dim_param = f"{info.name}_{axis}"
     return copy
 
@@ -54,7 +50,10 @@ def make_feeds(model: ModelProto, calibration: Any) -> list[Feed]:
     feeds: list[Feed] = []
     for part in parts:
         rows = part if isinstance(part, dict) else {inputs[0][0]: part}
-        arrays = {name: _array(values) for name, values in rows.items()}
+        arrays = {
+            name: values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+            for name, values in rows.items()
+        }
         fits = all(name in arrays and arrays[name].shape == shape for name, shape in inputs)
         feeds.extend([arrays] if fits else _batches(arrays, inputs[0][1]))
     if not feeds or set(feeds[0]) != {name for name, _ in inputs}:
@@ -68,7 +67,3 @@ def _batches(rows: Feed, shape: tuple[int | str, ...]) -> Iterator[Feed]:
     batch = shape[0] if shape and isinstance(shape[0], int) else min(length, 16)
     for start in range(0, length - batch + 1, max(batch, 1)):
         yield {name: values[start : start + batch] for name, values in rows.items()}
-
-
-def _array(values: Any) -> npt.NDArray[Any]:
-    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -6,7 +6,7 @@ of a few channels on one side. A network whose output holds nothing of its input
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from onnx import ModelProto, NodeProto
 
@@ -25,38 +25,32 @@ _BETWEEN = frozenset((*_MIXING, *_MOVING))
 """Operators that may stand between an image and its convs."""
 
 _Shapes = Mapping[str, tuple[int | str, ...]]
-Nodes = Callable[[str], Iterable[NodeProto]]
-_Values = Callable[[NodeProto], Iterable[str]]
 
 
 def find_float_ends(model: ModelProto, target: Target) -> frozenset[str]:
-    """Return the names of the nodes that stay in float, unless the target wants all nodes rounded."""
-    return frozenset() if target.whole else find_image_ends(model)
-
-
-def find_image_ends(model: ModelProto) -> frozenset[str]:
     """Return the names of the nodes from an input image to its first convs and from the last ones to an output image.
 
     Args:
         model: A float graph of any batch and size; it is not changed.
+        target: What it is for.
 
     Returns:
-        None at all unless an input image is added to an output image (four axes, few channels, more than one pixel).
+        None at all where the target wants all nodes rounded, or where no input image is added to an output image (four
+        axes, few channels, more than one pixel).
     """
     outputs = [name for name, shape in proto.signature(model.graph.output) if _is_image(shape)]
-    if not outputs:
+    if target.whole or not outputs:
         return frozenset()
     known = graph.infer_shapes(ModelProto.FromString(model.SerializeToString())).graph
     shapes = dict(proto.signature((*known.input, *known.value_info, *known.output)))
     constants = set(proto.constants(known))
     inputs = [info.name for info in known.input if info.name not in constants and _is_image(shapes[info.name])]
-    made, readers, links = proto.producers(known), proto.readers(known), _find_links(known.node)
-    back, seen = _walk(
-        outputs, lambda name: [made[name]] if name in made else [], lambda node: node.input, shapes, links
-    )
+    links = _find_links(known.node)
+    made = {name: [node] for name, node in proto.producers(known).items()}
+    back, seen = _walk(outputs, made, lambda node: node.input, shapes, links)
     if seen.isdisjoint(inputs):
         return frozenset()
-    forth, _ = _walk(inputs, lambda name: readers.get(name, []), lambda node: node.output, shapes, links)
+    forth, _ = _walk(inputs, proto.readers(known), lambda node: node.output, shapes, links)
     return frozenset(back | forth)
 
 
@@ -75,14 +69,18 @@ def _find_links(nodes: Iterable[NodeProto]) -> frozenset[str]:
 
 
 def _walk(
-    names: Iterable[str], nodes_of: Nodes, values_of: _Values, shapes: _Shapes, links: Collection[str]
+    names: Iterable[str],
+    nodes: Mapping[str, Sequence[NodeProto]],
+    values_of: Callable[[NodeProto], Iterable[str]],
+    shapes: _Shapes,
+    links: Collection[str],
 ) -> tuple[set[str], set[str]]:
     """Return the names of the nodes and values between some values and the nearest convs, with what these became."""
     found: set[str] = set()
     waiting, seen = [(name, False) for name in names], set(names)
     while waiting:
         value, inside = waiting.pop()
-        for node in nodes_of(value):
+        for node in nodes.get(value, ()):
             conv, linked = node.op_type == "Conv", node.name in links
             between = node.op_type in _BETWEEN and all(_is_thin(shapes.get(name, ())) for name in node.output)
             if not (linked if inside else conv or between):

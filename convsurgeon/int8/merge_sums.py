@@ -58,8 +58,8 @@ def _settings(node: NodeProto, known: Mapping[str, TensorProto]) -> tuple[object
     """Return all in which two convs must be alike."""
     outputs, _, *kernel = known[node.input[1]].dims
     usual = {"strides": [1] * len(kernel), "dilations": [1] * len(kernel), "pads": [0] * 2 * len(kernel)}
-    found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
-    rest = found.get("auto_pad", b"NOTSET"), found.get("group", 1)
+    found = proto.attributes(node)
+    rest = found.get("auto_pad", "NOTSET"), found.get("group", 1)
     return (kernel, outputs, *(found.get(name, values) for name, values in usual.items()), *rest)
 
 

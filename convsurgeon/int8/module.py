@@ -69,11 +69,7 @@ class Int8Module(nn.Module):
 
 
 def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
-    """Return the model as its int8 file would compute it.
-
-    Args:
-        model: In float; it stays as it is.
-        examples: Calibration batches, of which `IMAGES` images are used.
+    """Return a float model, which stays as it is, as its int8 file calibrated on the examples would compute it.
 
     Raises:
         ExportError: The model has no ONNX form, or the quantiser fails on it.

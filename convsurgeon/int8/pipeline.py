@@ -25,14 +25,7 @@ def prepare(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator = "
 def round_graph(
     model: ModelProto, ranges: Ranges, feeds: Sequence[Feed], target: Target, left: Collection[str] = ()
 ) -> ModelProto:
-    """Return the int8 version of a float graph, which stays as it is.
-
-    Args:
-        model: As `prepare` left it.
-        ranges: Of its values.
-        feeds: Calibration inputs.
-        target: What the graph is for.
-        left: Names of nodes that stay in float.
+    """Return the int8 version of a float graph that `prepare` made, which stays as it is; `left` are nodes in float.
 
     Raises:
         ExportError: The quantiser fails on it.

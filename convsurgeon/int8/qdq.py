@@ -29,24 +29,22 @@ Scales = Mapping[str, npt.NDArray[np.float64]]
 def insert_qdq(
     model: ModelProto, ranges: Ranges, target: Target, left: Collection[str] = (), scales: Scales | None = None
 ) -> ModelProto:
-    """Return the graph in int8; the float one stays as it is.
+    """Return a float graph in int8, which stays as it is; the nodes in `left` are not rounded.
 
-    Args:
-        model: A float graph.
-        ranges: Of its values.
-        target: What the graph is for.
-        left: Names of nodes that stay in float.
-        scales: Of weights that lie on a grid already; other weights are rounded to the nearest.
+    `scales` are those of weights that lie on a grid already; other weights are rounded to the nearest.
 
     Raises:
         ExportError: The quantiser fails on it.
     """
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    exact = ModelProto.FromString(model.SerializeToString())
+    if not proto.element_types(exact.graph).keys() >= proto.producers(exact.graph).keys():
+        exact = graph.infer_shapes(exact)
     known = {name: _known_scale(steps) for name, steps in (scales or {}).items()}
     try:
         with quiet():
             quantiser = QDQQuantizer(
-                _typed(ModelProto.FromString(model.SerializeToString())),
+                exact,
                 target.per_channel,
                 target.reduce_range,
                 QuantType.QInt8,
@@ -63,13 +61,6 @@ def insert_qdq(
         raise ExportError(f"cannot be quantised: {first_line(error)}") from error
     rounded: ModelProto = quantiser.model.model
     return rounded
-
-
-def _typed(model: ModelProto) -> ModelProto:
-    """Return the graph with the type of every value written down."""
-    types = proto.element_types(model.graph)
-    known = all(name in types for name in proto.producers(model.graph))
-    return model if known else graph.infer_shapes(model)
 
 
 def _known_scale(steps: npt.NDArray[np.float64]) -> list[dict[str, Any]]:

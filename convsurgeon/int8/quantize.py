@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
-from convsurgeon.base.tables import Table, null_infinite
+from convsurgeon.base.tables import Table
 from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.float_ends import find_float_ends
@@ -58,22 +58,12 @@ class Quantized:
         """Rounded layers by the noise they add, the worst first."""
         return tuple(sorted((layer for layer in self.layers if not layer.excluded), key=lambda one: -one.added))
 
-    def moved_to(self, path: Path) -> Quantized:
-        """Return the same figures of the file at another path."""
-        return replace(self, path=path)
-
     @property
     def table(self) -> Table:
         """The ten layers that add most noise; empty for fp16."""
         columns = (("layer", "text"), ("sqnr_db", "decibel"), ("noise_added", "share"))
         rows = tuple((one.name, one.sqnr_db, one.added) for one in self.worst[:10])
         return Table(f"{self.path.name}: layers by the noise that rounding them adds", columns, rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an infinite figure is null."""
-        layers = [null_infinite(asdict(one)) for one in self.layers]
-        own = {"path": str(self.path), "layers": layers, "notes": list(self.notes)}
-        return null_infinite(vars(self) | own)
 
     def __str__(self) -> str:
         fidelity = f"SQNR {self.sqnr_db:.1f} dB, same top-1 {self.agreement:.1%}"

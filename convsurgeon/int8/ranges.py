@@ -25,10 +25,7 @@ CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 def find_ranges(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator) -> Ranges:
     """Return the range of every float value that a node makes, and of every input.
 
-    Args:
-        model: A float graph.
-        feeds: Calibration inputs.
-        calibrator: `minmax` takes the extremes, `percentile` cuts five of a million values off on each side.
+    The calibrator `minmax` takes the extremes, `percentile` cuts five of a million values off on each side.
     """
     ranges: dict[str, Range] = {}
     for name, value in _values(model, feeds, _float_values(model)):

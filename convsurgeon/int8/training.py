@@ -2,12 +2,10 @@
 
 Weights of convs and linear layers are rounded output channel by output channel, what these layers read to 256 levels of
 the range that the exporter's calibrator finds. Gradients pass a rounding as if it were not there (Bengio et al. 2013,
-arXiv 1308.3432) and end where a value is cut off (Jacob et al. 2018, arXiv 1712.05877). A batch norm behind a conv
-scales whole output channels, so the levels are those of the weights that it is folded into.
+arXiv 1308.3432) and end where a value is cut off (Jacob et al. 2018, arXiv 1712.05877).
 
-The exporter evens out the channels between two convs before it rounds (see `equalise`). Here, too, what a conv reads is
-divided by the same factors and its weights are multiplied by them while both are rounded. Weights that the exporter
-rounds to what their conv computes (see `weight_rounding`) are not rounded here: little of their error is left.
+What a conv reads is divided by the exporter's factors (see `equalise`), and its weights are multiplied by them, while
+both are rounded. Weights that `weight_rounding` fits are not rounded here: little of their error is left.
 """
 
 from __future__ import annotations
@@ -62,19 +60,10 @@ def as_exported(model: nn.Module, sample: Sequence[Example], target: Target) -> 
         return Exported()
 
 
-def learn_rounded(
-    model: nn.Module,
-    sample: Sequence[Example],
-    target: Target,
-    exported: Exported = Exported(),
-) -> None:
-    """Make the model round in every forward pass from now on; its state dict stays as it is.
+def learn_rounded(model: nn.Module, sample: Sequence[Example], target: Target, exported: Exported = Exported()) -> None:
+    """Make a working copy round in every forward pass from now on, by hooks; its state dict stays as it is.
 
-    Args:
-        model: a working copy; hooks stay on it.
-        sample: batches that the ranges of activations are found on.
-        target: what the int8 file will be for.
-        exported: what the exporter will do with its layers.
+    The ranges of activations are found on `sample`; `exported` is what the exporter will do with the layers.
     """
     layers: dict[nn.Module, Tensor] = {
         module: _scale(module, exported.scales.get(name))
@@ -148,24 +137,21 @@ def _spans(model: nn.Module, layers: Mapping[nn.Module, Tensor], sample: Sequenc
     spans: dict[nn.Module, Range] = {}
     bins: dict[nn.Module, Array] = {}
 
+    def read(layer: nn.Module, args: tuple[Any, ...]) -> npt.NDArray[Any]:
+        values: Tensor = args[0] / layers[layer].to(args[0])
+        return values.detach().float().cpu().numpy()
+
     def widen(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        spans[layer] = widen_range(_array(args[0] / layers[layer].to(args[0])), spans.get(layer))
+        spans[layer] = widen_range(read(layer, args), spans.get(layer))
 
     def count(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        bins[layer] = count_bins(_array(args[0] / layers[layer].to(args[0])), spans[layer], bins.get(layer))
-
-    def run() -> None:
-        for batch in sample:
-            batch.run(model)
+        bins[layer] = count_bins(read(layer, args), spans[layer], bins.get(layer))
 
     with evaluating(model):
         with watch_inputs(layers, widen):
-            run()
+            for batch in sample:
+                batch.run(model)
         with watch_inputs([layer for layer, (low, high) in spans.items() if high > low], count):
-            run()
+            for batch in sample:
+                batch.run(model)
     return [cut_range(bins[layer], *spans[layer]) if layer in bins else None for layer in layers]
-
-
-def _array(values: Tensor) -> npt.NDArray[Any]:
-    found: npt.NDArray[Any] = values.detach().float().cpu().numpy()
-    return found

@@ -1,17 +1,11 @@
 r"""Round weights to what their layer computes, not each to the nearest: optimal brain quantisation, and the bias.
 
 With the second moment `H = E[x x^T]` of what a conv sees in the rounded network, its output is off by
-
-    tr((W - Q) H (W - Q)^T)
-
-for a weight matrix `Q` on the grid of its rows. Column by column, the error of rounding one weight is compensated by
-the weights that are still to be rounded (GPTQ: Frantar et al., ICLR 2023, arXiv 2210.17323; Hassibi & Stork 1993),
-
-    W[:, j+1:] -= (W[:, j] - Q[:, j]) / U[j, j] * U[j, j+1:]          H^-1 = U^T U
-
-columns with the most energy first. Law: of every row the better of this and of rounding to the nearest is kept, so the
-error by `H` is never above that of the nearest. The mean of the remaining error goes into the bias,
-`b += (W - Q) E[x]` (Nagel et al. 2019, section 4.2).
+`tr((W - Q) H (W - Q)^T)`. Column by column, most energy first, the weights that are still to be rounded make up for the
+error (GPTQ: Frantar et al., ICLR 2023, arXiv 2210.17323), with `H^-1 = U^T U`:
+`W[:, j+1:] -= (W[:, j] - Q[:, j]) / U[j, j] * U[j, j+1:]`. Law: of every row the better of this and of rounding to the
+nearest is kept, so the error by `H` is never above that of the nearest. The mean of the remaining error goes into the
+bias, `b += (W - Q) E[x]` (Nagel et al. 2019, section 4.2).
 """
 
 from __future__ import annotations
@@ -22,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.int8.feeds import expose_values
@@ -55,17 +49,9 @@ class _Layer:
 def round_weights(
     model: ModelProto, rough: ModelProto, feeds: Sequence[Feed], target: Target, left: Collection[str]
 ) -> Scales:
-    """Round the weights of every conv of a float graph and correct its bias, in place.
+    """Round the weights of every conv of a float graph and correct its bias, in place; return the weights' scales.
 
-    Args:
-        model: The float graph; its weights become values on the grid.
-        rough: The same graph rounded, which says what every layer will see.
-        feeds: Calibration inputs.
-        target: What the graph is for.
-        left: Names of nodes that stay in float.
-
-    Returns:
-        The scales of the weights that were rounded, by name.
+    `rough` is the same graph rounded to the nearest, which says what every layer will see; the nodes in `left` stay.
     """
     layers = [one for one in _find_layers(model, rough) if one.node.name not in left]
     scales: dict[str, Array] = {}
@@ -90,14 +76,7 @@ def find_roundable(graph: GraphProto) -> frozenset[str]:
 
 
 def round_rows(rows: Array, moment: Array | None, steps: Array, largest: int) -> Array:
-    """Round rows (O, n) to their grids so that the error by `moment` is small.
-
-    Args:
-        rows: Weights.
-        moment: Second moment (n, n) of the inputs; None rounds to the nearest.
-        steps: Of every row's grid, (O,).
-        largest: Level of the grid.
-    """
+    """Round rows (O, n) to grids of `steps` (O,) so that the error by `moment` (n, n) is small, or to the nearest."""
     nearest = _nearest(rows, steps[:, None], largest)
     inverse = None if moment is None else _inverse_factor(moment)
     if moment is None or inverse is None:
@@ -159,7 +138,7 @@ def _inputs(node: NodeProto, known: Mapping[str, TensorProto], counts: Mapping[s
     """Return the inputs of an output of a conv of images with constants of its own; 0 for every other node."""
     if node.op_type != "Conv" or not owns_constants(node, known, counts):
         return 0
-    padded = any(item.name == "auto_pad" and item.s != b"NOTSET" for item in node.attribute)
+    padded = proto.attributes(node).get("auto_pad", "NOTSET") != "NOTSET"
     sizes = known[node.input[1]].dims
     return math.prod(sizes[1:]) if len(sizes) == 4 and not padded else 0
 
@@ -193,7 +172,7 @@ def _moments(rough: ModelProto, layers: Sequence[_Layer], feeds: Sequence[Feed])
 
 def _patches(value: npt.NDArray[np.float32], one: _Layer, random: np.random.Generator) -> Array:
     """Return what some outputs of a conv are computed from: (images x positions, groups, n)."""
-    settings = {item.name: helper.get_attribute_value(item) for item in one.node.attribute}
+    settings = proto.attributes(one.node)
     stride, dilation = settings.get("strides", (1, 1)), settings.get("dilations", (1, 1))
     top, left, bottom, right = settings.get("pads", (0, 0, 0, 0))
     padded = np.pad(value, ((0, 0), (0, 0), (top, bottom), (left, right)))

@@ -11,8 +11,9 @@ opset than the one asked for if it cannot convert.
 from __future__ import annotations
 
 import importlib.metadata
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from convsurgeon.base.errors import ExportError, ParityError, first_line
+from convsurgeon.base.errors import ExportError, ParityError, WriteError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
@@ -30,7 +31,7 @@ from convsurgeon.onnx.files import file_bytes
 from convsurgeon.onnx.inputs import copy_to_cpu, order_example
 from convsurgeon.onnx.metadata import input_metadata
 from convsurgeon.onnx.parity import Parity, check_parity
-from convsurgeon.onnx.rewritten_file import copy_original, timing_graph, write_network
+from convsurgeon.onnx.rewritten_file import timing_graph, write_network
 from convsurgeon.onnx.torch_export import Dynamic, instead_of, run_exporter
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -52,18 +53,6 @@ class OnnxFile:
     """Name and shape of every input; a symbolic dimension is a string."""
     outputs: tuple[tuple[str, tuple[int | str, ...]], ...]
     parity: Parity
-
-    def moved_to(self, path: Path) -> OnnxFile:
-        """Return the same figures of the file at another path."""
-        return replace(self, path=path)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        ends = {
-            end: [{"name": name, "shape": list(shape)} for name, shape in values]
-            for end, values in (("inputs", self.inputs), ("outputs", self.outputs))
-        }
-        return {**vars(self), "path": str(self.path), **ends, "parity": self.parity.to_dict()}
 
     def __str__(self) -> str:
         return (
@@ -137,13 +126,20 @@ def export(
 
 
 def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
-    """Copy the user's own file to a path byte for byte.
+    """Copy the user's own file to a path byte for byte, and the files that its weights lie in beside it.
 
     Raises:
         ParityError: torch computes something else than the file.
         WriteError: A file of weights would lie outside of the folder.
     """
-    copy_original(network, path)
+    source = network.source
+    path.write_bytes(source.data)
+    for place in source.places:
+        copy = path.parent / place
+        if not copy.resolve().is_relative_to(path.parent.resolve()):
+            raise WriteError(f"{source.path}: its weights lie in {place}, outside of its folder; save it in one folder")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.path.parent / place, copy)
     parity = check_parity(network, order_example(network, example), path, images=images)
     _require(parity, path, network)
     return _describe(path, parity)
@@ -163,16 +159,6 @@ def export_graph(model: nn.Module, example: Any) -> ModelProto:
     return exported
 
 
-def check_opset(opset: int) -> None:
-    """Refuse an operator set that the exporter does not write.
-
-    Raises:
-        ExportError: It is too old or too new.
-    """
-    if opset not in _OPSETS:
-        raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
-
-
 def version() -> str:
     """Return this package's version, for the producer field."""
     try:
@@ -183,7 +169,8 @@ def version() -> str:
 
 def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
     """Return torch's graph of a model that can be checked against the runtime."""
-    check_opset(opset)
+    if opset not in _OPSETS:
+        raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
     if dynamic not in (None, "batch", "size"):
         raise ExportError(f"dynamic={dynamic!r}: pass None, 'batch' or 'size'")
     weights = [*model.named_parameters(), *model.named_buffers()]

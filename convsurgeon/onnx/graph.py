@@ -1,10 +1,8 @@
 """The exporter's graph made fit for devices: every rewrite keeps the function and is exact up to rounding.
 
 * Identity, Dropout and Cast to the same type go.
-* A batch norm after a conv, or after a *sum of convs*, goes into the convs. With `y = sum_t W_t x_t + b` and
-  `bn(y) = s (y - m) + z` the folded weights are `s W_t` and one bias `s (b - m) + z`. The exporter folds only the first
-  kind; without the second every form with branches would keep its batch norms, which the runtime executes as depthwise
-  convs.
+* A batch norm after a conv, or after a *sum of convs*, which the exporter does not fold, goes into the convs. With
+  `y = sum_t W_t x_t + b` and `bn(y) = s (y - m) + z` the weights become `s W_t` and one bias `s (b - m) + z`.
 * Two Slices in a row, as `x[:, :, ::2, ::2]` is exported, become one.
 * A mean over all spatial axes becomes GlobalAveragePool, which NNAPI and CoreML take.
 * A bias of zeros goes, and equal integer constants (starts, axes, shapes) become one.
@@ -12,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +44,24 @@ def owns_constants(node: NodeProto, known: Collection[str], counts: Mapping[str,
     return all(name in known and counts[name] == 1 for name in node.input[1:] if name)
 
 
+def summed_convs(
+    node: NodeProto | None, made: Mapping[str, NodeProto], counts: Mapping[str, int], own: Callable[[NodeProto], bool]
+) -> list[NodeProto]:
+    """Return the convs whose sum a node makes, or none if others take part, read along, or are not its own."""
+    found, pending = [], [node]
+    while pending:
+        one = pending.pop()
+        if one is None or (one is not node and counts[one.output[0]] != 1):
+            return []
+        if one.op_type == "Add":
+            pending += [made.get(name) for name in one.input]
+        elif one.op_type == "Conv" and own(one):
+            found.append(one)
+        else:
+            return []
+    return found
+
+
 def infer_shapes(model: ModelProto) -> ModelProto:
     """Return the model with the shape of every inner value inferred anew; those of `model` itself are removed."""
     del model.graph.value_info[:]
@@ -64,30 +80,22 @@ def _drop_idle_nodes(graph: GraphProto) -> None:
 
 def _fold_batch_norms(graph: GraphProto) -> None:
     for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
-        convs = _summed_convs(graph, norm.input[0])
+        convs = _foldable_convs(graph, norm.input[0])
         known = proto.constants(graph)
         if convs and all(name in known for name in norm.input[1:5]) and len(norm.output) == 1:
             _fold(graph, norm, convs, known)
             proto.bypass(graph, norm)
 
 
-def _summed_convs(graph: GraphProto, value: str) -> list[NodeProto]:
-    """Return the convs whose sum is the value, or none if anything else takes part or reads along."""
+def _foldable_convs(graph: GraphProto, value: str) -> list[NodeProto]:
+    """Return the convs of stored weights whose sum is the value, or none if another node reads it."""
     made, counts = proto.producers(graph), proto.uses(graph)
-    known = {tensor.name for tensor in graph.initializer}
-    found: list[NodeProto] = []
-    pending = [value]
-    while pending:
-        node = made.get(pending.pop())
-        if node is None or counts[node.output[0]] != 1:
-            return []
-        if node.op_type == "Add":
-            pending.extend(node.input)
-        elif node.op_type == "Conv" and counts[node.input[1]] == 1 and all(n in known for n in node.input[1:] if n):
-            found.append(node)
-        else:
-            return []
-    return found
+    stored = {tensor.name for tensor in graph.initializer}
+
+    def own(conv: NodeProto) -> bool:
+        return counts[conv.input[1]] == 1 and all(name in stored for name in conv.input[1:] if name)
+
+    return summed_convs(made.get(value), made, counts, own) if counts[value] == 1 else []
 
 
 def _fold(graph: GraphProto, norm: NodeProto, convs: list[NodeProto], known: dict[str, TensorProto]) -> None:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import tensors_in
 
 
 def order_example(model: nn.Module, example: object) -> Example:
@@ -27,11 +26,6 @@ def order_example(model: nn.Module, example: object) -> Example:
     order = {name: index for index, name in enumerate(inspect.signature(model.forward).parameters)}
     names = sorted(given.kwargs, key=lambda name: order.get(name, len(order)))
     return Example(given.args, {name: given.kwargs[name] for name in names}).map(lambda one: one.detach().cpu())
-
-
-def run_flat(model: nn.Module, example: Example) -> list[Tensor]:
-    """Return the tensors that the model returns, flattened."""
-    return tensors_in(example.run(model))
 
 
 def copy_to_cpu(model: nn.Module) -> nn.Module:
@@ -55,18 +49,11 @@ def randomise(example: Example, seed: int) -> Example:
 
 
 def resize_example(
-    example: Example,
-    dims: Mapping[int, Callable[[int], int]],
-    rank: int = 1,
-    fixed: Sequence[Collection[int]] = (),
+    example: Example, dims: Mapping[int, Callable[[int], int]], rank: int = 1, fixed: Sequence[Collection[int]] = ()
 ) -> Example:
-    """Return the example with some dimensions of its tensors repeated or cut.
+    """Return the example with axes repeated or cut to the sizes that `dims` computes from the old ones.
 
-    Args:
-        example: Its tensors are changed.
-        dims: Axis -> the new size from the old one.
-        rank: Tensors of fewer axes stay as they are.
-        fixed: The axes of every tensor that stay as they are; none by default.
+    Tensors of fewer axes than `rank`, and the axes in `fixed` (one collection per tensor), stay as they are.
     """
     held = iter(fixed or [()] * len(example.tensors()))
 

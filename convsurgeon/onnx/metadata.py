@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.planning.plan import Plan
@@ -20,23 +20,21 @@ Signature = Sequence[tuple[str, _Shape]]
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images become inputs, and what the outputs are called. Empty fields are not known.
+    """How images become inputs. Empty fields are not known.
 
     Args:
         mean: Subtracted from pixels in [0, 1], one per channel or one for all.
         std: Divides them then.
-        classes: Names of the last axis of the output, in order.
     """
 
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    classes: tuple[str, ...] = ()
 
-    def check(self, inputs: Signature, outputs: Signature) -> None:
-        """Compare the fields with the inputs and outputs of a file.
+    def check(self, inputs: Signature) -> None:
+        """Compare the fields with the inputs of a file.
 
         Raises:
-            ExportError: Another number of values than there are channels, or of names than there are classes.
+            ExportError: There is another number of values than of channels, or one of `std` is not above 0.
         """
         shape = inputs[0][1]
         channels = {shape[1], shape[3]} if len(shape) == 4 else {None}  # some files have them last
@@ -46,9 +44,6 @@ class Preparation:
                 raise ExportError(f"{name}: {len(values)} values for {found} channels; pass one for each or one")
         if not all(value > 0 for value in self.std):
             raise ExportError(f"std: every value must be above 0, got {list(self.std)}")
-        last = outputs[0][1][-1] if outputs[0][1] else None
-        if self.classes and len(self.classes) != last:
-            raise ExportError(f"classes: {len(self.classes)} names for {last} outputs; pass one for each")
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return plain JSON values, empty fields left out."""
@@ -56,13 +51,7 @@ class Preparation:
 
 
 def source_metadata(source: nn.Module, plan: Plan | None, preparation: Preparation) -> dict[str, str]:
-    """Return entries for a file's `metadata_props`: hash of the original weights, what was changed, how to feed it.
-
-    Args:
-        source: The model before the surgery.
-        plan: What was done, None for the original itself.
-        preparation: How images become inputs.
-    """
+    """Return entries for a file's `metadata_props`: hash of the original weights, what was changed, how to feed it."""
     changes = {} if plan is None else plan.changes
     forms = {name: change.form.to_dict() for name, change in changes.items()}
     entries = {"source_sha256": state_sha256(source), "plan": _json(forms)}
@@ -85,14 +74,9 @@ def state_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor.detach().cpu().to_dense()))
+        ordered = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach().cpu().to_dense())
+        digest.update(bytes(ordered.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    """Return a tensor's values in order, whatever its strides are."""
-    raw = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor).reshape(-1).view(torch.uint8)
-    return bytes(raw.numpy())
 
 
 def _json(value: Mapping[str, Any] | Sequence[Any]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from torch import nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import LatencyError, ParityError, first_line
-from convsurgeon.base.tables import null_infinite
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.onnx.inputs import copy_to_cpu, order_example, randomise, resize_example, run_flat
+from convsurgeon.onnx.inputs import copy_to_cpu, order_example, randomise, resize_example
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import open_session, session_options
 
@@ -82,12 +82,6 @@ class Parity:
             return "none"
         return "the runtime's optimisations" if all(case.optimised for case in failed) else "the export"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; an infinite figure is null."""
-        figures = {name: getattr(self, name) for name in ("passed", "fault", "relative", "sqnr_db")}
-        limits = {"relative_limit": self.relative_limit, "sqnr_limit_db": self.sqnr_limit_db}
-        return {**null_infinite(figures), **limits, "cases": [null_infinite(asdict(case)) for case in self.cases]}
-
     def __str__(self) -> str:
         rows = []
         for case in self.cases:
@@ -134,7 +128,7 @@ def check_parity(
     with undisturbed(subject):
         for name, one in (*given, *real):
             try:
-                reference = [tensor.detach().numpy() for tensor in run_flat(subject, one)]
+                reference = [tensor.detach().numpy() for tensor in tensors_in(one.run(subject))]
             except Exception as error:  # of whatever the network is made of
                 if isinstance(subject, OnnxNetwork) and name.startswith("seed 0, "):
                     _LOG.info("%s: %s is left out: the network cannot take it (%s)", file, name, first_line(error))

@@ -1,4 +1,4 @@
-"""Run other people's code without its log lines and warnings, and find what went wrong in it."""
+"""Run other people's code without its log lines and warnings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 # Warnings of the user's model carry the user's module and are shown.
 _CHATTY_MODULES = r"(torch|onnxscript|onnx_ir|onnx|copyreg|convsurgeon)(\.|$)"
-_CHATTY_LOGGERS = ("torch", "torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+_CHATTY_FAMILIES = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 @contextmanager
@@ -22,7 +22,8 @@ def quiet() -> Iterator[None]:
         return record.thread != thread
 
     # torch gives its own children handlers and levels, so a parent's level alone does not reach them.
-    names = {*_CHATTY_LOGGERS, *(name for name in logging.root.manager.loggerDict if _is_chatty(name))}
+    children = (name for name in logging.root.manager.loggerDict if name.startswith(_CHATTY_FAMILIES))
+    names = {"torch", "torch.fx", *_CHATTY_FAMILIES, *children}
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     handler = logging.NullHandler()  # `logging.warning` gives a root without handlers one that stays
@@ -39,14 +40,3 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
             logging.root.removeHandler(handler)
             logging.root.removeFilter(from_another_thread)
-
-
-def _is_chatty(name: str) -> bool:
-    return name.startswith(("torch.onnx", "torch.export", "onnxscript", "onnx_ir"))
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """Return the exception at the bottom of a `raise ... from ...` chain."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error

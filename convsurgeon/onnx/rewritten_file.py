@@ -1,4 +1,4 @@
-"""Networks of an ONNX file: written back into it, copied, and their graph as a table of latencies needs it."""
+"""Networks of an ONNX file: written back into it, and their graph as a table of latencies needs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor
 
-from convsurgeon.base.errors import WriteError
 from convsurgeon.base.files import check_file, new_file, scratch
 from convsurgeon.graph.example import Example
 from convsurgeon.onnx.parity import Parity, check_parity
@@ -23,10 +22,7 @@ from convsurgeon.onnxnet.write import changed_convs, rewrite, save_network
 def write_network(
     network: OnnxNetwork, example: Example, target: Path, overwrite: bool, images: Sequence[Any]
 ) -> Parity:
-    """Write a network's file, and the file of its weights where it has one, if the runtime computes the same.
-
-    Returns:
-        Parity; where it fails nothing is written.
+    """Write a network's file, and that of its weights where it has one, unless the parity that is returned fails.
 
     Raises:
         ExportError: A form has no counterpart in the file's operator set.
@@ -44,22 +40,6 @@ def write_network(
                 with new_file(target.with_name(one.name), overwrite) as place:
                     shutil.copyfile(one, place)
     return parity
-
-
-def copy_original(network: OnnxNetwork, target: Path) -> None:
-    """Copy the user's own file byte for byte, and the files that its weights lie in, into a folder.
-
-    Raises:
-        WriteError: A file of weights would lie outside of the folder.
-    """
-    source = network.source
-    target.write_bytes(source.data)
-    for place in source.places:
-        copy = target.parent / place
-        if not copy.resolve().is_relative_to(target.parent.resolve()):
-            raise WriteError(f"{source.path}: its weights lie in {place}, outside of its folder; save it in one folder")
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.path.parent / place, copy)
 
 
 def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
@@ -92,21 +72,16 @@ def timing_graph(network: OnnxNetwork) -> ModelProto:
         weight = f"{path}.weight"
         if weight != node.input[1] and weight not in stored:
             stored.add(weight)
-            graph.initializer.append(_weight(network, path, known.get(node.input[1])))
+            tensor = known.get(node.input[1])
+            if tensor is None:
+                held = network.get_submodule(path).weight
+                assert isinstance(held, Tensor)
+                tensor = numpy_helper.from_array(to_array(held, TensorProto.FLOAT))
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = weight
         node.input[1] = weight
     proto.drop_unused(graph)
     return model
-
-
-def _weight(network: OnnxNetwork, path: str, known: TensorProto | None) -> TensorProto:
-    made = TensorProto()
-    if known is None:
-        weight = network.get_submodule(path).weight
-        assert isinstance(weight, Tensor)
-        known = numpy_helper.from_array(to_array(weight, TensorProto.FLOAT))
-    made.CopyFrom(known)
-    made.name = f"{path}.weight"
-    return made
 
 
 def _write_padding(node: NodeProto, conv: FileConv) -> None:

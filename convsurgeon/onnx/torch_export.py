@@ -23,7 +23,7 @@ from convsurgeon.graph.outputs import part_before
 from convsurgeon.graph.state import undisturbed, written_parameters
 from convsurgeon.onnx.inputs import resize_example
 from convsurgeon.onnx.node_names import SCOPES
-from convsurgeon.onnx.quiet import quiet, root_cause
+from convsurgeon.onnx.quiet import quiet
 from convsurgeon.onnxnet import proto
 
 Dynamic = Literal["batch", "size"] | None
@@ -31,13 +31,7 @@ _AXES: dict[str, dict[int, str]] = {"batch": {0: "batch"}, "size": {2: "height",
 
 
 def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """Return the graph of a model on the CPU, as torch writes it.
-
-    Args:
-        model: Left as it was.
-        example: In the order of `forward`.
-        opset: Operator set that is asked for; another may come out.
-        dynamic: Which dimensions stay open.
+    """Return the graph of a model on the CPU, as torch writes it; another opset than the one asked for may come out.
 
     Raises:
         ExportError: The model does not run, writes to its own weights, or neither exporter takes it.
@@ -57,12 +51,12 @@ def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynami
     try:
         return _capture(model, wide, opset, dynamic)
     except Exception as error:  # the exporter wraps whatever it fails on
-        cause = _cut(first_line(root_cause(error)))
+        cause = _root_cause(error)
     try:
         traced = _trace(model, wide, opset, dynamic)
     except Exception as error:  # likewise
         raise ExportError(
-            f"{name}: torch.onnx.export failed: {cause}; traced, it failed too: {_cut(first_line(root_cause(error)))}; "
+            f"{name}: torch.onnx.export failed: {cause}; traced, it failed too: {_root_cause(error)}; "
             f"where the output depends on values (boxes, non-maximum suppression), {instead_of(model)}"
         ) from error
     warnings.warn(
@@ -99,8 +93,7 @@ def _capture(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -
 def _trace(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
     """Return the graph of a traced run."""
     file = io.BytesIO()
-    inputs = [f"input_{index}" for index, _ in enumerate(example.tensors())]
-    axes = {name: _open_axes(one, dynamic) for name, one in zip(inputs, example.tensors(), strict=True)}
+    axes = {f"input_{index}": _open_axes(tensor, dynamic) for index, tensor in enumerate(example.tensors())}
     with undisturbed(model), quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one for every branch; one line says what came of them
         torch.onnx.export(
@@ -111,7 +104,7 @@ def _trace(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> 
             dynamo=False,
             verbose=False,
             opset_version=opset,
-            input_names=inputs,
+            input_names=list(axes),
             dynamic_axes={name: found for name, found in axes.items() if found},
         )
     traced = onnx.load_from_string(file.getvalue())
@@ -166,5 +159,9 @@ def _dynamic_shapes(example: Example, dynamic: Dynamic) -> dict[str, Any] | tupl
     return marked
 
 
-def _cut(text: str) -> str:
+def _root_cause(error: BaseException) -> str:
+    """Return the message, cut, of the exception at the bottom of a `raise ... from ...` chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = first_line(error)
     return text if len(text) <= 160 else f"{text[:157]}..."

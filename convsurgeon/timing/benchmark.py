@@ -76,16 +76,9 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        memory = self.memory or [None] * len(self.work)
+        memory = [vars(one) for one in self.memory] or [{"peak_bytes": None, "idle_bytes": None}] * len(self.work)
         files = [
-            {
-                "name": row.name,
-                "macs": work.macs,
-                "uncounted": list(work.uncounted),
-                "peak_bytes": peak.peak_bytes if peak else None,
-                "idle_bytes": peak.idle_bytes if peak else None,
-                "profile": profile.to_dict(),
-            }
+            {"name": row.name, "macs": work.macs, "uncounted": work.uncounted, **peak, "profile": profile.to_dict()}
             for row, work, profile, peak in zip(self.main.rows, self.work, self.profiles, memory, strict=True)
         ]
         return {"timings": [timing.to_dict() for timing in self.timings], "files": files}

@@ -7,10 +7,11 @@ timing.speedup, timing.interval, timing.verdict      # 2.31, (2.27, 2.36), "fast
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from onnx import ModelProto
 from tabulate import tabulate
@@ -91,10 +92,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        usual = {"speedup": self.speedup, "interval": list(self.interval), "verdict": self.verdict}
-        rows = [{**asdict(row), "interval": list(row.interval)} for row in self.rows]
-        own = {"rows": rows, "machine": self.machine.to_dict(), "notes": list(self.notes)}
-        return usual | vars(self) | own
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return {"speedup": self.speedup, "interval": list(self.interval), "verdict": self.verdict} | values
 
     def __str__(self) -> str:
         headers = ("file", "MB", "p50 ms", "p90 ms", "best ms", "create ms", "first ms", "speed-up", "95 %", "verdict")

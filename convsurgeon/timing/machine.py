@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import onnx
 
@@ -31,10 +30,6 @@ class Machine:
     onnxruntime: str
     load: float
     """Load average of the last minute; 0 where the system does not tell."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {**asdict(self), "isa": list(self.isa)}
 
     def __str__(self) -> str:
         isa = " ".join(self.isa) or "unknown instruction set"

@@ -32,11 +32,6 @@ class PeakMemory:
     idle_bytes: int
     """What it held just before it opened the file: Python, numpy and the runtime."""
 
-    @property
-    def model_bytes(self) -> int:
-        """What the file added."""
-        return self.peak_bytes - self.idle_bytes
-
 
 def can_read_memory() -> bool:
     """Tell whether this system reports how much memory a process held."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from onnx import GraphProto, NodeProto
 from tabulate import tabulate
@@ -79,8 +80,7 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        nodes = [asdict(node) for node in self.nodes]
-        return {"total_ms": self.total_ms, "threads": self.threads, "level": self.level, "nodes": nodes}
+        return {"total_ms": self.total_ms, **msgspec.to_builtins(self)}
 
     def __str__(self) -> str:
         rows = [(node.name, node.operator, f"{1e3 * node.ms:.1f}", f"{node.share:.1%}") for node in self.nodes]

@@ -4,12 +4,9 @@ Samples are times per run, shape (blocks, rounds); a block is one set of freshly
 every model. Round r with times a, a' of two sessions of the baseline and b of the candidate gives two speed-ups, a / b
 and a' / b, and one null a / a'. Only ratios within a round are used, so a slow drift of the machine cancels.
 
-The estimate is the median of all speed-ups: an interrupted round strays up as often as down. Its interval is a
-percentile bootstrap in two steps, blocks and then rounds within them, because sessions differ by where their weights
-happen to lie in memory, and more rounds on the same sessions do not average that away. The noise floor is what the
-baseline shows against itself, the median null, and one percent at least. A difference is believed only where its whole
-interval lies beyond the floor. The far end of the null's interval would count scatter twice, since the candidate's
-interval already holds it.
+The estimate is the median of all speed-ups; its interval is a percentile bootstrap of blocks and then of rounds within
+them, because sessions differ by where their weights lie in memory. The noise floor is what the baseline shows against
+itself, the median null, and one percent at least. Only a whole interval beyond the floor is a difference.
 """
 
 from __future__ import annotations

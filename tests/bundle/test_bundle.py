@@ -239,7 +239,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(CalibrationError, match="int8"):
         export(result, out, int8=True, calibration=False)
     with pytest.raises(ExportError, match="std: every value must be above 0"):
-        Preparation(std=(0.0,)).check([("x", (1, 3, 2, 2))], [("y", (1, 2))])
+        Preparation(std=(0.0,)).check([("x", (1, 3, 2, 2))])
     with pytest.raises(LatencyError, match="pairs"):
         export(result, out, pairs=1)
     monkeypatch.setattr(int8_files, "quantize", failing)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.int8.float_ends import find_image_ends
+from convsurgeon.int8.float_ends import find_float_ends
 from convsurgeon.int8.module import as_int8
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import Exported, learn_rounded
@@ -82,7 +82,7 @@ def _segmenter() -> nn.Module:
 )
 def test_which_nodes_are_ends(model: nn.Module, channels: int, convs: set[str], others: set[str]) -> None:
     graph = export_graph(model.eval(), torch.randn(1, channels, SIZE, SIZE))
-    found = find_image_ends(graph)
+    found = find_float_ends(graph, Target())
     kinds = {node.name: node.op_type for node in graph.graph.node}
     assert {name for name in found if kinds[name] == "Conv"} == convs
     assert {kinds[name] for name in found} - {"Conv"} == others
@@ -102,7 +102,7 @@ def test_a_rewritten_end_stays_in_float_as_a_whole(form: cs.Form) -> None:
     assert {"first", "middle", "last"} == set(made.changes)
     graph = export_graph(made.model, example)
     convs = {node.name for node in graph.graph.node if node.op_type == "Conv"}
-    assert find_image_ends(graph) & convs == {name for name in convs if not name.startswith("middle")}
+    assert find_float_ends(graph, Target()) & convs == {name for name in convs if not name.startswith("middle")}
 
 
 class Residual(nn.Module):
@@ -138,7 +138,7 @@ class Linear(nn.Module):
 def test_wide_convs_next_to_an_end_are_none(model: nn.Module) -> None:
     graph = export_graph(model.eval(), torch.randn(1, 3, SIZE, SIZE))
     convs = [node.name for node in graph.graph.node if node.op_type == "Conv"]
-    assert find_image_ends(graph) & set(convs) == {convs[0], convs[-1]}
+    assert find_float_ends(graph, Target()) & set(convs) == {convs[0], convs[-1]}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -171,7 +171,9 @@ def test_a_recovery_rounds_what_the_file_will() -> None:
     torch.manual_seed(0)
     model, images = Restorer().eval(), torch.rand(16, 3, SIZE, SIZE)
     example = cs.Example((images[:1],))
-    learn_rounded(model, [cs.Example((images,))], Target(), Exported(find_image_ends(export_graph(model, example))))
+    learn_rounded(
+        model, [cs.Example((images,))], Target(), Exported(find_float_ends(export_graph(model, example), Target()))
+    )
     inputs: dict[str, Tensor] = {}
     for name in ("middle", "last"):
         model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -68,9 +67,7 @@ def test_nan_is_a_failure(tmp_path: Path) -> None:
     parity = check_parity(Root(), -torch.ones(IMAGE), done, seeds=())
     assert not parity.passed
     assert parity.relative == math.inf
-    values = json.loads(json.dumps(parity.to_dict(), allow_nan=False))
-    assert values["relative"] is None
-    assert values["cases"][0]["passed"] is False
+    assert not parity.cases[0].passed
 
 
 def square_root(folder: Path) -> Path:

@@ -50,7 +50,7 @@ def test_more_weights_more_memory(tmp_path: Path) -> None:
     small = peak_memory(conv_stack(tmp_path / "a.onnx", 1, channels=256, size=4))
     large = peak_memory(conv_stack(tmp_path / "b.onnx", 31, channels=256, size=4))
     assert small.idle_bytes > 10**6
-    assert large.model_bytes - small.model_bytes > 0.9 * 30 * 256 * 256 * 9 * 4
+    assert large.peak_bytes - small.peak_bytes > 0.9 * 30 * 256 * 256 * 9 * 4
 
 
 def test_what_cannot_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
