@@ -18,7 +18,7 @@ from convsurgeon.graph.example import Example
 Amount = float | int | str
 Metric = Callable[[nn.Module], float]
 
-DEFAULT_ERROR = 0.033
+DEFAULT_ERROR = 0.03
 """Relative error of the output on held-out images that the default allows."""
 
 DEFAULT_ERROR_ADDED = 0.005
