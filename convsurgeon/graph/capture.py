@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from convsurgeon.base.errors import CaptureError, describe
 from convsurgeon.forms.geometry import Geometry
-from convsurgeon.graph.cost import Cost, MacCounter, live_bytes, parameter_count, weight_bytes
+from convsurgeon.graph.cost import Cost, MacCounter, count_weights, live_bytes
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.graph.obstacles import check_model, holders_of, module_obstacle, reading_obstacle
@@ -90,7 +90,8 @@ def capture(model: Model, example: object = None) -> Capture:
         replace(site, share=site.macs / watch.macs if watch.macs else 0.0, reads_input=site.name in readers)
         for site in sites
     ]
-    cost = Cost(parameter_count(model), watch.macs, weight_bytes(model), peak)
+    params, weight_bytes = count_weights(model)
+    cost = Cost(params, watch.macs, weight_bytes, peak)
     return Capture(model, inputs, graph, tuple(sites), opaque, cost)
 
 

@@ -38,16 +38,12 @@ class Cost:
         return 2 * self.macs
 
 
-def parameter_count(model: nn.Module) -> int:
-    """Parameters, shared ones once, and those that another runtime holds."""
-    held = sum(module.params for module in model.modules() if isinstance(module, Subgraph))
-    return held + sum(parameter.numel() for parameter in model.parameters())
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the parameters, shared ones once, and of those that another runtime holds."""
-    held = sum(module.weight_bytes for module in model.modules() if isinstance(module, Subgraph))
-    return held + sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def count_weights(model: nn.Module) -> tuple[int, int]:
+    """Return the number of parameters and their bytes, shared ones once, and those that another runtime holds."""
+    own, held = list(model.parameters()), [module for module in model.modules() if isinstance(module, Subgraph)]
+    count = sum(parameter.numel() for parameter in own) + sum(module.params for module in held)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in own)
+    return count, size + sum(module.weight_bytes for module in held)
 
 
 class MacCounter(TorchDispatchMode):
@@ -60,7 +56,6 @@ class MacCounter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operator and count it."""
         kwargs = kwargs or {}
         formula = flop_registry.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:

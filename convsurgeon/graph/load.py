@@ -37,14 +37,13 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
     arguments = dict(arguments or {})
     if where == "torchvision" and factory:
         family, _, factory = f"models.{factory}".rpartition(".")  # detection.ssd300_vgg16, segmentation.fcn_resnet50
-        made = _call(name, _attribute(_module(f"torchvision.{family}", name), factory, name), arguments)
+        found = _attribute(_module(f"torchvision.{family}", name), factory, name)
     elif where == "timm" and factory:
-        made = _call(
-            name, _attribute(_module("timm", name), "create_model", name), {"model_name": factory, **arguments}
-        )
+        found = _attribute(_module("timm", name), "create_model", name)
+        arguments = {"model_name": factory, **arguments}
     else:
         found = load_function(name)
-        made = found if isinstance(found, nn.Module) else _call(name, found, arguments)
+    made = found if isinstance(found, nn.Module) else _call(name, found, arguments)
     if not isinstance(made, nn.Module):
         raise LoadError(
             f"{name}: gives a {type(made).__name__}, not a torch.nn.Module; name a function that returns one"

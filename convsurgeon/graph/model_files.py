@@ -51,7 +51,13 @@ def open_model(
     from convsurgeon.onnxnet.values import to_array
 
     source = read_source(model)
-    ports = inputs_of(source, dict(shapes or {}) if example is None else _shapes(_by_name(example)))
+    if example is not None:
+        shapes = {}
+        for name, value in _by_name(example).items():
+            if not isinstance(value, Tensor):
+                raise CaptureError(f"example: {name} is a {type(value).__name__}; an ONNX file takes tensors")
+            shapes[name] = tuple(value.shape)
+    ports = inputs_of(source, dict(shapes or {}))
     given = _inputs(ports, example)
     tensors = given.kwargs or {ports[0].name: given.args[0]}
     feed = {port.name: to_array(tensors[port.name], port.kind) for port in ports}
@@ -104,10 +110,10 @@ def _side_by_side(one: Tensor, two: Tensor, both: Tensor) -> bool:
     return False
 
 
-def _by_name(example: object) -> dict[str | int, Tensor]:
+def _by_name(example: object) -> dict[str | int, Any]:
     """Tensors by the names or the places of their inputs."""
     made = Example.of(_tensors(example))
-    named: dict[str | int, Tensor] = {str(name): value for name, value in made.kwargs.items()}
+    named: dict[str | int, Any] = {str(name): value for name, value in made.kwargs.items()}
     return dict(enumerate(made.args)) | named
 
 
@@ -118,13 +124,6 @@ def _tensors(example: object) -> object:
     if isinstance(example, Mapping):
         return {name: _tensors(value) for name, value in example.items()}
     return tuple(map(_tensors, example)) if isinstance(example, tuple | list) else example
-
-
-def _shapes(given: Mapping[str | int, Any]) -> dict[str | int, tuple[int, ...]]:
-    for name, value in given.items():
-        if not isinstance(value, Tensor):
-            raise CaptureError(f"example: {name} is a {type(value).__name__}; an ONNX file takes tensors")
-    return {name: tuple(value.shape) for name, value in given.items()}
 
 
 def _inputs(ports: tuple[FileInput, ...], example: object) -> Example:

@@ -35,8 +35,11 @@ def check_model(model: object) -> None:
     if isinstance(model, _CONVS):
         raise CaptureError(f"model: it is a bare {type(model).__name__}; wrap it in nn.Sequential")
     for name, module in _named_modules(model):
-        if reason := _layer(module):
-            raise CaptureError(f"model: {name or 'it'} {reason}")
+        where, kind = f"model: {name or 'it'}", type(module)
+        if isinstance(module, jit.ScriptModule):
+            raise CaptureError(f"{where} is a TorchScript module, whose layers are compiled; put back the original")
+        if "quantized" in kind.__module__ and hasattr(module, "_packed_params") and hasattr(module, "kernel_size"):
+            raise CaptureError(f"{where} is a quantised {kind.__name__}; pass the float model and quantise the result")
     lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")
@@ -85,15 +88,6 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         children = [(name, child) for name, child in module._modules.items() if child is not None]
         inside = above | {id(module)} if children else above
         waiting += [(f"{path}.{name}" if path else name, child, inside) for name, child in reversed(children)]
-
-
-def _layer(module: nn.Module) -> str:
-    """Why a model with this module in it is turned away; empty for all others."""
-    if isinstance(module, jit.ScriptModule):
-        return "is a TorchScript module, whose layers are compiled; put back the original"
-    if "quantized" in type(module).__module__ and hasattr(module, "_packed_params") and hasattr(module, "kernel_size"):
-        return f"is a quantised {type(module).__name__}; pass the float model and quantise the result"
-    return ""
 
 
 _OWN = (

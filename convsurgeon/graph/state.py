@@ -102,7 +102,6 @@ class _Writes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operator."""
         kwargs = kwargs or {}
         if func._schema.is_mutable:
             given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs

@@ -42,13 +42,7 @@ def operators_without_gradient(model: nn.Module, example: Example) -> tuple[str,
 
 
 def note_on_subgraphs(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:
-    """Return a note on parts that give no gradients; empty where there are none.
-
-    Args:
-        model: the original.
-        example: its inputs.
-        fitted: whether weights were fitted to images.
-    """
+    """Return a note on the parts of an original that give no gradients, if any; `fitted` tells whether weights were."""
     kinds = operators_without_gradient(model, example)
     if not kinds:
         return ()

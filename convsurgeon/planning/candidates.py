@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms.catalogue import DEFAULT_FORMS
 from convsurgeon.forms.form import Form, Known
-from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
@@ -130,7 +129,7 @@ class Kernel:
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self._conv = conv
-        self._known: Known = {}
+        self.known: Known = {}
 
     @cached_property
     def weight(self) -> Tensor:
@@ -141,14 +140,6 @@ class Kernel:
     def finite(self) -> bool:
         """Return whether no value is NaN or infinity; taken for granted on the meta device."""
         return self.weight.is_meta or bool(self.weight.isfinite().all())
-
-    def settle(self, form: Form, geometry: Geometry) -> Form:
-        """Return the form with its rank settled."""
-        return form.settle(geometry, self.weight, self._known)
-
-    def lost(self, form: Form, geometry: Geometry) -> float | None:
-        """Return the share of the energy that a settled form drops."""
-        return form.lost(geometry, self.weight, self._known)
 
 
 def kernels_of(seen: Capture) -> dict[str, Kernel]:
@@ -171,7 +162,9 @@ def _first_change(site: Site, kernel: Kernel, forms: Sequence[Form], allow_growt
 def change_of(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Change | str:
     """Return the change that a form makes to a site, or why it makes none."""
     found = settle(site, kernel, form, allow_growth)
-    return found if isinstance(found, str) else Change(site, found, kernel.lost(found, site.geometry))
+    if isinstance(found, str):
+        return found
+    return Change(site, found, found.lost(site.geometry, kernel.weight, kernel.known))
 
 
 def settle(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Form | str:
@@ -180,7 +173,7 @@ def settle(site: Site, kernel: Kernel, form: Form, allow_growth: bool) -> Form |
         return reason
     if not kernel.finite:
         return "its weight holds NaN or infinity"
-    form = kernel.settle(form, site.geometry)
+    form = form.settle(site.geometry, kernel.weight, kernel.known)
     change = Change(site, form)
     if not allow_growth and (change.macs_after >= site.macs or change.params_after > site.params):
         macs = change.macs_after / max(1, site.macs)  # an example without images costs nothing

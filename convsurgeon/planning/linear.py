@@ -19,12 +19,9 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.select import fits
 from convsurgeon.planning.surgery import swap_modules
 
-LEAST = 1 << 16
-"""Layers with fewer weights are not worth a change."""
-
 
 def linear_as_conv(
-    model: Model, example: object, names: str | Sequence[str] = "*", *, min_weights: int = LEAST
+    model: Model, example: object, names: str | Sequence[str] = "*", *, min_weights: int = 1 << 16
 ) -> nn.Module:
     """Return a copy of a model that computes the same, with its linear layers as 1x1 convs, which can be changed.
 
@@ -38,7 +35,7 @@ def linear_as_conv(
         model: any module that runs on the example; left as it was, to the bit.
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`.
         names: of the layers, with `*` for any letters.
-        min_weights: smaller layers are left alone.
+        min_weights: smaller layers are left alone, as not worth a change.
 
     Raises:
         PolicyError: a name that fits no linear layer.
