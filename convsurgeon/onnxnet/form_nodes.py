@@ -80,8 +80,9 @@ def form_nodes(
         ExportError: The module computes something else, or the operator set has no node for it.
     """
     writer = _Writer(module, conv, prefix, names, put, opset)
-    if isinstance(module, nn.modules.conv._ConvNd):
-        writer.write_conv_alone(module)
+    if isinstance(module, nn.modules.conv._ConvNd):  # of the same kind, with other weights
+        attributes = {item.name: helper.get_attribute_value(item) for item in conv.attribute}
+        writer.write_node("", "Conv", (conv.input[0], *writer.put_weights("", module)), **attributes)
     else:
         writer.write_module(source or conv.input[0], padding, size)
     writer.nodes[-1].output[0] = conv.output[0]
@@ -96,11 +97,6 @@ class _Writer:
         self.nodes: list[NodeProto] = []
         self.padded: dict[tuple[str, tuple[int, ...]], str] = {}
 
-    def write_conv_alone(self, conv: nn.Module) -> None:
-        """Write a conv of the same kind with other weights."""
-        kept = {item.name: helper.get_attribute_value(item) for item in self.conv.attribute}
-        self._node("", "Conv", (self.conv.input[0], *self._weights("", conv)), **kept)
-
     def write_module(self, source: str, padding: Padding | None, size: Sequence[int] | None) -> None:
         """Write a module that is traced."""
         try:
@@ -111,7 +107,8 @@ class _Writer:
             ) from error
         taken = _convs_that_pad(graph, self.root, padding) if padding else {}
         if padding is not None and taken is None:
-            source = self._pad_first(source, padding, size)
+            by_size = padding.rule and size is None
+            source = self._pad_by_size(source, padding) if by_size else self._pad(source, padding.amounts(size or ()))
         values: dict[fx.Node, str] = {}
         for node in graph.nodes:
             inputs = [values[one] for one in node.all_input_nodes]
@@ -120,9 +117,9 @@ class _Writer:
             elif node.op == "call_module":
                 own = padding.attributes(taken[node]) if padding and taken and taken.get(node) else {}
                 values[node] = self._module(str(node.target), inputs[0], own)
-            elif node.op == "call_function" and _is_addition(node):
+            elif getattr(node.target, "__name__", "") in ("add", "iadd") and len(node.args) == 2:
                 ends = [values[one] for one in node.args if isinstance(one, fx.Node)]
-                values[node] = self._node(str(node.name), "Add", ends)
+                values[node] = self.write_node(str(node.name), "Add", ends)
             elif node.op != "output":
                 raise self._unknown(str(node.target))
 
@@ -133,52 +130,42 @@ class _Writer:
             return self._conv(path, module, source, padding)
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
             stored = [(f"{path}.running_{name}", getattr(module, f"running_{name}")) for name in ("mean", "var")]
-            weights = [*self._weights(path, module), *(self._put(name, tensor) for name, tensor in stored)]
-            return self._node(path, "BatchNormalization", (source, *weights), epsilon=module.eps)
+            weights = [*self.put_weights(path, module), *(self._put(name, tensor) for name, tensor in stored)]
+            return self.write_node(path, "BatchNormalization", (source, *weights), epsilon=module.eps)
         if isinstance(module, nn.ReLU6) and self.opset >= 11:
             limits = [self._put(f"{path}.{name}", torch.tensor(value)) for name, value in (("low", 0.0), ("high", 6.0))]
-            return self._node(path, "Clip", (source, *limits))
+            return self.write_node(path, "Clip", (source, *limits))
         if isinstance(module, nn.SiLU):
-            gate = self._node(f"{path}.gate", "Sigmoid", (source,))
-            return self._node(path, "Mul", (source, gate))
+            gate = self.write_node(f"{path}.gate", "Sigmoid", (source,))
+            return self.write_node(path, "Mul", (source, gate))
         operator, since = _ACTIVATIONS.get(type(module), ("", 0))
         if not operator or self.opset < since:
             raise self._unknown(type(module).__name__)
-        return self._node(path, operator, (source,))
+        return self.write_node(path, operator, (source,))
 
     def _conv(self, path: str, conv: nn.Conv2d, source: str, padding: dict[str, Any]) -> str:
         pads = _pads_of(conv)
         if conv.padding_mode != "zeros" and any(pads):
-            source, pads = self._pad_once(source, pads, _MODES[conv.padding_mode]), (0,) * len(pads)
+            if (source, pads) not in self.padded:  # one Pad for all convs that pad the same value alike
+                self.padded[source, pads] = self._pad(source, pads, _MODES[conv.padding_mode])
+            source, pads = self.padded[source, pads], (0,) * len(pads)
         attributes = {
             "dilations": list(conv.dilation),
             "group": conv.groups,
             "kernel_shape": list(conv.kernel_size),
             "strides": list(conv.stride),
         }
-        return self._node(
-            path, "Conv", (source, *self._weights(path, conv)), **attributes, **(padding or {"pads": list(pads)})
+        return self.write_node(
+            path, "Conv", (source, *self.put_weights(path, conv)), **attributes, **(padding or {"pads": list(pads)})
         )
-
-    def _pad_once(self, source: str, pads: tuple[int, ...], mode: str) -> str:
-        """Write a Pad node, once for all convs that read the same value with the same padding."""
-        if (source, pads) not in self.padded:
-            self.padded[source, pads] = self._pad(source, pads, mode)
-        return self.padded[source, pads]
 
     def _pad(self, source: str, pads: Sequence[int], mode: str = "constant") -> str:
         half = len(pads) // 2
         whole = [0, 0, *pads[:half], 0, 0, *pads[half:]]
         how = {} if mode == "constant" else {"mode": mode}
         if self.opset < 11:
-            return self._node("margin", "Pad", (source,), pads=whole, **how)
-        return self._node("margin", "Pad", (source, self._put("margin.pads", torch.tensor(whole))), **how)
-
-    def _pad_first(self, source: str, padding: Padding, size: Sequence[int] | None) -> str:
-        """Write the padding before everything."""
-        if not padding.rule or size is not None:
-            return self._pad(source, padding.amounts(size or ()))
-        return self._pad_by_size(source, padding)
+            return self.write_node("margin", "Pad", (source,), pads=whole, **how)
+        return self.write_node("margin", "Pad", (source, self._put("margin.pads", torch.tensor(whole))), **how)
 
     def _pad_by_size(self, source: str, padding: Padding) -> str:
         """Write a Pad by `max(0, span - stride + (-size mod stride))`, half of it at either end.
@@ -192,23 +179,23 @@ class _Writer:
 
         def step(name: str, operator: str, *inputs: str | Tensor) -> str:
             ends = [self._put(f"margin.{name}.by", one) if isinstance(one, Tensor) else one for one in inputs]
-            return self._node(f"margin.{name}", operator, ends)
+            return self.write_node(f"margin.{name}", operator, ends)
 
         rest = step("rest", "Mod", step("less", "Neg", step("size", "Shape", source)), steps)
         both = step("all", "Max", step("lacking", "Add", rest, wider), torch.tensor([0]))
         small = step("small", "Div", both, torch.tensor([2]))
         large = step("large", "Sub", both, small)
         ends = (large, small) if padding.rule == "SAME_LOWER" else (small, large)
-        return self._node("margin", "Pad", (source, self._node("margin.both", "Concat", ends, axis=0)))
+        return self.write_node("margin", "Pad", (source, self.write_node("margin.both", "Concat", ends, axis=0)))
 
-    def _weights(self, path: str, module: nn.Module) -> list[str]:
-        named = module.named_parameters(path, recurse=False)
-        return [self._put(name, tensor) for name, tensor in named]
+    def put_weights(self, path: str, module: nn.Module) -> list[str]:
+        """Store the parameters of a module; return their names."""
+        return [self._put(name, tensor) for name, tensor in module.named_parameters(path, recurse=False)]
 
     def _put(self, name: str, tensor: Tensor) -> str:
         return self.put(f"{self.prefix}.{name}", tensor)
 
-    def _node(self, part: str, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+    def write_node(self, part: str, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Append a node; return the name of its output."""
         wanted = (".".join(filter(None, (name, part))) for name in (self.conv.name or self.prefix, self.conv.output[0]))
         name, output = next(wanted), next(wanted)
@@ -257,7 +244,3 @@ def _pads_of(conv: nn.Conv2d) -> tuple[int, ...]:
         totals = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         return (*(total // 2 for total in totals), *(total - total // 2 for total in totals))
     return (0,) * 4 if isinstance(conv.padding, str) else (*conv.padding, *conv.padding)
-
-
-def _is_addition(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", "") in ("add", "iadd") and len(node.args) == 2

@@ -27,7 +27,6 @@ _LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_MOST_THREADS = 64
 LARGEST_BYTES = 2**31 - 2**20
 """Of one protobuf message; a larger model keeps its weights in a file of their own."""
 
@@ -57,10 +56,7 @@ def strip_suffixes(name: str) -> str:
 def session_options(threads: int | None = None, level: Level = "all", *, spinning: bool = True) -> ort.SessionOptions:
     """Return options of a session that prints nothing and leaves the processor alone between its runs.
 
-    Args:
-        threads: of the session; all cores where none are given.
-        level: of the runtime's graph optimisations.
-        spinning: whether threads spin between the nodes of a run, as they do in use.
+    Without `threads` it takes all cores; with `spinning` its threads spin between the nodes of a run, as in use.
 
     Raises:
         LatencyError: There is no such level, or no machine has so many threads.
@@ -81,7 +77,7 @@ def check_threads(threads: int) -> None:
         LatencyError: It is less than one, or far more than there are cores.
     """
     cores = os.cpu_count() or 1
-    most = max(_MOST_THREADS, 4 * cores)
+    most = max(64, 4 * cores)
     if not 1 <= threads <= most:
         raise LatencyError(f"threads={threads}: this machine has {cores} cores; pass 1 to {most}")
 
@@ -100,12 +96,7 @@ def check_provider(provider: str) -> None:
 def open_session(
     model: Path | ModelProto, options: ort.SessionOptions | None = None, *, provider: str = CPU
 ) -> ort.InferenceSession:
-    """Open a session.
-
-    Args:
-        model: a file, or a graph in memory.
-        options: of the session; `session_options()` where none are given.
-        provider: the execution provider that runs the nodes; the CPU runs those that it cannot.
+    """Open a session of a file, or of a graph in memory; the CPU runs the nodes that the provider cannot.
 
     Raises:
         LatencyError: The provider is not available, or the runtime cannot load the model.

@@ -72,9 +72,9 @@ def measure_folder(
         target: Where the results are, and go.
         threads: Of the runtime.
         passes: Sets of fresh sessions.
-        progress: Called with a word or two after every network of every pass.
+        progress: Called with the label of a network whenever it has been timed in a pass.
         seconds: Per network and pass, with and again without the profiler.
-        logs: A folder for the profiler's files; the system's for temporary files by default.
+        logs: A folder for the profiler's files, if not that for temporary ones.
         provider: Execution provider of the runtime.
 
     Raises:
@@ -285,23 +285,16 @@ def _group(
         for name, _ in sessions:
             if progress is not None and name != names[0]:
                 progress(str(networks[name]["label"]))
-    # A busy machine may leave no long run undisturbed. Single nodes still are, so their sum and what profiled runs
-    # spend between them is a bound: the profiler itself takes time, never gives any.
-    totals = {
-        name: float(min(walls[name], sum(node[2] for node in nodes) + between))
-        for name, (nodes, between) in profiles.items()
-    }
-    return [
-        {
-            "pass": number,
-            "network": name,
-            "total_ms": totals[name],
-            "dense_ms": totals[names[0]],
-            "wall_ms": walls[name],
-            "nodes": profiles[name][0],
-        }
-        for name in names
-    ]
+    samples: list[Raw] = []
+    for name in names:
+        nodes, between = profiles[name]
+        # A busy machine may leave no long run undisturbed. Single nodes still are, so their sum and what profiled runs
+        # spend between them is a bound: the profiler itself takes time, never gives any.
+        total = float(min(walls[name], sum(node[2] for node in nodes) + between))
+        dense = samples[0]["total_ms"] if samples else total
+        sample = {"pass": number, "network": name, "total_ms": total, "dense_ms": dense, "wall_ms": walls[name]}
+        samples.append({**sample, "nodes": nodes})
+    return samples
 
 
 def _open(path: Path, log: Path, threads: int, provider: str) -> Any:

@@ -88,13 +88,9 @@ def group_nodes(nodes: Sequence[NodeProto], ready: Collection[str]) -> list[list
 def make_subgraph(
     nodes: Sequence[NodeProto], values: Values, outside: Collection[str], reasons: dict[str, str]
 ) -> Subgraph:
-    """Make a subgraph of some nodes.
+    """Make a subgraph of some nodes in order, with the names that are read `outside` of it as outputs.
 
-    Args:
-        nodes: in order.
-        values: of the whole graph.
-        outside: names that others read, or that are outputs of the network.
-        reasons: why a conv among them is not a module, by its first output.
+    `reasons` says why a conv among them is not a module, by its first output.
     """
     made = {name for node in nodes for name in node.output if name}
     needs = dict.fromkeys(name for node in nodes for name in proto.reads(node) if name not in made)

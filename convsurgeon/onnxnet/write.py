@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
@@ -134,19 +134,11 @@ class _Writer:
             name = waiting.pop()
             if proto.uses(self.graph)[name]:
                 continue
-            _remove(self.graph.initializer, name)
-            _remove(self.graph.input, name)
-            _remove(self.graph.value_info, name)
-            makers = [place for place, node in enumerate(self.graph.node) if name in node.output]
-            for place in makers:
-                node = self.graph.node[place]
+            lists: tuple[Any, ...] = (self.graph.initializer, self.graph.input, self.graph.value_info)
+            for entries in lists:
+                for place in reversed([place for place, one in enumerate(entries) if one.name == name]):
+                    del entries[place]
+            for node in [one for one in self.graph.node if name in one.output]:
                 if not any(proto.uses(self.graph)[output] for output in node.output):
                     waiting += proto.reads(node)
-                    del self.graph.node[place]
-
-
-def _remove(items: object, name: str) -> None:
-    """Remove one entry of a list of a graph, by its name."""
-    entries: list[ValueInfoProto] = items  # type: ignore[assignment]
-    for place in reversed([place for place, one in enumerate(entries) if one.name == name]):
-        del entries[place]
+                    self.graph.node.remove(node)

@@ -297,15 +297,10 @@ FILES: dict[str, Callable[[], ModelProto]] = {
     "opset 9": lambda: plain(9, 4),
     "opset 22": lambda: plain(22, 10),
     "half": lambda: plain(dtype=np.float16),
-    **{
-        f"{word} {stride}": (lambda w=word, s=stride: padded(w, s))
-        for word, stride in (  # type: ignore[misc]
-            ("SAME_UPPER", 1),
-            ("SAME_UPPER", 2),
-            ("SAME_LOWER", 2),
-            ("VALID", 1),
-        )
-    },
+    "SAME_UPPER 1": lambda: padded("SAME_UPPER", 1),
+    "SAME_UPPER 2": lambda: padded("SAME_UPPER", 2),
+    "SAME_LOWER 2": lambda: padded("SAME_LOWER", 2),
+    "VALID 1": lambda: padded("VALID", 1),
     "SAME_UPPER even": lambda: padded("SAME_UPPER", 1, 4),
     "asymmetric": lambda: asymmetric([0, 1, 2, 0]),
     "asymmetric even": lambda: asymmetric([1, 1, 0, 0], 2),

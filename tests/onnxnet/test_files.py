@@ -19,18 +19,7 @@ from convsurgeon.onnxnet.modules import Subgraph
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.runtime.table import LatencyTable
 from tests.growing import convert_growing
-from tests.onnxnet.files import (
-    FILES,
-    Graph,
-    feed_of,
-    normed,
-    padded,
-    plain,
-    quantised,
-    recurrent,
-    run,
-    saved,
-)
+from tests.onnxnet.files import FILES, Graph, feed_of, normed, padded, plain, quantised, recurrent, run, saved
 
 
 @pytest.mark.parametrize("name", FILES)

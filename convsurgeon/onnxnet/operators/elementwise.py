@@ -67,12 +67,9 @@ def maximum(*parts: Tensor) -> Tensor:
     return reduce(torch.maximum, parts[1:], parts[0] * 1)
 
 
-def _softmax(log: bool) -> Translator:
-    def translate(view: NodeView) -> nn.Module:
-        late = view.opset >= 13
-        return view.operator(softmax, axis=view.get("axis", -1 if late else 1), flat=not late, log=log)
-
-    return translate
+def _softmax(view: NodeView) -> nn.Module:
+    late, log = view.opset >= 13, view.node.op_type == "LogSoftmax"
+    return view.operator(softmax, axis=view.get("axis", -1 if late else 1), flat=not late, log=log)
 
 
 def _clip(view: NodeView) -> nn.Module | None:
@@ -143,12 +140,10 @@ def _matmul(view: NodeView) -> nn.Module | None:
     return _linear(weight.T, None) if weight is not None and weight.dim() == 2 else view.operator(torch.matmul)
 
 
-def _reduce(how: str) -> Translator:
-    def translate(view: NodeView) -> nn.Module:
-        keep, noop = view.get("keepdims", 1), view.get("noop_with_empty_axes", 0)
-        return view.older_operator(reduce_axes, "axes", how=how, keepdims=keep, noop=noop)
-
-    return translate
+def _reduce(view: NodeView) -> nn.Module:
+    how = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "amax"}[view.node.op_type]
+    keep, noop = view.get("keepdims", 1), view.get("noop_with_empty_axes", 0)
+    return view.older_operator(reduce_axes, "axes", how=how, keepdims=keep, noop=noop)
 
 
 TRANSLATORS: dict[str, Translator] = {
@@ -164,8 +159,8 @@ TRANSLATORS: dict[str, Translator] = {
     "HardSigmoid": lambda view: view.operator(hard_sigmoid, alpha=view.get("alpha", 0.2), beta=view.get("beta", 0.5)),
     "Clip": _clip,
     "PRelu": _prelu,
-    "Softmax": _softmax(log=False),
-    "LogSoftmax": _softmax(log=True),
+    "Softmax": _softmax,
+    "LogSoftmax": _softmax,
     "BatchNormalization": _batch_norm,
     "InstanceNormalization": lambda view: view.operator(instance_norm, epsilon=view.get("epsilon", 1e-5)),
     "LayerNormalization": _layer_norm,
@@ -182,7 +177,7 @@ TRANSLATORS: dict[str, Translator] = {
     "Erf": plain(torch.erf),
     "Gemm": _gemm,
     "MatMul": _matmul,
-    "ReduceMean": _reduce("mean"),
-    "ReduceSum": _reduce("sum"),
-    "ReduceMax": _reduce("amax"),
+    "ReduceMean": _reduce,
+    "ReduceSum": _reduce,
+    "ReduceMax": _reduce,
 }
