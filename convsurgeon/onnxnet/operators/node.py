@@ -102,8 +102,9 @@ def to_ints(values: Ints) -> list[int]:
     return [int(value) for value in (values.tolist() if isinstance(values, Tensor) else values)]
 
 
-def with_weights(module: Any, weight: Tensor, bias: Tensor | None) -> Any:
+def with_weights(module: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     """Return a layer with these weights."""
     module.weight = nn.Parameter(weight.contiguous().clone())
     module.bias = None if bias is None else nn.Parameter(bias.clone())
+    assert isinstance(module, nn.Module)
     return module
