@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from convsurgeon.calibration.dataset import images_in, select_images
+from convsurgeon.calibration.dataset import images_in, split_batches
 from convsurgeon.graph.example import Example
 from convsurgeon.int8.compare import Agreement, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
@@ -64,11 +64,7 @@ def make_noise(like: Example) -> list[Example]:
 
 def single_batches(held_out: Sequence[Example], like: Example, any_size: bool = False) -> list[Example]:
     """Return images in batches of the example's size; a remainder is dropped, and so are images of other sizes."""
-    size = images_in(like)
-    found = []
-    for example in held_out:
-        starts = range(0, images_in(example) - size + 1, size)
-        found += [select_images(example, slice(start, start + size)) for start in starts]
+    found = split_batches(held_out, images_in(like))
     shapes = [tuple(tensor.shape) for tensor in like.tensors()]
     return [one for one in found if any_size or [tuple(tensor.shape) for tensor in one.tensors()] == shapes]
 

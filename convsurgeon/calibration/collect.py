@@ -16,7 +16,7 @@ from convsurgeon.calibration.dataset import (
     first_images,
     hold_back,
     images_in,
-    select_images,
+    split_batches,
 )
 from convsurgeon.calibration.images import Images
 from convsurgeon.calibration.sanity_checks import check_images
@@ -32,11 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def as_images(calibration: object, limit: int = LIMIT) -> Images:
-    """Return what a user passes as images; refuse at once what they cannot be read from.
-
-    Args:
-        calibration: An `Images`, or a source of one.
-        limit: Most images to use where the user names no limit.
+    """Return what a user passes, an `Images` or a source of one, as images; refuse at once what holds none.
 
     Raises:
         CalibrationError: It is of a type that holds no images, or a path that does not exist.
@@ -89,13 +85,7 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
 
 
 def read(images: object, like: Example, names: Sequence[str] = (), limit: int = LIMIT) -> Calibration:
-    """Return a user's images as a calibration set.
-
-    Args:
-        images: As `gather` takes them.
-        like: The example that the model was captured on; batches may differ from it in their sizes only.
-        names: Of the model's inputs.
-        limit: Most images to read where the user names no limit; reading stops there.
+    """Return a user's images, as `gather` takes them, as a set; batches may differ from `like` in size only.
 
     Raises:
         CalibrationError: There are no images, or the model cannot take one, or one is not finite.
@@ -141,21 +131,11 @@ def fit_batches(model: nn.Module, data: Calibration, own: int = 1) -> Calibratio
             failure = error
             continue
         if count <= 1 or any(out.dim() and out.shape[0] % count == 0 for out in found):
-            return data if count == size else _cut(data, count)
+            if count == size:
+                return data
+            fitted, held_back = split_batches(data.fitted, count), split_batches(data.held_back, count)
+            return dataclasses.replace(data, fitted=fitted, held_back=held_back)
     raise CalibrationError(
         f"calibration: {type(model).__name__} does not run on an image of shape {batch}: {describe(failure)}; "
         "pass images that model(...) accepts"
     ) from failure
-
-
-def _cut(data: Calibration, size: int) -> Calibration:
-    """Return the set in batches of one size, without what is left over."""
-
-    def cut(batches: tuple[Example, ...]) -> tuple[Example, ...]:
-        return tuple(
-            select_images(batch, slice(start, start + size))
-            for batch in batches
-            for start in range(0, images_in(batch) - size + 1, size)
-        )
-
-    return dataclasses.replace(data, fitted=cut(data.fitted), held_back=cut(data.held_back))

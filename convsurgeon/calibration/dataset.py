@@ -88,6 +88,15 @@ def first_batches(batches: Iterable[Example], images: int) -> list[Example]:
     return taken
 
 
+def split_batches(batches: Iterable[Example], size: int) -> tuple[Example, ...]:
+    """Return the images in batches of one size, without what is left over."""
+    return tuple(
+        select_images(batch, slice(start, start + size))
+        for batch in batches
+        for start in range(0, images_in(batch) - size + 1, size)
+    )
+
+
 def as_example(batch: Any, like: Example, index: int = 0) -> Example:
     """Return one batch as arguments of the model, without labels.
 

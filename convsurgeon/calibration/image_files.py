@@ -1,4 +1,7 @@
-"""Pictures from files, as tensors in [0, 1]: a folder of image files (needs Pillow), an `.npy` or an `.npz` file."""
+"""Pictures from files, as tensors in [0, 1]: a folder of image files (needs Pillow), an `.npy` or an `.npz` file.
+
+An `.npy` file is mapped; an `.npz` file is read whole and may not be large.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convsurgeon.base.arrays import Array
-from convsurgeon.base.errors import CalibrationError
-from convsurgeon.calibration.array_files import read_array, read_arrays
+from convsurgeon.base.errors import CalibrationError, first_line, reason
 
 _PART_VALUES = 1 << 25
 """Values of an array that are converted at once."""
 _MOST_VALUES = 3 * 89_478_485
 """Of one picture: as many pixels as Pillow accepts."""
+_MOST_NPZ_BYTES = 1 << 30
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
 
@@ -57,15 +61,13 @@ def read_folder(folder: Path, channels: int, limit: int) -> Iterator[Tensor]:
 def read_array_file(source: Path, shape: Sequence[int], limit: int) -> Iterator[Tensor]:
     """Yield the pictures of an array file in parts (n, C, H, W); of more than `limit` those at even distances.
 
-    Args:
-        source: An `.npy` or `.npz` file of (N, H, W), (N, H, W, C) or (N, C, H, W).
-        shape: Channels, height and width that the network takes.
-        limit: Number of pictures to read.
+    The file holds (N, H, W), (N, H, W, C) or (N, C, H, W); `shape` is the channels, height and width that the network
+    takes.
 
     Raises:
         CalibrationError: The file cannot be read, or holds something else.
     """
-    array = read_array(source)
+    array = _read_array(source)
     if 0 in array.shape:
         raise CalibrationError(f"{source}: holds an array of shape {array.shape}, which is empty; pass images")
     if math.prod(array.shape[1:]) > _MOST_VALUES:
@@ -87,17 +89,15 @@ def read_array_file(source: Path, shape: Sequence[int], limit: int) -> Iterator[
 def read_inputs(source: Path, names: Sequence[str], limit: int) -> list[tuple[Tensor, ...]]:
     """Return what a network of several inputs takes from an `.npz` file, unchanged, in batches of 64.
 
-    Args:
-        source: The file: one array (N, ...) for each input under its name, or as many arrays in the inputs' order.
-        names: Of the inputs, in the order of `forward`.
-        limit: Number of rows to read; of more those at even distances.
+    The file holds one array (N, ...) for each input under its name, or as many arrays in the order of `forward`; of
+    more rows than `limit` those at even distances are read.
 
     Raises:
         CalibrationError: There is no such file, or not one array of equal length for every input.
     """
     if source.suffix != ".npz":
         raise CalibrationError(f"{source}: the network takes {len(names)} inputs; pass an .npz with an array for each")
-    arrays = read_arrays(source)
+    arrays = _read_arrays(source)
     by_name = set(names) <= set(arrays)
     if not by_name and len(arrays) != len(names):
         raise CalibrationError(f"{source}: holds {', '.join(arrays)}; the network takes {', '.join(names)}")
@@ -156,3 +156,48 @@ def spread(count: int, limit: int) -> list[int]:
     """Return at most `limit` of `count` indices, at even distances."""
     taken = min(count, limit)
     return [index * count // taken for index in range(taken)]
+
+
+def _read_array(source: Path) -> Array:
+    """Return the array of images in a file; of an `.npz` file the one with most elements."""
+    with _errors(source):
+        found = np.load(source, mmap_mode="r", allow_pickle=False)
+        arrays = [found] if isinstance(found, np.ndarray) else list(_unpacked(found, source).values())
+    pictures = [array for array in arrays if array.ndim in (3, 4) and array.dtype.kind in "fiub"]
+    if not pictures:
+        shapes = ", ".join(f"{array.dtype} {array.shape}" for array in arrays) or "nothing"
+        raise CalibrationError(f"{source}: holds {shapes}; expected numbers of shape (N, H, W, C)")
+    return max(pictures, key=lambda array: array.size)
+
+
+def _read_arrays(source: Path) -> dict[str, Array]:
+    """Return every array of an `.npz` file by its name."""
+    with _errors(source):
+        return _unpacked(np.load(source, allow_pickle=False), source)
+
+
+def _unpacked(archive: Any, source: Path) -> dict[str, Array]:
+    size = sum(entry.file_size for entry in archive.zip.infolist())
+    if size > _MOST_NPZ_BYTES:
+        raise CalibrationError(
+            f"{source}: grows to {size / 1e9:,.1f} GB; an .npz is read whole: save the images as .npy, which is mapped"
+        )
+    with archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@contextmanager
+def _errors(source: Path) -> Iterator[None]:
+    """Turn what fails while a file is read into a `CalibrationError`."""
+    if source.exists() and not source.is_file():
+        raise CalibrationError(f"{source}: is a device or a pipe; pass a folder, .npy or .npz")
+    try:
+        yield
+    except CalibrationError:
+        raise
+    except OSError as error:
+        raise CalibrationError(f"{source}: cannot be read ({reason(error)}); pass a folder, .npy or .npz") from error
+    except Exception as error:  # zip and header errors of many kinds
+        raise CalibrationError(
+            f"{source}: is not an array file ({first_line(error)}); pass a folder of images, .npy or .npz"
+        ) from error

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.progress import bar
-from convsurgeon.calibration.norm_statistics import norm_divergence
-from convsurgeon.calibration.normalisation import Normalisation
+from convsurgeon.calibration.normalisation import Normalisation, norm_divergence
 from convsurgeon.graph.example import Example
 
 _STEP = 0.0225

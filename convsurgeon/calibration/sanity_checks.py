@@ -15,8 +15,7 @@ from torch import Tensor
 
 from convsurgeon.base.errors import describe
 from convsurgeon.calibration.dataset import Calibration, first_images, images_in
-from convsurgeon.calibration.norm_statistics import norm_divergence, trained_norms
-from convsurgeon.calibration.normalisation import common_normalisations
+from convsurgeon.calibration.normalisation import common_normalisations, norm_divergence, trained_norms
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import float_tensors
@@ -38,20 +37,18 @@ _FLAT = 1e-4
 def check_images(seen: Capture, data: Calibration) -> Calibration:
     """Return the set with a note on everything that does not look right."""
     sample = first_images(data.fitted[0], _LOOKED_AT)
+    batches = {id(one): one for one in (*data.fitted, *data.held_back)}  # a single image is on both sides
+    count = sum(map(images_in, batches.values()))
+    notes: list[str] = []
+    if count < _FEW:
+        notes += [f"{count} image{'s are' if count > 1 else ' is'} few to calibrate on; a few hundred do best."]
+    notes += _check_variety(sample)
     with undisturbed(seen.model):
-        notes = [*_check_number(data), *_check_variety(sample)]
         try:
             notes += [*_check_values(seen, sample), *_check_outputs(seen, sample)]
         except Exception as error:  # a batch of a size that the network does not take: the fit says so
             _LOG.info("calibration images are not compared with the network: %s", describe(error))
     return dataclasses.replace(data, notes=(*data.notes, *notes))
-
-
-def _check_number(data: Calibration) -> Iterator[str]:
-    batches = {id(one): one for one in (*data.fitted, *data.held_back)}  # a single image is on both sides
-    count = sum(map(images_in, batches.values()))
-    if count < _FEW:
-        yield f"{count} image{'s are' if count > 1 else ' is'} few to calibrate on; a few hundred do best."
 
 
 def _check_variety(sample: Example) -> Iterator[str]:

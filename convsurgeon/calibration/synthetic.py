@@ -21,7 +21,6 @@ from convsurgeon.calibration.channels_last import to_channels_last, with_channel
 from convsurgeon.calibration.dataset import BATCH, Calibration, hold_back, images_in
 from convsurgeon.calibration.dead_leaves import draw_images
 from convsurgeon.calibration.inversion import invert
-from convsurgeon.calibration.norm_statistics import trained_norms
 from convsurgeon.calibration.normalisation import (
     Normalisation,
     Numbers,
@@ -29,6 +28,7 @@ from convsurgeon.calibration.normalisation import (
     find_by_norms,
     guess_from_example,
     normalisation,
+    trained_norms,
 )
 from convsurgeon.calibration.restoration import Restorer, enlargement, find_restorer
 from convsurgeon.graph.capture import Capture, capture

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error.__context__ or error.__cause__, KeyboardInterrupt):  # compiled code made another of it
             return _interrupted()
-        return _fail(_tell(error))
+        with contextlib.suppress(OSError):  # nobody listens
+            print("convsurgeon: " + printable(" ".join(_tell(error).splitlines())), file=sys.stderr)
+        return 1
 
 
 def _interrupted(saved: object = "") -> int:
@@ -65,12 +67,6 @@ def _mute() -> None:
     """Drop what is left in the buffer: Python would try to write it once more at its end."""
     with contextlib.suppress(OSError, ValueError):  # a stream without a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str) -> int:
-    with contextlib.suppress(OSError):  # nobody listens
-        print("convsurgeon: " + printable(" ".join(message.splitlines())), file=sys.stderr)
-    return 1
 
 
 def _parser() -> argparse.ArgumentParser:

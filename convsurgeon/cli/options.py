@@ -10,7 +10,7 @@ from typing import Any
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.forms.catalogue import FORMS
-from convsurgeon.planning.select import Policy, default_policy, parse
+from convsurgeon.planning.select import default_policy, parse
 from convsurgeon.search.goal import Budget
 
 WORDS = {form.word: form for form in FORMS}
@@ -74,7 +74,7 @@ def add_forms(command: argparse.ArgumentParser) -> None:
     options.add_argument("--rank", nargs="+", default=[], type=int, help="ranks of the forms, one or several")
     options.add_argument(
         "--select",
-        type=_read_policy,
+        type=_reader(parse),
         default=default_policy(),
         metavar="POLICY",
         help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; everything but the stem if not given",
@@ -85,7 +85,7 @@ def add_budget(command: argparse.ArgumentParser) -> None:
     """Add what the model may cost."""
     command.add_argument(
         "--budget",
-        type=_read_budget,
+        type=_reader(Budget.parse),
         metavar="macs=0.3",
         help="what the model may cost: macs=, params=, bytes=, latency= as a share or an amount (params=20M); --form "
         "and --rank are then candidates",
@@ -156,15 +156,13 @@ def _read_seed(text: str) -> int:
     return int(text)
 
 
-def _read_budget(text: str) -> Budget:
-    try:
-        return Budget.parse(text)
-    except ConvSurgeonError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+def _reader(read: Callable[[str], object]) -> Callable[[str], object]:
+    """Return a function of the package as an option's type, whose message argparse prints."""
 
+    def parsed(text: str) -> object:
+        try:
+            return read(text)
+        except ConvSurgeonError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
-def _read_policy(text: str) -> Policy:
-    try:
-        return parse(text)
-    except ConvSurgeonError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    return parsed

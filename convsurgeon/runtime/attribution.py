@@ -55,24 +55,18 @@ class _Executed:
     near: str = ""
 
 
-@dataclass(frozen=True)
-class _Baseline:
-    """What the dense network executes: nodes that stand alone by site and operator, and layout changes likewise."""
-
-    alone: frozenset[tuple[str, str]]
-    layout: Counter[tuple[str, str]]
-
-
 def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
     """Return every site as it is and in every form that was timed, from measurements of one precision.
 
     Raises:
         LatencyError: nothing was measured yet, a form is damaged, or times do not add up.
     """
-    base = _find_baseline(raw)
+    dense = _executed(raw, raw.dense[0])
+    alone = {(one.near, one.operator) for one in dense if one.index >= 0 and not one.site}
+    layout = Counter((one.operator, one.near) for one in dense if one.index < 0)
     found: dict[str, list[dict[str, float]]] = {}
     for sample in raw.samples:
-        found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, base))
+        found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, alone, Counter(layout)))
     rows = {(site, ""): _row(site, None, found[raw.dense[0].network]) for site in raw.sites}
     if rows and not any(row.ms for row in rows.values() if row.site not in raw.barred):
         version = raw.machine.get("onnxruntime", "?")
@@ -92,13 +86,6 @@ def _row(site: str, form: Form | None, passes: Sequence[Mapping[str, float]]) ->
     ms = median(times)
     spread = (max(times) - min(times)) / 2 / ms if ms else 0.0
     return Row(site, form, ms, spread)
-
-
-def _find_baseline(raw: Measurements) -> _Baseline:
-    nodes = _executed(raw, raw.dense[0])
-    alone = {(one.near, one.operator) for one in nodes if one.index >= 0 and not one.site}
-    layout = Counter((one.operator, one.near) for one in nodes if one.index < 0)
-    return _Baseline(frozenset(alone), layout)
 
 
 def _executed(raw: Measurements, sample: Sample) -> list[_Executed]:
@@ -129,16 +116,20 @@ def _place(found: Sequence[_Executed], at: int) -> _Executed:
     return _Executed(-1, one.operator, one.ms, near=site)
 
 
-def _attribute_sample(raw: Measurements, sample: Sample, base: _Baseline) -> dict[str, float]:
-    """Return the milliseconds of every site in one network and pass."""
+def _attribute_sample(
+    raw: Measurements, sample: Sample, alone: set[tuple[str, str]], layout: Counter[tuple[str, str]]
+) -> dict[str, float]:
+    """Return the milliseconds of every site in one network and pass.
+
+    `alone` and `layout` are the dense network's nodes that belong to no site, and its layout changes.
+    """
     nodes = _executed(raw, sample)
     scale = raw.total_ms / sample.dense_ms
     total_ms = scale * sample.total_ms
     changed = set(raw.networks[sample.network].forms)
-    layout = Counter(base.layout)
     times: dict[str, float] = {}
     for one, ms in zip(nodes, spread_overhead([scale * one.ms for one in nodes], total_ms), strict=True):
-        site = _owner(one, changed, base, layout)
+        site = _owner(one, changed, alone, layout)
         times[site] = times.get(site, 0.0) + ms
     if abs(sum(times.values()) - total_ms) > _ROUNDING * total_ms:
         label = raw.networks[sample.network].label
@@ -170,10 +161,10 @@ def spread_overhead(times: Sequence[float], total: float) -> list[float]:
     return [float(one) for one in made]
 
 
-def _owner(one: _Executed, changed: set[str], base: _Baseline, layout: Counter[tuple[str, str]]) -> str:
+def _owner(one: _Executed, changed: set[str], alone: set[tuple[str, str]], layout: Counter[tuple[str, str]]) -> str:
     """Return the site that a node's time belongs to, empty for none; `layout` counts down the dense network's."""
     if one.index < 0:
         layout[one.operator, one.near] -= 1
         return one.near if layout[one.operator, one.near] < 0 and one.near in changed else ""
-    new = one.near in changed and (one.near, one.operator) not in base.alone
+    new = one.near in changed and (one.near, one.operator) not in alone
     return one.site or (one.near if new else "")

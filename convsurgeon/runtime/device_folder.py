@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import TensorProto, helper
 
 from convsurgeon.base.errors import FormError
 from convsurgeon.base.files import new_folder
@@ -123,6 +123,7 @@ def write_candidates(
         entries[key]["weight_bytes"] = _place(network, regions)
         (folder / entries[key]["file"]).write_bytes(network.model.SerializeToString(deterministic=True))
     files = [_WEIGHTS, *(entry["file"] for entry in entries.values())]
+    kinds = {info.name: info.type.tensor_type.elem_type for info in bare.model.graph.input}
     manifest = {
         "convsurgeon_candidates": measuring.FORMAT,
         "network": fingerprint(seen),
@@ -130,7 +131,10 @@ def write_candidates(
         "example": str(seen.example),
         "barred": barred,
         "sites": list(bare.sites),
-        "inputs": _inputs(bare.model),
+        "inputs": [
+            {"name": name, "dtype": str(helper.tensor_dtype_to_np_dtype(kinds[name])), "shape": list(shape)}
+            for name, shape in proto.signature(bare.model.graph.input)
+        ],
         "networks": entries,
         "files": {name: measuring.digest(folder / name) for name in files},
     }
@@ -143,26 +147,16 @@ def _file_name(number: int, precision: Precision) -> str:
     return f"candidate-{number - 1:02}{ending}.onnx" if number else f"dense{ending}.onnx"
 
 
-def _inputs(model: ModelProto) -> list[dict[str, Any]]:
-    """Return name, dtype and shape of every input."""
-    kinds = {info.name: info.type.tensor_type.elem_type for info in model.graph.input}
-    return [
-        {"name": name, "dtype": str(helper.tensor_dtype_to_np_dtype(kinds[name])), "shape": list(shape)}
-        for name, shape in proto.signature(model.graph.input)
-    ]
-
-
-def _scale(shape: Shape) -> int:
-    """Return the size of a layer's noise, in half powers of two, that keeps the size of what goes through it."""
-    return max(0, round(math.log2(max(1.0, math.prod(shape[1:]) / 2))))
-
-
 def _spans(network: NetworkGraph) -> list[tuple[str, Shape, int, int, int]]:
-    """Return every weight with its region, and its offset and length in there."""
+    """Return every weight with its region, and its offset and length in there.
+
+    A region is a size of noise, in half powers of two: the one that keeps the size of what goes through the layer.
+    """
     used: dict[int, int] = {}
     spans = []
     for name, shape in network.weights.items():
-        scale = _BYTES if name in network.int8_weights else _scale(shape)
+        scale = max(0, round(math.log2(max(1.0, math.prod(shape[1:]) / 2))))
+        scale = _BYTES if name in network.int8_weights else scale
         length = (1 if scale == _BYTES else 4) * math.prod(shape)
         start = used.get(scale, 0)
         used[scale] = start + -(-length // _ALIGNED) * _ALIGNED

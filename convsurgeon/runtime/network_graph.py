@@ -159,8 +159,10 @@ def build_graph(bare: Skeleton, chosen: Mapping[str, Form]) -> NetworkGraph:
             fresh = [NodeProto.FromString(node.SerializeToString())]
         else:
             found = bare.sites[site]
+            # the exporter may have given the conv a bias, from a batch norm
+            geometry = dataclasses.replace(found.geometry, bias=len(node.input) > 2 and bool(node.input[2]))
             fresh = form_nodes(
-                _module(chosen[site], found, node),
+                chosen[site].build(geometry, torch.device("meta"), torch.float32),
                 node,
                 prefix=site,
                 names=names,
@@ -178,12 +180,6 @@ def build_graph(bare: Skeleton, chosen: Mapping[str, Form]) -> NetworkGraph:
     facts = _number_nodes(graph, owner)
     used = proto.uses(graph)
     return NetworkGraph(model, {name: shape for name, shape in weights.items() if used[name]}, facts)
-
-
-def _module(form: Form, site: Site, conv: NodeProto) -> nn.Module:
-    """Return the form's module without values; the exporter may have given the conv a bias, from a batch norm."""
-    geometry = dataclasses.replace(site.geometry, bias=len(conv.input) > 2 and bool(conv.input[2]))
-    return form.build(geometry, torch.device("meta"), torch.float32)
 
 
 def _padding(site: Site, conv: NodeProto) -> Padding | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from convsurgeon.int8.float_ends import find_float_ends
 from convsurgeon.int8.merge_sums import merge_sums
@@ -57,16 +57,12 @@ def _shrink(graph: GraphProto) -> dict[str, Shape]:
         shape = tuple(tensor.dims)
         if tensor.data_type == TensorProto.FLOAT and len(shape) > 1 and int(np.prod(shape)) >= LARGE:
             found[tensor.name] = shape
-            axis = _output_axis(readers[tensor.name][-1])
+            node = readers[tensor.name][-1]
+            transposed = node.op_type == "Gemm" and proto.number_attribute(node, "transB", 0)
+            axis = 0 if node.op_type == "Conv" or transposed else 1  # of the outputs
             sizes = tuple(size if place == axis else 1 for place, size in enumerate(shape))
             tensor.CopyFrom(_zeros(tensor.name, sizes))
     return found
-
-
-def _output_axis(node: NodeProto) -> int:
-    """Return the axis along which a weight has a scale for each entry."""
-    transposed = node.op_type == "Gemm" and proto.number_attribute(node, "transB", 0)
-    return 0 if node.op_type == "Conv" or transposed else 1
 
 
 def _zeros(name: str, shape: Shape) -> TensorProto:

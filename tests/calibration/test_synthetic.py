@@ -15,8 +15,13 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.calibration.dead_leaves import draw_images, fractal_noise
-from convsurgeon.calibration.norm_statistics import norm_divergence, trained_norms
-from convsurgeon.calibration.normalisation import Normalisation, common_normalisations, find_by_norms
+from convsurgeon.calibration.normalisation import (
+    Normalisation,
+    common_normalisations,
+    find_by_norms,
+    norm_divergence,
+    trained_norms,
+)
 from convsurgeon.calibration.synthetic import synthesise, synthetic_images
 from convsurgeon.report.page import page
 
