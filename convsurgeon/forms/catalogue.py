@@ -20,9 +20,6 @@ FORMS: tuple[type[Form], ...] = (CP, DepthwiseSeparable, Blueprint, BlueprintSub
 DEFAULT_FORMS: tuple[Form, ...] = (DepthwiseSeparable(rank=Energy(0.95)),)
 """What `convert` does without calibration data: separable, keeping 95 % of every kernel's energy."""
 
-CALIBRATED_FORMS: tuple[Form, ...] = (CP(rank=Share(0.4)), DepthwiseSeparable(rank=3))
-"""With calibration data: for each layer the one of these that costs the network less, at about the same price."""
-
 SHARES = (0.145, 0.18, 0.26, 0.3, 0.39, 0.43, 0.52, 0.64)
 """Shares of a layer's MACs for CP under a budget: just above even widths of 16, 32 and 64 channels."""
 

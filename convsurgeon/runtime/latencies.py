@@ -82,3 +82,11 @@ class MacsTable:
 def pays(table: Latencies, site: str, form: Form) -> bool:
     """Return whether a form is clearly faster than the site as it is."""
     return table.has(site, form) and table.ms(site, None) >= GAIN * table.ms(site, form)
+
+
+def predict(table: Latencies, plan: Plan) -> float:
+    """Return the milliseconds of a plan's network by a table; nan where one of its forms was not measured."""
+    changes = plan.changes.values()
+    if not all(table.has(change.name, change.form) for change in changes):
+        return float("nan")
+    return table.total_ms - sum(table.ms(one.name, None) - table.ms(one.name, one.form) for one in changes)

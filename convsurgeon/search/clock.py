@@ -6,13 +6,14 @@ more or less than the sum of its parts. Law: a table corrected by a plan predict
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
-from convsurgeon.runtime.latencies import Latencies, NetworkTime
+from convsurgeon.runtime.latencies import Latencies, NetworkTime, predict
 from convsurgeon.search.study import Study
 from convsurgeon.search.trial import Trial
 
@@ -20,8 +21,8 @@ _LEAST_FACTOR, _MOST_FACTOR = 0.5, 2.0
 """Bounds of a correction: beyond them the machine was disturbed."""
 
 
-def time_plan(study: Study, plan: Plan, table: Latencies | None = None) -> tuple[Trial, NetworkTime | None]:
-    """Return a trial with the plan's network timed as a whole, and what was measured.
+def time_plan(study: Study, plan: Plan, table: Latencies | None = None) -> Trial:
+    """Return a trial with the plan's network timed as a whole.
 
     Args:
         study: the context.
@@ -36,19 +37,9 @@ def time_plan(study: Study, plan: Plan, table: Latencies | None = None) -> tuple
     trial = Trial(plan, dense_ms=table.total_ms, predicted_ms=predict(table, plan))
     times = table.time(study.seen, [plan], progress=study.progress)
     if times is None:
-        return trial, None
-    (whole,) = times
-    slower = tuple(site for site, ms in whole.sites.items() if ms > table.ms(site, None))
-    timed = Trial(plan, table.total_ms, trial.predicted_ms, whole.total_ms, whole.spread, slower)
-    return timed, whole
-
-
-def predict(table: Latencies, plan: Plan) -> float:
-    """Return the milliseconds of a plan's network by a table; nan where one of its forms was not measured."""
-    changes = plan.changes.values()
-    if not all(table.has(change.name, change.form) for change in changes):
-        return float("nan")
-    return table.total_ms - sum(table.ms(one.name, None) - table.ms(one.name, one.form) for one in changes)
+        return trial
+    slower = tuple(site for site, ms in times[0].sites.items() if ms > table.ms(site, None))
+    return dataclasses.replace(trial, network=times[0], slower=slower)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import TypeVar
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.base.progress import bar
 from convsurgeon.planning.plan import Change, Plan, Skip
-from convsurgeon.runtime.latencies import pays
 from convsurgeon.search.bracket import Bracket
 from convsurgeon.search.clock import CorrectedTable, time_plan
 from convsurgeon.search.goal import Budget, Within, measure
@@ -81,19 +80,15 @@ def meet_budget(study: Study, budget: Budget) -> Outcome:
     if problem.table is None:
         return Outcome(problem.plan, goal=str(budget))
     limit_ms = problem.limits["latency"]
-    corrected: dict[int, CorrectedTable] = {}
 
     def attempt(state: Problem) -> Trial:
-        trial, whole = time_plan(study, state.plan, state.table)
-        if whole is not None:
-            assert state.table is not None
-            corrected[id(state)] = CorrectedTable.of(state.table, state.plan, whole)
-        return trial
+        return time_plan(study, state.plan, state.table)
 
     def narrow(state: Problem, trial: Trial) -> Problem | None:
-        if not trial.is_timed or trial.agrees:
+        if trial.network is None or trial.agrees:
             return None
-        again = dataclasses.replace(state, table=corrected[id(state)])
+        assert state.table is not None
+        again = dataclasses.replace(state, table=CorrectedTable.of(state.table, state.plan, trial.network))
         try:
             return None if again.plan == trial.plan else again
         except BudgetError:  # by the corrected table; the nearest of what was measured stands
@@ -192,7 +187,7 @@ def _confirm(study: Study, best: Trial) -> list[Trial]:
     """Return the plan timed as a whole, again without the layers that are slower there, until none is."""
 
     def attempt(plan: Plan) -> Trial:
-        trial = time_plan(study, plan)[0]
+        trial = time_plan(study, plan)
         if plan is best.plan:
             trial = dataclasses.replace(trial, error=best.error, value=best.value)
         return trial
@@ -207,10 +202,9 @@ def _least_ms(study: Study) -> float:
     """Return the milliseconds with every layer in its fastest form, whatever that loses."""
     table = study.table
     assert table is not None
-    saved = 0.0
+    saved = 0.0  # the study holds faster candidates only
     for name, changes in study.options.items():
-        times = [table.ms(name, change.form) for change in changes if pays(table, name, change.form)]
-        saved += max([table.ms(name, None) - ms for ms in times], default=0.0)
+        saved += table.ms(name, None) - min(table.ms(name, change.form) for change in changes)
     return table.total_ms - saved
 
 

@@ -20,7 +20,7 @@ from convsurgeon.planning.candidates import candidates, kernels_of, plan_capture
 from convsurgeon.planning.plan import Change, Plan
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
-from convsurgeon.runtime.latencies import Latencies, pays
+from convsurgeon.runtime.latencies import Latencies, pays, predict
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.scores import EFFORT, Scores, images_for_scores, score_by_data, score_by_weights
 
@@ -56,17 +56,7 @@ class Study:
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_table(self, table: Latencies) -> Study:
-        """Return the study with milliseconds, without the candidates that are not clearly faster than dense.
-
-        Raises:
-            BudgetError: the table is of another precision than the runtime.
-        """
-        found = getattr(table, "precision", "fp32")
-        if found != self.runtime.precision:
-            raise BudgetError(
-                f"runtime: the plan is for {self.runtime.precision}, the latency table of {found}; "
-                f"measure one with precision={self.runtime.precision!r}, or plan for {found}"
-            )
+        """Return the study with milliseconds, without the candidates that are not clearly faster than dense."""
         options = {
             name: [change for change in changes if pays(table, name, change.form)]
             for name, changes in self.options.items()
@@ -124,11 +114,7 @@ class Study:
 
     def predicted_ms(self, plan: Plan) -> float:
         """Return the milliseconds of a plan's network by the table; nan where one of its forms was not measured."""
-        table = self.table
-        if table is None or not all(table.has(change.name, change.form) for change in plan.changes.values()):
-            return math.nan
-        gains = (table.ms(change.name, None) - table.ms(change.name, change.form) for change in plan.changes.values())
-        return table.total_ms - sum(gains)
+        return math.nan if self.table is None else predict(self.table, plan)
 
 
 def open_study(

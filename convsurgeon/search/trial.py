@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from convsurgeon.planning.plan import Plan
+from convsurgeon.runtime.latencies import NetworkTime
 
 TOLERANCE = 0.03
 """Share by which a measured network may differ from its prediction; more where the machine is noisier."""
@@ -19,8 +20,7 @@ class Trial:
         plan: what becomes of every conv.
         dense_ms: of the original.
         predicted_ms: of the converted network, by the latency table.
-        measured_ms: of the converted network, timed as a whole.
-        spread: of that measurement, as a share.
+        network: what the whole converted network took, where it was timed.
         slower: changed layers that took longer than the dense ones in this network.
         error: relative error of the output on held-out images.
         value: what the goal looks at: the user's metric, or the error relative to what may be lost of it.
@@ -31,13 +31,22 @@ class Trial:
     plan: Plan
     dense_ms: float = math.nan
     predicted_ms: float = math.nan
-    measured_ms: float = math.nan
-    spread: float = 0.0
+    network: NetworkTime | None = None
     slower: tuple[str, ...] = ()
     error: float = math.nan
     value: float = math.nan
     good_enough: bool = True
     taken: bool = False
+
+    @property
+    def measured_ms(self) -> float:
+        """Milliseconds of the converted network, timed as a whole; nan where it was not."""
+        return math.nan if self.network is None else self.network.total_ms
+
+    @property
+    def spread(self) -> float:
+        """Spread of that measurement, as a share."""
+        return 0.0 if self.network is None else self.network.spread
 
     @property
     def tolerance(self) -> float:
@@ -47,7 +56,7 @@ class Trial:
     @property
     def is_timed(self) -> bool:
         """Whether the whole network was timed."""
-        return math.isfinite(self.measured_ms)
+        return self.network is not None
 
     @property
     def agrees(self) -> bool:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import convsurgeon as cs
-from convsurgeon.runtime.latencies import NetworkTime
-from convsurgeon.search.clock import CorrectedTable, predict
+from convsurgeon.runtime.latencies import NetworkTime, predict
+from convsurgeon.search.clock import CorrectedTable
 from convsurgeon.search.search import MOST_TIMINGS
 from tests.search.chain import net
 from tests.search.tables import MadeUpTable
