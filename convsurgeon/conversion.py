@@ -263,6 +263,7 @@ def carry_out(
         reconstruction=fits,
         opaque=tuple(before.opaque.items()),
         notes=(*(() if data is None else data.notes), *note_on_subgraphs(model, example, fitted=fits is not None)),
+        warning="" if data is None else data.warning,
     )
     return Result(
         converted,

@@ -26,12 +26,14 @@ class Calibration:
         held_back: Batches to judge by.
         notes: What a reader of the results must know about the images.
         synthetic: Whether the images are not the user's.
+        warning: What the results may be wrong for, in one sentence; empty where nothing is known.
     """
 
     fitted: tuple[Example, ...]
     held_back: tuple[Example, ...]
     notes: tuple[str, ...] = ()
     synthetic: bool = False
+    warning: str = ""
 
     @property
     def images(self) -> int:

@@ -40,6 +40,7 @@ class Report:
         opaque: modules that could not be traced, with the reason.
         speed: what was gained in milliseconds, or why nothing was: one sentence.
         notes: what a reader must know of the images.
+        warning: why the results may be wrong, in one sentence that comes before all others; empty where they are not.
     """
 
     before: Cost
@@ -56,6 +57,7 @@ class Report:
     opaque: tuple[tuple[str, str], ...] = ()
     speed: str = ""
     notes: tuple[str, ...] = ()
+    warning: str = ""
 
     def with_metric(self, name: str, before: float, after: float) -> Self:
         """Return the report with one more line in its summary."""
@@ -75,7 +77,7 @@ class Report:
         notes = [f"note: {note}" for note in self.notes]
         return "\n\n".join(
             [
-                *map(printable, filter(None, (self.speed, *notes))),
+                *map(printable, filter(None, (self.warning, self.speed, *notes))),
                 *(table.text() for table in shown if table.rows),
                 f"{rewritten} of {len(self.steps)} convs rewritten.",
             ]
@@ -83,7 +85,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a page with all tables."""
-        remarks = map(in_markdown, filter(None, (self.speed, *self.notes)))
+        remarks = map(in_markdown, filter(None, (self.warning, self.speed, *self.notes)))
         parts = ["# convsurgeon report", *remarks, *(table.markdown() for table in self.tables)]
         return "\n\n".join(parts) + "\n"
 
@@ -95,6 +97,7 @@ class Report:
         """Return everything as plain JSON values."""
         return {
             "example": self.example,
+            "warning": self.warning,
             "notes": list(self.notes),
             "summary": self.summary.records(),
             "fidelity": None if self.fidelity is None else msgspec.to_builtins(self.fidelity),

@@ -14,9 +14,10 @@ _FAR_DB = 6.0
 
 
 def sentence(report: Report, bundle: Bundle | None = None) -> str:
-    """Return the file to ship, where that was measured, and what was done, gained and lost."""
+    """Return what may be wrong, the file to ship, where that was measured, and what was done, gained and lost."""
     first = _shipped(bundle.recommended) if bundle is not None and bundle.recommended is not None else ""
-    return f"{first}{_done(report, bundle)}"
+    warning = f"{report.warning} " if report.warning else ""
+    return f"{warning}{first}{_done(report, bundle)}"
 
 
 def _shipped(one: Recommended) -> str:

@@ -57,6 +57,13 @@ def test_nearness_and_metrics(report: cs.Report) -> None:
     assert sentence(nothing) == "None of 0 convs was rewritten: the network is as it was."
 
 
+def test_a_warning_comes_before_everything(report: cs.Report) -> None:
+    warned = dataclasses.replace(report, warning="The images are black.")
+    for text in (sentence(warned), str(warned), warned.to_markdown().split("\n\n", 1)[1]):
+        assert text.startswith("The images are black.")
+    assert warned.to_dict()["warning"] == "The images are black."
+
+
 def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
     slow = make_bundle(timing(model=1.5, original_int8=2.0, model_int8=1.8), timing(2, "extended", model=0.9))
     found = " ".join(cautions(report, slow))
