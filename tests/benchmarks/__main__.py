@@ -23,6 +23,7 @@ NAMES = (
     "forms",
     "int8",
     "popular",
+    "networks",
     "files",
     "conversion_time",
     "verdict",
