@@ -31,7 +31,7 @@ from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
 from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
-from convsurgeon.search.goal import Budget, Goal, Within
+from convsurgeon.search.goal import Budget, Goal, Within, measure
 from convsurgeon.search.search import Outcome, describe_speed, find_fastest, meet_budget
 from convsurgeon.search.study import Study, open_study
 from convsurgeon.search.trial import Trial
@@ -61,11 +61,24 @@ class Result:
     held_back: tuple[Example, ...] = ()
     made_up: Calibration | None = None
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
-    most_error: float = math.nan
+    within: Within | None = None
+    searched: bool = False
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """Return the result with one more line in its report."""
         return dataclasses.replace(self, report=self.report.with_metric(name, before, after))
+
+    def judged_by(self, within: Within) -> Result:
+        """Return the result with a metric in its report, by which `export` judges files, too.
+
+        Args:
+            within: with a metric, resolved.
+        """
+        assert within.metric is not None
+        assert within.before is not None
+        known = [trial.value for trial in self.trials if self.searched and trial.taken and math.isfinite(trial.value)]
+        after = known[0] if known else measure(within.metric, self.model) if self.changes else within.before
+        return dataclasses.replace(self.with_metric(within.name, within.before, after), within=within)
 
     @property
     def changes(self) -> dict[str, Change]:
@@ -160,52 +173,70 @@ class _Call:
 
     def run(self, seen: Capture) -> Result:
         """Convert a captured model."""
+        goal = self.goal
+        if isinstance(goal, Within) and goal.metric is not None:
+            goal = goal.resolve(seen.model, ())  # what is wrong with a metric is said before images are read
         data = gather(seen, self.calibration, seed=self.seed, progress=self.progress)
-        outcome = self._choose(seen, data)
+        if goal is None and self.forms is None and data is not None:
+            goal = Within()
+        if isinstance(goal, Within):
+            goal = goal.resolve(seen.model, () if data is None else data.held_back)
+        outcome = self._choose(seen, data, goal)
         result = carry_out(seen, outcome.plan, data, runtime=self.runtime, seed=self.seed, progress=self.progress)
         speed = outcome.speed or self._time_now(seen, result.plan)
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed)
-        return dataclasses.replace(result, report=report, most_error=outcome.most_error)
+        result = dataclasses.replace(result, report=report)
+        if not isinstance(goal, Within):
+            return result
+        result = dataclasses.replace(result, within=goal, searched=True)
+        return result if goal.metric is None else result.judged_by(goal)
 
-    def _choose(self, seen: Capture, data: Calibration | None) -> Outcome:
+    def _choose(self, seen: Capture, data: Calibration | None, goal: Goal | None) -> Outcome:
         """Return the plan that the goal asks for, or that was made by hand."""
         if isinstance(self.forms, Plan):
             return Outcome(self.forms)
-        if self.goal is None and (self.forms is not None or data is None):
+        if goal is None:
             forms = DEFAULT_FORMS if self.forms is None else self.forms
             return Outcome(plan_captured(seen, forms, self.policy, allow_growth=False))
-        if isinstance(self.goal, Budget):
-            return meet_budget(self._study(seen, data, timed=self.goal.latency is not None).score(), self.goal)
-        assert data is not None  # Within without images was refused
-        goal = (Within() if self.goal is None else self.goal).resolve(seen.model, data.held_back)
+        if isinstance(goal, Budget):
+            study = self._study(seen, data, allow_growth=goal.latency is not None)
+            return meet_budget((study if goal.latency is None else self._timed(study)).score(), goal)
+        if any(parameter.is_meta for parameter in seen.model.parameters()):
+            raise CalibrationError("within: the model is on the meta device and has no values; load its weights first")
+        study = self._study(seen, data, allow_growth=True)
+        if data is None or not study.options:
+            nothing = "Left as it was: it has no conv that may be rewritten."
+            return Outcome(study.base, goal=str(goal), speed=nothing)
         try:
-            return find_fastest(self._study(seen, data, timed=True), goal)
+            return find_fastest(self._timed(study), goal)
         except (ExportError, LatencyError, WriteError) as error:
             if self.goal is not None:
                 raise
             return self._by_macs(seen, data, goal, error)
 
-    def _study(self, seen: Capture, data: Calibration | None, timed: bool) -> Study:
-        """Return the candidates, with milliseconds where those decide."""
+    def _study(self, seen: Capture, data: Calibration | None, allow_growth: bool) -> Study:
+        """Return the candidates; where milliseconds decide, a form may be larger than the conv."""
         assert not isinstance(self.forms, Mapping | Plan)
-        forms = BUDGET_FORMS if self.forms is None else self.forms
-        study = open_study(
+        return open_study(
             seen,
             data,
             self.runtime,
-            forms=forms,
+            forms=BUDGET_FORMS if self.forms is None else self.forms,
             policy=self.policy,
-            allow_growth=timed,
+            allow_growth=allow_growth,
             seed=self.seed,
             progress=self.progress,
         )
-        if not timed:
-            return study
-        return study.with_table(self.runtime.measure(seen, forms, self.policy, progress=self.progress))
+
+    def _timed(self, study: Study) -> Study:
+        """Return the candidates with their milliseconds."""
+        assert not isinstance(self.forms, Mapping | Plan)
+        forms = BUDGET_FORMS if self.forms is None else self.forms
+        return study.with_table(self.runtime.measure(study.seen, forms, self.policy, progress=self.progress))
 
     def _by_macs(self, seen: Capture, data: Calibration, goal: Within, error: Exception) -> Outcome:
         """Return the plan with the fewest MACs within the goal, for a network that cannot be timed."""
-        study = self._study(seen, data, timed=False).with_table(MacsTable(seen, self.runtime.precision))
+        study = self._study(seen, data, allow_growth=False).with_table(MacsTable(seen, self.runtime.precision))
         found = find_fastest(study, goal)
         trials = (dataclasses.replace(one, dense_ms=math.nan, predicted_ms=math.nan) for one in found.trials)
         what = "plans were compared by MACs" if found.plan.changes else "by MACs no plan is worth it"
@@ -291,14 +322,17 @@ def compare_outputs(model: nn.Module, converted: nn.Module, example: Example) ->
 
 def _receive(model: Model, example: object, call: _Call) -> Result:
     """Convert in the first process and give every process the result; what it raises, too."""
-    seen = capture(model, example)
+    seen, within = capture(model, example), call.goal
 
     def convert_here() -> tuple[Plan, dict[str, Tensor], Result]:
+        nonlocal within
         result = call.run(seen)
-        bare = dataclasses.replace(result, model=nn.Identity(), original=nn.Identity())
+        within = result.within
+        bare = dataclasses.replace(result, model=nn.Identity(), original=nn.Identity(), within=None)
         return result.plan, result.model.state_dict(), bare
 
     plan, weights, bare = processes.shared(convert_here)
     converted, _ = operate(seen.model, plan, seen.example)
     converted.load_state_dict(weights)
-    return dataclasses.replace(bare, model=converted, original=seen.model)
+    kept = within if isinstance(within, Within) else None  # a metric is code, which is not sent
+    return dataclasses.replace(bare, model=converted, original=seen.model, within=kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from convsurgeon.base.errors import ExportError
 from convsurgeon.base.progress import bar
 from convsurgeon.bundle.int8_files import MIXED, compare_files, make_noise, single_batches, write_int8, write_mixed
 from convsurgeon.bundle.loading import sha256
+from convsurgeon.bundle.losses import allowed_loss, ask_metric, chosen_file, known_values, losses
 from convsurgeon.bundle.mobile import mobile_check
-from convsurgeon.bundle.recommend import allowed_error, recommend
+from convsurgeon.bundle.recommend import recommend
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.conversion import Result
-from convsurgeon.fit.fidelity import added_share
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
@@ -38,7 +37,7 @@ from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.report.bundle import CONVERTED, INT8, ORIGINAL, Bundle
-from convsurgeon.search.goal import DEFAULT_ERROR, DEFAULT_ERROR_ADDED
+from convsurgeon.search.goal import Within
 from convsurgeon.timing.benchmark import LEVELS, Bench, bench
 
 _PARITY_IMAGES = 4
@@ -77,6 +76,7 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
         if shown and data is not None:
             where = f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-out'} images"
         near = compare_files(original, (converted, *quantized), shown or make_noise(like))
+        asked, notes = ask_metric(result, quantized)
         bundle = Bundle(
             folder=folder,
             original=original,
@@ -84,6 +84,8 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
             quantized=tuple(quantized),
             agreement=tuple(near),
             agreement_on=where,
+            values=known_values(result) | asked,
+            notes=notes,
             mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
             preparation=request.preparation,
         )
@@ -102,42 +104,49 @@ def _recommend(
     Where int8 is too far from the original, a file with some layers in float is tried, and kept if it is the fastest.
     """
     like = inputs.order_example(result.original, result.example)
-    errors = {one.name: one.error for one in bundle.agreement}
-    allowed = _allowed(result, errors, shown)
+    within = result.within or Within().resolve(result.original, shown)
+    lost = losses(within, bundle.agreement, bundle.values)
+    allowed, chosen = allowed_loss(lost, result, within), chosen_file(lost, result, within)
     tried = bundle
-    if fitted and errors[INT8] > allowed:
-        tried = _add_mixed(bundle, fitted, shown or make_noise(like), allowed)
+    if fitted and lost.get(INT8, 0.0) > allowed:
+        tried = _add_mixed(bundle, result, within, fitted, shown or make_noise(like), allowed)
+        lost = losses(within, tried.agreement, tried.values)
     timed = _time([bundle.folder / name for name in tried.sizes], like, result, request)
-    best = recommend(timed.timings, {one.name: one.error for one in tried.agreement}, allowed)
+    best = recommend(timed.timings, lost, allowed, chosen)
     if tried is bundle or best.name == MIXED:
         return dataclasses.replace(tried, bench=timed, recommended=best)
     (bundle.folder / MIXED).unlink()
     return dataclasses.replace(bundle, bench=timed.without(MIXED), recommended=best)
 
 
-def _add_mixed(bundle: Bundle, fitted: Sequence[Example], shown: Sequence[Example], allowed: float) -> Bundle:
+def _add_mixed(
+    bundle: Bundle,
+    result: Result,
+    within: Within,
+    fitted: Sequence[Example],
+    shown: Sequence[Example],
+    allowed: float,
+) -> Bundle:
     """Return the bundle with an int8 file that keeps some layers in float, if one is near enough."""
 
-    def compare(one: Quantized) -> Agreement:
-        return compare_files(bundle.original, [one], shown)[0]
+    def look(one: Quantized) -> tuple[Agreement, dict[str, float]]:
+        return compare_files(bundle.original, [one], shown)[0], ask_metric(result, [one])[0]
+
+    def is_enough(one: Quantized) -> bool:
+        near, values = look(one)
+        return losses(within, [near], values)[MIXED] <= allowed
 
     rounded = next(one for one in bundle.quantized if one.path.name == INT8)
-    mixed = write_mixed(bundle.converted, rounded, fitted, lambda one: compare(one).error <= allowed)
+    mixed = write_mixed(bundle.converted, rounded, fitted, is_enough)
     if mixed is None:
         return bundle
+    near, values = look(mixed)
     return dataclasses.replace(
-        bundle, quantized=(*bundle.quantized, mixed), agreement=(*bundle.agreement, compare(mixed))
+        bundle,
+        quantized=(*bundle.quantized, mixed),
+        agreement=(*bundle.agreement, near),
+        values={**bundle.values, **values},
     )
-
-
-def _allowed(result: Result, errors: Mapping[str, float], shown: Sequence[Example]) -> float:
-    """Return what a recommended file may lose."""
-    scale = added_share(result.original, shown[:_PARITY_IMAGES]) if shown else 1.0
-    usual = DEFAULT_ERROR if scale == 1 else DEFAULT_ERROR_ADDED * scale
-    searched = not math.isnan(result.most_error)
-    accepted = CONVERTED if result.precision == "fp32" else INT8
-    limit = result.most_error if searched else usual
-    return allowed_error(errors, limit=limit, accepted=accepted, searched=searched)
 
 
 def _write_float(result: Result, name: str, images: Sequence[Example], request: Request, folder: Path) -> OnnxFile:

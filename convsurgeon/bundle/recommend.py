@@ -1,7 +1,7 @@
 """Which file of a bundle to ship: the fastest that is near enough to the original, and how to run it.
 
-Law: in the setting that it is recommended with, a file is not slower than the quantised dense one beside it.
-The dense int8 file is what people ship without us, so what it loses is always allowed, and it is a candidate.
+Law: in the setting that it is recommended with, a file is not slower than the quantised dense one beside it, if that is
+near enough. One limit holds for every file, whatever made it what it is.
 """
 
 from __future__ import annotations
@@ -12,27 +12,21 @@ from collections.abc import Mapping, Sequence
 from convsurgeon.report.bundle import DENSE_INT8, ORIGINAL, Recommended
 from convsurgeon.timing.comparison import ComparedFile, Comparison
 
-RUINED = 0.25
-"""Error of the converted network from which on it is not taken for what its user wants."""
 
+def recommend(
+    timings: Sequence[Comparison], lost: Mapping[str, float], allowed: float, chosen: str = ""
+) -> Recommended:
+    """Return the fastest file within a loss in any of the settings that were timed; there is one at least.
 
-def allowed_error(errors: Mapping[str, float], *, limit: float, accepted: str, searched: bool) -> float:
-    """Return the largest error that a recommended file may have.
-
-    It is the limit, on top of what the `accepted` file lost where its user asked for a form or a cost. Where the limit
-    is that of a search (`searched`), other files may not lose more than it or the accepted file. It is never less than
-    the quantised dense network loses.
+    Args:
+        timings: of all files, setting by setting.
+        lost: what every file but the original loses.
+        allowed: the most that one may lose.
+        chosen: the file that a search found good enough, on other images; it may be recommended.
     """
-    known = errors.get(accepted, 0.0)
-    lost = known if known <= RUINED else 0.0
-    own = max(limit, lost) if searched else limit + lost
-    return max(own, errors.get(DENSE_INT8, 0.0))
-
-
-def recommend(timings: Sequence[Comparison], errors: Mapping[str, float], allowed: float) -> Recommended:
-    """Return the fastest file within an error in any of the settings that were timed; there is one at least."""
-    known = {**errors, ORIGINAL: 0.0}
-    found = [(_fastest(timing, known, allowed), timing) for timing in timings]
+    known = {**lost, ORIGINAL: 0.0}
+    near = {name for name, loss in known.items() if loss <= allowed or (name == chosen and math.isfinite(loss))}
+    found = [(_fastest(timing, known, near), timing) for timing in timings]
     row, timing = min(found, key=lambda pair: pair[0].p50_ms)
     dense = next((other.speedup for other in timing.rows if other.name == DENSE_INT8), None)
     return Recommended(
@@ -40,7 +34,7 @@ def recommend(timings: Sequence[Comparison], errors: Mapping[str, float], allowe
         speedup=row.speedup,
         interval=row.interval,
         over_dense_int8=None if dense is None else row.speedup / dense,
-        error=known[row.name],
+        lost=known[row.name],
         allowed=allowed,
         threads=timing.threads,
         spinning=timing.threads > 1,
@@ -48,8 +42,7 @@ def recommend(timings: Sequence[Comparison], errors: Mapping[str, float], allowe
     )
 
 
-def _fastest(timing: Comparison, known: Mapping[str, float], allowed: float) -> ComparedFile:
-    """Return the fastest of the files near enough: measurably faster ones, the original, dense int8."""
-    near = [row for row in timing.rows if known.get(row.name, math.inf) <= allowed]
-    enough = [row for row in near if row.verdict == "faster" or row.name in (ORIGINAL, DENSE_INT8)]
+def _fastest(timing: Comparison, known: Mapping[str, float], near: set[str]) -> ComparedFile:
+    """Return the fastest of the files near enough: measurably faster ones, or the original."""
+    enough = [row for row in timing.rows if row.name in near and (row.verdict == "faster" or row.name == ORIGINAL)]
     return max(enough, key=lambda row: (row.speedup, -known[row.name]))

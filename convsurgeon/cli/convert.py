@@ -15,6 +15,7 @@ from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
 from convsurgeon.planning.candidates import plan
 from convsurgeon.planning.inspection import inspect
 from convsurgeon.planning.plan import Plan
+from convsurgeon.search.goal import Within
 from convsurgeon.search.sweep import SHARES, check_drawable, sweep
 
 _NET = "net.py:factory --weights net.safetensors --input 1x3x32x32"
@@ -76,7 +77,8 @@ def _add_convert(commands: Any) -> None:
     command.add_argument(
         "--within",
         metavar="1.0",
-        help="the fastest network that loses at most this much of --metric (1.0, or 1%%), or of the output without one",
+        help="the fastest network that loses at most this much of --metric (1.0, or 1%%; without it 0.3%%, 2%% of what "
+        "is better --better lower), or of the output without a metric",
     )
     shared.add_metric(command)
     command.add_argument("--better", choices=("higher", "lower"), default="higher", help="which --metric is better")
@@ -145,19 +147,23 @@ def _sweep(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     calibration = False if options.images == shared.NONE else read_images(options, options.limit)
     check_output(options, calibration)
-    model, example = read_model(options)
     metric = read_metric(options)
+    model, example = read_model(options)
+    goal = read_goal(options, metric)
+    beside = None if metric is None or isinstance(goal, Within) else Within(None, metric, options.better)
+    if beside is not None:
+        beside = beside.resolve(model, ())  # a metric that fails does so before the work
     result = convert(
         model,
         example,
         calibration=calibration,
         forms=Plan.load(options.plan) if options.plan else read_forms(options),
         policy=options.select,
-        goal=read_goal(options, metric),
+        goal=goal,
         runtime=read_runtime(options),
         seed=options.seed,
         progress=not options.json,
     )
-    if metric is not None:
-        result = result.with_metric(metric.__name__, metric(result.original), metric(result.model))
+    if beside is not None:
+        result = result.judged_by(beside)
     write_output(options, result, calibration)

@@ -114,7 +114,7 @@ def add_images(command: argparse.ArgumentParser, name: str, words: str) -> None:
 
 def add_metric(command: argparse.ArgumentParser) -> None:
     """Add the user's own measure."""
-    command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, shown before and after")
+    command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, which decides, see --within")
 
 
 def add_seed(command: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError, LoadError, describe
 from convsurgeon.calibration.images import Images
-from convsurgeon.cli.options import WORDS
+from convsurgeon.cli.options import NONE, WORDS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
@@ -79,17 +79,18 @@ def read_forms(options: argparse.Namespace) -> list[Form] | None:
 
 
 def read_goal(options: argparse.Namespace, metric: Metric | None) -> Goal | None:
-    """Return the budget or the tolerance that was asked for.
+    """Return the budget or the tolerance that was asked for; a metric alone asks for the default's tolerance of it.
 
     Raises:
         BudgetError: both were.
     """
-    if options.within is None:
+    if options.within is not None and options.budget is not None:
+        raise BudgetError("--within: it asks for the fastest network, --budget for a cost; leave one of them out")
+    by_hand = options.budget or options.plan or options.form or options.rank or options.images == NONE
+    if options.within is None and (metric is None or by_hand):
         goal: Goal | None = options.budget
         return goal
-    if options.budget is not None:
-        raise BudgetError("--within: it asks for the fastest network, --budget for a cost; leave one of them out")
-    return Within(options.within) if metric is None else Within(options.within, metric, options.better)
+    return Within(options.within, metric, options.better)
 
 
 def read_runtime(options: argparse.Namespace) -> Runtime:
@@ -113,9 +114,9 @@ def read_metric(options: argparse.Namespace) -> Metric | None:
         return None
     function: Any = load_function(options.metric)
 
-    def metric(model: nn.Module) -> float:
+    def metric(model: nn.Module) -> Any:
         try:
-            return float(function(model))
+            return function(model)
         except (Exception, SystemExit) as error:  # the user's own code
             text = f"{options.metric}: the metric fails ({describe(error)}); it takes a model and gives a number"
             raise LoadError(text) from error

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto
-from torch import Tensor, nn
+from torch import nn
+from torch.utils import _pytree as pytree
 
 from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.calibration.dataset import first_images, images_in, select_images
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.state import undisturbed
 from convsurgeon.int8.feeds import make_feeds, open_sizes
 from convsurgeon.int8.float_ends import find_float_ends
 from convsurgeon.int8.pipeline import prepare, round_graph
@@ -31,7 +33,7 @@ _VALUES, _ALL_VALUES = 300_000, 6_000_000
 
 
 class Int8Module(nn.Module):
-    """Runs an int8 graph in the runtime; takes and gives what the model does, outputs as a flat tuple.
+    """Runs an int8 graph in the runtime; takes and gives what the model does.
 
     Args:
         graph: With fixed shapes; it is run on other sizes of images too, and on any number of them.
@@ -46,14 +48,20 @@ class Int8Module(nn.Module):
         self.batch = size if isinstance(size, int) and size > 0 else 1
         self.names = [name for name, _ in signature]
         self.session = open_session(open_sizes(graph), session_options(1, "all"))
+        self._structure: pytree.TreeSpec | None = None
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the outputs of the graph; a part of a batch is filled up with its last image."""
         given = inputs.order_example(self.exact, Example(args, kwargs))
         count, device = images_in(given), Example(args, kwargs).tensors()[0].device
         parts = [self._run(select_images(given, slice(at, at + self.batch))) for at in range(0, count, self.batch)]
         whole = [np.concatenate(found)[:count] for found in zip(*parts, strict=True)]
         outputs = tuple(torch.from_numpy(found).to(device) for found in whole)
+        if self._structure is None:
+            with undisturbed(self.exact):
+                self._structure = pytree.tree_structure(self.exact(*given.args, **given.kwargs))
+        if self._structure.num_leaves == len(outputs):
+            return pytree.tree_unflatten(outputs, self._structure)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _run(self, part: Example) -> list[np.ndarray[Any, Any]]:

@@ -78,8 +78,8 @@ class Recommended:
         speedup: times as fast as `original.onnx` in this setting, measured in turns.
         interval: in which the speed-up lies with 95 % confidence.
         over_dense_int8: times as fast as the quantised original; None where there is none.
-        error: of its outputs, see `graph.output_error`.
-        allowed: the largest error that was allowed.
+        lost: what it loses of the user's metric; without one the error of its outputs, as the search counted it.
+        allowed: the most that a file was allowed to lose.
         threads: `intra_op_num_threads`; `inter_op_num_threads` is 1.
         spinning: `session.intra_op.allow_spinning`.
         level: `graph_optimization_level`.
@@ -89,7 +89,7 @@ class Recommended:
     speedup: float
     interval: tuple[float, float]
     over_dense_int8: float | None
-    error: float
+    lost: float
     allowed: float
     threads: int
     spinning: bool
@@ -109,6 +109,8 @@ class Bundle:
         agreement_on: the inputs that was measured on, in words.
         mobile: verdict of the mobile providers, by name of the file.
         preparation: how images become inputs.
+        values: the user's metric of every file; empty without one.
+        notes: what could not be done.
         bench: latencies; None where nothing was timed.
         recommended: the file to ship; None where nothing was timed.
         sha256: of every ONNX file.
@@ -123,6 +125,8 @@ class Bundle:
     agreement_on: str
     mobile: Mapping[str, MobileVerdict]
     preparation: Preparation
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     bench: Bench | None = None
     recommended: Recommended | None = None
     sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -159,11 +163,16 @@ class Bundle:
     def files(self) -> Table:
         """Every ONNX file: size, and how near its outputs are to those of the original."""
         near_columns = (("sqnr_db", "decibel"), ("same_top1", "share"), ("error", "number"))
-        columns = (("file", "text"), ("MB", "megabytes"), *near_columns, ("", "text"))
+        metric = (("metric", "number"),) if self.values else ()
+        columns = (("file", "text"), ("MB", "megabytes"), *metric, *near_columns, ("", "text"))
         near = {name: (one.sqnr_db, one.top1, one.error) for name, one in self.near.items()}
         best = "" if self.recommended is None else self.recommended.name
         rows = tuple(
-            (name, size, *near.get(name, (None, None, None)), "recommended" if name == best else None)
+            (
+                *(name, size, *([self.values.get(name)] if metric else [])),
+                *near.get(name, (None, None, None)),
+                "recommended" if name == best else None,
+            )
             for name, size in self.sizes.items()
         )
         return Table(f"Files, compared with original.onnx on {self.agreement_on}", columns, rows)

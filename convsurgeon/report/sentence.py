@@ -29,7 +29,7 @@ def _shipped(one: Recommended) -> str:
     text += f"{one.speedup:.2f} times as fast as original.onnx {where}"
     if one.over_dense_int8 is not None and not dense:
         text += f", {one.over_dense_int8:.2f} times as fast as the quantised original"
-    return f"{text}; its error is {one.error:.2g}, allowed {one.allowed:.2g}. "
+    return f"{text}; its error is {one.lost:.2g}, allowed {one.allowed:.2g}. "
 
 
 def _done(report: Report, bundle: Bundle | None) -> str:

@@ -327,16 +327,16 @@ def test_layers_stay_in_float_only_where_the_clock_agrees(
         pairs = zip(found, left, strict=True)
         return [dataclasses.replace(one, error=one.error * (count < 2)) for one, count in pairs]
 
-    def allowed(errors: dict[str, float], **_: object) -> float:
-        tried.append(errors["model-int8.onnx"])
-        return 0.9 * errors["model-int8.onnx"]
+    def allowed(lost: dict[str, float], *_: object) -> float:
+        tried.append(lost["model-int8.onnx"])
+        return 0.9 * lost["model-int8.onnx"]
 
-    def recommend(timings: Any, errors: dict[str, float], most: float) -> Any:
-        assert errors[int8_files.MIXED] <= most < errors["model-int8.onnx"]
-        found = honest(timings, errors, most)
+    def recommend(timings: Any, lost: dict[str, float], most: float, chosen: str) -> Any:
+        assert lost[int8_files.MIXED] <= most < lost["model-int8.onnx"]
+        found = honest(timings, lost, most, chosen)
         return dataclasses.replace(found, name=int8_files.MIXED if agrees else "original.onnx")
 
-    monkeypatch.setattr(networks, "allowed_error", allowed)
+    monkeypatch.setattr(networks, "allowed_loss", allowed)
     monkeypatch.setattr(networks, "recommend", recommend)
     monkeypatch.setattr(networks, "compare_files", compare)
     settings: dict[str, Any] = {"pairs": 50, "runtime": Runtime(threads=1), "progress": False}

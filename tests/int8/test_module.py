@@ -69,6 +69,8 @@ def test_several_inputs_and_outputs() -> None:
     net, scale = _Scaled().eval(), torch.tensor([2.0])
     rounded = as_int8(net, [Example((), {"scale": scale, "x": _images(8)})])
     exact = {name: value.detach() for name, value in net(_images(8)[:5], scale).items()}
-    for wanted, found in zip(exact.values(), rounded(x=_images(8)[:5], scale=scale), strict=True):
+    given = rounded(x=_images(8)[:5], scale=scale)
+    assert given.keys() == exact.keys()  # what a metric asks for by name
+    for wanted, found in zip(exact.values(), given.values(), strict=True):
         assert found.shape == wanted.shape
         assert float((found - wanted).square().mean()) < 1e-2 * float(wanted.square().mean())

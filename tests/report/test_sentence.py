@@ -92,7 +92,7 @@ def test_small_files_are_told_in_kilobytes(report: cs.Report) -> None:
 
 
 def _recommended(**values: Any) -> Recommended:
-    usual: dict[str, Any] = {"name": "model-int8.onnx", "speedup": 6.92, "over_dense_int8": 2.02, "error": 0.0123}
+    usual: dict[str, Any] = {"name": "model-int8.onnx", "speedup": 6.92, "over_dense_int8": 2.02, "lost": 0.0123}
     usual |= {"allowed": 0.03, "threads": 2, "level": "all", "interval": (6.0, 7.0), "spinning": True}
     return Recommended(**{**usual, **values})
 

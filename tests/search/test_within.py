@@ -74,7 +74,7 @@ def test_the_tolerance_that_is_spent(better: str, sign: int) -> None:
 
 def test_a_larger_tolerance_is_faster() -> None:
     times = []
-    for tolerance in (15.0, "25%", 45.0):
+    for tolerance in (15.0, "25%", "45%"):
         result = converted(MadeUpTable(), cs.Within(tolerance, metric=nearness))
         times += [trial.predicted_ms for trial in result.trials if trial.taken]
     assert times == sorted(times, reverse=True)
@@ -149,17 +149,71 @@ def test_the_default_with_images_is_this_search(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("make", "offender"),
     [
-        (lambda: cs.Within(metric=nearness), "metric"),
         (lambda: cs.Within("much"), "much"),
         (lambda: cs.Within(-1.0), "-1.0"),
         (lambda: cs.Within(0.1, better="best"), "best"),
-        (lambda: cs.Within(1.0, metric=lambda _: None).resolve(net(), []), "NoneType"),  # type: ignore[arg-type,return-value]
-        (lambda: cs.Within(1.0, metric=lambda _: math.nan).resolve(net(), []), "nan"),
+        (lambda: resolved(1.0, None), "NoneType"),
+        (lambda: resolved(1.0, math.nan), "nan"),
+        (lambda: resolved(1.0, torch.ones(2, 3)), "Tensor of shape (2, 3)"),
+        (lambda: resolved(1.0, {"iou": 0.9}), "dict"),
+        (lambda: resolved(1.0, "0.9"), "0.9"),
+        (lambda: resolved(1.0, 0.9266), "'1%'"),  # a metric up to 1, and a point of it meant
+        (lambda: resolved(0.5, 0.371), "0.005"),
+        (lambda: resolved(1.0, 0.08, "lower"), "0.01"),
+        (lambda: resolved(None, 0.0), "is 0"),
     ],
 )
 def test_a_tolerance_that_cannot_be_read_is_refused(make: Callable[[], cs.Within], offender: str) -> None:
-    with pytest.raises(cs.errors.BudgetError, match=re.escape(offender)):
+    with pytest.raises(cs.errors.BudgetError, match=re.escape(offender)) as caught:
         make()
+    assert "\n" not in str(caught.value)
+
+
+def resolved(tolerance: float | str | None, value: Any, better: str = "higher") -> cs.Within:
+    """A goal with a metric that always gives this value."""
+    return cs.Within(tolerance, metric=lambda _: value, better=better).resolve(net(), [])
+
+
+def test_a_metric_without_a_tolerance_has_the_defaults() -> None:
+    """Half a point, a tenth of a decibel: a small part of the metric's own value, whatever its unit."""
+    for value, most in ((92.66, 0.5), (0.9266, 0.005), (33.0, 0.1)):
+        found = resolved(None, value)
+        assert 0.3 * most <= found.most <= most
+        assert found.keeps(value - 0.9 * found.most)
+        assert not found.keeps(value - 1.1 * found.most)
+    assert resolved(None, 0.05, "lower").most == pytest.approx(0.001)
+    assert resolved("200%", 0.9).most == pytest.approx(1.8)  # said in so many words
+    assert resolved(torch.tensor(0.01).item(), torch.tensor(0.9)).most == pytest.approx(0.01)
+
+
+def test_a_metric_alone_decides_and_is_asked_once_of_each_network() -> None:
+    asked: list[nn.Module] = []
+
+    def near(model: nn.Module) -> float:
+        asked.append(model)
+        assert not model.training
+        return nearness(model)
+
+    result = converted(MadeUpTable(), cs.Within("30%", metric=near))
+    assert len(asked) == len({id(model) for model in asked}) == 1 + len(result.trials)
+    ((name, before, after),) = result.report.metrics
+    assert (name, before, after) == ("near", 100.0, pytest.approx(nearness(result.model)))
+    strict = converted(MadeUpTable(), cs.Within(metric=near))
+    assert strict.report.metrics[0][2] >= 99.7
+    asked.clear()
+    with pytest.raises(cs.errors.BudgetError, match="near"):
+        converted(MadeUpTable(), cs.Within(90.0, metric=near), calibration=[torch.full((2, 3), math.nan)])
+    assert len(asked) == 1  # before anything was read
+
+
+def test_nothing_to_rewrite_within_anything() -> None:
+    images = torch.randn(40, 3, 4, 4)
+    for model in (nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), nn.Sequential(nn.Conv2d(3, 4, 1))):
+        for goal in (cs.Within(0.1), cs.Within(metric=lambda _: 7.0)):
+            for given in (images, None):
+                result = cs.convert(model.eval(), images[:1], calibration=given, goal=goal, progress=False)
+                assert not result.changes
+                assert result.report.speed.startswith("Left as it was")
 
 
 def test_a_tolerance_needs_images_and_something_to_choose() -> None:
