@@ -26,6 +26,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_subgraphs
 from convsurgeon.planning.candidates import Forms, plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
@@ -119,9 +120,10 @@ def convert(
     """Rewrite the convs of a pretrained model into lighter forms, keeping what it learned.
 
     The input model is unchanged to the bit; the result has its class, device, dtype, memory format and mode, and is
-    trainable. Without `forms` and `goal` it is the fastest network, measured on this machine, whose output stays
-    within the default's error; where that is not 1.1 times as fast the model comes back as it was, and
-    `report.speed` says why. In a distributed run the first process converts and the others receive the result.
+    trainable. `Conv1d` layers take part as convs of one row, `layer.conv`. Without `forms` and `goal` it is the fastest
+    network, measured on this machine, whose output stays within the default's error; where that is not 1.1 times as
+    fast the model comes back as it was, and `report.speed` says why. In a distributed run the first process converts
+    and the others receive the result.
 
     Args:
         model: any module that runs on the example, or the path of an ONNX file.
@@ -156,7 +158,7 @@ def convert(
     call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, seed, progress)
     if processes.size() > 1:
         return _receive(model, example, call)
-    return call.run(capture(model, example))
+    return call.run(capture_in_rows(model, example))
 
 
 @dataclass(frozen=True)
@@ -322,7 +324,7 @@ def compare_outputs(model: nn.Module, converted: nn.Module, example: Example) ->
 
 def _receive(model: Model, example: object, call: _Call) -> Result:
     """Convert in the first process and give every process the result; what it raises, too."""
-    seen, within = capture(model, example), call.goal
+    seen, within = capture_in_rows(model, example), call.goal
 
     def convert_here() -> tuple[Plan, dict[str, Tensor], Result]:
         nonlocal within

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from convsurgeon.graph.linear import LinearAsConv
+from convsurgeon.graph.as_conv import Conv1dAsConv, LinearAsConv
 
+_Norm = nn.BatchNorm2d | nn.BatchNorm1d
+_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 _MODULES = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.GELU, nn.ELU, nn.CELU, nn.SELU, nn.Mish),
     *(nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus),
@@ -90,15 +92,17 @@ def neighbours(node: fx.Node, root: nn.Module, conv: nn.Conv2d, calls: Counter[n
     """Read what follows a conv's node, as long as each value has one reader only; `calls` is from `callers`."""
     bare = alone(conv)
     scale, shift, norm, shortcut = bare.scale, bare.shift, None, None
-    follower = _only_user(node)
+    follower, in_rows = _only_user(node), False
+    while follower is not None and _reshapes(follower, Conv1dAsConv):  # the channels stay where they are
+        node, follower, in_rows = follower, _only_user(follower), True
     if follower is not None and (module := _frozen_norm(follower, root, calls)) is not None:
         scale, shift = affine(module)
         norm, node = str(follower.target), follower
         follower = _only_user(node)
-    if follower is not None and (other := _added(follower, node)) is not None:
+    if follower is not None and not in_rows and (other := _added(follower, node)) is not None:
         shortcut, node = other, follower
         follower = _only_user(node)
-    while follower is not None and _reshapes_a_linear(follower):  # whose values are the conv's, in another order
+    while follower is not None and _reshapes(follower, LinearAsConv):  # whose values are the conv's, in another order
         follower = _only_user(follower)
     found = None if follower is None else _activation_of(follower, root, conv.out_channels)
     return Neighbours(scale, shift, norm, shortcut, found, node if found is None else follower)
@@ -110,7 +114,7 @@ def alone(conv: nn.Conv2d) -> Neighbours:
     return Neighbours(weight.new_ones(conv.out_channels), weight.new_zeros(conv.out_channels))
 
 
-def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+def affine(norm: _Norm) -> tuple[Tensor, Tensor]:
     """Return a batch norm in eval mode as scale and shift (C,) in float32: `z = scale * y + shift`."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -126,16 +130,16 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 else None
 
 
-def _reshapes_a_linear(node: fx.Node) -> bool:
-    """Return whether a node is what `LinearAsConv` does behind its conv."""
+def _reshapes(node: fx.Node, layer: type[nn.Module]) -> bool:
+    """Return whether a node is what such a layer does behind its conv."""
     scopes = list((node.meta.get("nn_module_stack") or {}).values())
-    return node.op == "call_method" and bool(scopes) and scopes[-1][1] is LinearAsConv
+    return node.op == "call_method" and bool(scopes) and scopes[-1][1] is layer
 
 
-def _frozen_norm(node: fx.Node, root: nn.Module, calls: Counter[nn.Module]) -> nn.BatchNorm2d | None:
+def _frozen_norm(node: fx.Node, root: nn.Module, calls: Counter[nn.Module]) -> _Norm | None:
     """Return the batch norm that a node calls, if it has statistics of its own and no other caller."""
     module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if type(module) is not nn.BatchNorm2d or module.running_mean is None or calls[module] != 1:
+    if not isinstance(module, _Norm) or type(module) not in _NORMS or module.running_mean is None or calls[module] != 1:
         return None
     return module
 

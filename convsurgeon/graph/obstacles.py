@@ -120,9 +120,11 @@ def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) ->
     return _tied(conv, holders) or _whole_numbers(conv)
 
 
-def linear_obstacle(linear: nn.Linear, holders: Mapping[int, Sequence[nn.Module]]) -> str:
-    """Why a linear layer cannot be made into a 1x1 conv; empty where it can."""
-    return _more_than_weights(linear, nn.Linear) or _tied(linear, holders) or _whole_numbers(linear)
+def plain_obstacle(
+    layer: nn.Linear | nn.Conv1d, plain: type[nn.Module], holders: Mapping[int, Sequence[nn.Module]]
+) -> str:
+    """Why a layer is more than the weights of its plain class, so that no conv can take its place; empty if not."""
+    return _more_than_weights(layer, plain) or _tied(layer, holders) or _whole_numbers(layer)
 
 
 def holders_of(model: nn.Module) -> dict[int, list[nn.Module]]:
@@ -173,7 +175,7 @@ def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
     return ""
 
 
-def _whole_numbers(layer: nn.Conv2d | nn.Linear) -> str:
+def _whole_numbers(layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> str:
     dtype = layer.weight.dtype
     return "" if dtype.is_floating_point else f"its weight is {str(dtype).removeprefix('torch.')}"
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import FormError
 from convsurgeon.forms.catalogue import DEFAULT_FORMS
 from convsurgeon.forms.form import Form, Known
-from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
 from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate, check_glob, matches, resolve
 
 Forms = Sequence[Form] | Mapping[str, Form | None]
@@ -44,7 +45,7 @@ def plan(
         PolicyError: a name in the policy or in `forms` fits no conv.
         FormError: a conv demanded by its exact name cannot take any of its forms.
     """
-    return plan_captured(capture(model, example), forms, policy, allow_growth)
+    return plan_captured(capture_in_rows(model, example), forms, policy, allow_growth)
 
 
 def plan_captured(

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CaptureError, PolicyError, describe, nearest
+from convsurgeon.graph.as_conv import LinearAsConv
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.linear import LinearAsConv
 from convsurgeon.graph.model_files import Model
-from convsurgeon.graph.obstacles import check_model, holders_of, linear_obstacle
+from convsurgeon.graph.obstacles import check_model, holders_of, plain_obstacle
 from convsurgeon.graph.outputs import float_tensors
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.select import fits
-from convsurgeon.planning.surgery import swap_modules
+from convsurgeon.planning.swap import swap_modules
 
 
 def linear_as_conv(
@@ -52,7 +52,7 @@ def linear_as_conv(
     holders = holders_of(model)
     new: dict[int, Any] = {}
     for name, linear in large.items():
-        if why := linear_obstacle(linear, holders) or _shape_obstacle(dims.get(id(linear), set())):
+        if why := plain_obstacle(linear, nn.Linear, holders) or _shape_obstacle(dims.get(id(linear), set())):
             warnings.warn(f"linear_as_conv: {name} is left alone: {why}", stacklevel=2)
         elif id(linear) not in new:
             new[id(linear)] = LinearAsConv(linear, *dims[id(linear)])

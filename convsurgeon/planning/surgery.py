@@ -8,19 +8,16 @@ back.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
-from convsurgeon.base.errors import CaptureError, PlanError, describe
+from convsurgeon.base.errors import CaptureError, PlanError
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.graph.capture import capture
@@ -31,6 +28,8 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.planning.plan import Change, Plan
+from convsurgeon.planning.rows import with_rows
+from convsurgeon.planning.swap import swap_modules
 
 
 def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module, Plan]:
@@ -103,42 +102,15 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
 
 
 def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+    if any(_is_row(model, name) for name in plan.changes):
+        model = with_rows(model)
     return swap_modules(model, {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)})
 
 
-def swap_modules(model: nn.Module, new: dict[int, Any]) -> nn.Module:
-    """Return a copy of a model with new modules in the places of some, by the `id` of what they replace.
-
-    Raises:
-        CaptureError: the model cannot be copied.
-    """
-    try:
-        converted = copy.deepcopy(model, new | _detached(model))
-        placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
-    except Exception as error:
-        raise CaptureError(
-            f"model: {type(model).__name__} cannot be copied ({describe(error)}); "
-            "copy.deepcopy(model) must work, and the model you pass is never changed in place"
-        ) from error
-    if any(id(module) not in placed for module in new.values()):
-        kind = type(model).__name__
-        raise CaptureError(f"model: {kind} copies itself in its own way (__deepcopy__, __reduce__); remove that first")
-    return converted
-
-
-def _detached(model: nn.Module) -> dict[int, Tensor]:
-    """Return copies of the tensors that modules keep of a forward (activations, computed weights), by `id`.
-
-    `copy.deepcopy` refuses them for the graph behind them; whoever keeps them computes them anew.
-    """
-    kept = [
-        value
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if name not in ("_parameters", "_modules") and isinstance(value, Tensor | dict | list | tuple)
-    ]
-    leaves = pytree.tree_leaves(kept)
-    return {id(leaf): leaf.detach().clone() for leaf in leaves if isinstance(leaf, Tensor) and not leaf.is_leaf}
+def _is_row(model: nn.Module, name: str) -> bool:
+    """Return whether a plan's conv is a `Conv1d` in this model, which the plan knows as a conv of one row."""
+    parent, _, last = name.rpartition(".")
+    return last == "conv" and isinstance(dict(model.named_modules(remove_duplicate=False)).get(parent), nn.Conv1d)
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:

@@ -24,9 +24,10 @@ from convsurgeon.base.errors import FormError
 from convsurgeon.base.files import new_folder
 from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.form import Form
-from convsurgeon.graph.capture import Capture, capture
+from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.onnxnet import proto, standalone as measuring
+from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.candidates import Candidate, candidates_of
 from convsurgeon.runtime.network_graph import (
@@ -81,7 +82,7 @@ def write_device_folder(
     """
     names = {_file_name(number, precision) for number in range(_MOST) for precision in PRECISIONS}
     with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, measuring.MANIFEST, _SCRIPT})) as draft:
-        seen = capture(model, example)
+        seen = capture_in_rows(model, example)
         candidates = candidates_of(seen, forms, policy)
         if not candidates:
             raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")

@@ -22,9 +22,9 @@ from convsurgeon.base.tables import Table, printable
 from convsurgeon.calibration.collect import gather
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
-from convsurgeon.graph.capture import capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.planning.plan import Plan
+from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Budget, Metric, measure
@@ -185,7 +185,7 @@ def sweep(
     """
     if kind not in ("macs", "latency"):
         raise BudgetError(f"sweep: kind={kind!r}; pass 'macs' or 'latency'")
-    seen = capture(model, example)
+    seen = capture_in_rows(model, example)
     data = gather(seen, calibration, seed=0, progress=progress)
     if data is None:
         raise CalibrationError("sweep: without images no plan can be judged; pass calibration, or leave it out")

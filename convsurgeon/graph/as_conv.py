@@ -1,11 +1,13 @@
-"""A linear layer as the 1x1 conv that it is, so that it is a site like any other: see `planning.linear`."""
+"""Layers as the 2-d convs that they are, and so sites like any other: see `planning.linear` and `planning.rows`."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor, nn
 
+from convsurgeon.forms.geometry import Geometry
 from convsurgeon.forms.modules import InPlaceOfLayer
 
 
@@ -40,6 +42,34 @@ class LinearAsConv(InPlaceOfLayer):
         if self.dims == 3:
             return self.conv(input.transpose(1, 2)[:, :, :, None]).squeeze(3).transpose(1, 2)  # type: ignore[no-any-return]
         return self.conv(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+
+
+class Conv1dAsConv(InPlaceOfLayer):
+    """What `nn.Conv1d` computes, as `conv` with a window of one row over a map of one row.
+
+    onnxruntime has its fast layouts for 2-d convs only, so this is faster by itself.
+
+    Args:
+        layer: whose weights are copied.
+    """
+
+    instead = "a conv of one row took the place of the Conv1d, and `.conv` has its weights"
+
+    def __init__(self, layer: nn.Conv1d) -> None:
+        super().__init__()
+        flat = Geometry.of(layer)
+        window: dict[str, Any] = {name: (1, *getattr(flat, name)) for name in ("kernel_size", "stride", "dilation")}
+        padding = flat.padding if isinstance(flat.padding, str) else (0, *flat.padding)
+        self.conv = dataclasses.replace(flat, padding=padding, **window).module(device="meta")
+        self.conv.weight = _copy(layer.weight, (..., None, slice(None)))
+        if layer.bias is not None:
+            self.conv.bias = _copy(layer.bias, ...)
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Conv1d gives it, for callers by keyword
+        """Map (N, C, L) to (N, O, L'), or (C, L) to (O, L')."""
+        found: Tensor = self.conv(input.unsqueeze(-2)).squeeze(-2)
+        return found
 
 
 def _copy(parameter: Tensor, shaped: Any) -> nn.Parameter:
