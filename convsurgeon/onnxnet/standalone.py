@@ -15,13 +15,14 @@ The package measures with the same code, and takes its session options and the n
 from __future__ import annotations
 
 import argparse
-import bisect
 import hashlib
 import json
+import math
 import os
 import platform
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,16 +40,26 @@ KERNEL_EVENT = "_kernel_time"
 """End of the name of a profiler's event that is the run of one node."""
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
-SECONDS = 0.35
-"""Of a core, spent on each network in each pass with the profiler, and as much again without."""
+SECONDS = 0.5
+"""Of a core, spent at most on each network in each pass, and a quarter of it with the profiler."""
 
 _COPIED = ("network", "model", "example", "sites", "barred")
 """What the results take over from the manifest."""
-_RUNS = (3, 80)
+_LEAST_RUNS, _FIRST_RUNS = 3, 10
+_MOST = ((0.25, 30), (1.0, 160))
+"""Share of the seconds, and most runs: with the profiler, and without."""
+_NARROW = 0.02
+"""Width of the interval of a ratio of two networks' times at which it counts as known."""
+_RESAMPLES = 200
+_WHOLE_RUN = "model_run"
+_NOTED_TOGETHER_S = 1e-4
+_PROBE_S = 0.03
+_CAN_WATCH = hasattr(time, "pthread_getcpuclockid")
 _SESSION_BYTES = 1.5e9
 
 Raw = dict[str, Any]
 Progress = Callable[[str], None]
+Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class MeasureError(Exception):
@@ -169,6 +180,24 @@ def same_machine(one: Raw, other: Raw) -> bool:
     return all(one.get(name) == other.get(name) for name in ("cpu", "cores", "system", "onnxruntime"))
 
 
+def busy_share(threads: int) -> float:
+    """Return the share of their time that so many threads wait for a processor, as they all work for a moment."""
+    data, shares = bytes(1 << 18), []
+
+    def work() -> None:
+        started = time.perf_counter(), time.thread_time()
+        while time.perf_counter() < started[0] + _PROBE_S:
+            hashlib.sha256(data)  # other threads of Python go on meanwhile
+        shares.append((time.thread_time() - started[1]) / (time.perf_counter() - started[0]))
+
+    workers = [threading.Thread(target=work) for _ in range(min(threads, machine()["cores"]))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return max(0.0, 1 - sum(shares) / len(workers))
+
+
 def base_options(threads: int | None = None, spinning: bool = True) -> Any:
     """Return options under which a network runs as it does in use, and does not disturb others that are being timed.
 
@@ -271,6 +300,7 @@ def _group(
 ) -> list[Raw]:
     """Time the dense network, which is the first, and some candidates in one pass, by node and in all."""
     networks = manifest["networks"]
+    clock = Clock(threads, provider)
     with tempfile.TemporaryDirectory(dir=logs) as place:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
@@ -278,23 +308,82 @@ def _group(
             sessions.append((name, _open(folder / file, Path(place) / file, threads, provider)))
         feeds = _feeds(manifest["inputs"])
         warm = float(np.mean([min(_effort(session, feeds, threads) for _ in range(2)) for _, session in sessions]))
-        runs = min(max(int(seconds / warm), _RUNS[0]), _RUNS[1])
-        _rounds(sessions, feeds, runs)
-        profiles = {name: _profile(Path(session.end_profiling()), runs) for name, session in sessions}
-        walls = {name: _low(times) for name, times in _rounds(sessions, feeds, runs).items()}
-        for name, _ in sessions:
-            if progress is not None and name != names[0]:
-                progress(str(networks[name]["label"]))
+        most = [min(max(int(share * seconds / warm), _LEAST_RUNS), limit) for share, limit in _MOST]
+        stamps, watch = watched_rounds(sessions, feeds, clock, most[0])
+        profiles = {name: _profile(Path(session.end_profiling()), stamps[name], watch) for name, session in sessions}
+        busy = busy_share(threads)
+        times = _time(sessions, feeds, clock, most[1])
+    if progress is not None:
+        for name in names[1:]:
+            progress(str(networks[name]["label"]))
     samples: list[Raw] = []
     for name in names:
-        nodes, between = profiles[name]
-        # A busy machine may leave no long run undisturbed. Single nodes still are, so their sum and what profiled runs
-        # spend between them is a bound: the profiler itself takes time, never gives any.
-        total = float(min(walls[name], sum(node[2] for node in nodes) + between))
+        wall, total = (float(_low(times[name][:, column])) for column in (0, 1))
         dense = samples[0]["total_ms"] if samples else total
-        sample = {"pass": number, "network": name, "total_ms": total, "dense_ms": dense, "wall_ms": walls[name]}
-        samples.append({**sample, "nodes": nodes})
+        scatter = max(_scatter(times[name][:, 1], times[names[0]][:, 1]))
+        sample = {"pass": number, "network": name, "total_ms": total, "dense_ms": dense, "wall_ms": wall}
+        samples.append({**sample, "scatter": scatter, "busy": busy, "nodes": profiles[name]})
     return samples
+
+
+class Clock:
+    """The wall clock and, where it tells what a run takes, the processor time of the thread that asks.
+
+    With one thread onnxruntime runs in the thread that calls it. On a busy machine that thread waits, and its processor
+    time alone is the network's. With more threads, or on another processor, the wall clock stands for both.
+    """
+
+    def __init__(self, threads: int, provider: str) -> None:
+        self.own = threads == 1 and provider == CPU and os.name == "posix"  # elsewhere it ticks too slowly
+
+    def read(self) -> tuple[float, float]:
+        """Return both, in seconds."""
+        wall = time.perf_counter()
+        return wall, time.thread_time() if self.own else wall
+
+
+class Watch:
+    """Notes both clocks of the thread that made it, every millisecond, from another thread.
+
+    The profiler goes by the wall clock, and on a busy machine every node that runs longer than a turn on the processor
+    is interrupted, in every run. The notes tell how much of each node was processor time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._own = time.pthread_getcpuclockid(threading.get_ident()) if clock.own and _CAN_WATCH else None
+        self._thread = threading.Thread(target=self._note, daemon=True)
+        self._over = False
+        self._noted: list[tuple[float, float]] = []
+        self._notes = np.zeros((0, 2))
+
+    def __enter__(self) -> Watch:
+        if self._own is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over = True
+        if self._own is not None:
+            self._thread.join()
+
+    def _note(self) -> None:
+        assert self._own is not None
+        while not self._over:
+            before, own, after = time.perf_counter(), time.clock_gettime(self._own), time.perf_counter()
+            if after - before < _NOTED_TOGETHER_S:
+                self._noted.append((1e3 * (before + after) / 2, 1e3 * own))
+            time.sleep(1e-3)
+
+    def add(self, stamps: Times) -> None:
+        """Take over both clocks, in ms, as that thread read them itself, before and after its runs."""
+        every = np.concatenate([np.array(self._noted).reshape(-1, 2), stamps.reshape(-1, 2)])
+        self._notes = every[np.argsort(every[:, 0])]
+
+    def own_ms(self, starts_ms: Times, durations_ms: Times) -> Times:
+        """Return how much of every stretch of the wall clock was processor time; all of it where nobody watched."""
+        walls, owns = self._notes.T
+        ends = np.interp(starts_ms + durations_ms, walls, owns)
+        return durations_ms if self._own is None else np.asarray(ends - np.interp(starts_ms, walls, owns))
 
 
 def _open(path: Path, log: Path, threads: int, provider: str) -> Any:
@@ -319,56 +408,129 @@ def _feeds(inputs: list[Raw]) -> Raw:
     return feeds
 
 
-def _rounds(sessions: list[tuple[str, Any]], feeds: Raw, runs: int) -> dict[str, list[float]]:
-    """Return the milliseconds of every run; every second round goes backwards."""
-    times: dict[str, list[float]] = {name: [] for name, _ in sessions}
-    for turn in range(runs):
-        for name, session in sessions if turn % 2 == 0 else sessions[::-1]:
-            times[name].append(1e3 * _clock(session, feeds))
+def _time(sessions: list[tuple[str, Any]], feeds: Raw, clock: Clock, most: int) -> dict[str, Times]:
+    """Return the milliseconds of every run, by the wall clock and by processor time, shape (runs, 2).
+
+    Rounds end when it is known of every network what it takes beside the others, or after `most`.
+    """
+    times: dict[str, Times] = {}
+    runs = 0
+    while runs < most:
+        more = _rounds(sessions, feeds, clock, min(runs or _FIRST_RUNS, most - runs))
+        taken = {name: np.diff(stamps, axis=1)[:, 0] for name, stamps in more.items()}
+        times = {name: np.concatenate([*([times[name]] if times else []), taken[name]]) for name in taken}
+        runs = len(times[sessions[0][0]])
+        beside = times[sessions[0][0]][:, 1]
+        if all(sum(_scatter(one[:, 1], beside)) < _NARROW for one in times.values()):
+            break
     return times
 
 
-def _clock(session: Any, feeds: Raw) -> float:
-    """Return the seconds of one run."""
-    started = time.perf_counter()
+def _scatter(ones: Times, others: Times) -> tuple[float, float]:
+    """Return how far the ratio of two networks' times may lie below and above what was found, as shares (95 %)."""
+    drawn = np.random.default_rng(0).integers(len(ones), size=(_RESAMPLES, len(ones)))
+    low, high = np.quantile(_low(ones[drawn]) / _low(others[drawn]), [0.025, 0.975]) / (_low(ones) / _low(others))
+    return max(1 - float(low), 0.0), max(float(high) - 1, 0.0)
+
+
+def _rounds(sessions: list[tuple[str, Any]], feeds: Raw, clock: Clock, runs: int) -> dict[str, Times]:
+    """Return both clocks, in ms, before and after every run, shape (runs, 2, 2); every second round goes backwards."""
+    stamps: dict[str, list[Any]] = {name: [] for name, _ in sessions}
+    for turn in range(runs):
+        for name, session in sessions if turn % 2 == 0 else sessions[::-1]:
+            stamps[name].append(_run(session, feeds, clock))
+    return {name: 1e3 * np.array(found) for name, found in stamps.items()}
+
+
+def watched_rounds(
+    sessions: list[tuple[str, Any]], feeds: Raw, clock: Clock, runs: int
+) -> tuple[dict[str, Times], Watch]:
+    """Return what `_rounds` does, and who watched."""
+    with Watch(clock) as watch:
+        stamps = _rounds(sessions, feeds, clock, runs)
+    watch.add(np.concatenate(list(stamps.values())))
+    return stamps, watch
+
+
+def _run(session: Any, feeds: Raw, clock: Clock) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Return both clocks before and after a run."""
+    started = clock.read()
     try:
         session.run(None, feeds)
     except Exception as error:  # likewise
         raise MeasureError(f"a network cannot be run: {str(error).splitlines()[0][:200]}") from None
-    return time.perf_counter() - started
+    return started, clock.read()
 
 
 def _effort(session: Any, feeds: Raw, threads: int) -> float:
     """Return the seconds of a core that a run takes: a busy machine needs no fewer runs, though each is longer."""
     started = time.process_time()
-    seconds = _clock(session, feeds)
-    return min(seconds, (time.process_time() - started) / threads or seconds)
+    (before, _), (after, _) = _run(session, feeds, Clock(0, ""))
+    return min(after - before, (time.process_time() - started) / threads or math.inf)
 
 
-def _profile(log: Path, runs: int) -> tuple[list[list[Any]], float]:
-    """Return [name, operator, ms] of every node as executed, and the ms between the nodes, over the last runs."""
-    events = json.loads(log.read_text(encoding="utf-8"))
-    whole = sorted((event["ts"], event["dur"]) for event in events if event.get("name") == "model_run")[-runs:]
-    kernels = [event for event in events if str(event.get("name", "")).endswith(KERNEL_EVENT)]
-    times: dict[tuple[str, str], list[float]] = {}
-    inside = [0.0] * len(whole)
-    starts = [start for start, _ in whole]
-    for event in sorted(kernels, key=lambda event: float(event["ts"])):
-        run = bisect.bisect_right(starts, event["ts"]) - 1
-        if run >= 0:
-            key = (event["name"][: -len(KERNEL_EVENT)], str(event["args"]["op_name"]))
-            times.setdefault(key, []).append(event["dur"] / 1e3)
-            inside[run] += event["dur"] / 1e3
-    between = _low([duration / 1e3 - spent for (_, duration), spent in zip(whole, inside)])  # noqa: B905  # Python 3.9
-    nodes = [
-        [name, operator, _low(found) * max(1, round(len(found) / runs))] for (name, operator), found in times.items()
+def read_kernels(log: Path, stamps: Times, watch: Watch) -> list[tuple[str, Raw, float, float]]:
+    """Return name, facts, and ms by the wall clock and of the processor, of every node that ran in the last runs.
+
+    Args:
+        log: The runtime's profile.
+        stamps: Both clocks before and after these runs, as `Watch.add` takes them.
+        watch: Watched them.
+    """
+    events = list(_read_events(log))
+    whole = sorted((start, taken) for name, _, start, taken in events if name == _WHOLE_RUN)[-len(stamps) :]
+    kernels = [event for event in events if event[0] != _WHOLE_RUN and whole and event[2] >= whole[0][0]]
+    if not kernels:
+        return []
+    starts, walls = np.array([[start, taken] for _, _, start, taken in kernels]).T
+    # from the profiler's clock to ours: a run ends for the profiler just before it ends here
+    behind = min(ended - start - taken for ended, (start, taken) in zip(stamps[:, 1, 0], whole))  # noqa: B905
+    owns = watch.own_ms(starts + behind, walls)
+    return [
+        (name[: -len(KERNEL_EVENT)], facts, float(wall), float(own))
+        for (name, facts, _, _), wall, own in zip(kernels, walls, owns)  # noqa: B905  # Python 3.9
     ]
-    return nodes, between
 
 
-def _low(times: list[float]) -> float:
+def _read_events(log: Path) -> Iterator[tuple[str, Raw, float, float]]:
+    """Yield name, facts, start and duration in ms of every event of a profile that is a run, or a node of one.
+
+    The runtime writes one event a line; a whole profile is too long to be parsed at once.
+    """
+    with log.open(encoding="utf-8") as lines:
+        for line in lines:
+            if KERNEL_EVENT in line or _WHOLE_RUN in line:
+                event = json.loads(line.rstrip().rstrip(","))
+                name = str(event["name"])
+                if name == _WHOLE_RUN or name.endswith(KERNEL_EVENT):
+                    yield name, event["args"], 1e-3 * event["ts"], 1e-3 * event["dur"]
+
+
+def _profile(log: Path, stamps: Times, watch: Watch) -> list[list[Any]]:
+    """Return [name, operator, ms] of every node as executed, over the last runs.
+
+    A node takes what its fastest quarter of runs takes, or its middle half of the processor, if that is less.
+    """
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, facts, wall, own in read_kernels(log, stamps, watch):
+        times.setdefault((name, str(facts["op_name"])), []).append((wall, own))
+    nodes: list[list[Any]] = []
+    for (name, operator), found in times.items():
+        walls, owns = np.array(found).T
+        taken = min(float(_low(walls)), _middle(owns))
+        nodes.append([name, operator, taken * max(1, round(len(found) / len(stamps)))])
+    return nodes
+
+
+def _low(times: Times) -> Times:
     """Return the mean over the fastest quarter: what the machine takes when nobody disturbs it."""
-    return float(np.mean(sorted(times)[: max(1, len(times) // 4)]))
+    return np.asarray(np.sort(times, axis=-1)[..., : max(1, times.shape[-1] // 4)].mean(axis=-1))
+
+
+def _middle(times: Times) -> float:
+    """Return the mean over the middle half."""
+    aside = len(times) // 4
+    return float(np.mean(np.sort(times)[aside : len(times) - aside]))
 
 
 def _main() -> int:

@@ -10,6 +10,10 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.plan import Plan
+from convsurgeon.timing.verdict import Verdict
+
+BUSY = 0.25
+"""Share of the processor that others take from which on the machine counts as busy."""
 
 GAIN = 1.1
 """A layer changes for speed only where the table says that it gets this much faster."""
@@ -23,7 +27,11 @@ class NetworkTime:
     sites: Mapping[str, float]
     """Milliseconds of the changed sites in this network."""
     spread: float = 0.0
-    """Half the range of `total_ms` over the passes, as a share of it."""
+    """Share by which `total_ms` may be off, with 95 % confidence in every pass."""
+    slower: tuple[str, ...] = ()
+    """Changed sites that took more than as they were in every pass."""
+    busy: float = 0.0
+    """Share of the processor that others took meanwhile."""
 
 
 class Latencies(Protocol):
@@ -45,12 +53,14 @@ class Latencies(Protocol):
         """Return the milliseconds of a site."""
         ...
 
-    def time(
-        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool
-    ) -> tuple[NetworkTime, ...] | None:
-        """Time the whole network of every plan; None where that is not possible here.
+    def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool) -> tuple[NetworkTime, ...] | None:
+        """Time the whole network of every plan; None where that is not possible here."""
+        ...
 
-        `all_cores` takes all cores of the machine, in place of the table's threads.
+    def with_all_cores(self, seen: Capture, plan: Plan, *, progress: bool) -> Verdict | None:
+        """Compare a plan's network with the original on all cores, where that differs from the table's threads.
+
+        None where it is not possible here, or where a busy machine would decide.
         """
         ...
 
@@ -72,10 +82,12 @@ class MacsTable:
         one = self._sites[site]
         return float(one.macs if form is None else one.macs_as(form))
 
-    def time(
-        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool = True
-    ) -> tuple[NetworkTime, ...] | None:
+    def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool = True) -> tuple[NetworkTime, ...] | None:
         """Return None: MACs are not measured."""
+        return None
+
+    def with_all_cores(self, seen: Capture, plan: Plan, *, progress: bool = True) -> Verdict | None:
+        """Return None, likewise."""
         return None
 
 

@@ -26,6 +26,11 @@ from convsurgeon.runtime.device_folder import write_candidates
 from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.runtime.measurements import Measurements, read_measurements
 from convsurgeon.runtime.network_graph import export_skeleton, fingerprint
+from convsurgeon.timing.interleaved import time_interleaved
+from convsurgeon.timing.verdict import MIN_PAIRS, Verdict, judge
+
+_COMPARED_S, _LEAST_PAIRS = 10.0, 15
+"""Seconds that a comparison of two networks may take where that leaves so many pairs."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,40 @@ def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTim
         return NetworkTime(raw.total_ms, {})
     key = one.key(raw.precision)
     alone = raw.beside_dense(key)
-    shares = [sample.total_ms / sample.dense_ms for sample in alone.samples if sample.network == key]
+    own = [sample for sample in alone.samples if sample.network == key]
+    shares = [sample.total_ms / sample.dense_ms for sample in own]
     share = median(shares)
-    sites = {row.site: row.ms for row in attribute(alone, kinds) if row.form is not None}
-    return NetworkTime(share * raw.total_ms, sites, (max(shares) - min(shares)) / 2 / share)
+    spread = max(abs(one / share - 1) + sample.scatter for one, sample in zip(shares, own, strict=True))
+    rows = attribute(alone, kinds)
+    most = {row.site: row.ms * (1 + row.spread) for row in rows if row.form is None}
+    changed = [row for row in rows if row.form is not None]
+    slower = tuple(row.site for row in changed if row.ms * (1 - row.spread) > most[row.site])
+    return NetworkTime(share * raw.total_ms, {row.site: row.ms for row in changed}, spread, slower, alone.busy)
+
+
+def compare_plan(seen: Capture, plan: Plan, how: Settings, dense_ms: float) -> Verdict:
+    """Return how the network of a plan compares with the dense one, from interleaved pairs without a profiler.
+
+    Args:
+        seen: the dense network.
+        plan: what to compare with it.
+        how: the setting.
+        dense_ms: what the dense network takes, more or less; slow networks have fewer pairs.
+
+    Raises:
+        ExportError: the model has no ONNX form.
+        LatencyError: the plan changes a conv that cannot be timed.
+    """
+    one = Candidate("plan", {name: change.form for name, change in plan.changes.items()})
+    check_timeable(one.chosen)
+    pairs = min(max(int(1e3 * _COMPARED_S / (3 * dense_ms)), _LEAST_PAIRS), MIN_PAIRS)
+    with scratch() as folder:
+        write_candidates(folder, seen, export_skeleton(seen, progress=how.progress), [one], [how.precision])
+        files = [folder / str(entry["file"]) for entry in measuring.read_manifest(folder)["networks"].values()]
+        base, again, other = time_interleaved(
+            files, pairs, threads=how.threads, level="all", batch=1, sizes={}, seed=0, progress=False
+        )
+    return judge(base.samples, again.samples, other.samples, least=pairs)
 
 
 def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: Path, how: Settings) -> Measurements:

@@ -58,6 +58,10 @@ class Sample(Struct, frozen=True, rename={"number": "pass"}):
     total_ms: _Duration
     dense_ms: _Duration
     nodes: tuple[NodeTime, ...]
+    scatter: Annotated[float, Meta(ge=0)] = 0.0
+    """Share by which `total_ms / dense_ms` may be off."""
+    busy: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Share of the processor that others took meanwhile."""
 
 
 class Measurements(Struct, frozen=True):
@@ -108,6 +112,11 @@ class Measurements(Struct, frozen=True):
     def passes(self) -> int:
         """Return the number of passes in which the dense network was timed."""
         return len({sample.number for sample in self.dense})
+
+    @property
+    def busy(self) -> float:
+        """Return the share of the processor that others took, at worst."""
+        return max((sample.busy for sample in self.samples), default=0.0)
 
     def select(self, precision: Precision) -> Measurements:
         """Return what was measured in one precision."""

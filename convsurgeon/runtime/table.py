@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,9 +29,17 @@ from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.attribution import Row, attribute
 from convsurgeon.runtime.candidates import candidates_of, find_cheapest, find_missing, leave_out_slow
-from convsurgeon.runtime.latencies import NetworkTime
-from convsurgeon.runtime.measure import Settings, find_cache_file, measure_candidates, read_cache, time_plans
+from convsurgeon.runtime.latencies import BUSY, NetworkTime
+from convsurgeon.runtime.measure import (
+    Settings,
+    compare_plan,
+    find_cache_file,
+    measure_candidates,
+    read_cache,
+    time_plans,
+)
 from convsurgeon.runtime.measurements import MARK, Measurements, read_measurements
+from convsurgeon.timing.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -110,31 +118,46 @@ class LatencyTable:
         changes = plan.changes.values()
         return self.total_ms - sum(self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
 
-    def time(
-        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool
-    ) -> tuple[NetworkTime, ...] | None:
+    def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan, to confirm what the table predicts.
 
         Times are scaled to a machine on which the dense network takes `total_ms`, because other work may have slowed
-        one of the two measurements. None if the table was measured on another machine or with another input, or has
-        all cores already, where `all_cores` asks for them.
+        one of the two measurements. None if the table was measured on another machine or with another input.
 
         Raises:
             ExportError: the model has no ONNX form.
             LatencyError: a plan changes a conv that cannot be timed.
         """
-        raw, here = self.measurements, measuring.machine()
-        threads = int(here["cores"]) if all_cores else raw.threads
-        elsewhere = not measuring.same_machine(dict(raw.machine), here) or str(seen.example) != raw.example
-        if elsewhere or (all_cores and threads == raw.threads):
+        if not self._is_of(seen):
             return None
-        how = Settings(threads, raw.precision, raw.provider, raw.passes, progress)
-        dense_ms, found = time_plans(seen, plans, how)
+        raw = self.measurements
+        dense_ms, found = time_plans(
+            seen, plans, Settings(raw.threads, raw.precision, raw.provider, raw.passes, progress)
+        )
         scale = self.total_ms / dense_ms
         return tuple(
-            NetworkTime(scale * one.total_ms, {site: scale * ms for site, ms in one.sites.items()}, one.spread)
+            replace(one, total_ms=scale * one.total_ms, sites={site: scale * ms for site, ms in one.sites.items()})
             for one in found
         )
+
+    def with_all_cores(self, seen: Capture, plan: Plan, *, progress: bool) -> Verdict | None:
+        """Compare a plan's network with the original on all cores, in interleaved pairs.
+
+        None if the table is of another machine or input, or of all cores already, or if other work takes the cores.
+
+        Raises:
+            ExportError: the model has no ONNX form.
+            LatencyError: the plan changes a conv that cannot be timed.
+        """
+        raw, cores = self.measurements, int(measuring.machine()["cores"])
+        if not self._is_of(seen) or cores == raw.threads or measuring.busy_share(cores) > BUSY:
+            return None
+        return compare_plan(seen, plan, Settings(cores, raw.precision, raw.provider, 1, progress), self.total_ms)
+
+    def _is_of(self, seen: Capture) -> bool:
+        """Return whether the table was measured on this machine and with this input."""
+        raw = self.measurements
+        return measuring.same_machine(dict(raw.machine), measuring.machine()) and str(seen.example) == raw.example
 
     @property
     def table(self) -> Table:

@@ -16,6 +16,7 @@ from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.latencies import Latencies, NetworkTime, predict
 from convsurgeon.search.study import Study
 from convsurgeon.search.trial import Trial
+from convsurgeon.timing.verdict import Verdict
 
 _LEAST_FACTOR, _MOST_FACTOR = 0.5, 2.0
 """Bounds of a correction: beyond them the machine was disturbed."""
@@ -38,8 +39,7 @@ def time_plan(study: Study, plan: Plan, table: Latencies | None = None) -> Trial
     times = table.time(study.seen, [plan], progress=study.progress)
     if times is None:
         return trial
-    slower = tuple(site for site, ms in times[0].sites.items() if ms > table.ms(site, None))
-    return dataclasses.replace(trial, network=times[0], slower=slower)
+    return dataclasses.replace(trial, network=times[0])
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,10 @@ class CorrectedTable:
             return self.table.ms(site, None)
         return self.found.get((site, form.label), self.ratios.get(site, self.factor) * self.table.ms(site, form))
 
-    def time(
-        self, seen: Capture, plans: Sequence[Plan], *, all_cores: bool = False, progress: bool = True
-    ) -> tuple[NetworkTime, ...] | None:
+    def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool = True) -> tuple[NetworkTime, ...] | None:
         """Time whole networks by the table as it was."""
-        return self.table.time(seen, plans, all_cores=all_cores, progress=progress)
+        return self.table.time(seen, plans, progress=progress)
+
+    def with_all_cores(self, seen: Capture, plan: Plan, *, progress: bool = True) -> Verdict | None:
+        """Compare by the table as it was."""
+        return self.table.with_all_cores(seen, plan, progress=progress)

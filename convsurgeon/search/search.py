@@ -105,8 +105,8 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
 
     Plans are made within shares of the original's milliseconds. What a plan loses grows with what it saves, so the
     fastest that loses no more than it may is closed in on from both sides. The clock then times the whole network:
-    layers that are slower beside the other changes go back, and a network that is not `WORTH` times as fast, or slower
-    with all cores, is left as it was.
+    layers that are slower beside the other changes go back where that makes the whole no slower, and a network that is
+    surely not `WORTH` times as fast, or surely slower with all cores, is left as it was.
 
     Args:
         study: with images and a latency table; not scored yet.
@@ -128,18 +128,30 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
         return _leave(study, goal, trials, why)
     best = good[-1]
     timed = _confirm(study, best)
-    first, last = timed[0], timed[-1]
-    trials = [first if trial is best else trial for trial in trials] + timed[1:]
-    if last.is_timed and (last.speed_up < WORTH or last.slower):
-        why = f"the best plan is {last.speed_up:.2f} times as fast measured, {WORTH:g} is worth it"
+    trials = [timed[0] if trial is best else trial for trial in trials] + timed[1:]
+    taken = _fastest(timed)
+    if taken.is_timed and taken.interval[1] < WORTH:
+        why = f"the best plan is measured {_times(taken)}, {WORTH:g} is worth it"
         return _leave(study, goal, trials, why)
-    if last.is_timed and (times := table.time(study.seen, [last.plan], all_cores=True, progress=study.progress)):
-        speed = table.total_ms / times[0].total_ms
-        if speed < 1:
-            why = f"the best plan is {speed:.2f} times as fast with all cores, that is slower"
-            return _leave(study, goal, trials, why)
-    gain = _describe_gain(study, last, promised=best.speed_up)
-    return Outcome(last.plan, _mark(trials, last), str(goal), gain, goal.most_error)
+    verdict = table.with_all_cores(study.seen, taken.plan, progress=study.progress) if taken.is_timed else None
+    if verdict is not None and verdict.word == "slower":
+        low, high = verdict.interval
+        why = f"with all cores the best plan is {verdict.speedup:.2f} times as fast ({low:.2f} to {high:.2f}): slower"
+        return _leave(study, goal, trials, why)
+    gain = _describe_gain(study, taken, promised=best.speed_up)
+    return Outcome(taken.plan, _mark(trials, taken), str(goal), gain, goal.most_error)
+
+
+def _fastest(timed: list[Trial]) -> Trial:
+    """Return the fastest whole network; of those that noise does not tell apart the last, which changes the least."""
+    fastest = min(trial.measured_ms if trial.is_timed else math.inf for trial in timed)
+    return next(trial for trial in reversed(timed) if not trial.measured_ms > fastest * (1 + trial.tolerance))
+
+
+def _times(trial: Trial) -> str:
+    """Return how many times as fast a trial is, with its interval."""
+    low, high = trial.interval
+    return f"{trial.speed_up:.2f} times as fast ({low:.2f} to {high:.2f})"
 
 
 def _close_in(study: Study, goal: Within) -> list[Trial]:
@@ -218,7 +230,8 @@ def _describe_gain(study: Study, taken: Trial, promised: float | None = None) ->
         return ""
     by_table = "by the table of latencies"
     ms = taken.measured_ms if taken.is_timed else taken.predicted_ms
-    how = "measured in onnxruntime" if taken.is_timed else by_table
+    low, high = taken.interval
+    how = f"measured in onnxruntime ({low:.2f} to {high:.2f})" if taken.is_timed else by_table
     note = "" if promised is None or not taken.is_timed else f"; {promised:.2f} times {by_table}"
     return describe_speed(taken.dense_ms, ms, f"{how}{note}", study.runtime.precision)
 

@@ -21,7 +21,6 @@ class Trial:
         dense_ms: of the original.
         predicted_ms: of the converted network, by the latency table.
         network: what the whole converted network took, where it was timed.
-        slower: changed layers that took longer than the dense ones in this network.
         error: relative error of the output on held-out images.
         value: what the goal looks at: the user's metric, or the error relative to what may be lost of it.
         good_enough: whether the goal allows it.
@@ -32,7 +31,6 @@ class Trial:
     dense_ms: float = math.nan
     predicted_ms: float = math.nan
     network: NetworkTime | None = None
-    slower: tuple[str, ...] = ()
     error: float = math.nan
     value: float = math.nan
     good_enough: bool = True
@@ -42,6 +40,16 @@ class Trial:
     def measured_ms(self) -> float:
         """Milliseconds of the converted network, timed as a whole; nan where it was not."""
         return math.nan if self.network is None else self.network.total_ms
+
+    @property
+    def slower(self) -> tuple[str, ...]:
+        """Changed layers that took longer than the dense ones in that measurement."""
+        return () if self.network is None else self.network.slower
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Where the speed-up lies, as far as the measurement tells."""
+        return self.speed_up / (1 + self.spread), self.speed_up / max(1 - self.spread, 1e-3)
 
     @property
     def spread(self) -> float:

@@ -3,7 +3,8 @@
 A block opens a session on every file, and a second one on the first file (the baseline against itself). Its rounds take
 one sample of every session; the order is rotated and reversed from round to round, so that no model always follows the
 same other. All samples of a block make the same number of runs. **A sample is the fastest of its runs**: on a busy
-machine that scatters far less than their mean or median. p50 and p90 are of all single runs, disturbed ones included.
+machine that scatters far less than their mean or median. With one thread it is of processor time, which a busy machine
+hardly changes. p50 and p90 are of all single runs by the wall clock, disturbed ones included.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from tqdm import tqdm
 
 from convsurgeon.base.progress import bar
 from convsurgeon.onnx.files import random_feed
-from convsurgeon.onnxnet.session import Feed, Level, open_session, run_session, session_options
+from convsurgeon.onnxnet.session import CPU, Feed, Level, open_session, run_session, session_options
+from convsurgeon.onnxnet.standalone import Clock
 from convsurgeon.timing.verdict import TimeSamples
 
 BLOCKS = 5
@@ -35,9 +37,9 @@ class RunTimes:
     """All times of one session over all blocks, in ms."""
 
     samples: TimeSamples
-    """Fastest run of each sample, shape (blocks, rounds)."""
+    """Fastest run of each sample, of the processor with one thread; shape (blocks, rounds)."""
     runs: TimeSamples
-    """Every single run."""
+    """Every single run, by the wall clock."""
     create_ms: float
     """To make a session, median over the blocks."""
     first_ms: float
@@ -80,8 +82,9 @@ def time_interleaved(
         started = time.perf_counter()
         run_session(session, feed, path)
         first_s = time.perf_counter() - started
-        return _Slot(session, feed, create_s, first_s, min(_time(session, feed) for _ in range(_WARMUP)))
+        return _Slot(session, feed, create_s, first_s, min(_time(session, feed, clock)[1] for _ in range(_WARMUP)))
 
+    clock = Clock(threads, CPU)
     files = [paths[0], *paths]
     rounds = math.ceil(pairs / BLOCKS)
 
@@ -89,15 +92,15 @@ def time_interleaved(
         # Sessions are made from either end in turn, so that none is always the first, and die with the block.
         slots = [open_slot(path) for path in (files[::-1] if backwards else files)]
         slots = slots[::-1] if backwards else slots
-        return [(slot.create_s, slot.first_s) for slot in slots], _run_rounds(slots, rounds, shown)
+        return [(slot.create_s, slot.first_s) for slot in slots], _run_rounds(slots, rounds, clock, shown)
 
     with bar(total=BLOCKS * rounds, desc="timing", unit="round", show=progress, delay=_QUIET_S) as shown:
         blocks = [time_block(backwards=block % 2 == 1) for block in range(BLOCKS)]
     starts_ms = 1e3 * np.median([starts for starts, _ in blocks], axis=0)
     return [
         RunTimes(
-            samples=1e3 * np.stack([times[index].min(axis=1) for _, times in blocks]),
-            runs=1e3 * np.concatenate([times[index].reshape(-1) for _, times in blocks]),
+            samples=1e3 * np.stack([times[index][..., 1].min(axis=1) for _, times in blocks]),
+            runs=1e3 * np.concatenate([times[index][..., 0].reshape(-1) for _, times in blocks]),
             create_ms=float(starts_ms[index, 0]),
             first_ms=float(starts_ms[index, 1]),
         )
@@ -105,16 +108,16 @@ def time_interleaved(
     ]
 
 
-def _run_rounds(slots: Sequence[_Slot], rounds: int, shown: tqdm[Any]) -> TimeSamples:
-    """Return the seconds of every run, shape (slots, rounds, repeats)."""
+def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: tqdm[Any]) -> TimeSamples:
+    """Return the seconds of every run by both clocks, shape (slots, rounds, repeats, 2)."""
     fastest = min(slot.fastest_s for slot in slots)
     # Enough for 3 ms of the fastest model, and three at least where a run is short.
     repeats = max(math.ceil(_SAMPLE_S / fastest), 3 if fastest < 10 * _SAMPLE_S else 1)
-    times = np.zeros((len(slots), rounds, repeats))
+    times = np.zeros((len(slots), rounds, repeats, 2))
     for turn in range(rounds):
         for index in _order(len(slots), turn):
             slot = slots[index]
-            times[index, turn] = [_time(slot.session, slot.feed) for _ in range(repeats)]
+            times[index, turn] = [_time(slot.session, slot.feed, clock) for _ in range(repeats)]
         shown.update()
     return times
 
@@ -125,7 +128,9 @@ def _order(count: int, turn: int) -> list[int]:
     return order if turn % 2 == 0 else order[::-1]
 
 
-def _time(session: ort.InferenceSession, feed: Feed) -> float:
-    started = time.perf_counter_ns()
+def _time(session: ort.InferenceSession, feed: Feed, clock: Clock) -> tuple[float, float]:
+    """Return the seconds of one run, by the wall clock and of the processor."""
+    wall, own = clock.read()
     session.run(None, feed)
-    return max(time.perf_counter_ns() - started, 1) * 1e-9
+    ended, own_ended = clock.read()
+    return max(ended - wall, 1e-9), max(own_ended - own, 1e-9)

@@ -7,7 +7,6 @@ the graph's form and is shown as such.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ from convsurgeon.base.files import scratch
 from convsurgeon.onnx.files import load_checked, random_feed
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import (
-    KERNEL_EVENT,
+    CPU,
     Level,
     open_session,
     run_session,
     session_options,
     strip_suffixes,
 )
+from convsurgeon.onnxnet.standalone import Clock, read_kernels, watched_rounds
 
 LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""
@@ -118,24 +118,24 @@ def profile(
         options.profile_file_prefix = str(folder / "profile")
         session = open_session(file, options)
         feed = random_feed(session, file, 0, batch, dict(sizes or {}))
-        for _ in range(_WARMUP + max(runs, 1)):
+        for _ in range(_WARMUP):
             run_session(session, feed, file)
+        stamps, watch = watched_rounds([("", session)], feed, Clock(threads, CPU), max(runs, 1))
         try:
-            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            kernels = read_kernels(Path(session.end_profiling()), stamps[""], watch)
+        except (OSError, ValueError, KeyError) as error:
             raise LatencyError(f"{file}: the runtime's profile cannot be read: {first_line(error)}") from error
-    return Profile(_read_shares(events, model.graph), threads, level)
+    return Profile(_read_shares(kernels, model.graph), threads, level)
 
 
-def _read_shares(events: Iterable[dict[str, Any]], graph: GraphProto) -> tuple[NodeShare, ...]:
-    """Return the median time of every node."""
+def _read_shares(
+    kernels: Iterable[tuple[str, dict[str, Any], float, float]], graph: GraphProto
+) -> tuple[NodeShare, ...]:
+    """Return the median time of every node: of the processor, where that is known."""
     times: dict[tuple[str, str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and str(event.get("name", "")).endswith(KERNEL_EVENT):
-            facts = event["args"]
-            key = (str(facts.get("node_index", "")), event["name"].removesuffix(KERNEL_EVENT), str(facts["op_name"]))
-            times.setdefault(key, []).append(event["dur"] / 1e3)
-    medians = {key: float(np.median(values[_WARMUP:] or values)) for key, values in times.items()}
+    for name, facts, _, own_ms in kernels:
+        times.setdefault((str(facts.get("node_index", "")), name, str(facts["op_name"])), []).append(own_ms)
+    medians = {key: float(np.median(values)) for key, values in times.items()}
     total = sum(medians.values()) or 1.0
     made = proto.producers(graph)
     known = {node.name: node for node in graph.node} | made

@@ -51,15 +51,17 @@ def check_pairs(pairs: int, instead: str = "") -> None:
         raise LatencyError(f"pairs={pairs}: would take days; pass {_MOST_PAIRS:,} or fewer, 100 do")
 
 
-def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0) -> Verdict:
+def judge(
+    first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0, least: int = MIN_PAIRS
+) -> Verdict:
     """Compare a candidate with two sessions of the baseline; all are times of the same rounds.
 
     Raises:
-        LatencyError: Shapes differ, fewer than 50 rounds, or a time that is not positive.
+        LatencyError: Shapes differ, fewer rounds than `least`, or a time that is not positive.
     """
     times = (first, second, candidate)
-    if len({sample.shape for sample in times}) != 1 or first.ndim != 2 or first.size < MIN_PAIRS:
-        raise LatencyError(f"samples of shape {first.shape}: a verdict needs {MIN_PAIRS} rounds or more of each model")
+    if len({sample.shape for sample in times}) != 1 or first.ndim != 2 or first.size < least:
+        raise LatencyError(f"samples of shape {first.shape}: a verdict needs {least} rounds or more of each model")
     if not all(np.isfinite(sample).all() and (sample > 0).all() for sample in times):
         raise LatencyError("samples: hold a time that is not positive; is the clock steady?")
     random = np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.fit.fidelity import added_share
+from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.search import study
 from convsurgeon.search.goal import DEFAULT_ERROR_ADDED
 from convsurgeon.search.search import MOST_TRIALS, NOT_WORTH_IT, WORTH
@@ -92,8 +94,8 @@ def test_lower_may_be_better() -> None:
         (MadeUpTable(each=0.9), cs.Within(0.9), "in its fastest form"),
         (MadeUpTable(), cs.Within(1e-6, metric=nearness), "has nearness"),
         (MadeUpTable(), cs.Within(1e-9), "has output error"),
-        (MadeUpTable(beside=(7.0, 7.0, 7.0)), cs.Within(0.5), "1.00 times as fast measured"),
-        (MadeUpTable(cores=20.0), cs.Within(0.5), "with all cores"),
+        (MadeUpTable(beside=(7.0, 7.0, 7.0)), cs.Within(0.5), "measured 1.00 times as fast"),
+        (MadeUpTable(cores=(0.9, 0.97)), cs.Within(0.5), "with all cores"),
     ],
     ids=["no gain", "metric", "error", "clock", "cores"],
 )
@@ -116,6 +118,35 @@ def test_a_layer_that_is_slower_beside_the_others_goes_back() -> None:
     assert [trial.slower for trial in timed] == [("2",), ()]
     assert timed[-1].taken
     assert timed[-1].speed_up >= WORTH
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        MadeUpTable(beside=(1.0, 1.3, 1.0), spread=0.3),  # a layer that noise may have slowed
+        MadeUpTable(each=0.1, beside=(6.0, 6.0, 6.0), spread=0.25),  # perhaps worth it, perhaps not
+        MadeUpTable(cores=(0.7, 1.2)),  # slower with all cores, or not
+    ],
+    ids=["layer", "whole", "cores"],
+)
+def test_noise_throws_nothing_away(table: MadeUpTable) -> None:
+    """Law 12: only an interval that lies on one side decides."""
+    result = converted(table, cs.Within(0.9))
+    assert set(result.changes) == {"0", "2", "4"}
+    assert not result.report.speed.startswith("Left as it was")
+
+
+def test_layers_that_went_back_change_again_where_the_whole_is_slower_without() -> None:
+    """A layer is only suspected; the whole decides."""
+
+    class Whole(MadeUpTable):
+        def time_of(self, plan: cs.Plan) -> NetworkTime:
+            found = super().time_of(plan)
+            return dataclasses.replace(found, slower=("2",) if "2" in plan.changes else ())
+
+    result = converted(Whole(), cs.Within(0.9))
+    assert "2" in result.changes
+    assert len([trial for trial in result.trials if trial.is_timed]) == 2
 
 
 def test_candidates_that_are_not_faster_are_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:

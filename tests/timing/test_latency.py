@@ -80,7 +80,7 @@ def test_every_order_comes_up() -> None:
 
 def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     clocked: list[int] = []
-    monkeypatch.setattr(sampling, "_time", lambda session, _feed: clocked.append(id(session)) or 1e-3)
+    monkeypatch.setattr(sampling, "_time", lambda session, *_: clocked.append(id(session)) or (1e-3, 1e-3))
     found = sampling.time_interleaved(files[:2], 50, threads=1, level="all", batch=1, sizes={}, seed=0, progress=False)
     assert [entry.samples.shape for entry in found] == [(BLOCKS, 10)] * 3
     assert [entry.runs.size for entry in found] == [150] * 3  # three runs of 1 ms make a sample of 3 ms

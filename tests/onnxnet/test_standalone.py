@@ -1,0 +1,85 @@
+"""What the measuring script makes of a busy machine: made-up clocks, and profiles as the runtime writes them."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convsurgeon.onnxnet import standalone
+from convsurgeon.onnxnet.standalone import Clock, Watch, busy_share, read_kernels
+
+
+def _stamps(*clocks: tuple[float, float, float, float]) -> np.ndarray:  # type: ignore[type-arg]
+    """Both clocks before and after every run: wall, own, wall, own."""
+    return np.array(clocks, dtype=float).reshape(-1, 2, 2)
+
+
+def _log(path: Path, *events: tuple[str, float, float]) -> Path:
+    lines = [
+        json.dumps({"cat": "Node", "dur": taken, "ts": start, "name": name, "args": {"op_name": "Conv"}})
+        for name, start, taken in events
+    ]
+    path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    return path
+
+
+def test_waiting_for_the_processor_is_not_a_nodes_time(tmp_path: Path) -> None:
+    """Two nodes of 10 ms; the second one waited for 30 ms more, as the notes tell."""
+    watch = Watch(Clock(1, standalone.CPU))
+    watch._noted = [(1000.0 + wall, own) for wall, own in ((10, 10), (15, 15), (45, 15), (50, 20))]
+    stamps = _stamps((1000, 0, 1050, 20))
+    watch.add(stamps)
+    events = [("model_run", 500, 50_000), ("a_kernel_time", 500, 10_000), ("b_kernel_time", 10_500, 40_000)]
+    found = read_kernels(_log(tmp_path / "log.json", *events), stamps, watch)
+    assert [(name, wall) for name, _, wall, _ in found] == [("a", 10), ("b", 40)]
+    assert [own for *_, own in found] == pytest.approx([10, 10])
+
+
+def test_only_the_last_runs_count(tmp_path: Path) -> None:
+    events = [("model_run", 0, 900), ("a_kernel_time", 0, 800), ("model_run", 1000, 300), ("a_kernel_time", 1000, 200)]
+    stamps = _stamps((5, 0, 5.3, 0.3))
+    watch = Watch(Clock(2, standalone.CPU))
+    watch.add(stamps)
+    ((name, facts, wall, own),) = read_kernels(_log(tmp_path / "log.json", *events), stamps, watch)
+    assert (name, facts["op_name"], wall, own) == ("a", "Conv", 0.2, 0.2)  # with two threads the wall clock counts
+
+
+def test_the_processor_time_is_the_calling_threads_own() -> None:
+    clock = Clock(1, standalone.CPU)
+    before = clock.read()
+    time.sleep(0.05)
+    wall, own = np.subtract(clock.read(), before)
+    assert wall >= 0.05
+    assert own < 0.5 * wall
+    for other in (Clock(2, standalone.CPU), Clock(1, "CUDAExecutionProvider")):
+        wall, own = other.read()
+        assert wall == own
+
+
+def test_rounds_end_when_the_ratio_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+
+    def rounds_at(noise: float) -> int:
+        def rounds(sessions: list[tuple[str, float]], _feeds: object, _clock: object, runs: int) -> object:
+            def stamps(ms: float) -> np.ndarray:  # type: ignore[type-arg]
+                taken = ms * (1 + noise * random.random(runs))
+                return np.stack([np.zeros((runs, 2)), np.stack([taken, taken], axis=1)], axis=1)
+
+            return {name: stamps(ms) for name, ms in sessions}
+
+        monkeypatch.setattr(standalone, "_rounds", rounds)
+        found = standalone._time([("dense", 2.0), ("one", 1.0)], {}, Clock(1, standalone.CPU), 160)
+        assert {times.shape for times in found.values()} == {(len(found["one"]), 2)}
+        return len(found["one"])
+
+    assert rounds_at(0.001) == standalone._FIRST_RUNS
+    assert rounds_at(1.0) == 160
+
+
+@pytest.mark.parametrize("threads", [1, 1000])
+def test_the_share_that_others_take_is_a_share(threads: int) -> None:
+    assert 0 <= busy_share(threads) <= 1
