@@ -21,7 +21,7 @@ from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
-from convsurgeon.graph.outputs import outputs
+from convsurgeon.graph.outputs import answer, outputs
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_subgraphs
 from convsurgeon.planning.candidates import Forms, plan_captured
@@ -312,14 +312,18 @@ def carry_out(
 
 def compare_outputs(model: nn.Module, converted: nn.Module, example: Example) -> Fidelity | None:
     """Return the fidelity of a converted model on an example; None where the outputs cannot be compared."""
-    with undisturbed(model):
-        original, found = outputs(model, example), outputs(converted, example)
+    try:
+        with undisturbed(model):
+            wanted, found = answer(model, example), outputs(converted, example)
+    except CalibrationError:  # no floating-point output
+        return None
+    original = wanted.judged
     if [one.shape for one in original] != [one.shape for one in found] or not sum(map(Tensor.numel, original)):
-        return None  # sizes that depend on values, or no floating-point output
+        return None  # sizes that depend on values
     if not all(bool(tensor.isfinite().all()) for tensor in original):
         text = "the original's own output holds NaN or infinity; look at its weights and at the example"
         warnings.warn(f"fidelity: {text}", stacklevel=4)
-    return fidelity(original, found)
+    return fidelity(original, found, wanted.where)
 
 
 def _receive(model: Model, example: object, call: _Call) -> Result:

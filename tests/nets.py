@@ -75,18 +75,6 @@ class Branching(Plain):
         return self.head(F.relu(self.down(x)).mean((2, 3)))
 
 
-class Picks(Plain):
-    """As a detector: as many values as there are places above the mean; the rest is outside of `backbone`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(self.stem, nn.ReLU(), self.body, nn.ReLU(), self.down)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.backbone(x).flatten()
-        return scores[(scores > scores.mean()).nonzero()[:, 0]]
-
-
 class Gate(nn.Module):
     """Data-dependent part of a net that is otherwise traceable."""
 

@@ -29,8 +29,8 @@ from convsurgeon.fit.lockstep import converted_root, graph_targets
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.neighbours import alone, callers, neighbours
-from convsurgeon.graph.output_error import by_channel, relative_error, variances
-from convsurgeon.graph.outputs import float_tensors
+from convsurgeon.graph.output_error import by_channel, relative_error, scales
+from convsurgeon.graph.outputs import answer, float_tensors
 from convsurgeon.graph.state import evaluating, undisturbed
 from convsurgeon.planning.plan import Plan
 
@@ -155,7 +155,7 @@ class _SiteLoss:
         self._original = _Watching(seen.graph, seen.graph, nodes)
         self._converted = _Watching(converted_root(seen, converted), seen.graph, nodes)
         outputs, values = self._original.watched(sample)
-        self._outputs = variances([outputs])
+        self._scales = scales([outputs])
         self._energies = []
         for value in values:  # around the mean of every channel, or of everything where that is zero
             rows = by_channel(value.detach())
@@ -171,7 +171,7 @@ class _SiteLoss:
             for one, two, energy in zip(values, targets, self._energies, strict=True)
         ]
         features = torch.stack(parts).mean() if parts else torch.zeros(())
-        return relative_error(found, wanted, self._outputs) + WEIGHT * features
+        return relative_error(found, wanted, self._scales) + WEIGHT * features
 
 
 class _Watching(fx.Interpreter):
@@ -182,10 +182,10 @@ class _Watching(fx.Interpreter):
         self._wanted, self._values = dict.fromkeys(nodes), list[Tensor]()
 
     def watched(self, batch: Example) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the outputs, and the values at the nodes."""
+        """Return what the network is judged at, and the values at the nodes."""
         self._values = []
-        output = self.run(*(tensor.detach().clone() for tensor in batch.tensors()))
-        return float_tensors(output), self._values
+        found = answer(self.run, Example(tuple(batch.tensors())), self.module.modules())
+        return found.judged, self._values
 
     def run_node(self, n: fx.Node) -> Any:
         """Return a node's value, which is kept if it is watched."""

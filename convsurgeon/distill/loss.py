@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from convsurgeon.calibration.dataset import images_in
 from convsurgeon.distill.record import Score
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.output_error import OutputError, relative_error, variances
-from convsurgeon.graph.outputs import float_tensors
+from convsurgeon.graph.output_error import OutputError, relative_error, scales
+from convsurgeon.graph.outputs import answer, outputs
 from convsurgeon.graph.state import evaluating, undisturbed
 
 Loss = Callable[[Any, Any], Tensor]
@@ -34,16 +34,15 @@ def answer_loss(
         sample: batches that the variances of the outputs are measured on.
         loss: the user's own, or None for the error of the outputs.
     """
-    with undisturbed(original):
-        scales = variances([float_tensors(batch.run(original)) for batch in sample])
+    own = scales([outputs(original, batch) for batch in sample])
 
     def of_batch(batch: Example) -> Tensor:
         with evaluating(original):
-            answer = batch.run(original)
-        given = batch.run(student)
+            wanted = answer(original, batch)
+        found = answer(student, batch)
         if loss is not None:
-            return loss(given, answer)
-        return relative_error(float_tensors(given), float_tensors(answer), scales)
+            return loss(found.output, wanted.output)
+        return relative_error(found.judged, wanted.judged, own)
 
     return of_batch
 
@@ -61,8 +60,8 @@ class OutputJudge:
         self.batches, self._loss = batches, loss
         self.images = sum(map(images_in, batches))
         with undisturbed(original):
-            self._answers = [batch.run(original) for batch in batches]
-        outs = [float_tensors(answer) for answer in self._answers]
+            self._answers = [answer(original, batch) for batch in batches]
+        outs = [one.judged for one in self._answers]
         self._classifies = all(len(out) == 1 and out[0].dim() == 2 and out[0].shape[1] > 1 for out in outs)
 
     def error(self, model: nn.Module) -> float:
@@ -73,14 +72,13 @@ class OutputJudge:
         """Return the error and, for a classifier, the share of rows with the same largest entry."""
         error, own, agreed, rows = OutputError(), 0.0, 0, 0
         with evaluating(model):
-            for batch, answer in zip(self.batches, self._answers, strict=True):
-                given = batch.run(model)
-                wanted, found = float_tensors(answer), float_tensors(given)
-                error.add(wanted, found)
+            for batch, wanted in zip(self.batches, self._answers, strict=True):
+                found = answer(model, batch)
+                error.add(wanted.judged, found.judged)
                 if self._loss is not None:
-                    own += float(self._loss(given, answer)) * images_in(batch) / self.images
+                    own += float(self._loss(found.output, wanted.output)) * images_in(batch) / self.images
                 if self._classifies:
-                    agreed += int((found[0].argmax(1) == wanted[0].argmax(1)).sum())
-                    rows += len(wanted[0])
+                    agreed += int((found.judged[0].argmax(1) == wanted.judged[0].argmax(1)).sum())
+                    rows += len(wanted.judged[0])
         value = error.value if self._loss is None else own
         return Score(value if math.isfinite(value) else math.inf, agreed / rows if self._classifies else None)

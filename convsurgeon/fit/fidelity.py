@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import float_tensors
+from convsurgeon.graph.outputs import answer
 from convsurgeon.graph.state import undisturbed
 
 EXPLAINED = 0.9
@@ -28,15 +28,17 @@ class Fidelity:
         cosine: of the angle between the outputs.
         agreement: share of rows with the same largest entry; None unless the output is one (rows, classes) tensor.
         rows: how many there were.
+        where: the outputs were compared, in words, if that is not the outputs themselves (see `graph.picking`).
     """
 
     sqnr_db: float
     cosine: float
     agreement: float | None
     rows: int
+    where: str = ""
 
 
-def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
+def fidelity(original: list[Tensor], converted: list[Tensor], where: str = "") -> Fidelity:
     """Compare two lists of outputs of equal shapes, in float64; nan where a value is not finite."""
     signal = error = product = other = 0.0
     for one, two in zip(original, converted, strict=True):
@@ -52,7 +54,7 @@ def fidelity(original: list[Tensor], converted: list[Tensor]) -> Fidelity:
     if classifier and not math.isfinite(signal + other):
         agreement = math.nan
     rows = original[0].shape[0] if original and original[0].dim() else 0
-    return Fidelity(sqnr_db(signal, error), cosine, agreement, rows)
+    return Fidelity(sqnr_db(signal, error), cosine, agreement, rows, where)
 
 
 def sqnr_db(signal: float, error: float) -> float:
@@ -73,7 +75,7 @@ def added_share(model: nn.Module, batches: Sequence[Example]) -> float:
     wrong = energy = 0.0
     with undisturbed(model):
         for batch in batches:
-            output, inputs = float_tensors(batch.run(model)), batch.tensors()
+            output, inputs = answer(model, batch).judged, batch.tensors()
             if len(output) != 1 or len(inputs) != 1 or not _alike(inputs[0], output[0]):
                 return 1.0
             left, whole = _remainder(inputs[0], output[0])

@@ -1,8 +1,9 @@
 r"""What an error at a conv's output costs the network's output, to first order: a Gauss-Newton metric, without labels.
 
 With `J` the derivative of the network's output by a conv's output at one position, an error `e` (O,) there moves the
-output by `|J e|^2 = e^T J^T J e`. A random vector `v` of independent unit normals has `E[(J^T v)(J^T v)^T] = J^T J`
-(Hutchinson 1990), so one backward pass per image from a random projection of its output gives every conv's metric
+output by `|J e|^2 = e^T J^T J e`; every output is in units of its own error (see `graph.output_error`). A random vector
+`v` of independent unit normals has `E[(J^T v)(J^T v)^T] = J^T J` (Hutchinson 1990), so one backward pass per image from
+a random projection of its output gives every conv's metric
 
     G = mean over images and positions of g g^T,    g = J^T v      (O x O)
 
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import first_line
-from convsurgeon.calibration.dataset import first_images, images_in, select_images
+from convsurgeon.calibration.dataset import first_batches, first_images, images_in, select_images
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import tensors_in
+from convsurgeon.graph.output_error import Scale, scales, weigh
+from convsurgeon.graph.outputs import answer, outputs
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import watch_gradient_ends
 
@@ -61,9 +63,10 @@ def gradient_moments(
     with undisturbed(model), torch.enable_grad():
         handles = [conv.register_forward_hook(_listener(sums[name])) for name, conv in convs.items()]
         try:
+            own = scales([outputs(model, batch) for batch in first_batches(batches, _LEAST_IMAGES)])
             for number, part in enumerate(_parts(model, batches)):
                 images += images_in(part)
-                _backward(model, part, torch.Generator().manual_seed(seed * 7919 + number))
+                _backward(model, part, own, torch.Generator().manual_seed(seed * 7919 + number))
         except RuntimeError as error:
             warnings.warn(f"calibration: no gradients ({first_line(error)}); all outputs count alike", stacklevel=2)
         finally:
@@ -96,19 +99,21 @@ def _listener(total: Tensor) -> Callable[[nn.Module, object, Tensor], None]:
     return listen
 
 
-def _backward(model: nn.Module, part: Example, generator: torch.Generator) -> None:
-    """Run forward, and backward from a random projection of every floating output, down to the inputs."""
+def _backward(model: nn.Module, part: Example, own: list[list[Scale]], generator: torch.Generator) -> None:
+    """Run forward, and backward from a random projection of every output over its scale, down to the inputs."""
     with watch_gradient_ends(model) as watched:
         leaves, found = _forward(model, part)
     ends = [value for value, _ in watched.values()]
-    outputs = [leaf for leaf in found if leaf.requires_grad]
-    if not (outputs or ends) or not leaves:
+    given = [(one, weigh(one, axes)) for one, axes in zip(found, own, strict=True) if one.requires_grad]
+    if not (given or ends) or not leaves:
         raise RuntimeError("no output depends on an input of floating point")
-    vectors = [torch.randn(out.shape, generator=generator).to(out) for out in outputs]
-    for end in ends:
-        unit = float(end.detach().std(correction=0)) or 1.0
-        vectors.append(torch.randn(end.shape, generator=generator).to(end) / unit)
-    torch.autograd.grad([*outputs, *ends], leaves, vectors, allow_unused=True)
+    given += [(end, 1 / (end.detach().var(correction=0) or end.new_ones(()))) for end in ends]
+    count = images_in(part)
+    vectors = [
+        torch.randn(one.shape, generator=generator).to(one) * (weight * count / one.numel()).sqrt()
+        for one, weight in given
+    ]
+    torch.autograd.grad([one for one, _ in given], leaves, vectors, allow_unused=True)
 
 
 def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:
@@ -118,7 +123,7 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
     own = part.map(lambda tensor: next(numbered) * 1 if tensor.is_floating_point() else tensor.clone())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Converting a tensor with requires_grad")  # a forward's own `float(x)`
-        return leaves, tensors_in(model(*own.args, **own.kwargs))
+        return leaves, answer(model, own).judged
 
 
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
@@ -156,6 +161,6 @@ def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = _forward(model, one)[1]  # lives until the sizes are read, so that no address is used twice
-    positions = max((out.shape[2:].numel() for out in outputs if out.dim() == 4), default=1)
+        found = _forward(model, one)[1]  # lives until the sizes are read, so that no address is used twice
+    positions = max((out.shape[2:].numel() for out in found if out.dim() == 4), default=1)
     return positions, sum(sizes.values())

@@ -1,13 +1,19 @@
 """The error of a network's outputs against the original's: the one definition that everything compares and reports.
 
-Squared error of every channel over that channel's variance on the images seen, averaged over channels, then over
-outputs. So an output of box coordinates in pixels does not hide one of scores between 0 and 1.
+The squared error of every channel over that channel's variance, as a root mean square over the channels, then over the
+outputs. The variance is that of single elements from image to image: what all images have in common (the grid of a
+detector's anchors, a constant, a mask) does not make an error look small. A few channels that are lost stand out among
+hundreds that are not: one in a hundred is an error of 0.1.
+
+Of rows of columns, (N, rows, columns) or (N, columns, rows), either axis may be that of the channels. Both are tried,
+and the larger error counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,30 +21,34 @@ from torch import Tensor
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.outputs import pair_outputs
 
-FEW = 32
-"""Values of a channel below which all channels of an output share its overall variance."""
+PRIOR = 8
+"""Degrees of freedom that the mean variance of a channel's kind counts for beside the channel's own."""
 SMALL = 0.1
-"""Least variance of a channel, as a share of the median channel's: a dead channel's errors do not count for all."""
+"""Least variance of a channel, as a share of the mean of its kind: a dead channel's errors do not count for all."""
+GAP = 100.0
+"""Ratio of neighbouring variances from which on channels are of another kind: boxes in pixels beside scores."""
+
+_EPS = 1e-12
+"""Variance over the mean square below which a channel is constant."""
+_LEAST_SCORE = 1e-8
+"""Least variance of values between 0 and 1."""
 
 
 class OutputError:
     """The error of one network's outputs against another's, added up batch by batch."""
 
     def __init__(self) -> None:
-        self._moments: dict[tuple[int, int], _Moments] = {}
+        self._outputs: dict[int, dict[torch.Size, _Moments]] = {}
 
     def add(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """Add the floating-point outputs of both networks for one batch, in the same order.
+        """Add what both networks are judged at for one batch, in the same order.
 
         Raises:
             CalibrationError: they have different shapes.
         """
         for index, (one, two) in enumerate(pair_outputs(wanted, found)):
             if one.numel():
-                a, b = by_channel(one), by_channel(two)
-                moments = self._moments.setdefault((index, len(a)), _Moments())
-                moments.add(a)
-                moments.wrong = moments.wrong + (a - b).square().sum(1)
+                _moments(self._outputs.setdefault(index, {}), one).add_errors((_rows(one) - _rows(two)).square_())
 
     @property
     def value(self) -> float:
@@ -47,49 +57,79 @@ class OutputError:
         Raises:
             CalibrationError: nothing was compared.
         """
-        if not self._moments:
+        if not self._outputs:
             raise CalibrationError(
                 "error: there is no floating-point output to compare; convert the part of the model before its "
                 "integer outputs, or pass calibration=False"
             )
-        error = sum(moments.error() for moments in self._moments.values()) / len(self._moments)
+        sizes = [list(output.values()) for output in self._outputs.values()]
+        live = [output for output in sizes if any(moments.moves for moments in output)]
+        errors = [
+            sum(moments.error() * moments.images for moments in output) / sum(moments.images for moments in output)
+            for output in live
+        ]
+        error = _root_mean_square(errors)
         return error if math.isfinite(error) else math.inf
 
 
-def variances(answers: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Return the variances (C,) of the channels of every output, as the error is scaled by them; 1 for a constant.
+@dataclass(frozen=True)
+class Scale:
+    """One over the variances (C,) of the channels along one axis of an output, as its error is scaled by them."""
+
+    axis: int
+    inverse: Tensor
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the weights of an output's values; the mean of all where it has another number of channels."""
+        inverse = self.inverse.to(values)
+        if values.dim() < 2 or values.shape[self.axis] != len(inverse):
+            return inverse.mean()
+        return inverse.view(-1, *[1] * (values.dim() - 1 - self.axis))
+
+
+def scales(answers: Sequence[Sequence[Tensor]]) -> list[list[Scale]]:
+    """Return the scales of every output, along every axis that may be that of the channels.
 
     Args:
-        answers: the outputs of the original for some batches.
+        answers: what the original is judged at for some batches.
     """
     found = []
     for column in zip(*answers, strict=True):
-        rows = [by_channel(values.detach()) for values in column]
-        alike = len({len(one) for one in rows}) == 1
-        moments = _Moments()
-        for one in rows:
-            moments.add(one if alike else one.reshape(1, -1))
-        own = moments.variances()
-        found.append(torch.where(own == 0, 1.0, own).to(column[0].device))
+        sizes: dict[torch.Size, _Moments] = {}
+        for values in column:
+            _moments(sizes, values)
+        largest = max(sizes.values(), key=lambda one: one.images)
+        found.append([Scale(axis, 1 / torch.where(own == 0, 1.0, own)) for axis, own in largest.variances()])
     return found
 
 
-def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    """Return the error as a loss: with constant variances, so the loss of a batch is the mean of its parts' losses.
+def weigh(values: Tensor, axes: Sequence[Scale]) -> Tensor:
+    """Return the weights of an output's squared errors, which broadcast with its values."""
+    total = axes[0].of(values)
+    for scale in axes[1:]:
+        total = total + scale.of(values)
+    return total / len(axes)
+
+
+def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor], own: Sequence[Sequence[Scale]]) -> Tensor:
+    """Return the error as a loss: a mean with constant variances, so that a batch's is the mean of its parts'.
 
     Args:
-        found: a converted network's outputs.
-        wanted: the original's.
-        scales: from `variances`.
+        found: what a converted network is judged at.
+        wanted: the same of the original.
+        own: from `scales`.
+
+    Raises:
+        CalibrationError: there is nothing to compare, or they have different shapes.
     """
     parts = []
-    for (one, two), scale in zip(pair_outputs(wanted, found), scales, strict=True):
+    for (one, two), axes in zip(pair_outputs(wanted, found), own, strict=True):
         dtype = torch.promote_types(one.dtype, torch.float32)
         squared = (two.to(dtype) - one.to(dtype)).square()
-        channels = squared.dim() > 1 and len(scale) == squared.shape[1]
-        own = scale.view(-1, *[1] * (squared.dim() - 2)) if channels else scale.mean()
-        parts.append((squared / own.to(dtype)).mean())
-    return torch.stack(parts).mean() if parts else torch.zeros(())
+        parts.append((squared * weigh(squared, axes)).mean())
+    if not parts:
+        raise CalibrationError("error: there is no floating-point output to compare")
+    return torch.stack(parts).mean()
 
 
 def by_channel(values: Tensor) -> Tensor:
@@ -99,29 +139,118 @@ def by_channel(values: Tensor) -> Tensor:
 
 
 class _Moments:
-    """Sums over the values of every channel."""
+    """Sums over the images of one size, of every element of one output.
 
-    def __init__(self) -> None:
-        self.count = 0
-        zero = torch.zeros(1, dtype=torch.float64)
-        self.total: Tensor = zero
-        self.squares: Tensor = zero
-        self.wrong: Tensor = zero
+    Args:
+        origin: an image's values; sums are of the distances from it, so that what never changes is exactly constant.
+    """
+
+    def __init__(self, origin: Tensor) -> None:
+        self.images, self.origin = 0, origin
+        self.total, self.squares = torch.zeros_like(origin), torch.zeros_like(origin)
+        self.axes = _channel_axes(tuple(origin.shape))
+        self.wrong = [torch.zeros(origin.shape[axis], dtype=origin.dtype, device=origin.device) for axis in self.axes]
+        self.bounded = [torch.ones_like(one, dtype=torch.bool) for one in self.wrong]
+
+    @property
+    def moves(self) -> bool:
+        """Whether the output changes from image to image, or the other network misses it."""
+        return self.images == 1 or bool(self.squares.any()) or bool(self.wrong[0].any())
 
     def add(self, rows: Tensor) -> None:
-        self.count += rows.shape[1]
-        self.total = self.total.to(rows.device) + rows.sum(1)
-        self.squares = self.squares.to(rows.device) + rows.square().sum(1)
-        self.wrong = self.wrong.to(rows.device)
+        self.images += len(rows)
+        away = rows - self.origin
+        self.total += away.sum(0)
+        self.squares += away.square_().sum(0)
+        inside = ((rows >= 0) & (rows <= 1)).all(0)
+        for bounded, axis in zip(self.bounded, self.axes, strict=True):
+            bounded &= _lines(inside, axis).all(1)
 
-    def variances(self) -> Tensor:
-        mean, power = self.total / self.count, self.squares / self.count
-        own = (power - mean.square()).clamp(min=0)
-        if self.count < FEW:
-            own = (power.mean() - mean.mean().square()).clamp(min=0).expand_as(own)
-        usual = float(own.median()) or float(own.mean()) or float(power.mean())
-        return own.clamp(min=SMALL * usual)
+    def add_errors(self, squared: Tensor) -> None:
+        whole = squared.sum(0)
+        for wrong, axis in zip(self.wrong, self.axes, strict=True):
+            wrong += _lines(whole, axis).sum(1)
+
+    def variances(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield every axis of the output that may be that of the channels, with their variances."""
+        for axis, bounded in zip(self.axes, self.bounded, strict=True):
+            values = _lines(self.origin, axis)
+            count = values.shape[1] - 1
+            if self.images > 1:
+                spread = _lines(self.squares - self.total.square() / self.images, axis).clamp(min=0)
+                own, count = spread.mean(1) / (self.images - 1), (count + 1) * (self.images - 1)
+            else:  # from position to position, or from channel to channel where each has a single value
+                own = values.var(1) if count else values.var(correction=0).expand(len(values))
+            own = own.clamp(min=_EPS * values.square().mean(1))
+            yield axis + 1, _steadied(own, count, bounded, split=self.origin.dim() != 3)
 
     def error(self) -> float:
-        ratios = self.wrong / self.count / self.variances()
-        return float(torch.where(self.wrong == 0, 0.0, ratios).mean())
+        """Return the largest error along an axis."""
+        found = []
+        for (axis, own), wrong in zip(self.variances(), self.wrong, strict=True):
+            each = self.images * self.origin.numel() / self.origin.shape[axis - 1]
+            found.append(_root_mean_square(torch.where(wrong == 0, 0.0, wrong / each / own).tolist()))
+        return max(found) if all(map(math.isfinite, found)) else math.inf
+
+
+def _moments(sizes: dict[torch.Size, _Moments], values: Tensor) -> _Moments:
+    """Return the sums over outputs of this size, with these added."""
+    rows = _rows(values)
+    found = sizes.setdefault(rows.shape[1:], _Moments(rows[0]))
+    found.add(rows)
+    return found
+
+
+def _rows(values: Tensor) -> Tensor:
+    """Return an output in float64, a row for each image, with one dimension at least besides."""
+    exact = values.detach().double()
+    return exact.reshape(-1, 1) if exact.dim() < 2 else exact
+
+
+def _lines(values: Tensor, axis: int) -> Tensor:
+    """Return an image's values, a row for each channel."""
+    return values.movedim(axis, 0).reshape(values.shape[axis], -1)
+
+
+def _channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return which axes of an image's output may be that of the channels: both ends, of maps the one that differs."""
+    if len(shape) == 3:
+        first, second, last = shape
+        if second == last or first < min(second, last):
+            return (0,)
+        if first == second or last < min(first, second):
+            return (2,)
+    return (0,) if len(shape) == 1 else (0, len(shape) - 1)
+
+
+def _steadied(own: Tensor, count: int, bounded: Tensor, *, split: bool) -> Tensor:
+    """Return variances that are drawn towards the mean of their kind where few values are known, and never far below.
+
+    Args:
+        own: variances of the channels.
+        count: degrees of freedom of each.
+        bounded: whether a channel's values are between 0 and 1, as scores are: a kind of its own.
+        split: whether the others are of several kinds, where their variances have gaps.
+    """
+    found = own.clone()
+    for kind in _kinds(own, bounded, split):
+        usual = own[kind].mean()
+        found[kind] = ((count * own[kind] + PRIOR * usual) / (count + PRIOR)).clamp(min=SMALL * float(usual))
+    return torch.where(bounded & (found > 0), found.clamp(min=_LEAST_SCORE), found)
+
+
+def _kinds(own: Tensor, bounded: Tensor, split: bool) -> Iterator[Tensor]:
+    """Yield the places of the channels of one kind."""
+    live = bounded & (own > 0)  # a channel that is always 0 is a score only beside others
+    bounded = bounded if bool(live.any()) else live
+    if bool(bounded.any()):
+        yield bounded.nonzero()[:, 0]
+    places = (~bounded).nonzero()[:, 0]
+    places = places[own[places].argsort()]
+    ordered = own[places]
+    gaps = (ordered[1:] > GAP * ordered[:-1]) & (ordered[:-1] > _EPS * ordered[-1:]) & split
+    yield from (part for part in places.tensor_split((gaps.nonzero()[:, 0] + 1).cpu()) if len(part))
+
+
+def _root_mean_square(values: Sequence[float]) -> float:
+    return math.sqrt(sum(one * one for one in values) / len(values)) if values else 0.0

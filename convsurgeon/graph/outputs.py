@@ -1,12 +1,15 @@
-"""What a model gives: the tensors of its output, however they are nested.
+"""What a model gives, however it is nested, and the tensors that it is judged at.
 
-A network that picks (boxes, by their scores) gives another number of values for another image, and another one once its
-weights have changed. Two such networks cannot be told apart by their outputs, which is said before anything is tried.
+Those are its floating-point outputs, or what it picks from where it decides at the end (see `graph.picking`). A network
+whose convs run on what was picked gives another number of values for another image: that is said before anything is
+tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +17,59 @@ from torch.utils import _pytree as pytree
 
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.picking import Picking, describe
 from convsurgeon.graph.state import undisturbed
+
+_MIXED = 3
+"""Images of mixed pixels that an output's size is looked at for."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model gives for one batch.
+
+    Args:
+        output: as it is.
+        judged: the floating-point tensors that it is judged at.
+        where: these are, in words; empty where they are the outputs.
+    """
+
+    output: Any
+    judged: list[Tensor]
+    where: str
+
+
+def answer(model: Callable[..., Any], example: Example, parts: Iterable[nn.Module] = ()) -> Answer:
+    """Return what a model gives for copies of a batch.
+
+    Args:
+        model: a module, or another function.
+        example: the batch.
+        parts: modules of a function that is no module.
+
+    Raises:
+        CalibrationError: there is nothing that it could be judged at.
+    """
+    own = example.map(torch.clone)
+    picking = Picking(own.tensors())
+    with picking.through(model.modules() if isinstance(model, nn.Module) else parts):
+        output = model(*own.args, **own.kwargs)
+    judged = picking.judged(leaves_in(output))
+    if not judged:
+        raise CalibrationError(
+            f"output: {_in_words(tensors_in(output))}, without any floating-point tensor that comes from the network's "
+            "weights: errors are not known; convert the part of the model before it decides, or pass calibration=False"
+        )
+    tensors = [one.tensor for one in judged]
+    alone = own.tensors()[0].shape[:1] == (1,)
+    tensors = [one[None] if alone and one.shape[:1] != (1,) else one for one in tensors]  # a single image's row
+    return Answer(output, tensors, describe(judged))
 
 
 def outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    """Floating-point output tensors in eval mode, in pytree order; the model is left as it was."""
+    """Return the tensors that a model is judged at, in eval mode; the model is left as it was."""
     with undisturbed(model):
-        return float_tensors(example.run(model))
+        return answer(model, example).judged
 
 
 def float_tensors(output: object) -> list[Tensor]:
@@ -29,13 +78,18 @@ def float_tensors(output: object) -> list[Tensor]:
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """All tensors of an output: in tuples, lists, dicts, and the fields of dataclasses and other plain objects."""
-    leaves = []
+    """Return all tensors of an output."""
+    return [leaf for leaf in leaves_in(value) if isinstance(leaf, Tensor)]
+
+
+def leaves_in(value: object) -> list[Any]:
+    """Return all values of an output: in tuples, lists, dicts, and the fields of plain objects."""
+    leaves: list[Any] = []
     for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
+        if not isinstance(leaf, Tensor) and hasattr(leaf, "__dict__") and not callable(leaf):
+            leaves.extend(leaves_in(dict(vars(leaf))))
+        else:
             leaves.append(leaf)
-        elif hasattr(leaf, "__dict__") and not callable(leaf):
-            leaves.extend(tensors_in(dict(vars(leaf))))
     return leaves
 
 
@@ -54,10 +108,10 @@ def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tupl
 
 
 def check_output_sizes(model: nn.Module, example: Example) -> None:
-    """Refuses a network whose output has another size for another image of the same size.
+    """Refuse a network whose output has another size for another image of the same size.
 
     Raises:
-        CalibrationError: it does, with what to convert instead.
+        CalibrationError: it does, with what to convert instead; or nothing that it gives has a floating point.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -65,11 +119,14 @@ def check_output_sizes(model: nn.Module, example: Example) -> None:
         order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
         return tensor.flatten()[order].view(tensor.shape) if tensor.is_floating_point() else tensor
 
-    try:
-        one, two = outputs(model, example), outputs(model, example.map(mixed))
-    except Exception:  # the user's own forward may look at what it gets
-        return
-    if _shapes(one) != _shapes(two):
+    one = outputs(model, example)
+    for _ in range(_MIXED):
+        try:
+            two = outputs(model, example.map(mixed))
+        except Exception:  # the user's own forward may look at what it gets
+            return
+        if _shapes(one) == _shapes(two):
+            continue
         raise CalibrationError(
             f"calibration: {type(model).__name__} gives an output of shape {_in_words(one)} for one image, "
             f"{_in_words(two)} for another of its size, as where boxes are picked: errors are not known; convert "

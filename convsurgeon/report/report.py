@@ -150,6 +150,7 @@ class Report:
         one = self.fidelity
         rows = () if one is None else ((one.sqnr_db, one.cosine, one.agreement, one.rows),)
         where = "held-out images" if self.reconstruction or self.recovery else "the example"
+        where += f", at {one.where}" if one is not None and one.where else ""
         return Table(f"Fidelity on {where}: original against converted", columns, rows)
 
     @property

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.calibration.collect import read
-from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.samples import cross_moment, squares
 from convsurgeon.graph.capture import capture
+from convsurgeon.graph.output_error import relative_error, scales
+from convsurgeon.graph.outputs import outputs
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from convsurgeon.search.scores import score_by_data
 from tests.growing import convert_growing
@@ -49,7 +51,9 @@ def test_a_linear_head_gives_its_gram_matrix() -> None:
     model = Linear().eval()
     data = _data()
     found = sensitivity.gradient_moments(model, ["conv"], data.fitted, seed=0)["conv"]
-    wanted = (model.head.weight.T @ model.head.weight).detach().double()
+    weight = model.head.weight.detach().double()
+    ((scale,),) = scales([outputs(model, batch) for batch in first_batches(data.fitted, 16)])
+    wanted = weight.T @ (scale.inverse[:, None] * weight) / len(weight)
     assert float((found - wanted).norm() / wanted.norm()) < 0.25  # 200 random projections
     mixed = sensitivity.mixed(found)
     assert float(mixed.diagonal().mean()) == pytest.approx(1 + sensitivity.SHARE)
@@ -105,7 +109,8 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
         result = convert_growing(model, images[:1], forms=[form], policy=cs.select.everything(),
                             calibration=images, progress=False)  # fmt: skip
         with torch.no_grad():
-            wrong = (result.model(images) - model(images)).square().sum() / len(images)
+            wanted = model(images)
+            wrong = relative_error([result.model(images)], [wanted], scales([[wanted]]))
         assert scores["0", form.label] == pytest.approx(float(wrong), rel=0.35)
 
 
