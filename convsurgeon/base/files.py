@@ -15,6 +15,9 @@ from pathlib import Path
 
 from convsurgeon.base.errors import WriteError, reason
 
+_OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "._")
+"""How the names of files begin that a file manager leaves in a folder that somebody looked into."""
+
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a file that a user names.
@@ -87,7 +90,8 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[
     target = _path(path).absolute()
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise WriteError(f"{target}: is not a folder; choose another name")
-    there = sorted(entry.name for entry in target.iterdir()) if target.exists() else []
+    every = sorted(entry.name for entry in target.iterdir()) if target.exists() else []
+    there = [name for name in every if not name.startswith(_OF_THE_SYSTEM)]
     if there and not overwrite:
         raise WriteError(f"{target}: exists already; pass overwrite=True (--force) or another name")
     if foreign := [name for name in there if name not in ours]:
@@ -102,7 +106,8 @@ def new_folder(
 ) -> Iterator[Path]:
     """Give a temporary folder, and move it, whole, into its place if the block ends well.
 
-    A folder that is there is replaced only if every entry in it is one of `ours`: nobody's home is deleted by mistake.
+    A folder that is there is replaced only if every entry in it is one of `ours`, or what a file manager leaves behind:
+    nobody's home is deleted by mistake.
 
     Raises:
         WriteError: `path` exists and `overwrite` is false, holds other files, or its parent is missing or read-only.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from convsurgeon.base.errors import CalibrationError
+from convsurgeon.base.errors import CalibrationError, ConvSurgeonError
 from convsurgeon.base.files import new_folder
 from convsurgeon.base.tables import in_markdown
 from convsurgeon.bundle.loading import SUMS, sha256
@@ -87,12 +89,27 @@ def export(
         preparation = Preparation(*(() if one is None else tuple(np.ravel(one).tolist()) for one in both))
     request = Request(int8, dynamic, preparation, pairs, threads, progress)
     places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
-    with new_folder(folder, overwrite, CONTENTS | {Path(place).parts[0] for place in places}) as temporary:
+    with (
+        new_folder(folder, overwrite, CONTENTS | {Path(place).parts[0] for place in places}) as temporary,
+        _named(temporary, Path(folder)),
+    ):
         data = _images(calibration, result, int8, progress)
         bundle = write_network_files(result, data, request, temporary)
         bundle = dataclasses.replace(bundle, sentence=sentence(result.report, bundle))
         _write_papers(result, bundle, temporary)
     return bundle.moved_to(Path(folder))
+
+
+@contextmanager
+def _named(temporary: Path, folder: Path) -> Iterator[None]:
+    """Have errors name the folder that was asked for, not the one that it is made in."""
+    try:
+        yield
+    except ConvSurgeonError as error:
+        if str(temporary) not in str(error):
+            raise
+        text = str(error).replace(str(temporary), str(folder))
+        raise type(error)(text).with_traceback(error.__traceback__) from None
 
 
 def check_export(*, int8: bool, calibration: object, pairs: int, threads: tuple[int, ...]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 
 import onnx
 
+from convsurgeon.base.errors import ExportError, ParityError
 from convsurgeon.calibration.dataset import images_in, split_batches
 from convsurgeon.graph.example import Example
 from convsurgeon.int8.compare import Agreement, measure_agreement
@@ -17,36 +20,58 @@ from convsurgeon.onnxnet.session import Feed
 
 MIXED = "model-mixed.onnx"
 _NOISE_SEEDS = range(8)
-_LEFT = (1, 2, 4, 8)
-"""Layers that are left in float, one try after the other."""
+_MOST_LEFT = 0.5
+"""Share of the layers that may stay in float: with more of them there is little to gain."""
 
 
-def write_int8(file: OnnxFile, fitted: Sequence[Example]) -> Quantized:
-    """Write `NAME-int8.onnx` beside a float file, with ranges from the images.
+def write_int8(files: Sequence[OnnxFile], fitted: Sequence[Example]) -> tuple[list[Quantized], tuple[str, ...]]:
+    """Write `NAME-int8.onnx` beside float files, with ranges from the images.
 
-    Raises:
-        ExportError: the file cannot be quantised, or the images do not fill its batch.
-        ParityError: the int8 file is too far from its float file.
+    Returns:
+        The files that could be written, and notes on those that could not: too far from their float file, or of a kind
+        that the quantiser does not take.
     """
-    return quantize(file.path, file.path.with_name(f"{file.path.stem}-int8.onnx"), feeds_for(file, fitted))
+    made, notes = [], []
+    for file in files:
+        place = file.path.with_name(f"{file.path.stem}-int8.onnx")
+        try:
+            made.append(quantize(file.path, place, feeds_for(file, fitted)))
+        except ExportError as error:
+            notes.append(f"{str(error).replace(f'{place.parent}{os.sep}', '')}.")
+    return made, tuple(notes)
 
 
 def write_mixed(
-    file: OnnxFile, rounded: Quantized, fitted: Sequence[Example], is_enough: Callable[[Quantized], bool]
-) -> Quantized | None:
-    """Write the converted network with the fewest layers in float that bring it near enough, as `MIXED`.
+    file: OnnxFile, rounded: Quantized, fitted: Sequence[Example], share: float, is_enough: Callable[[Quantized], bool]
+) -> tuple[Quantized | None, str]:
+    """Write the converted network with the layers in float that add most noise, as `MIXED`: in two tries at most.
 
-    `rounded` is its int8 version, which says which layers add most noise. Where no number of layers is enough, nothing
-    is written and None returned.
+    Args:
+        file: the converted network in float.
+        rounded: its int8 version, which says what noise its layers add.
+        fitted: images.
+        share: of the noise that may stay.
+        is_enough: tells whether a file is near enough.
+
+    Returns:
+        The file, or None where it would not be near enough with half of the layers in float; and a note on what was
+        tried.
     """
-    names = [one.name for one in rounded.worst]
-    place = file.path.with_name(MIXED)
-    for count in (count for count in _LEFT if count < len(names)):
-        made = quantize(file.path, place, feeds_for(file, fitted), exclude=names[:count], overwrite=True)
-        if is_enough(made):
-            return made
+    noise = [max(one.added, 0.0) for one in rounded.worst]
+    most = int(_MOST_LEFT * len(noise))
+    first = next((count for count in range(1, most + 1) if sum(noise[count:]) <= share * sum(noise)), 0)
+    place, tried = file.path.with_name(MIXED), list(dict.fromkeys((first, min(2 * first, most)))) if first else []
+    for count in tried:
+        names = [one.name for one in rounded.worst[:count]]
+        with contextlib.suppress(ParityError):  # too far off to be written
+            made = quantize(file.path, place, feeds_for(file, fitted), exclude=names, overwrite=True)
+            if is_enough(made):
+                return made, f"{MIXED} leaves {count} of {len(noise)} layers in float, which int8 hurts most."
     place.unlink(missing_ok=True)
-    return None
+    if not tried:
+        return None, f"{rounded.path.name} would need more than half of its layers in float to be near enough."
+    shown = " and ".join(map(str, tried))
+    return None, f"{rounded.path.name} is not near enough, nor is it with {shown} of {len(noise)} layers in float."
 
 
 def compare_files(

@@ -69,7 +69,8 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
         save_golden(result.model, real[0] if real else like, converted, folder)
         steps.update()
         fitted = data.fitted if request.int8 and data is not None else ()
-        quantized = [write_int8(file, fitted) for file in (original, converted) if request.int8]
+        distinct = (original, converted) if result.changes else (original,)  # else the two are the same network
+        quantized, failed = write_int8(distinct if request.int8 else (), fitted)
         steps.update()
         shown = real or single_batches(held_out, like, any_size=True)
         where = "8 random inputs (no images were given)"
@@ -85,12 +86,13 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
             agreement=tuple(near),
             agreement_on=where,
             values=known_values(result) | asked,
-            notes=notes,
+            notes=(*failed, *notes),
+            rewritten=bool(result.changes),
             mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
             preparation=request.preparation,
         )
         steps.update()
-        if request.pairs:
+        if request.pairs and len(distinct) + len(quantized) > 1:
             bundle = _recommend(bundle, result, fitted, shown, request)
         steps.update()
     return dataclasses.replace(bundle, sha256={name: sha256(folder / name) for name in bundle.sizes})
@@ -108,12 +110,13 @@ def _recommend(
     lost = losses(within, bundle.agreement, bundle.values)
     allowed, chosen = allowed_loss(lost, result, within), chosen_file(lost, result, within)
     tried = bundle
-    if fitted and lost.get(INT8, 0.0) > allowed:
-        tried = _add_mixed(bundle, result, within, fitted, shown or make_noise(like), allowed)
+    if fitted and lost.get(INT8, 0.0) > allowed > lost[CONVERTED]:
+        share = (allowed - lost[CONVERTED]) / (lost[INT8] - lost[CONVERTED])
+        tried = _add_mixed(bundle, result, within, fitted, shown or make_noise(like), allowed, share)
         lost = losses(within, tried.agreement, tried.values)
-    timed = _time([bundle.folder / name for name in tried.sizes], like, result, request)
+    timed = _time([bundle.folder / name for name in tried.distinct], like, result, request)
     best = recommend(timed.timings, lost, allowed, chosen)
-    if tried is bundle or best.name == MIXED:
+    if MIXED not in tried.sizes or best.name == MIXED:
         return dataclasses.replace(tried, bench=timed, recommended=best)
     (bundle.folder / MIXED).unlink()
     return dataclasses.replace(bundle, bench=timed.without(MIXED), recommended=best)
@@ -126,6 +129,7 @@ def _add_mixed(
     fitted: Sequence[Example],
     shown: Sequence[Example],
     allowed: float,
+    share: float,
 ) -> Bundle:
     """Return the bundle with an int8 file that keeps some layers in float, if one is near enough."""
 
@@ -137,7 +141,8 @@ def _add_mixed(
         return losses(within, [near], values)[MIXED] <= allowed
 
     rounded = next(one for one in bundle.quantized if one.path.name == INT8)
-    mixed = write_mixed(bundle.converted, rounded, fitted, is_enough)
+    mixed, note = write_mixed(bundle.converted, rounded, fitted, share, is_enough)
+    bundle = dataclasses.replace(bundle, notes=(*bundle.notes, note))
     if mixed is None:
         return bundle
     near, values = look(mixed)

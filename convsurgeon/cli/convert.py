@@ -8,7 +8,7 @@ from typing import Any
 from convsurgeon.base.errors import BudgetError, CalibrationError
 from convsurgeon.base.files import check_file
 from convsurgeon.cli import options as shared
-from convsurgeon.cli.output import check_output, print_json, write_output
+from convsurgeon.cli.output import check_output, write_output
 from convsurgeon.cli.reading import read_forms, read_goal, read_images, read_metric, read_model, read_runtime
 from convsurgeon.conversion import convert
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
@@ -92,12 +92,12 @@ def _add_convert(commands: Any) -> None:
     shared.add_json(command)
 
 
-def _inspect(options: argparse.Namespace) -> None:
+def _inspect(options: argparse.Namespace) -> object:
     table = inspect(*read_model(options))
-    print_json(table.records()) if options.json else print(table.text())
+    return table.records() if options.json else print(table.text())
 
 
-def _plan(options: argparse.Namespace) -> None:
+def _plan(options: argparse.Namespace) -> object:
     model, example = read_model(options)
     forms = read_forms(options)
     if options.budget is None:
@@ -115,10 +115,10 @@ def _plan(options: argparse.Namespace) -> None:
         ).plan
     if options.out:
         made.save(options.out, overwrite=options.force)
-    print_json(made.to_dict()) if options.json else print(made)
+    return made.to_dict() if options.json else print(made)
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def _sweep(options: argparse.Namespace) -> object:
     if not all(0 < share <= 1 for share in options.shares):
         raise BudgetError("--shares: are shares of what the original has; pass numbers above 0 and up to 1")
     if options.images == shared.NONE:
@@ -139,12 +139,12 @@ def _sweep(options: argparse.Namespace) -> None:
         runtime=read_runtime(options),
         progress=not options.json,
     )
-    print_json(found.table.records()) if options.json else print(found)
     if options.out:
         found.draw(options.out, overwrite=options.force)
+    return found.table.records() if options.json else print(found)
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _convert(options: argparse.Namespace) -> object:
     calibration = False if options.images == shared.NONE else read_images(options, options.limit)
     check_output(options, calibration)
     metric = read_metric(options)
@@ -166,4 +166,4 @@ def _convert(options: argparse.Namespace) -> None:
     )
     if beside is not None:
         result = result.judged_by(beside)
-    write_output(options, result, calibration)
+    return write_output(options, result, calibration)

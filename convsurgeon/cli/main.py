@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+import msgspec
+
 from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.cli import convert, recover, timing
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"argument {value.rstrip('=') or option}: is empty; say what is meant, or leave it out")
     options = parser.parse_args(given)
     try:
-        options.run(options)
+        _run(options)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
@@ -41,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):  # nobody listens
             print("convsurgeon: " + printable(" ".join(_tell(error).splitlines())), file=sys.stderr)
         return 1
+
+
+def _run(options: argparse.Namespace) -> None:
+    """Run a command; with --json nothing else goes to the standard output, whatever the user's own code prints."""
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        values = options.run(options)
+    if values is not None:
+        print(msgspec.json.format(msgspec.json.encode(values), indent=1).decode())
 
 
 def _interrupted(saved: object = "") -> int:

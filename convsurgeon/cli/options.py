@@ -23,7 +23,7 @@ _MOST_VALUES = 2**31
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], words: str, examples: Sequence[str]
+    commands: Any, name: str, run: Callable[[argparse.Namespace], object], words: str, examples: Sequence[str]
 ) -> argparse.ArgumentParser:
     """Add a command, whose help ends with examples."""
     command: argparse.ArgumentParser = commands.add_parser(

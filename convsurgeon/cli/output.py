@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
 from convsurgeon.base.files import check_folder
 from convsurgeon.base.tables import printable
 from convsurgeon.conversion import Result
@@ -29,8 +27,8 @@ def check_output(options: argparse.Namespace, calibration: object) -> None:
     check_export(int8=int8, calibration=calibration, pairs=options.pairs, threads=threads)
 
 
-def write_output(options: argparse.Namespace, result: Result, calibration: object) -> None:
-    """Write the bundle, if one is asked for, and print the report."""
+def write_output(options: argparse.Namespace, result: Result, calibration: object) -> object:
+    """Write the bundle, if one is asked for, and print the report, or return it as plain values."""
     bundle = None
     if options.out:
         from convsurgeon.bundle.export import export
@@ -48,9 +46,7 @@ def write_output(options: argparse.Namespace, result: Result, calibration: objec
             progress=not options.json,
         )
     if options.json:
-        values = {"report": result.report.to_dict()} | ({} if bundle is None else {"deployment": bundle.to_dict()})
-        print_json(values)
-        return
+        return {"report": result.report.to_dict()} | ({} if bundle is None else {"deployment": bundle.to_dict()})
     print(result.report)
     if bundle is not None:
         from convsurgeon.report.sentence import cautions
@@ -59,8 +55,4 @@ def write_output(options: argparse.Namespace, result: Result, calibration: objec
         for text in cautions(result.report, bundle):
             print(f"note: {printable(text)}")
         print(f"Open {bundle.folder / 'report.html'} in a browser.")
-
-
-def print_json(values: object) -> None:
-    """Print plain values as JSON."""
-    print(msgspec.json.format(msgspec.json.encode(values), indent=1).decode())
+    return None

@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     shared.add_json(command)
 
 
-def _recover(options: argparse.Namespace) -> None:
+def _recover(options: argparse.Namespace) -> object:
     if (options.mean or options.std) and not options.images:
         raise CalibrationError("--mean, --std: say how the images of --data are read; add --data, or leave them out")
     images = read_images(options) if options.images else None
@@ -76,12 +76,12 @@ def _recover(options: argparse.Namespace) -> None:
             progress=not options.json,
         )
         if processes.rank():
-            return
+            return None
     if metric is not None:
         name, original = metric.__name__, metric(result.original)
         result = result.with_metric(f"{name}, as converted", original, metric(converted.model))
         result = result.with_metric(name, original, metric(result.model))
-    write_output(options, result, images)
+    return write_output(options, result, images)
 
 
 def _read_bundle(bundle: Path, model: nn.Module, example: Example) -> Result:

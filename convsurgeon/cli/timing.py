@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from convsurgeon.cli import options as shared
-from convsurgeon.cli.output import print_json
 from convsurgeon.cli.reading import read_forms, read_model
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 
@@ -52,7 +51,7 @@ def _device(options: argparse.Namespace) -> None:
     print("device.json. Then here: convsurgeon convert ... --budget latency=0.5 --device device.json")
 
 
-def _bench(options: argparse.Namespace) -> None:
+def _bench(options: argparse.Namespace) -> object:
     from convsurgeon.timing.benchmark import bench
 
     found = bench(
@@ -64,7 +63,7 @@ def _bench(options: argparse.Namespace) -> None:
         sizes=dict(options.sizes),
         progress=not options.json,
     )
-    print_json(found.to_dict()) if options.json else print(found)
+    return found.to_dict() if options.json else print(found)
 
 
 def _size(text: str) -> tuple[str, int]:

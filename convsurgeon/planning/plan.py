@@ -174,11 +174,11 @@ class Plan:
         try:
             return Plan.from_dict(json.loads(read_text(path)), forms)
         except OSError as error:
-            raise PlanError(f"{path}: cannot be read ({reason(error)}); pass a file written by Plan.save") from error
+            raise PlanError(f"{path}: cannot be read ({reason(error)}); pass a file written by Plan.save") from None
         except (ValueError, RecursionError) as error:
-            raise PlanError(f"{path}: is not JSON ({error}); pass a file written by Plan.save") from error
+            raise PlanError(f"{path}: is not JSON ({error}); pass a file written by Plan.save") from None
         except PlanError as error:
-            raise PlanError(f"{path}: {error}") from error
+            raise PlanError(f"{path}: {error}") from None
 
 
 def layer_table(steps: Iterable[Change | Skip], title: str = "Layers") -> Table:
@@ -232,7 +232,7 @@ def _typed(values: object, kind: type[T], where: str) -> T:
     try:
         return msgspec.convert(values, kind)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise PlanError(f"{where}: {error}; correct it, or make the plan again") from error
+        raise PlanError(f"{where}: {error}; correct it, or make the plan again") from None
 
 
 def _step_to_dict(step: Change | Skip) -> dict[str, Any]:
@@ -259,5 +259,5 @@ def _read_step(layer: _Layer, where: str, forms: Kinds) -> Change | Skip:
         change = Change(site, form)
         _ = change.params_after, change.macs_after
     except (FormError, TypeError, ValueError, ArithmeticError) as error:
-        raise PlanError(f"{where}: {error}; correct the form, or make the plan again") from error
+        raise PlanError(f"{where}: {error}; correct the form, or make the plan again") from None
     return change

@@ -57,7 +57,7 @@ class MobileVerdict:
     @property
     def table(self) -> Table:
         """One row for each provider, with the first nodes that it does not take."""
-        columns = (("provider", "text"), ("suitable", "text"), ("nodes taken", "text"), ("pieces", "count"))
+        columns = (("provider", "text"), ("suitable", "text"), ("nodes taken", "text"), ("partitions", "count"))
         rows = tuple(
             (one.provider, one.suitable, f"{one.taken} of {one.nodes}", one.pieces, _first(one.blocking))
             for one in self.providers
@@ -111,6 +111,7 @@ class Bundle:
         preparation: how images become inputs.
         values: the user's metric of every file; empty without one.
         notes: what could not be done.
+        rewritten: whether the converted network is another than the original.
         bench: latencies; None where nothing was timed.
         recommended: the file to ship; None where nothing was timed.
         sha256: of every ONNX file.
@@ -127,6 +128,7 @@ class Bundle:
     preparation: Preparation
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    rewritten: bool = True
     bench: Bench | None = None
     recommended: Recommended | None = None
     sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -148,6 +150,11 @@ class Bundle:
         """Bytes of every ONNX file, by name."""
         every: tuple[OnnxFile | Quantized, ...] = (self.original, self.converted, *self.quantized)
         return {one.path.name: one.size_bytes for one in every}
+
+    @property
+    def distinct(self) -> tuple[str, ...]:
+        """Names of the files that hold different networks: equal bytes are one file, and so is what was not changed."""
+        return tuple(name for name in self.sizes if name != CONVERTED or self.rewritten)
 
     @property
     def near(self) -> dict[str, Agreement]:

@@ -61,7 +61,7 @@ def draw_bars(report: Report, bundle: Bundle | None) -> list[Drawn]:
     if bundle is None:
         return found
     found.append(_bars("ONNX file", bundle.sizes[ORIGINAL], bundle.sizes[CONVERTED], _bytes))
-    if bundle.bench is not None:
+    if bundle.bench is not None and bundle.rewritten:
         was, now, *_ = bundle.bench.main.rows
         label = f"one run, {_setting(bundle.bench.main)}"
         found.append(_bars(label, was.p50_ms, now.p50_ms, lambda value: f"{value:.3g} ms"))
@@ -108,11 +108,12 @@ def _describe_point(name: str, bundle: Bundle) -> str:
 def draw_layers(report: Report, curves: Curves, bench: Bench | None) -> list[LayerRow]:
     """Return one row per conv, with its energy curves, its fit error and, where it was profiled, its time."""
     names = [step.name for step in report.steps]
-    times = [] if bench is None else [profile.by_owner(names) for profile in bench.profiles[:2]]
+    second = None if bench is None else bench.main.rows[1].name
+    times = [] if bench is None or second != CONVERTED else [profile.by_owner(names) for profile in bench.profiles[:2]]
     fits = {} if report.reconstruction is None else {site.name: site.after for site in report.reconstruction.sites}
     rows: list[LayerRow] = []
     for step in report.steps:
-        us = [1e3 * one[step.name] if step.name in one else None for one in times]
+        us = [1e3 * one[step.name] if step.name in one else None for one in times or [{}] * 2 * (bench is not None)]
         drawn = [_curve(word, kept, step) for word, kept in curves.get(step.name, {}).items()]
         rows.append((step, us, fits.get(step.name), drawn))
     return rows

@@ -79,8 +79,8 @@ def _nearness(report: Report, bundle: Bundle | None) -> str:
 
 def cautions(report: Report, bundle: Bundle | None = None) -> list[str]:
     """Return what a reader of the sentence alone would get wrong."""
-    found = list(report.notes)
-    if bundle is not None and bundle.bench is not None:
+    found = [*report.notes, *(() if bundle is None else bundle.notes)]
+    if bundle is not None and bundle.bench is not None and bundle.rewritten:
         found += [_not_faster(bundle), _against_dense_int8(bundle.rows), _macs_against_speed(report, bundle)]
     fidelity = report.fidelity
     if fidelity is not None and fidelity.sqnr_db < _FAR_DB and report.reconstruction is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from convsurgeon.base.errors import WriteError
-from convsurgeon.base.files import new_file, new_folder, read_text
+from convsurgeon.base.files import check_folder, new_file, new_folder, read_text
 
 NAMES = frozenset({"a", "b"})
 
@@ -37,6 +37,21 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (folder / "a").write_text(str(1 / 0))
     assert read(target) == "third"
     assert [path.name for path in tmp_path.iterdir()] == ["out[1]"]
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._model.onnx"])
+def test_what_a_file_manager_leaves_is_no_reason_to_refuse(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / name).write_text("seen")
+    with new_folder(folder) as draft:  # as good as empty
+        (draft / "a.txt").write_text("1")
+    (folder / name).write_text("seen")
+    with new_folder(folder, overwrite=True, ours=frozenset({"a.txt"})) as draft:
+        (draft / "a.txt").write_text("2")
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+    with pytest.raises(WriteError, match=r"a\.txt"):
+        check_folder(folder, overwrite=True, ours=frozenset({name}))
 
 
 def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

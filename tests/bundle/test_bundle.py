@@ -24,8 +24,11 @@ from convsurgeon import cli
 from convsurgeon.base.errors import CalibrationError, ExportError, LatencyError, ParityError, WriteError
 from convsurgeon.bundle import int8_files, networks
 from convsurgeon.bundle.export import CONTENTS
+from convsurgeon.int8.compare import LayerError
+from convsurgeon.int8.quantize import Quantized
 from convsurgeon.onnx.metadata import Preparation, layout, state_sha256
 from convsurgeon.report.bundle import Bundle
+from convsurgeon.report.sentence import cautions
 from convsurgeon.runtime.runtime import Runtime
 from tests.bundle.bundles import converted, export, images
 from tests.onnx.small import net
@@ -219,11 +222,56 @@ def test_nothing_to_rewrite_is_a_bundle_too(tmp_path: Path) -> None:
     assert made.agreement[0].sqnr_db == float("inf")
 
 
+def test_what_was_not_rewritten_is_one_file_and_not_faster_than_itself(tmp_path: Path) -> None:
+    result = cs.convert(tiny().original, images(1), policy=~cs.select.everything(), calibration=False)
+    settings: dict[str, Any] = {"pairs": 50, "runtime": Runtime(threads=1), "progress": False}
+    made = cs.export(result, tmp_path / "out", int8=True, calibration=images(), **settings)
+    assert [one.path.name for one in made.quantized] == ["original-int8.onnx"]
+    assert not (made.folder / "model-int8.onnx").exists()
+    assert made.bench is not None
+    assert [row.name for row in made.bench.main.rows] == ["original.onnx", "original-int8.onnx"]
+    assert "as the quantised original" not in made.sentence
+    assert "original-int8.onnx" in (made.folder / "report.html").read_text()
+    assert export(result, tmp_path / "one", pairs=50).bench is None  # nothing to compare
+
+
+def test_an_int8_file_that_fails_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: Path, place: Path, *rest: Any, **more: Any) -> Any:
+        if source.name == "model.onnx":
+            raise ParityError(f"{place}: not written, too far off")
+        return honest(source, place, *rest, **more)
+
+    honest = int8_files.quantize
+    monkeypatch.setattr(int8_files, "quantize", fails)
+    made = export(tiny(), tmp_path / "out", int8=True, calibration=images())
+    assert [one.path.name for one in made.quantized] == ["original-int8.onnx"]
+    assert made.notes == ("model-int8.onnx: not written, too far off.",)
+    assert any(made.notes[0] in text for text in cautions(tiny().report, made))
+
+
+@pytest.mark.parametrize(("share", "tries"), [(0.6, [1, 2]), (0.25, [3]), (0.05, []), (0.0, [])])
+def test_few_mixed_files_are_tried_and_it_is_said(
+    share: float, tries: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = (0.5, 0.2, 0.1, 0.1, 0.05, 0.05)
+    layers = tuple(LayerError(f"layer{number}", 20.0, added, False) for number, added in enumerate(noise))
+    rounded = Quantized(tmp_path / "model-int8.onnx", 1, "int8", 20.0, 1.0, layers)
+    tried: list[int] = []
+    monkeypatch.setattr(int8_files, "feeds_for", lambda *_: [])
+    monkeypatch.setattr(int8_files, "quantize", lambda *_, exclude, **__: tried.append(len(exclude)))
+    file: Any = dataclasses.replace(rounded, path=tmp_path / "model.onnx")
+    made, note = int8_files.write_mixed(file, rounded, [], share, lambda _: False)
+    assert made is None
+    assert tried == tries
+    assert all(str(count) in note for count in tries)
+    assert "model-int8.onnx" in note
+
+
 # What cannot be done leaves nothing, and says so before the work where it can
 
 
-def failing(*_: object, **__: object) -> None:
-    raise ParityError("model.onnx: not written")
+def failing(_: object, __: object, place: object = "model.onnx", **___: object) -> None:
+    raise ParityError(f"{place}: not written")
 
 
 def tiny() -> cs.Result:
@@ -242,14 +290,16 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Preparation(std=(0.0,)).check([("x", (1, 3, 2, 2))])
     with pytest.raises(LatencyError, match="pairs"):
         export(result, out, pairs=1)
-    monkeypatch.setattr(int8_files, "quantize", failing)
-    with pytest.raises(ParityError, match="not written"):
+    monkeypatch.setattr(networks, "export", failing)
+    with pytest.raises(ParityError, match=f"{out / 'original.onnx'}: not written"):  # the folder that was asked for
         export(result, out, int8=True, calibration=images())
     assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
     export(result, out)
     with pytest.raises(WriteError, match="exists already"):
         export(result, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(networks, "export", failing)
     with pytest.raises(ParityError, match="not written"):
         export(result, out, overwrite=True, int8=True, calibration=images())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -329,7 +379,7 @@ def test_layers_stay_in_float_only_where_the_clock_agrees(
 
     def allowed(lost: dict[str, float], *_: object) -> float:
         tried.append(lost["model-int8.onnx"])
-        return 0.9 * lost["model-int8.onnx"]
+        return 0.1 * lost["model.onnx"] + 0.9 * lost["model-int8.onnx"]
 
     def recommend(timings: Any, lost: dict[str, float], most: float, chosen: str) -> Any:
         assert lost[int8_files.MIXED] <= most < lost["model-int8.onnx"]

@@ -43,6 +43,24 @@ def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)
 
 
+def test_json_is_json_whatever_the_model_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "loud.py"
+    file.write_text(
+        "from torch import nn\nprint('loading')\n"
+        "class Loud(nn.Conv2d):\n"
+        "    def forward(self, x):\n        print('forward')\n        return super().forward(x)\n"
+        "def net():\n    print('factory')\n    return nn.Sequential(nn.Conv2d(3, 8, 3), Loud(8, 8, 3))\n"
+        "def score(model):\n    print('scoring')\n    return 1\n"
+    )
+    command = [f"{file}:net", "--input", "1x3x12x12", "--json"]
+    for words in (["inspect"], ["plan"], ["convert", "--calibrate", "none", "--metric", f"{file}:score"]):
+        assert cli.main([words[0], *command, *words[1:]]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)
+        assert "loading" in printed.err
+        assert "factory" in printed.err
+
+
 @pytest.mark.parametrize("command", [["plan"], ["convert", "--calibrate", "none"]])
 def test_a_budget_is_kept_or_refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     budget = ["--budget", "macs=0.5", "--form", "separable", "cp", "--rank", "1", "2", "8"]

@@ -189,8 +189,9 @@ def test_no_change_to_a_plan_file_gives_anything_but_a_plan_or_a_plan_error(data
 def test_files_that_are_no_plans(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(cs.errors.PlanError, match=f"plan.json: .*{message}"):
+    with pytest.raises(cs.errors.PlanError, match=f"plan.json: .*{message}") as caught:
         cs.Plan.load(path)
+    assert caught.value.__suppress_context__  # one traceback
 
 
 def test_a_missing_plan(tmp_path: Path) -> None:
