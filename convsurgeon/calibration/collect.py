@@ -102,7 +102,7 @@ def read(images: object, like: Example, names: Sequence[str] = (), limit: int = 
             break
     if not count:
         raise CalibrationError("calibration: it holds no images; pass at least one batch, a few hundred images do best")
-    return hold_back(taken)
+    return hold_back(taken, notes=source.notes)
 
 
 def input_names(model: nn.Module, example: Example) -> list[str]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from convsurgeon.base.errors import CalibrationError
+from convsurgeon.calibration.channels_last import is_channels_last
+from convsurgeon.calibration.pictures import is_picture, is_single
 from convsurgeon.graph.example import Example
 
 BATCH = 64
@@ -119,14 +121,34 @@ def as_example(batch: Any, like: Example, index: int = 0) -> Example:
 
 def without_labels(batch: Any, like: Example) -> Any:
     """Return what a data set gives, as arguments of the model, without what it gives beside them."""
-    arguments = len(like.args)
-    if isinstance(batch, tuple | list) and len(batch) > arguments >= 1 and not like.kwargs:
-        return tuple(batch[:arguments])
-    if isinstance(batch, Mapping) and like.kwargs:
-        return {name: batch[name] for name in like.kwargs if name in batch}
-    if isinstance(batch, Mapping) and arguments == 1 and isinstance(like.args[0], Mapping):
-        return (batch,)
-    return batch
+    arguments, channels = len(like.args), picture_channels(like)
+    if isinstance(batch, Mapping):
+        if like.kwargs and set(like.kwargs) & set(batch):
+            return {name: batch[name] for name in like.kwargs if name in batch}
+        if arguments == 1 and isinstance(like.args[0], Mapping):
+            return (batch,)
+        return _only_picture(list(batch.values()), channels, batch)
+    if not isinstance(batch, tuple | list) or not len(batch) > arguments >= 1 or like.kwargs:
+        return batch
+    if channels and isinstance(batch, list) and all(is_single(one, channels) for one in batch):
+        return batch
+    if channels and not is_picture(batch[0], channels):
+        return _only_picture(batch, channels, tuple(batch[:arguments]))
+    return tuple(batch[:arguments])
+
+
+def picture_channels(like: Example) -> int:
+    """Return the channels of the one image that a network takes; 0 for a network that takes something else."""
+    tensors = like.tensors()
+    if len(tensors) != 1 or tensors[0].dim() != 4:
+        return 0
+    return int(tensors[0].shape[3 if is_channels_last(tensors[0]) else 1])
+
+
+def _only_picture(values: Sequence[Any], channels: int, otherwise: Any) -> Any:
+    """Return the one of several values that may be pictures, as the one argument."""
+    found = [one for one in values if channels and is_picture(one, channels)]
+    return (found[0],) if len(found) == 1 else otherwise
 
 
 def _checked(example: Example, like: Example, index: int) -> Example:

@@ -27,6 +27,8 @@ _MOST_VALUES = 3 * 89_478_485
 """Of one picture: as many pixels as Pillow accepts."""
 _MOST_NPZ_BYTES = 1 << 30
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "__macosx", "@eadir"}
+"""What operating systems leave in folders, beside names that begin with a dot."""
 
 
 def read_folder(folder: Path, channels: int, limit: int) -> Iterator[Tensor]:
@@ -35,27 +37,62 @@ def read_folder(folder: Path, channels: int, limit: int) -> Iterator[Tensor]:
     Raises:
         CalibrationError: There are no pictures, one is damaged, or the network takes neither 1 nor 3 channels.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    if not files:
+    files = _own_files(folder)
+    pictures = [file for file in files if is_picture_file(file)]
+    if not pictures:
         raise CalibrationError(f"{folder}: holds no images ({', '.join(sorted(_SUFFIXES))})")
+    for index in spread(len(pictures), limit):
+        yield read_picture(pictures[index], channels)
+
+
+def describe_skipped(folder: Path) -> str:
+    """Return what of a folder is not read, in a sentence; empty where all of it is, but for what the system left."""
+    others = [file for file in _own_files(folder) if not is_picture_file(file)]
+    kinds = sorted({file.suffix.lower() or "without a suffix" for file in others})
+    if not others:
+        return ""
+    few = f"{', '.join(kinds[:4])}{', ...' if kinds[4:] else ''}"
+    return f"{len(others)} other file{'s' if len(others) > 1 else ''} in {folder} ({few}) were not read."
+
+
+def _own_files(folder: Path) -> list[Path]:
+    """Return the files that the user put into a folder, in order."""
+
+    def is_own(file: Path) -> bool:
+        names = [name.lower() for name in file.relative_to(folder).parts]
+        return not any(name.startswith(".") or name in _SYSTEM_NAMES for name in names)
+
+    return sorted(file for file in folder.rglob("*") if is_own(file) and file.is_file())
+
+
+def is_picture_file(path: Path) -> bool:
+    """Return whether a file's name is that of a picture."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def read_picture(file: Path, channels: int) -> Tensor:
+    """Return the picture in a file as (1, C, H, W).
+
+    Raises:
+        CalibrationError: It is damaged, or the network takes neither 1 nor 3 channels.
+    """
     if channels not in (1, 3):
         raise CalibrationError(
-            f"{folder}: image files have 1 or 3 channels, the network takes {channels}; pass an .npy file"
+            f"{file}: image files have 1 or 3 channels, the network takes {channels}; pass an .npy file"
         )
     try:
         pillow = importlib.import_module("PIL.Image")
     except ImportError as error:
-        raise CalibrationError(f"{folder}: image files need Pillow; pip install pillow, or pass .npy") from error
-    for index in spread(len(files), limit):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pillow.DecompressionBombWarning)
-                image = pillow.open(files[index])
-            with image:
-                pixels = picture_pixels(image, channels)
-        except Exception as error:  # Pillow raises what its decoders raise
-            raise CalibrationError(f"{files[index]}: is not an image ({error}); remove it") from error
-        yield to_unit(pixels, files[index]).permute(2, 0, 1)[None]
+        raise CalibrationError(f"{file}: image files need Pillow; pip install pillow, or pass .npy") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            image = pillow.open(file)
+        with image:
+            pixels = picture_pixels(image, channels)
+    except Exception as error:  # Pillow raises what its decoders raise
+        raise CalibrationError(f"{file}: is not an image ({error}); remove it") from error
+    return to_unit(pixels, file).permute(2, 0, 1)[None]
 
 
 def read_array_file(source: Path, shape: Sequence[int], limit: int) -> Iterator[Tensor]:

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration import image_files
 from convsurgeon.calibration.channels_last import is_channels_last, to_channels_first, to_channels_last
-from convsurgeon.calibration.dataset import BATCH, without_labels
+from convsurgeon.calibration.dataset import BATCH, picture_channels, without_labels
 from convsurgeon.calibration.normalisation import Numbers, normalisation
+from convsurgeon.calibration.pictures import decode, in_batches, is_single
 from convsurgeon.graph.example import Example
 
 _PASS = "pass a folder, an .npy or .npz file, a tensor, batches, a DataLoader or a Dataset"
@@ -80,8 +81,16 @@ class Images:
         elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             yield from self._from_dataset(source, like)
         else:
-            for batch in _given_batches(source):
-                yield self._adapt(batch, like) if self._has_options else batch
+            items = (without_labels(one, like) for one in _given_batches(source, like))
+            channels = picture_channels(like)
+            for batch in in_batches(map(_alone, items), channels, BATCH) if channels else items:
+                yield self._adapt(batch, like)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of a folder is not read."""
+        path = Path(self.source) if isinstance(self.source, str | os.PathLike) else None
+        return tuple(filter(None, (image_files.describe_skipped(path),))) if path and path.is_dir() else ()
 
     @property
     def most(self) -> int:
@@ -99,11 +108,17 @@ class Images:
         shape = self._shape(like)
         if path.is_dir():
             parts = image_files.read_folder(path, shape[0], self.most)
+        elif image_files.is_picture_file(path):
+            parts = iter([image_files.read_picture(path, shape[0])])
         else:
             parts = image_files.read_array_file(path, shape, self.most)
-        images = torch.cat([self._prepare(part, like, shape[1:]) for part in parts])
-        for batch in images.split(BATCH):
-            yield like.with_tensors([batch])
+        waiting: list[Tensor] = []
+        for part in parts:
+            images = torch.cat([*waiting, self._prepare(part, like, shape[1:])])
+            whole = len(images) // BATCH * BATCH
+            yield from (like.with_tensors([batch]) for batch in images[:whole].split(BATCH) if whole)
+            waiting = [images[whole:]]
+        yield from (like.with_tensors([batch]) for batch in waiting if len(batch))
 
     def _from_dataset(self, dataset: Any, like: Example) -> Iterator[Any]:
         rows = image_files.spread(len(dataset), self.most)
@@ -119,19 +134,25 @@ class Images:
 
     def _item(self, item: Any, like: Example) -> Any:
         """Return an item of a data set without its label, prepared."""
-        item = without_labels(item, like)
-        if isinstance(item, tuple | list) and len(item) == 1:
-            (item,) = item
-        if hasattr(item, "convert"):  # a Pillow image
-            channels, *size = self._shape(like)
-            pixels = image_files.to_unit(image_files.picture_pixels(item, channels), "calibration")
-            return self._prepare(pixels.permute(2, 0, 1)[None], like, size)[0]
+        item = _alone(without_labels(tuple(item) if isinstance(item, list) else item, like))
+        channels = picture_channels(like)
+        if channels and decode(item, channels) is not None:
+            return self._adapt(item, like)[0]
         return self._adapt(torch.as_tensor(item)[None], like)[0] if self._has_options else item
 
-    def _adapt(self, batch: Any, like: Example) -> Tensor:
-        """Return a user's own batch, without labels, prepared."""
-        batch = without_labels(batch, like)
-        images = torch.as_tensor(batch[0] if isinstance(batch, tuple | list) else batch)
+    def _adapt(self, batch: Any, like: Example) -> Any:
+        """Return a batch without labels, prepared: pictures as files are, what a network may take by the options."""
+        channels = picture_channels(like)
+        batch = _alone(batch)
+        parts = decode(batch, channels) if channels else None
+        if parts is not None:
+            size = self._shape(like)[1:]
+            return torch.cat([self._prepare(part, like, size) for part in parts])
+        if channels and isinstance(batch, list) and all(is_single(one, channels) for one in batch):
+            batch = torch.stack([torch.as_tensor(one) for one in batch])
+        if not self._has_options:
+            return batch
+        images = torch.as_tensor(batch)
         if images.dim() != 4:
             raise CalibrationError(f"size, mean, std, transform: are for images, not for {tuple(images.shape)}")
         images = to_channels_first(images) if self._is_last(like) else images
@@ -169,13 +190,21 @@ def _is_picture(like: Example) -> bool:
     return [tensor.dim() for tensor in like.tensors()] == [4]
 
 
-def _given_batches(source: Any) -> Iterator[Any]:
+def _alone(value: Any) -> Any:
+    """Return the only element of a tuple or list of one, anything else as it is."""
+    return value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+
+
+def _given_batches(source: Any, like: Example) -> Iterator[Any]:
     if isinstance(source, IterableDataset):
         yield from DataLoader(source, batch_size=BATCH)
     elif isinstance(source, Tensor) or hasattr(source, "__array__"):
         tensor = torch.as_tensor(source)
         if tensor.dim() == 0:
             raise CalibrationError("calibration: a single number is not a batch; pass images (N, C, H, W)")
+        channels = picture_channels(like)
+        if channels and tensor.dim() == 3:
+            tensor = tensor[None] if is_single(tensor, channels) else tensor[:, None] if channels == 1 else tensor
         yield from tensor.split(BATCH)
     else:
         yield from source

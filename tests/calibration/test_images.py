@@ -109,3 +109,66 @@ def test_images_of_several_sizes_need_a_size() -> None:
     with pytest.raises(cs.errors.CalibrationError, match="size="):
         _all(Mixed())
     assert _all(cs.Images(Mixed(), size=9)).shape == (80, 3, 9, 9)
+
+
+def _png(folder: Path, count: int = 8) -> list[Path]:
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for index, path in enumerate(paths):
+        Image.fromarray(PIXELS[index]).save(path)
+    return paths
+
+
+PILLOWS = [Image.fromarray(one) for one in PIXELS]
+HELD: dict[str, Any] = {
+    "Pillow images": PILLOWS,
+    "batches of Pillow images": [PILLOWS[:50], PILLOWS[50:]],
+    "Pillow images and labels": [(one, 3) for one in PILLOWS],
+    "batches of tuples of Pillow images and labels": [(tuple(PILLOWS), (3,) * 80)],
+    "arrays of bytes, channels last": list(PIXELS),
+    "one array of bytes, channels last": PIXELS,
+    "a tensor of bytes, channels last": torch.from_numpy(PIXELS),
+    "single tensors": list(FIRST),
+    "single tensors with labels": list(zip(FIRST, range(80), strict=True)),
+    "batches that are lists": [list(FIRST)],
+    "labels first": [(torch.zeros(40), FIRST[:40]), (torch.zeros(40), FIRST[40:])],
+    "dictionaries": [{"id": [1, 2], "label": torch.zeros(80), "pixel_values": FIRST}],
+    "data set of dictionaries": [{"image": one, "label": 3} for one in FIRST],
+    "a loader of pairs": DataLoader(TensorDataset(FIRST, FIRST + 1), batch_size=30),
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_pictures_are_read_however_they_are_held(held: str) -> None:
+    torch.testing.assert_close(_all(HELD[held]), FIRST)
+
+
+def test_paths_of_pictures_are_read(tmp_path: Path) -> None:
+    paths = _png(tmp_path)
+    torch.testing.assert_close(_all(paths), FIRST[:8])
+    torch.testing.assert_close(_all([[str(one) for one in paths[:5]], [str(one) for one in paths[5:]]]), FIRST[:8])
+    torch.testing.assert_close(read(paths[3], LIKE).fitted[0].tensors()[0], FIRST[3:4])
+    with pytest.raises(cs.errors.CalibrationError, match=r"none\.png"):
+        _all([paths[0], "none.png"])
+
+
+def test_pictures_of_other_sizes_are_brought_to_the_example() -> None:
+    assert _all([Image.fromarray(PIXELS[0, :10]), PILLOWS[0]]).shape == (2, 3, 20, 16)
+
+
+def test_single_grey_images_are_no_batch_of_rows() -> None:
+    grey = cs.Example.of(torch.zeros(1, 1, 20, 16))
+    data = read(FIRST[:, 0], grey)
+    assert torch.equal(torch.cat([one.tensors()[0] for one in (*data.fitted, *data.held_back)])[:, 0], FIRST[:, 0])
+
+
+def test_what_a_system_leaves_in_a_folder_is_no_picture(tmp_path: Path) -> None:
+    _png(tmp_path)
+    for name in ("._0.png", ".DS_Store", "Thumbs.db", "__MACOSX/._a.jpg", "@eaDir/0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    assert not cs.Images(tmp_path).notes
+    (tmp_path / "labels.csv").write_text("a,b")
+    torch.testing.assert_close(_all(tmp_path), FIRST[:8])
+    (note,) = cs.Images(tmp_path).notes
+    assert "1 other file" in note
+    assert ".csv" in note
