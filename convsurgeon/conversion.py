@@ -183,8 +183,10 @@ class _Call:
             goal = Within()
         if isinstance(goal, Within):
             goal = goal.resolve(seen.model, () if data is None else data.held_back)
-        outcome = self._choose(seen, data, goal)
-        result = carry_out(seen, outcome.plan, data, runtime=self.runtime, seed=self.seed, progress=self.progress)
+        outcome, study = self._choose(seen, data, goal)
+        result = carry_out(
+            seen, outcome.plan, data, runtime=self.runtime, seed=self.seed, progress=self.progress, study=study
+        )
         speed = outcome.speed or self._time_now(seen, result.plan)
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed)
         result = dataclasses.replace(result, report=report)
@@ -193,24 +195,25 @@ class _Call:
         result = dataclasses.replace(result, within=goal, searched=True)
         return result if goal.metric is None else result.judged_by(goal)
 
-    def _choose(self, seen: Capture, data: Calibration | None, goal: Goal | None) -> Outcome:
-        """Return the plan that the goal asks for, or that was made by hand."""
+    def _choose(self, seen: Capture, data: Calibration | None, goal: Goal | None) -> tuple[Outcome, Study | None]:
+        """Return the plan that the goal asks for, or that was made by hand; and what a search has learned."""
         if isinstance(self.forms, Plan):
-            return Outcome(self.forms)
+            return Outcome(self.forms), None
         if goal is None:
             forms = DEFAULT_FORMS if self.forms is None else self.forms
-            return Outcome(plan_captured(seen, forms, self.policy, allow_growth=False))
+            return Outcome(plan_captured(seen, forms, self.policy, allow_growth=False)), None
         if isinstance(goal, Budget):
             study = self._study(seen, data, allow_growth=goal.latency is not None)
-            return meet_budget((study if goal.latency is None else self._timed(study)).score(), goal)
+            study = (study if goal.latency is None else self._timed(study)).score()
+            return meet_budget(study, goal), study
         if any(parameter.is_meta for parameter in seen.model.parameters()):
             raise CalibrationError("within: the model is on the meta device and has no values; load its weights first")
         study = self._study(seen, data, allow_growth=True)
         if data is None or not study.options:
             nothing = "Left as it was: it has no conv that may be rewritten."
-            return Outcome(study.base, goal=str(goal), speed=nothing)
+            return Outcome(study.base, goal=str(goal), speed=nothing), None
         try:
-            return find_fastest(self._timed(study), goal)
+            return find_fastest(self._timed(study), goal), study
         except (ExportError, LatencyError, WriteError) as error:
             if self.goal is not None:
                 raise
@@ -236,13 +239,14 @@ class _Call:
         forms = BUDGET_FORMS if self.forms is None else self.forms
         return study.with_table(self.runtime.measure(study.seen, forms, self.policy, progress=self.progress))
 
-    def _by_macs(self, seen: Capture, data: Calibration, goal: Within, error: Exception) -> Outcome:
+    def _by_macs(self, seen: Capture, data: Calibration, goal: Within, error: Exception) -> tuple[Outcome, Study]:
         """Return the plan with the fewest MACs within the goal, for a network that cannot be timed."""
         study = self._study(seen, data, allow_growth=False).with_table(MacsTable(seen, self.runtime.precision))
         found = find_fastest(study, goal)
         trials = (dataclasses.replace(one, dense_ms=math.nan, predicted_ms=math.nan) for one in found.trials)
         what = "plans were compared by MACs" if found.plan.changes else "by MACs no plan is worth it"
-        return dataclasses.replace(found, trials=tuple(trials), speed=f"Milliseconds are not known, {what}: {error}.")
+        speed = f"Milliseconds are not known, {what}: {error}."
+        return dataclasses.replace(found, trials=tuple(trials), speed=speed), study
 
     def _time_now(self, seen: Capture, plan: Plan) -> str:
         """Return how fast a plan's network is, timed now if a goal was set whose search had no need to."""
@@ -263,6 +267,7 @@ def carry_out(
     runtime: Runtime,
     seed: int = 0,
     progress: bool = True,
+    study: Study | None = None,
 ) -> Result:
     """Return the result of a plan: surgery on a copy, a fit to the images, and before against after.
 
@@ -273,15 +278,20 @@ def carry_out(
         runtime: where the network will run.
         seed: of the output positions that are drawn.
         progress: whether to show progress.
+        study: of the search that made the plan, whose fits are gone on from.
 
     Raises:
         PlanError: the plan was made for another model.
     """
     model, example = before.model, before.example
-    converted, done = operate(model, wanted, example)
-    fits = None
-    if data is not None and done.changes:
-        fits = reconstruct(before, converted, done, data, seed=seed, progress=progress)
+    if study is not None and data is not None and wanted.changes:
+        made = study.finish(wanted, progress=progress)
+        converted, done, fits = made.model, made.plan, made.fits
+    else:
+        converted, done = operate(model, wanted, example)
+        fits = None
+        if data is not None and done.changes:
+            fits = reconstruct(before, converted, done, data, seed=seed, progress=progress)
     with undisturbed(model):  # a closure that the copy holds may still run modules of the original
         after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())

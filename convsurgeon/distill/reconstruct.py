@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.joint import NEAR, fit_jointly
 from convsurgeon.distill.loss import OutputJudge
-from convsurgeon.fit.sequential import SiteFit, fit_in_order
+from convsurgeon.fit.sequential import SiteFit, Starts, fit_in_order
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import copy_state, evaluating, restore_state
@@ -67,6 +67,7 @@ def reconstruct(
     jointly: bool = True,
     metrics: Mapping[str, Tensor] | None = None,
     effort: float = 1.0,
+    starts: Starts | None = None,
 ) -> Reconstruction:
     """Fit a converted model's weights to calibration data, in place; its error on the held-back images never rises.
 
@@ -80,6 +81,7 @@ def reconstruct(
         jointly: whether to fit all sites together after one by one, where the error is not small already.
         metrics: of every site (see `sensitivity`), where they are known already.
         effort: the share of the usual steps that a site's fit may take.
+        starts: earlier fits of these sites, see `fit_in_order`.
     """
     judge = OutputJudge(seen.model, data.held_back)
     steps = [("weights alone", judge.error(converted), True)]
@@ -93,7 +95,9 @@ def reconstruct(
             restore_state(converted, before)
         steps.append((what, error, kept))
 
-    sites = fit_in_order(seen, converted, plan, data, seed=seed, progress=progress, metrics=metrics, effort=effort)
+    sites = fit_in_order(
+        seen, converted, plan, data, seed=seed, progress=progress, metrics=metrics, effort=effort, starts=starts
+    )
     keep_or_restore("fitted to activations", start)
     if jointly and min(error for _, error, _ in steps) >= NEAR:
         fitted = copy_state(converted)

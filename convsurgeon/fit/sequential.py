@@ -21,6 +21,7 @@ from convsurgeon.fit import sensitivity
 from convsurgeon.fit.lockstep import Runner, converted_root, walk
 from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image
 from convsurgeon.fit.site import Epilogue, Fitted, fit_site, site_error
+from convsurgeon.forms.leastsquares import Parts
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
@@ -31,6 +32,9 @@ JUDGED = 10
 """Every tenth sample of a site is not fitted to but judges the fit."""
 _MOST_BYTES = 4e9
 """Live activations of both networks above which they are kept on disk."""
+
+Starts = dict[tuple[str, str], list[Parts]]
+"""(site, form's label) -> the factors by group of the last fit, which the next one begins with."""
 
 Columns = tuple[Tensor, ...]
 """Rows of patches, of targets and, where there is a shortcut, of its values in both networks."""
@@ -65,6 +69,7 @@ def fit_in_order(
     progress: bool,
     metrics: Mapping[str, Tensor] | None = None,
     effort: float = 1.0,
+    starts: Starts | None = None,
 ) -> list[SiteFit]:
     """Fit the changed sites of a converted model in place, in the order in which they run.
 
@@ -77,10 +82,12 @@ def fit_in_order(
         progress: whether to show a bar over the sites.
         metrics: of every site (see `sensitivity`), where they are known already.
         effort: the share of the usual steps that a site's fit may take.
+        starts: earlier fits, which these are added to.
     """
     found = []
     with undisturbed(seen.model), evaluating(converted):
-        fits = _SequentialFit(seen, converted, plan, data, seed, metrics, effort).run()
+        known = {} if starts is None else starts
+        fits = _SequentialFit(seen, converted, plan, data, seed, metrics, effort, known).run()
         with bar(total=len(plan.changes), desc="fitting", unit="site", show=progress) as shown:
             for done in fits:
                 found.append(done)
@@ -101,11 +108,13 @@ class _SequentialFit:
         seed: int,
         metrics: Mapping[str, Tensor] | None,
         effort: float,
+        starts: Starts,
     ) -> None:
         fits = [change for change in plan.changes.values() if change.form.fittable]
         names = [change.name for change in fits]
         self.seen, self.converted, self.images, self.seed, self.effort = seen, converted, data.images, seed, effort
         self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed) if metrics is None else metrics
+        self.starts = starts
         self.changes = {name: change for change in fits for name in change.site.names}
         live_bytes = 2 * seen.cost.peak_activation_bytes * data.images / max(1, images_in(seen.example))
         roots = (seen.graph, converted_root(seen, converted))
@@ -188,10 +197,12 @@ class _SequentialFit:
         module, form, metric = self.converted.get_submodule(change.name), change.form, self.metrics[change.name]
         total = len(fitted_to[0]) + len(judged_by[0])
         try:
-            fitted = fit_site(form, conv, *_problem(fitted_to, conv, around), metric, self.effort)
+            known = self.starts.get((change.name, form.label))
+            fitted = fit_site(form, conv, *_problem(fitted_to, conv, around), metric, self.effort, known)
         except FloatingPointError:
             warnings.warn(f"{change.name}: {_reason(fitted_to)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
+        self.starts[change.name, form.label] = fitted.factors
         start = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         judged = _problem(judged_by, conv, around)
         before = site_error(*judged, form.dense(module, change.site.geometry), start, metric)

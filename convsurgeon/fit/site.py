@@ -19,6 +19,7 @@ the branch repairs it (the idea of He, Zhang & Sun 2017).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +33,10 @@ from convsurgeon.forms.leastsquares import Normal, Parts, Scheme, alternate
 from convsurgeon.forms.systems import CG_STEPS
 from convsurgeon.graph.neighbours import Activation
 
-SWEEPS = 4
+SWEEPS = 2
 ROUNDS = 2
-"""Sweeps of least squares, then rounds of the activation's majorisation with one sweep each; half for large layers."""
+"""Sweeps of least squares, which earlier factors do without, then rounds of the activation's majorisation with one
+sweep each; half for large layers."""
 
 _SMALL = 1e-3
 
@@ -66,15 +68,22 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A site's fit: the kernels of every branch's stages, their dense sum, and the bias (O,) that goes with them."""
+    """A site's fit: its factors by group, the kernels of every branch's stages, their dense sum, and the bias (O,)."""
 
+    factors: list[Parts]
     kernels: list[tuple[Tensor, ...]]
     dense: Tensor
     bias: Tensor
 
 
 def fit_site(
-    form: Form, conv: nn.Conv2d, samples: Samples, epilogue: Epilogue, metric: Tensor, effort: float = 1.0
+    form: Form,
+    conv: nn.Conv2d,
+    samples: Samples,
+    epilogue: Epilogue,
+    metric: Tensor,
+    effort: float = 1.0,
+    start: Sequence[Parts] | None = None,
 ) -> Fitted:
     """Fit a site's kernels to samples, group by group.
 
@@ -85,6 +94,7 @@ def fit_site(
         epilogue: what follows the conv.
         metric: (O, O), what errors of the outputs cost the network (see `sensitivity`).
         effort: the share of the usual steps that it may take.
+        start: factors by group of an earlier fit of this form, which take half of the sweeps.
     """
     geometry = Geometry.of(conv)
     scheme = form.scheme(geometry)
@@ -94,14 +104,21 @@ def fit_site(
         own = slice(group * size, (group + 1) * size)
         kernel = conv.weight.detach()[own].flatten(2).double()
         rows = Samples(samples.patches[:, group], samples.targets[:, own])
-        parts.append(_fit_group(scheme, kernel, rows, epilogue.group(own), metric[own, own], effort))
+        near = None if start is None else start[group]
+        parts.append(_fit_group(scheme, kernel, rows, epilogue.group(own), metric[own, own], effort, near))
     fitted, biases = zip(*parts, strict=True)
     dense = torch.cat([scheme.kernel(group) for group in fitted])
-    return Fitted(form.kernels(geometry, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
+    return Fitted(list(fitted), form.kernels(geometry, fitted), dense.reshape(conv.weight.shape), torch.cat(biases))
 
 
 def _fit_group(
-    scheme: Scheme, kernel: Tensor, samples: Samples, after: Epilogue, metric: Tensor, effort: float
+    scheme: Scheme,
+    kernel: Tensor,
+    samples: Samples,
+    after: Epilogue,
+    metric: Tensor,
+    effort: float,
+    near: Parts | None,
 ) -> tuple[Parts, Tensor]:
     """Return the factors of one group, and the bias for patches that are not centred."""
     center = mean(samples.patches) if after.intercept else samples.patches.new_zeros(samples.patches.shape[1]).double()
@@ -118,8 +135,14 @@ def _fit_group(
     offset = after.shift + after.shortcut[1]
     normal, bias = normal_equations((original - offset) / scale)
     large = normal.steps < CG_STEPS
-    factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), SWEEPS // 2 if large else SWEEPS)
-    for _ in range(ROUNDS // 2 if large else ROUNDS):
+    sweeps, rounds = (SWEEPS // 2, ROUNDS // 2) if large else (SWEEPS, ROUNDS)
+    if near is None:
+        factors = alternate(scheme, normal, scheme.start(normal, normal.regress()), sweeps)
+    else:
+        factors = tuple(part.to(regression.dtype) for part in near)
+        if after.activation is None:
+            factors = alternate(scheme, normal, factors, rounds)
+    for _ in range(rounds):
         if after.activation is None:
             break
         dense = scheme.kernel(factors).flatten(1).double()

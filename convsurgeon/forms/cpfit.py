@@ -24,7 +24,7 @@ from torch import Tensor
 from convsurgeon.forms import svd
 from convsurgeon.forms.lbfgs import Iterate, Solver, flat, minimise
 from convsurgeon.forms.leastsquares import Normal, Parts
-from convsurgeon.forms.systems import cholesky, eigen, roots
+from convsurgeon.forms.systems import cholesky, eigen, inverse, roots
 
 BOUND = 1e-4
 """`mu`, the price of a term's size."""
@@ -167,12 +167,12 @@ class _Problem:
         channels, taps = self.normal.channels, self.normal.taps
         by_taps = point.coupling * (window @ taps @ window.T) / taps.diagonal().mean()
         by_channels = point.coupling * (reduce @ channels @ reduce.T) / channels.diagonal().mean()
-        for_reduce = cholesky(by_taps), cholesky(channels)
-        for_window = cholesky(by_channels), cholesky(taps)
+        for_reduce = inverse(by_taps), inverse(channels)
+        for_window = inverse(by_channels), inverse(taps)
 
         def solve(vector: Tensor) -> Tensor:
             own, other = _split(vector, self.dense)
-            return flat((_solve_kronecker(own, *for_reduce), _solve_kronecker(other, *for_window)))
+            return flat((for_reduce[0] @ own @ for_reduce[1], for_window[0] @ other @ for_window[1]))
 
         return solve
 
@@ -236,19 +236,14 @@ class _Between:
     def hessian(self, point: _Point) -> Solver:
         """Return a solver for reduce and window, each by itself."""
         reduce, window, _ = point.parts
-        for_reduce = cholesky(point.coupling * (window @ window.T))
-        for_window = cholesky(point.coupling * (reduce @ reduce.T))
+        for_reduce = inverse(point.coupling * (window @ window.T))
+        for_window = inverse(point.coupling * (reduce @ reduce.T))
 
         def solve(vector: Tensor) -> Tensor:
             own, other = _split(vector, self.kernel)
-            return flat((torch.cholesky_solve(own, for_reduce), torch.cholesky_solve(other, for_window)))
+            return flat((for_reduce @ own, for_window @ other))
 
         return solve
-
-
-def _solve_kronecker(x: Tensor, inner: Tensor, outer: Tensor) -> Tensor:
-    """Solve with the Kronecker product of two matrices, given their Cholesky factors, for values (R, N)."""
-    return torch.cholesky_solve(torch.cholesky_solve(x, inner).T, outer).T
 
 
 def _split(vector: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:

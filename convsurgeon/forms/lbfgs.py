@@ -8,7 +8,6 @@ Law: the value never rises, since a step is taken only if it lowers it (Armijo's
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -42,22 +41,21 @@ Solver = Callable[[Tensor], Tensor]
 
 def minimise(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: P, steps: int) -> P:
     """Return a lower point, at most so many steps away; `hessian` gives a solver with the starting one at a point."""
-    solve, memory, scale = hessian(point), deque[tuple[Tensor, Tensor, float]](maxlen=MEMORY), 1.0
+    solve, memory, scale = hessian(point), _Memory(min(MEMORY, steps), point.place), 1.0
     for number in range(1, steps + 1):
-        direction = _direction(memory, solve, scale, point.gradient)
-        found = _lower(at, point, direction, 1.0 if memory else 0.5)
+        direction = memory.direction(solve, scale, point.gradient)
+        found = _lower(at, point, direction, 1.0 if memory.count else 0.5)
         if found is None:
-            if not memory:
+            if not memory.count:
                 break
-            memory.clear()
-            solve, scale = hessian(point), 1.0
+            solve, scale, memory.count = hessian(point), 1.0, 0
             continue
         if number % RENEWED == 0:
             solve = hessian(found)
         moved, turned = found.place - point.place, found.gradient - point.gradient
         curvature = float(moved @ turned)
         if curvature > 0:
-            memory.append((moved, turned, 1 / curvature))
+            memory.add(moved, turned)
             scale = curvature / float(turned @ solve(turned))
         gain, point = point.value - found.value, found
         if gain <= _FLAT * abs(found.value):
@@ -65,16 +63,39 @@ def minimise(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: P
     return point
 
 
-def _direction(memory: deque[tuple[Tensor, Tensor, float]], solve: Solver, scale: float, gradient: Tensor) -> Tensor:
-    """Return the direction by the two-loop recursion."""
-    vector, weights = gradient.clone(), []
-    for moved, turned, inverse in reversed(memory):
-        weights.append(float(moved @ vector) * inverse)
-        vector.add_(turned, alpha=-weights[-1])
-    vector = solve(vector) * scale
-    for moved, turned, inverse in memory:
-        vector.add_(moved, alpha=weights.pop() - float(turned @ vector) * inverse)
-    return -vector
+class _Memory:
+    """The last steps (m, n) and how the gradient turned on each; `products[i, j]` is step i times turn j, for j >= i.
+
+    The two-loop recursion as two triangular systems (m, m): a few products of matrices in place of 4 m of vectors.
+    """
+
+    def __init__(self, size: int, like: Tensor) -> None:
+        self.count = 0
+        self._moved, self._turned = (like.new_empty(size, len(like)) for _ in range(2))
+        self._products = like.new_zeros(size, size)
+
+    def add(self, moved: Tensor, turned: Tensor) -> None:
+        """Add a step, and forget the oldest where there is no room."""
+        if self.count == len(self._moved):
+            for kept in (self._moved, self._turned):
+                kept[:-1] = kept[1:].clone()
+            self._products[:-1, :-1] = self._products[1:, 1:].clone()
+            self.count -= 1
+        self._moved[self.count], self._turned[self.count] = moved, turned
+        self.count += 1
+        self._products[: self.count, self.count - 1] = self._moved[: self.count] @ turned
+
+    def direction(self, solve: Solver, scale: float, gradient: Tensor) -> Tensor:
+        """Return the direction from a point with a gradient."""
+        if not self.count:
+            return solve(gradient) * -scale
+        moved, turned = self._moved[: self.count], self._turned[: self.count]
+        upper = self._products[: self.count, : self.count]
+        weights = torch.linalg.solve_triangular(upper, (moved @ gradient)[:, None], upper=True)[:, 0]
+        vector = solve(gradient - turned.T @ weights) * scale
+        right = upper.diagonal() * weights - turned @ vector
+        vector += moved.T @ torch.linalg.solve_triangular(upper.T, right[:, None], upper=False)[:, 0]
+        return -vector
 
 
 def _lower(at: Callable[[Tensor], P], point: P, direction: Tensor, step: float) -> P | None:

@@ -35,6 +35,11 @@ def cholesky(systems: Tensor) -> Tensor:
     raise FloatingPointError("a covariance of the calibration data is not positive semi-definite")
 
 
+def inverse(system: Tensor) -> Tensor:
+    """Return the inverse of a positive semi-definite system (n, n): a product with it costs less than a solution."""
+    return torch.cholesky_inverse(cholesky(system))
+
+
 def solve(systems: Tensor, right: Tensor) -> Tensor:
     """Solve (..., n, n) positive semi-definite systems for (..., n, m) right sides."""
     return torch.cholesky_solve(right, cholesky(systems))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _SPENT = 0.9
 """Share of the tolerance from which on it counts as used up."""
 
-_AIM = 0.96
+AIM = 0.96
 """Share of the tolerance that is aimed at."""
 
 _INSIDE = 0.1
@@ -40,9 +40,15 @@ class Bracket:
         """The place to look at next."""
         part = 0.5
         if self.lost_bad is not None and self.lost_good is not None and 0 < self.lost_good < self.lost_bad < math.inf:
-            part = math.log(_AIM / self.lost_good) / math.log(self.lost_bad / self.lost_good)
+            part = math.log(AIM / self.lost_good) / math.log(self.lost_bad / self.lost_good)
             part = min(max(part, _INSIDE), 1 - _INSIDE)
         return self.good * math.pow(self.bad / self.good, part)
+
+    @property
+    def inner(self) -> tuple[float, float]:
+        """The sides without the margin that a next place keeps from them."""
+        step = math.pow(self.bad / self.good, _INSIDE)
+        return self.good * step, self.bad / step
 
     @property
     def closed(self) -> bool:

@@ -20,8 +20,9 @@ from convsurgeon.calibration.dataset import images_in
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.regression import MomentSum
 from convsurgeon.fit.samples import patches, positions, positions_per_image
+from convsurgeon.fit.sequential import Starts
 from convsurgeon.forms.covariance import Covariance
-from convsurgeon.forms.leastsquares import Normal, alternate, oas_ridge, precision
+from convsurgeon.forms.leastsquares import Normal, Parts, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.plan import Change
@@ -58,6 +59,7 @@ def score_by_data(
     *,
     seed: int,
     progress: bool,
+    starts: Starts | None = None,
 ) -> Scores:
     """Return the first-order error of the network's output for every change.
 
@@ -68,13 +70,14 @@ def score_by_data(
         gradients: second moments (O, O) of the gradients at each site's output, see `fit.sensitivity`.
         seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
+        starts: where to keep the factors of every fit, see `fit_in_order`.
     """
     moments = _second_moments(model, list(options), batches, seed)
     scores: dict[tuple[str, str], float] = {}
     for name, changes in bar(options.items(), desc="scoring", unit="site", show=progress):
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
-        site = _SiteScorer(conv, moments[name], gradients[name])
+        site = _SiteScorer(conv, moments[name], gradients[name], {} if starts is None else starts)
         if conv.weight[0].numel() >= WIDE:
             found = score_ranks(changes, site.score, partial(site.score, sweeps=0))
         else:
@@ -106,8 +109,8 @@ class _Moments:
 class _SiteScorer:
     """Scores the changes of one conv from its statistics."""
 
-    def __init__(self, conv: nn.Conv2d, moments: _Moments, gradient: Tensor) -> None:
-        self.conv, self.moments, self.gradient = conv, moments, gradient
+    def __init__(self, conv: nn.Conv2d, moments: _Moments, gradient: Tensor, starts: Starts) -> None:
+        self.conv, self.moments, self.gradient, self.starts = conv, moments, gradient, starts
         self.problems = [self._problem(group) for group in range(conv.groups)]
 
     def score(self, change: Change, sweeps: int = 1) -> float:
@@ -117,15 +120,19 @@ class _SiteScorer:
             if not change.form.fittable:  # it cannot be fitted: as if every part of the kernel lost the same share
                 found = lost * sum(self._effect(group, self._kernel(group)) for group in range(self.conv.groups))
             else:
-                found = sum(self._fit(change, group, sweeps) for group in range(self.conv.groups))
+                factors = [self._fit(change, group, sweeps) for group in range(self.conv.groups)]
+                scheme = change.form.scheme(change.site.geometry)
+                errors = [self._kernel(group) - scheme.kernel(parts).double() for group, parts in enumerate(factors)]
+                found = sum(self._effect(group, error) for group, error in enumerate(errors))
+                if sweeps:
+                    self.starts[change.name, change.form.label] = factors
         except FloatingPointError:  # activations too large to be squared
             return lost
         return found if math.isfinite(found) else lost
 
-    def _fit(self, change: Change, group: int, sweeps: int) -> float:
+    def _fit(self, change: Change, group: int, sweeps: int) -> Parts:
         scheme, problem = change.form.scheme(change.site.geometry), self.problems[group]
-        factors = alternate(scheme, problem, scheme.start(problem, problem.regress()), sweeps)
-        return self._effect(group, self._kernel(group) - scheme.kernel(factors).double())
+        return alternate(scheme, problem, scheme.start(problem, problem.regress()), sweeps)
 
     def _rows_of(self, group: int) -> slice:
         size = self.conv.out_channels // self.conv.groups

@@ -11,6 +11,7 @@ from typing import TypeVar
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.base.progress import bar
 from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.search.aim import Aim
 from convsurgeon.search.bracket import Bracket
 from convsurgeon.search.clock import CorrectedTable, time_plan
 from convsurgeon.search.goal import Budget, Within, measure
@@ -160,38 +161,39 @@ def _close_in(study: Study, goal: Within) -> list[Trial]:
     total_ms = study.table.total_ms
     with bar(total=MOST_TRIALS, desc="searching", unit="network", show=study.progress) as shown:
 
-        def attempt(bracket: Bracket) -> Trial:
-            share = min(1.0, bracket.middle * (1 + 1e-9))
-            trial = _try_share(study, goal, share)
+        def attempt(aim: Aim) -> Trial:
+            trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))
             figure = f"{goal.name} {trial.value:.4g}{'' if trial.good_enough else ', too much'}"
             shown.set_postfix_str(f"{trial.speed_up:.2f} times as fast: {figure}", refresh=False)
             shown.update()
             return trial
 
-        def narrow(bracket: Bracket, trial: Trial) -> Bracket | None:
-            place = bracket.middle
+        def narrow(aim: Aim, trial: Trial) -> Aim | None:
+            place = aim.place
             if trial.good_enough:
                 place = min(place, trial.predicted_ms / total_ms)
-            bracket = bracket.narrowed(place, goal.spent(trial.value), enough=trial.good_enough)
-            return None if bracket.closed else bracket
+            bracket = aim.bracket.narrowed(place, goal.spent(trial.value), enough=trial.good_enough)
+            return None if bracket.closed else Aim.at(study, goal, bracket, trial)
 
         start = Bracket(good=1 / WORTH, bad=_least_ms(study) / total_ms)
-        return run_trials(start, attempt, narrow, MOST_TRIALS)
+        return run_trials(Aim.at(study, goal, start), attempt, narrow, MOST_TRIALS)
 
 
 def _try_share(study: Study, goal: Within, share: float) -> Trial:
-    """Return the trial of the best plan within a share of the milliseconds."""
+    """Return the trial of the best plan within a share of the milliseconds; the study keeps the last good network."""
     assert study.table is not None
     plan = Problem.of(study, Budget(latency=share)).plan
-    model, error = study.try_plan(plan, final=goal.metric is not None)
-    value = error / goal.scale if goal.metric is None else measure(goal.metric, model)
+    made = study.try_plan(plan, final=goal.metric is not None)
+    value = made.error / goal.scale if goal.metric is None else measure(goal.metric, made.shipped)
+    if good_enough := goal.keeps(value):
+        study.kept[:] = [made]
     return Trial(
         plan,
         dense_ms=study.table.total_ms,
         predicted_ms=study.predicted_ms(plan),
-        error=error,
+        error=made.error,
         value=value,
-        good_enough=goal.keeps(value),
+        good_enough=good_enough,
     )
 
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.loss import OutputJudge
-from convsurgeon.distill.reconstruct import reconstruct
+from convsurgeon.distill.reconstruct import Reconstruction, reconstruct
 from convsurgeon.fit import sensitivity
+from convsurgeon.fit.sequential import Starts
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
@@ -25,6 +26,29 @@ from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.scores import EFFORT, Scores, images_for_scores, score_by_data, score_by_weights
 
 NOT_FASTER = "kept dense: no form is clearly faster here"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The network of one plan, fitted.
+
+    Args:
+        wanted: the plan that was asked for.
+        model: in float.
+        plan: as it was carried out.
+        fits: what the fit did; None where the plan changes nothing.
+        shipped: the network as the file that ships would compute it.
+        error: of that one, on held-out images.
+        final: whether it was fitted as the conversion does, so nothing is left to do.
+    """
+
+    wanted: Plan
+    model: nn.Module
+    plan: Plan
+    fits: Reconstruction | None
+    shipped: nn.Module
+    error: float
+    final: bool
 
 
 @dataclass(frozen=True)
@@ -41,7 +65,9 @@ class Study:
         progress: whether to show progress.
         table: milliseconds of every site in every form, where they are known.
         scores: what each change would lose; empty before `score`.
-        gradients: second moments of the gradients at every site, where there are images.
+        gradients: second moments of the gradients at every site, where there are images; filled in by `score`.
+        starts: the last fit of every site and form, from which the next one goes on; filled in by every fit.
+        kept: the best attempt of a search; filled in by the search.
     """
 
     seen: Capture
@@ -53,7 +79,9 @@ class Study:
     progress: bool = True
     table: Latencies | None = None
     scores: Scores = field(default_factory=dict)
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    starts: Starts = field(default_factory=dict)
+    kept: list[Attempt] = field(default_factory=list)
 
     def with_table(self, table: Latencies) -> Study:
         """Return the study with milliseconds, without the candidates that are not clearly faster than dense."""
@@ -70,39 +98,55 @@ class Study:
         if self.data is None:
             return dataclasses.replace(self, scores=score_by_weights(self.options))
         model, batches = self.seen.model, first_batches(self.data.fitted, images_for_scores(self.options))
-        gradients = sensitivity.gradient_moments(model, self.options, batches, self.seed)
-        scores = score_by_data(model, self.options, batches, gradients, seed=self.seed, progress=self.progress)
-        return dataclasses.replace(self, scores=scores, gradients=gradients)
+        self.gradients.update(sensitivity.gradient_moments(model, self.options, batches, self.seed))
+        scores = score_by_data(
+            model, self.options, batches, self.gradients, seed=self.seed, progress=self.progress, starts=self.starts
+        )
+        return dataclasses.replace(self, scores=scores)
 
-    def try_plan(self, plan: Plan, *, final: bool = False) -> tuple[nn.Module, float]:
-        """Return a plan's network as the file that ships would compute it, and its error on held-out images.
+    def predicted_error(self, plan: Plan) -> float:
+        """Return what the scores add up to for a plan: proportional to its error, nearly."""
+        return sum(self.scores[change.name, change.form.label] for change in plan.changes.values())
+
+    def finish(self, plan: Plan, *, progress: bool = False) -> Attempt:
+        """Return a plan's network fitted as the conversion ends, on all images, from the fits that are known."""
+        for attempt in self.kept:
+            if attempt.final and attempt.wanted is plan:
+                return attempt
+        return self.try_plan(plan, final=True, progress=progress)
+
+    def try_plan(self, plan: Plan, *, final: bool = False, progress: bool = False) -> Attempt:
+        """Return a plan's network and its error on held-out images.
 
         Args:
             plan: what becomes of every conv.
-            final: fit as the conversion will, on all images and together; otherwise on a part and with fewer steps,
+            final: fit as the conversion ends, on all images and together; otherwise on a part and with fewer steps,
                 which is enough to tell plans apart.
+            progress: whether to show progress.
         """
         if self.data is None:
             raise BudgetError("search: without images no plan can be tried; pass calibration")
         if not plan.changes:
-            return self._as_shipped(self.seen.model, 0.0)
+            return Attempt(plan, self.seen.model, plan, None, *self._as_shipped(self.seen.model, 0.0), final)
         converted, done = operate(self.seen.model, plan, self.seen.example)
-        if final:
-            fitted = reconstruct(self.seen, converted, done, self.data, seed=self.seed, progress=False)
-        else:
-            part = first_batches(self.data.fitted, images_for_scores(self.options))
-            fitted = reconstruct(
-                self.seen,
-                converted,
-                done,
-                Calibration(tuple(part), self.data.held_back),
-                seed=self.seed,
-                progress=False,
-                jointly=False,
-                metrics={name: sensitivity.mixed(self.gradients[name]) for name in done.changes},
-                effort=EFFORT,
+        part = self.data
+        if not final:
+            part = Calibration(
+                tuple(first_batches(self.data.fitted, images_for_scores(self.options))), self.data.held_back
             )
-        return self._as_shipped(converted, fitted.error_after)
+        fits = reconstruct(
+            self.seen,
+            converted,
+            done,
+            part,
+            seed=self.seed,
+            progress=progress,
+            jointly=final,
+            metrics={name: sensitivity.mixed(self.gradients[name]) for name in done.changes},
+            effort=1.0 if final else EFFORT,
+            starts=self.starts,
+        )
+        return Attempt(plan, converted, done, fits, *self._as_shipped(converted, fits.error_after), final)
 
     def _as_shipped(self, model: nn.Module, error: float) -> tuple[nn.Module, float]:
         """Return the model in the runtime's precision, and its error there."""

@@ -207,9 +207,9 @@ def sweep(
             missed.append(share)
             why = str(error)
             continue
-        converted, error_after = study.try_plan(plan)
-        value = None if metric is None else measure(metric, converted)
-        points.append(SweepPoint(share, plan, error_after, value, study.predicted_ms(plan)))
+        made = study.try_plan(plan)
+        value = None if metric is None else measure(metric, made.shipped)
+        points.append(SweepPoint(share, plan, made.error, value, study.predicted_ms(plan)))
     if not points:
         raise BudgetError(why)
     dense_ms = math.nan if study.table is None else study.table.total_ms

@@ -105,11 +105,11 @@ def _data(count: int = 80) -> Calibration:
 
 
 @pytest.mark.parametrize("size", [12, 24])
-@pytest.mark.parametrize(("allowed", "steps"), [(1000, 80), (35.5, 35), (0, joint.QUARTERS)])
+@pytest.mark.parametrize(("allowed", "steps"), [(1000, 32), (20.5, 20), (0, joint.QUARTERS)])
 def test_a_large_network_gets_fewer_steps(
     size: int, allowed: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ten epochs, or what may be computed: by the size of the images, not the example's."""
+    """Four epochs, or what may be computed: by the size of the images, not the example's."""
     seen = capture(Residual().eval(), _images(1))
     batches = read(_images(80, size), cs.Example.of(_images(1, size))).fitted
     sample = first_images(batches[0], 8)
@@ -121,7 +121,7 @@ def test_a_large_network_gets_fewer_steps(
 def test_it_lowers_the_error_on_images_that_it_did_not_see(kind: type[nn.Module]) -> None:
     made = _made(kind)
     before, after = _fitted(made, _data())
-    assert after < 0.95 * before
+    assert after < 0.99 * before
 
 
 def test_only_rewritten_convs_and_the_norms_behind_them_move() -> None:

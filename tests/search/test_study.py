@@ -42,10 +42,12 @@ def test_a_trial_takes_half_of_the_steps_of_what_ships(monkeypatch: pytest.Monke
     monkeypatch.setattr(cpfit, "minimise", descended)
     study = _study([cs.CP(rank=8)])
     steps.clear()
-    _, roughly = study.try_plan(study.base)
+    study.starts.clear()
+    roughly = study.try_plan(study.base).error
     rough = list(steps)
     steps.clear()
-    _, whole = study.try_plan(study.base, final=True)
+    study.starts.clear()
+    whole = study.try_plan(study.base, final=True).error
     assert rough == [EFFORT * count for count in steps]
     assert rough
     assert whole < 1.05 * roughly < 1.5 * whole
@@ -54,12 +56,12 @@ def test_a_trial_takes_half_of_the_steps_of_what_ships(monkeypatch: pytest.Monke
 def test_a_network_on_trial_is_its_int8_file() -> None:
     exact, rough = _study(FORMS), _study(FORMS, "int8")
     left = exact.base.without(dict.fromkeys(exact.base.changes, "dense"))
-    assert exact.try_plan(left)[1] == 0
-    assert 0 < rough.try_plan(left)[1] < 0.01  # the network as it is loses something, too
+    assert exact.try_plan(left).error == 0
+    assert 0 < rough.try_plan(left).error < 0.01  # the network as it is loses something, too
     float_one, int8_one = exact.try_plan(exact.base), rough.try_plan(exact.base)
-    assert isinstance(int8_one[0], Int8Module)
-    assert not isinstance(float_one[0], Int8Module)
-    assert 0 < abs(int8_one[1] - float_one[1]) < 0.1 * float_one[1]
+    assert isinstance(int8_one.shipped, Int8Module)
+    assert not isinstance(float_one.shipped, Int8Module)
+    assert 0 < abs(int8_one.error - float_one.error) < 0.1 * float_one.error
 
 
 def test_a_metric_is_asked_about_int8_and_export_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +72,7 @@ def test_a_metric_is_asked_about_int8_and_export_writes_it(tmp_path: Path, monke
         asked.append(model)
         return nearness(model)
 
-    result = converted(MadeUpTable(precision="int8"), cs.Within(60.0, metric=near))
+    result = converted(MadeUpTable(precision="int8"), cs.Within("60%", metric=near))
     assert result.changes
     assert [type(model) is Int8Module for model in asked] == [False] + [True] * (len(asked) - 1)
     assert result.precision == "int8"
