@@ -133,7 +133,7 @@ def convert(
             which the report says; False takes the weights alone, which at low rank is not enough.
         forms: what convs may become: a list of candidates; by hand a mapping of names or globs to a form, or None for
             dense; or a whole plan.
-        policy: which sites may be changed; the default leaves the stem alone.
+        policy: which sites may be changed; the default leaves the stem alone, unless milliseconds decide.
         goal: what is asked for: a `Budget`, or the fastest network `Within` a tolerance.
         runtime: where the network will run: threads, precision, provider, or a device's latency table.
         seed: of synthesised images, and of the output positions that are drawn.

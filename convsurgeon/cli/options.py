@@ -10,7 +10,7 @@ from typing import Any
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.forms.catalogue import FORMS
-from convsurgeon.planning.select import default_policy, parse
+from convsurgeon.planning.select import parse
 from convsurgeon.search.goal import Budget
 
 WORDS = {form.word: form for form in FORMS}
@@ -75,9 +75,9 @@ def add_forms(command: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--select",
         type=_reader(parse),
-        default=default_policy(),
         metavar="POLICY",
-        help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; everything but the stem if not given",
+        help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; all but the stem by default, and the "
+        "stem, too, where milliseconds decide",
     )
 
 

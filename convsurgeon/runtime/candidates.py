@@ -20,7 +20,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
 from convsurgeon.planning.candidates import kernels_of, settle
-from convsurgeon.planning.select import Predicate, resolve
+from convsurgeon.planning.select import Predicate, everything, resolve
 from convsurgeon.runtime.attribution import Row
 from convsurgeon.runtime.latencies import GAIN
 from convsurgeon.runtime.measurements import Measurements
@@ -55,7 +55,7 @@ def candidates_of(seen: Capture, forms: Iterable[Form], policy: Predicate | None
         LatencyError: a form cannot be timed.
         PolicyError: a name in the policy fits no conv.
     """
-    chosen, _ = resolve(policy, seen.sites)
+    chosen, _ = resolve(everything() if policy is None else policy, seen.sites)
     kernels = kernels_of(seen)
     open_sites = [site for site in seen.sites if not site.obstacle and chosen(site)]
     found: list[Candidate] = []

@@ -67,7 +67,7 @@ def write_device_folder(
         example: a tensor, a tuple of arguments, a dict of keyword arguments, or an `Example`; None will do for a file.
         forms: candidates for every site.
         folder: where to write.
-        policy: which sites may be changed; by default all but the stem.
+        policy: which sites may be changed; all by default.
         overwrite: whether an older folder may be replaced, if it holds nothing else and no result.
 
     Returns:

@@ -87,7 +87,7 @@ class Runtime:
         Args:
             seen: the dense network, captured.
             forms: candidates for every site.
-            policy: which sites may be changed; by default all but the stem.
+            policy: which sites may be changed; all by default.
             passes: sets of fresh sessions; the median of them counts.
             prune: leave out what can hardly be faster than dense, judged by the cheapest form of its kind.
             progress: whether a bar appears when it takes longer than two seconds.

@@ -19,7 +19,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
 from convsurgeon.planning.plan import Change, Plan
-from convsurgeon.planning.select import Predicate
+from convsurgeon.planning.select import Predicate, everything
 from convsurgeon.planning.surgery import operate
 from convsurgeon.runtime.latencies import Latencies, pays, predict
 from convsurgeon.runtime.runtime import Runtime
@@ -179,12 +179,14 @@ def open_study(
         data: images, or None.
         runtime: where it will run.
         forms: candidates for every site.
-        policy: which sites may be changed; None leaves the stem alone.
+        policy: which sites may be changed; None leaves the stem alone, unless milliseconds decide.
         allow_growth: whether a form may have more MACs or parameters than the conv; milliseconds decide then.
         seed: of what is drawn.
         progress: whether to show progress.
     """
     kernels = kernels_of(seen)
+    if policy is None and allow_growth:
+        policy = everything()
     base = plan_captured(seen, forms, policy, allow_growth, kernels)
     options = candidates(base, kernels, forms, allow_growth)
     return Study(seen, data, runtime, base, options, seed, progress)

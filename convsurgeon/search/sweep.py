@@ -174,7 +174,7 @@ def sweep(
         shares: budgets, as shares of what the original has.
         kind: what they are shares of: `"macs"`, or `"latency"`, which is measured here if `runtime` has no table.
         forms: candidates for every site.
-        policy: which sites may be changed; the default leaves the stem alone.
+        policy: which sites may be changed; the default leaves the stem alone, unless milliseconds decide.
         metric: the user's own measure, model -> number, taken of every point.
         runtime: where the network will run; milliseconds stand beside the MACs where it has a table of them.
         progress: whether to show progress.
