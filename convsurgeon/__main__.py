@@ -6,9 +6,14 @@ import signal
 import sys
 from typing import Any
 
+from convsurgeon import __version__
+
 
 def main() -> int:
     """Run the command line and return its exit code."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"convsurgeon {__version__}")
+        return 0
     signal.signal(signal.SIGINT, _leave)  # importing torch takes seconds, and nothing is open yet
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says what it does without triton
     from convsurgeon.cli.main import INTERRUPTED, main as run

@@ -33,6 +33,7 @@ from convsurgeon.report.report import Report, learnable_rows
 from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Budget, Goal, Within, measure
+from convsurgeon.search.outlook import describe_outlook
 from convsurgeon.search.search import Outcome, describe_speed, find_fastest, meet_budget
 from convsurgeon.search.study import Study, open_study
 from convsurgeon.search.trial import Trial
@@ -69,17 +70,18 @@ class Result:
         """Return the result with one more line in its report."""
         return dataclasses.replace(self, report=self.report.with_metric(name, before, after))
 
-    def judged_by(self, within: Within) -> Result:
+    def judged_by(self, within: Within, known: float | None = None) -> Result:
         """Return the result with a metric in its report, by which `export` judges files, too.
 
         Args:
             within: with a metric, resolved.
+            known: what the metric gives for the converted network, if that was asked.
         """
         assert within.metric is not None
         assert within.before is not None
-        known = [trial.value for trial in self.trials if self.searched and trial.taken and math.isfinite(trial.value)]
-        after = known[0] if known else measure(within.metric, self.model) if self.changes else within.before
-        return dataclasses.replace(self.with_metric(within.name, within.before, after), within=within)
+        if known is None:
+            known = measure(within.metric, self.model) if self.changes else within.before
+        return dataclasses.replace(self.with_metric(within.name, within.before, known), within=within)
 
     @property
     def changes(self) -> dict[str, Change]:
@@ -102,7 +104,15 @@ class Result:
         return self.runtime.precision
 
     def __str__(self) -> str:
-        return str(self.report)
+        from convsurgeon.report.sentence import lines  # loads onnx
+
+        return "\n".join(lines(self.report, where="Every table: result.report. To ship it: cs.export(result, 'out/')."))
+
+    def _repr_html_(self) -> str:
+        from convsurgeon.report.notebook import to_html
+        from convsurgeon.report.sentence import sentence
+
+        return to_html(self.report, sentence(self.report))
 
 
 def convert(
@@ -189,11 +199,14 @@ class _Call:
         )
         speed = outcome.speed or self._time_now(seen, result.plan)
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed)
+        if isinstance(goal, Within):
+            report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials))
         result = dataclasses.replace(result, report=report)
         if not isinstance(goal, Within):
             return result
         result = dataclasses.replace(result, within=goal, searched=True)
-        return result if goal.metric is None else result.judged_by(goal)
+        asked = [trial.value for trial in outcome.trials if trial.taken and math.isfinite(trial.value)]
+        return result if goal.metric is None else result.judged_by(goal, *asked[:1])
 
     def _choose(self, seen: Capture, data: Calibration | None, goal: Goal | None) -> tuple[Outcome, Study | None]:
         """Return the plan that the goal asks for, or that was made by hand; and what a search has learned."""
@@ -350,5 +363,5 @@ def _receive(model: Model, example: object, call: _Call) -> Result:
     plan, weights, bare = processes.shared(convert_here)
     converted, _ = operate(seen.model, plan, seen.example)
     converted.load_state_dict(weights)
-    kept = within if isinstance(within, Within) else None  # a metric is code, which is not sent
+    kept = within if isinstance(within, Within) and processes.rank() == 0 else None  # a metric is code, and not sent
     return dataclasses.replace(bare, model=converted, original=seen.model, within=kept)

@@ -95,7 +95,8 @@ def recover(
     runtime = result.runtime
     if recipe.precision is not None and recipe.precision != runtime.precision:
         runtime = dataclasses.replace(runtime, precision=recipe.precision, table=None)
-    return dataclasses.replace(result, model=model, report=report, runtime=runtime)
+    found = dataclasses.replace(result, model=model, report=report, runtime=runtime)
+    return found if found.within is None or found.within.metric is None else found.judged_by(found.within)
 
 
 def _check(result: Result) -> None:

@@ -66,10 +66,11 @@ def _add_sweep(commands: Any) -> None:
 def _add_convert(commands: Any) -> None:
     words = "rewrite a model's convs, report, export to ONNX, check and time"
     examples = [
-        f"{_NET} --calibrate photos/ --budget macs=0.3 --out lighter/",
+        f"{_NET} --calibrate photos/ --metric net.py:accuracy --out lighter/",
         "detector.onnx --calibrate photos/ --out lighter/",
     ]
-    command = shared.add_command(commands, "convert", _convert, words, examples)
+    usual = ("weights", "input", "images", "mean", "std", "metric", "within", "budget", "int8")
+    command = shared.add_command(commands, "convert", _convert, words, examples, usual)
     shared.add_model(command)
     shared.add_forms(command)
     command.add_argument("--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one")
@@ -77,11 +78,10 @@ def _add_convert(commands: Any) -> None:
     command.add_argument(
         "--within",
         metavar="1.0",
-        help="the fastest network that loses at most this much of --metric (1.0, or 1%%; without it 0.3%%, 2%% of what "
-        "is better --better lower), or of the output without a metric",
+        help="most that may be lost of --metric: 1.0, or 1%% of it (if not given 0.3%%, or 2%% where lower is better)",
     )
     shared.add_metric(command)
-    command.add_argument("--better", choices=("higher", "lower"), default="higher", help="which --metric is better")
+    shared.add_better(command)
     shared.add_images(
         command, "--calibrate", "images to fit the weights to; synthetic ones if not given; none: weights alone"
     )
@@ -89,7 +89,7 @@ def _add_convert(commands: Any) -> None:
     shared.add_seed(command)
     shared.add_runtime(command)
     shared.add_bundle(command)
-    shared.add_json(command)
+    shared.add_printing(command)
 
 
 def _inspect(options: argparse.Namespace) -> object:
@@ -147,9 +147,9 @@ def _sweep(options: argparse.Namespace) -> object:
 def _convert(options: argparse.Namespace) -> object:
     calibration = False if options.images == shared.NONE else read_images(options, options.limit)
     check_output(options, calibration)
-    metric = read_metric(options)
+    metric, runtime = read_metric(options), read_runtime(options)
+    goal, forms = read_goal(options, metric), Plan.load(options.plan) if options.plan else read_forms(options)
     model, example = read_model(options)
-    goal = read_goal(options, metric)
     beside = None if metric is None or isinstance(goal, Within) else Within(None, metric, options.better)
     if beside is not None:
         beside = beside.resolve(model, ())  # a metric that fails does so before the work
@@ -157,10 +157,10 @@ def _convert(options: argparse.Namespace) -> object:
         model,
         example,
         calibration=calibration,
-        forms=Plan.load(options.plan) if options.plan else read_forms(options),
+        forms=forms,
         policy=options.select,
         goal=goal,
-        runtime=read_runtime(options),
+        runtime=runtime,
         seed=options.seed,
         progress=not options.json,
     )

@@ -8,13 +8,16 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 import msgspec
 
 from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
+from convsurgeon.base.version import version
 from convsurgeon.cli import convert, recover, timing
+from convsurgeon.cli.options import Command
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells have it."""
@@ -47,7 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     """Run a command; with --json nothing else goes to the standard output, whatever the user's own code prints."""
-    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+    told: set[str] = set()
+
+    def tell(message: Warning | str, *_: object, **__: object) -> None:
+        """Print a warning once, in words."""
+        if str(message) not in told:
+            print(f"convsurgeon: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+        told.add(str(message))
+
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        warnings.showwarning = tell
         values = options.run(options)
     if values is not None:
         print(msgspec.json.format(msgspec.json.encode(values), indent=1).decode())
@@ -81,7 +93,8 @@ def _mute() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"convsurgeon {version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Command)
     for family in (convert, recover, timing):
         family.add(commands)
     return parser

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from convsurgeon.base.errors import ConvSurgeonError
@@ -22,24 +23,66 @@ NONE = "none"
 _MOST_VALUES = 2**31
 
 
+class Command(argparse.ArgumentParser):
+    """A parser whose --help fits on a screen: it shows the options of `usual`, and --help-all shows every one."""
+
+    usual: Collection[str] = ()
+
+    def format_help(self) -> str:
+        """Return the help, without the options that are seldom needed."""
+        rare = [one for one in self._actions if self.usual and one.option_strings and one.dest not in self.usual]
+        words = [one.help for one in rare]
+        for one in rare:
+            one.help = argparse.SUPPRESS
+        self.usage = f"{self.prog} MODEL [options]" if self.usual else None
+        text = super().format_help()
+        for one, own in zip(rare, words, strict=True):
+            one.help = own
+        return text
+
+
+class _HelpAll(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        assert isinstance(parser, Command)
+        parser.usual = ()
+        parser.print_help()
+        parser.exit()
+
+
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], object], words: str, examples: Sequence[str]
-) -> argparse.ArgumentParser:
-    """Add a command, whose help ends with examples."""
-    command: argparse.ArgumentParser = commands.add_parser(
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], object],
+    words: str,
+    examples: Sequence[str],
+    usual: Collection[str] = (),
+) -> Command:
+    """Add a command, whose help ends with examples; `usual` names the options that its short help shows, if not all."""
+    command: Command = commands.add_parser(
         name,
         help=words,
         description=words[0].upper() + words[1:] + ".",
         epilog="examples:\n" + "\n".join(f"  convsurgeon {name} {line}" for line in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32),
     )
     command.set_defaults(run=run, json=False)
+    if usual:
+        command.usual = {"help_all", "out", "force", "verbose", "quiet", *usual}
+        command.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every option")
     return command
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add the choice between tables and JSON."""
     command.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def add_printing(command: argparse.ArgumentParser) -> None:
+    """Add how much is printed of a conversion: ten lines if nothing is said."""
+    options = command.add_mutually_exclusive_group()
+    options.add_argument("--verbose", action="store_true", help="print every table too, not ten lines alone")
+    options.add_argument("--quiet", action="store_true", help="print one line")
+    options.add_argument("--json", action="store_true", help="print JSON")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -115,6 +158,11 @@ def add_images(command: argparse.ArgumentParser, name: str, words: str) -> None:
 def add_metric(command: argparse.ArgumentParser) -> None:
     """Add the user's own measure."""
     command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, which decides, see --within")
+
+
+def add_better(command: argparse.ArgumentParser) -> None:
+    """Add which metric is better."""
+    command.add_argument("--better", choices=("higher", "lower"), default="higher", help="which --metric is better")
 
 
 def add_seed(command: argparse.ArgumentParser) -> None:

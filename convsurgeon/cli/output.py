@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from convsurgeon.base.files import check_folder
 from convsurgeon.base.tables import printable
 from convsurgeon.conversion import Result
+
+if TYPE_CHECKING:  # which loads onnx
+    from convsurgeon.report.bundle import Bundle
 
 
 def check_output(options: argparse.Namespace, calibration: object) -> None:
@@ -47,12 +51,25 @@ def write_output(options: argparse.Namespace, result: Result, calibration: objec
         )
     if options.json:
         return {"report": result.report.to_dict()} | ({} if bundle is None else {"deployment": bundle.to_dict()})
-    print(result.report)
-    if bundle is not None:
-        from convsurgeon.report.sentence import cautions
-
-        print(f"\n{bundle}")
-        for text in cautions(result.report, bundle):
-            print(f"note: {printable(text)}")
-        print(f"Open {bundle.folder / 'report.html'} in a browser.")
+    _print(options, result, bundle)
     return None
+
+
+def _print(options: argparse.Namespace, result: Result, bundle: Bundle | None) -> None:
+    """Print one line, ten, or everything."""
+    from convsurgeon.report.cautions import cautions
+    from convsurgeon.report.sentence import lines, sentence
+
+    if options.quiet:
+        print(printable(sentence(result.report, bundle)))
+        return
+    notes = cautions(result.report, bundle)
+    if bundle is None:
+        where = "Nothing was written: add --out DIR for ONNX files and a report. Every table: --verbose."
+    else:
+        folder = bundle.folder
+        where = f"How to run it: {folder / 'README.md'}. Report: {folder / 'report.html'}. Every table: --verbose."
+    print("\n".join(lines(result.report, bundle, where=where, notes=notes)))
+    if options.verbose:
+        print("", *map(printable, (f"note: {text}" for text in notes)), result.report, sep="\n")
+        print(*([f"\n{bundle}"] if bundle is not None else []))

@@ -21,6 +21,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill
 from convsurgeon.recovery import recover
+from convsurgeon.search.goal import Within, measure
 
 
 def add(commands: Any) -> None:
@@ -28,7 +29,8 @@ def add(commands: Any) -> None:
     words = "train a converted model to answer as its original, without labels"
     net = "net.py:factory --weights net.safetensors --input 1x3x32x32 --from lighter/ --data photos/"
     examples = [f"{net} --out better/", f"{net} --flip --shift 4 --run run/ --resume --out better/"]
-    command = shared.add_command(commands, "recover", _recover, words, examples)
+    usual = ("weights", "input", "bundle", "images", "mean", "std", "epochs", "run_folder", "resume", "metric")
+    command = shared.add_command(commands, "recover", _recover, words, examples, usual)
     shared.add_model(command)
     command.add_argument("--from", dest="bundle", metavar="DIR", required=True, help="what `convert --out` wrote")
     shared.add_images(command, "--data", "images to learn from; synthetic ones if not given")
@@ -44,9 +46,10 @@ def add(commands: Any) -> None:
     options.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (100)")
     shared.add_seed(command)
     shared.add_metric(command)
+    shared.add_better(command)
     command.add_argument("--threads", type=int, help="of onnxruntime when timing (default 1 and all cores)")
     shared.add_bundle(command)
-    shared.add_json(command)
+    shared.add_printing(command)
 
 
 def _recover(options: argparse.Namespace) -> object:
@@ -78,9 +81,10 @@ def _recover(options: argparse.Namespace) -> object:
         if processes.rank():
             return None
     if metric is not None:
-        name, original = metric.__name__, metric(result.original)
-        result = result.with_metric(f"{name}, as converted", original, metric(converted.model))
-        result = result.with_metric(name, original, metric(result.model))
+        beside = Within(None, metric, options.better).resolve(result.original, ())
+        assert beside.before is not None
+        was = measure(metric, converted.model)
+        result = result.with_metric(f"{beside.name}, as converted", beside.before, was).judged_by(beside)
     return write_output(options, result, images)
 
 

@@ -23,6 +23,7 @@ from tabulate import tabulate
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.base.tables import Table
+from convsurgeon.base.version import version
 from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.float_ends import find_float_ends
@@ -30,7 +31,6 @@ from convsurgeon.int8.pipeline import prepare, round_graph
 from convsurgeon.int8.ranges import CALIBRATORS, Calibrator
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import node_names
-from convsurgeon.onnx.exporter import version
 from convsurgeon.onnx.files import load_checked
 from convsurgeon.onnxnet import proto
 

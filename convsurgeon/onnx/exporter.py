@@ -10,7 +10,6 @@ opset than the one asked for if it cannot convert.
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import nn
 
 from convsurgeon.base.errors import ExportError, ParityError, WriteError, first_line
 from convsurgeon.base.files import check_file, new_file
+from convsurgeon.base.version import version
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.onnx import graph, node_names
@@ -157,14 +157,6 @@ def export_graph(model: nn.Module, example: Any) -> ModelProto:
     exported = _torch_graph(copy_to_cpu(model), order_example(model, example), _OPSET, None)
     _finish(exported, _OPSET, None, None, {})
     return exported
-
-
-def version() -> str:
-    """Return this package's version, for the producer field."""
-    try:
-        return importlib.metadata.version("convsurgeon")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:

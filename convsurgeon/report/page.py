@@ -16,8 +16,9 @@ from convsurgeon.base.tables import SHOWN
 from convsurgeon.planning.inspection import Curves
 from convsurgeon.report import charts
 from convsurgeon.report.bundle import Bundle
+from convsurgeon.report.cautions import cautions
 from convsurgeon.report.report import Report
-from convsurgeon.report.sentence import cautions, sentence
+from convsurgeon.report.sentence import sentence
 
 
 def page(title: str, report: Report, curves: Curves | None = None, bundle: Bundle | None = None) -> str:

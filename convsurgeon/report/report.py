@@ -39,6 +39,7 @@ class Report:
         recovery: what training did.
         opaque: modules that could not be traced, with the reason.
         speed: what was gained in milliseconds, or why nothing was: one sentence.
+        outlook: why a search ended where it did, and what a larger tolerance would allow; empty if nothing.
         notes: what a reader must know of the images.
         warning: why the results may be wrong, in one sentence that comes before all others; empty where they are not.
     """
@@ -56,6 +57,7 @@ class Report:
     recovery: Recovery | None = None
     opaque: tuple[tuple[str, str], ...] = ()
     speed: str = ""
+    outlook: str = ""
     notes: tuple[str, ...] = ()
     warning: str = ""
 
@@ -77,7 +79,7 @@ class Report:
         notes = [f"note: {note}" for note in self.notes]
         return "\n\n".join(
             [
-                *map(printable, filter(None, (self.warning, self.speed, *notes))),
+                *map(printable, filter(None, (self.warning, self.speed, self.outlook, *notes))),
                 *(table.text() for table in shown if table.rows),
                 f"{rewritten} of {len(self.steps)} convs rewritten.",
             ]
@@ -85,7 +87,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return a page with all tables."""
-        remarks = map(in_markdown, filter(None, (self.warning, self.speed, *self.notes)))
+        remarks = map(in_markdown, filter(None, (self.warning, self.speed, self.outlook, *self.notes)))
         parts = ["# convsurgeon report", *remarks, *(table.markdown() for table in self.tables)]
         return "\n\n".join(parts) + "\n"
 
@@ -102,6 +104,7 @@ class Report:
             "summary": self.summary.records(),
             "fidelity": None if self.fidelity is None else msgspec.to_builtins(self.fidelity),
             "speed": self.speed,
+            "outlook": self.outlook,
             "goal": self.goal,
             "trials": self.tried.records(),
             "calibration": self.calibrated.records(),
@@ -156,7 +159,7 @@ class Report:
     @property
     def fits(self) -> Table:
         """Every fitted site: relative output error behind its batch norm and ReLU before and after, samples used."""
-        columns = (("layer", "text"), ("error_before", "number"), ("error_after", "number"), ("positions", "count"))
+        columns = (("layer", "text"), ("error_before", "number"), ("error_after", "number"), ("samples", "count"))
         sites = () if self.reconstruction is None else self.reconstruction.sites
         rows = ((site.name, site.before, site.after, site.positions, "" if site.kept else "put back") for site in sites)
         return Table("Fits, on held-out samples", (*columns, ("note", "text")), tuple(rows))

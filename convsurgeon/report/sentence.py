@@ -1,143 +1,190 @@
-"""A report in one sentence, and the cautions that go with it."""
+"""A report in one sentence, and in ten lines: one plan, one file, one setting, and what the user's own measure says.
+
+What may be wrong comes first, then what the network does now where its user looks (the metric, else the decisions that
+stay, else the error), then how much faster it is, with an interval.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from tabulate import tabulate
+
+from convsurgeon.base.tables import printable
 from convsurgeon.planning.plan import Change
-from convsurgeon.report.bundle import CONVERTED, DENSE_INT8, INT8, ORIGINAL, Bundle, Recommended
+from convsurgeon.report.bundle import CONVERTED, DENSE_INT8, ORIGINAL, Bundle, Recommended
 from convsurgeon.report.report import Report
-from convsurgeon.timing.comparison import ComparedFile
+from convsurgeon.timing.comparison import ComparedFile, Comparison
 
-_FAR_DB = 6.0
-"""Below this a quarter of the output's energy is error."""
+LINES = 10
+_LITTLE = 1.5
+"""Speed-up below which the sentence says what else could be had."""
+_Z = 1.96
+"""Standard deviations on either side that hold 95 %."""
 
 
 def sentence(report: Report, bundle: Bundle | None = None) -> str:
-    """Return what may be wrong, the file to ship, where that was measured, and what was done, gained and lost."""
-    first = _shipped(bundle.recommended) if bundle is not None and bundle.recommended is not None else ""
-    warning = f"{report.warning} " if report.warning else ""
-    return f"{warning}{first}{_done(report, bundle)}"
+    """Return what may be wrong, what the network does now, how fast it is, the file to ship, and what was done."""
+    little = report.outlook if _gain(report, bundle) < _LITTLE else ""
+    return " ".join(filter(None, (report.warning, _headline(report, bundle), _done(report, bundle), little)))
 
 
-def _shipped(one: Recommended) -> str:
-    where = f"with {count_threads(one.threads)} at level {one.level}"
-    if one.name == ORIGINAL:
-        return f"Ship original.onnx, the network as it was: no other file is faster {where} and near enough. "
-    dense = one.name == DENSE_INT8
-    text = f"Ship {one.name}{', the original without any surgery' if dense else ''}: "
-    text += f"{one.speedup:.2f} times as fast as original.onnx {where}"
-    if one.over_dense_int8 is not None and not dense:
-        text += f", {one.over_dense_int8:.2f} times as fast as the quantised original"
-    return f"{text}; its error is {one.lost:.2g}, allowed {one.allowed:.2g}. "
+def lines(report: Report, bundle: Bundle | None = None, *, where: str, notes: Sequence[str] = ()) -> list[str]:
+    """Return the ten lines that are printed of a conversion.
+
+    Args:
+        report: of the conversion.
+        bundle: what was exported, if anything was.
+        where: what to look at next, which is the last line.
+        notes: further remarks, as many as there is room for.
+    """
+    first = [
+        *filter(None, (report.warning, _headline(report, bundle))),
+        _done(report, bundle),
+        *_figures(report, bundle),
+    ]
+    remarks = [*filter(None, (report.outlook,)), *notes]
+    room = LINES - len(first) - 1
+    return [*map(printable, (*first, *remarks[:room])), where]
 
 
-def _done(report: Report, bundle: Bundle | None) -> str:
-    changes = sum(isinstance(step, Change) for step in report.steps)
-    if not changes:
-        why = f" {report.speed}" if report.speed else ""
-        return f"None of {len(report.steps)} convs was rewritten: the network is as it was.{why}"
-    before, after = report.before, report.after
-    text = f"{changes} of {len(report.steps)} convs rewritten: {_ratio(before.macs, after.macs)} times fewer MACs"
-    if bundle is None:
-        text += f", {_ratio(before.params, after.params)} times fewer parameters"
-    else:
-        text += f", {_size(bundle.sizes[CONVERTED])} instead of {_size(bundle.sizes[ORIGINAL])}"
-    parts = [text]
-    if bundle is not None and bundle.bench is not None:
-        parts.append(_speed(bundle.rows[CONVERTED], bundle.bench.main.threads))
-    parts += [_nearness(report, bundle)]
-    parts += [f"{name} {was:.4g} before, {now:.4g} after" for name, was, now in report.metrics]
-    return "; ".join(filter(None, parts)) + "."
-
-
-def _speed(row: ComparedFile, threads: int) -> str:
-    where = f"with {count_threads(threads)} on this machine"
-    if row.verdict not in ("faster", "slower"):
-        return f"{row.verdict} in speed {where}"
-    low, high = row.interval
-    word = "times as fast" if row.verdict == "faster" else "times as fast, that is slower,"
-    return f"{row.speedup:.2f} {word} (95 %: {low:.2f} to {high:.2f}) {where}"
-
-
-def _nearness(report: Report, bundle: Bundle | None) -> str:
-    """Return how near the outputs are: of the files, on held-out images, if there are any; else of the models."""
-    if bundle is not None and CONVERTED in bundle.near:
-        one = bundle.near[CONVERTED]
-        sqnr_db, top1, where = one.sqnr_db, one.top1, bundle.agreement_on
-    elif report.fidelity is not None:
-        found = report.fidelity
-        sqnr_db, top1, where = found.sqnr_db, found.agreement, f"the example's {found.rows} rows"
-    else:
-        return ""
-    if top1 is not None:
-        return f"same top-1 as the original on {100 * top1:.1f} % of {where}"
-    if sqnr_db == -math.inf:
-        return f"outputs that cannot be compared with the original's on {where}"
-    return f"outputs at {sqnr_db:.1f} dB SQNR from the original's on {where}"
-
-
-def cautions(report: Report, bundle: Bundle | None = None) -> list[str]:
-    """Return what a reader of the sentence alone would get wrong."""
-    found = [*report.notes, *(() if bundle is None else bundle.notes)]
-    if bundle is not None and bundle.bench is not None and bundle.rewritten:
-        found += [_not_faster(bundle), _against_dense_int8(bundle.rows), _macs_against_speed(report, bundle)]
-    fidelity = report.fidelity
-    if fidelity is not None and fidelity.sqnr_db < _FAR_DB and report.reconstruction is None:
-        found.append(
-            f"The outputs are far from the original's (SQNR {fidelity.sqnr_db:.1f} dB): without calibration images low "
-            "ranks destroy what a network learned. Pass some, or a higher rank."
-        )
-    if bundle is not None:
-        found.append(_mobile(bundle))
-    return [text for text in found if text]
-
-
-def _not_faster(bundle: Bundle) -> str:
-    """Return the settings in which the converted file is not faster."""
-    lost = []
-    for timing in bundle.bench.timings if bundle.bench is not None else ():
-        row = next(row for row in timing.rows if row.name == CONVERTED)
-        if row.verdict != "faster":
-            lost.append(f"{count_threads(timing.threads)} at level {timing.level} ({row.speedup:.2f})")
-    return f"Not faster than the original with {', '.join(lost)}." if lost else ""
-
-
-def _against_dense_int8(rows: dict[str, ComparedFile]) -> str:
-    """Return whether quantising alone would have done."""
-    if DENSE_INT8 not in rows:
-        return ""
-    dense = rows[DENSE_INT8].speedup
-    best = max(rows[name].speedup for name in (CONVERTED, INT8) if name in rows)
-    start = f"The original in int8, without any surgery, is {dense:.2f} times as fast"
-    return (
-        f"{start}: here quantising alone does as well." if dense >= best else f"{start}; the surgery gives {best:.2f}."
-    )
-
-
-def _macs_against_speed(report: Report, bundle: Bundle) -> str:
-    speedup = bundle.rows[CONVERTED].speedup
-    fewer = report.before.macs / report.after.macs if report.after.macs else 1.0
-    if speedup >= 0.8 * fewer:
-        return ""
-    return f"There are {fewer:.2f} times fewer MACs, but the runtime is {speedup:.2f} times as fast."
-
-
-def _mobile(bundle: Bundle) -> str:
-    verdict = bundle.mobile[CONVERTED]
-    if verdict.dynamic:
-        return f"Mobile providers need static shapes, and {', '.join(verdict.dynamic)} has open dimensions."
-    stops = []
-    for one in verdict.providers:
-        if one.blocking:
-            more = f" and {len(one.blocking) - 1} more" if one.blocking[1:] else ""
-            stops.append(f"{one.provider} stops at {one.blocking[0]}{more}")
-    return f"Not every mobile provider takes model.onnx whole: {', '.join(stops)}." if stops else ""
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Return where a share that was found in so many cases lies with 95 % confidence (Wilson's interval)."""
+    squared = _Z**2 / count
+    middle = (share + squared / 2) / (1 + squared)
+    half = _Z / (1 + squared) * math.sqrt(share * (1 - share) / count + squared / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def count_threads(count: int) -> str:
     """Return a number of threads in words."""
     return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def _headline(report: Report, bundle: Bundle | None) -> str:
+    """Return what is kept, and how fast, of the network or of the file to ship."""
+    changed, best = _changes(report) > 0, bundle.recommended if bundle is not None else None
+    if bundle is None or best is None:
+        kept = _kept(report, bundle, CONVERTED) if changed else ""
+        if not report.speed:
+            return kept and f"{kept}."
+        joined = "" if not kept else ". " if report.speed[0].isupper() else ", "
+        return f"{kept}{joined}{report.speed}"
+    if best.name != ORIGINAL:
+        what = ", the original quantised and nothing else" if best.name == DENSE_INT8 else ""
+        return f"{_kept(report, bundle, best.name)}, {_speed(best, best)}: ship {best.name}{what}."
+    if not changed:
+        return f"Ship {ORIGINAL}. {report.speed}".strip()
+    row, timing = bundle.rows[CONVERTED], _main(bundle)
+    return (
+        f"Ship {ORIGINAL}: no other file is both faster and near enough. {CONVERTED}: "
+        f"{_kept(report, bundle, CONVERTED)}, {_speed(row, timing)}."
+    )
+
+
+def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
+    """Return what a file, or the converted network, does where its user looks."""
+    if report.metrics and (bundle is None or name == CONVERTED or name in bundle.values):
+        metric, before, after = report.metrics[-1]
+        after = after if bundle is None else bundle.values.get(name, after)
+        return f"{metric} {before:.4g} -> {after:.4g}"
+    near = None if bundle is None else bundle.near.get(name)
+    where = f"the example's {report.fidelity.rows} rows" if report.fidelity is not None else ""
+    if near is not None and bundle is not None:
+        share, count, sqnr_db, where = near.top1, near.rows, near.sqnr_db, bundle.agreement_on
+    elif report.fidelity is not None:
+        share, count, sqnr_db = report.fidelity.agreement, report.fidelity.rows, report.fidelity.sqnr_db
+        where = f"{count} held-out images" if report.reconstruction is not None else where
+    else:
+        return "outputs were not compared"
+    if share is not None and count:
+        low, high = share_interval(share, count)
+        return f"{share:.1%} of decisions stay ({100 * low:.1f} to {100 * high:.1f}) on {where}"
+    if sqnr_db == math.inf:
+        return f"the same outputs on {where}"
+    if not sqnr_db > -math.inf:
+        return f"outputs that cannot be compared with the original's on {where}"
+    return f"outputs {sqnr_db:.1f} dB above their error (SQNR) on {where}"
+
+
+def _speed(found: Recommended | ComparedFile, setting: Recommended | Comparison) -> str:
+    """Return how fast a file is in one setting, with the interval."""
+    level = "" if setting.level == "all" else f", optimisation level {setting.level}"
+    where = f"with {count_threads(setting.threads)}{level}"
+    word = getattr(found, "verdict", "faster")
+    if word not in ("faster", "slower"):
+        return f"{word} in speed {where}"
+    low, high = found.interval
+    slower = ", that is slower," if word == "slower" else ""
+    return f"{found.speedup:.2f} times as fast{slower} ({low:.2f} to {high:.2f}) {where}"
+
+
+def _done(report: Report, bundle: Bundle | None) -> str:
+    """Return how many convs were rewritten, and what that saves."""
+    changes = _changes(report)
+    if not changes:
+        return f"None of {len(report.steps)} convs was rewritten: the network is as it was."
+    before, after = report.before, report.after
+    text = f"{changes} of {len(report.steps)} convs rewritten: {_ratio(before.macs, after.macs)} times fewer MACs"
+    if bundle is None:
+        return f"{text}, {_ratio(before.params, after.params)} times fewer parameters."
+    return f"{text}, {_size(bundle.sizes[_shown(bundle)])} instead of {_size(bundle.sizes[ORIGINAL])}."
+
+
+def _figures(report: Report, bundle: Bundle | None) -> list[str]:
+    """Return before and after as a small table: metric, milliseconds, size, MACs."""
+    if not _changes(report) and (bundle is None or bundle.recommended is None):
+        return []
+    name = CONVERTED if bundle is None else _shown(bundle)
+    before, after = report.before, report.before if name == DENSE_INT8 else report.after
+    rows = []
+    for metric, was, now in report.metrics[-1:]:
+        found = now if bundle is None else bundle.values.get(name, now)
+        rows.append([metric, f"{was:.4g}", f"{found:.4g}"])
+    if times := _times(report, bundle, name):
+        rows.append(["ms", *(f"{value:.3g}" for value in times)])
+    if bundle is None:
+        rows.append(["parameters", f"{before.params:,}", f"{after.params:,}"])
+    else:
+        rows.append(["MB", *(f"{bundle.sizes[one] / 1e6:.2f}" for one in (ORIGINAL, name))])
+    rows.append(["MACs", f"{before.macs:,}", f"{after.macs:,}"])
+    headers = ("", "before", "after") if bundle is None else ("", ORIGINAL, name)
+    return tabulate(rows, headers, "plain", disable_numparse=True, colalign=("left", "right", "right")).splitlines()
+
+
+def _times(report: Report, bundle: Bundle | None, name: str) -> tuple[float, float] | None:
+    """Return milliseconds before and after, in the setting that the headline speaks of."""
+    if bundle is not None:
+        rows = {} if bundle.bench is None else {row.name: row.p50_ms for row in _main(bundle).rows}
+        return (rows[ORIGINAL], rows[name]) if name in rows else None
+    taken = next((one for one in report.trials if one.taken and math.isfinite(one.measured_ms)), None)
+    return None if taken is None else (taken.dense_ms, taken.measured_ms)
+
+
+def _main(bundle: Bundle) -> Comparison:
+    """Return the setting that the headline speaks of: that of the file to ship."""
+    assert bundle.bench is not None
+    best = bundle.recommended
+    same = [one for one in bundle.bench.timings if best and (one.threads, one.level) == (best.threads, best.level)]
+    return same[0] if same and best is not None and best.name != ORIGINAL else bundle.bench.main
+
+
+def _shown(bundle: Bundle) -> str:
+    """Return the file that stands beside the original: the one to ship, if that is another."""
+    best = bundle.recommended
+    return CONVERTED if best is None or best.name == ORIGINAL else best.name
+
+
+def _gain(report: Report, bundle: Bundle | None) -> float:
+    """Return the speed-up that the headline speaks of; 1 where there is none."""
+    if bundle is not None and bundle.recommended is not None:
+        return bundle.recommended.speedup
+    return max((one.speed_up for one in report.trials if one.taken and math.isfinite(one.speed_up)), default=1.0)
+
+
+def _changes(report: Report) -> int:
+    return sum(isinstance(step, Change) for step in report.steps)
 
 
 def _size(count_bytes: int) -> str:

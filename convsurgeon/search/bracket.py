@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-_SPENT = 0.9
+SPENT = 0.9
 """Share of the tolerance from which on it counts as used up."""
 
 AIM = 0.96
@@ -54,7 +54,7 @@ class Bracket:
     def closed(self) -> bool:
         """Whether the search may end."""
         near = max(self.good / self.bad, self.bad / self.good) <= CLOSE
-        return near or (self.lost_good is not None and self.lost_good >= _SPENT)
+        return near or (self.lost_good is not None and self.lost_good >= SPENT)
 
     def narrowed(self, place: float, lost: float, *, enough: bool) -> Bracket:
         """Return the bracket with one more place that was looked at."""

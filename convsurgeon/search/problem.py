@@ -16,7 +16,7 @@ from convsurgeon.search.goal import Budget
 from convsurgeon.search.knapsack import Options, choose, least
 from convsurgeon.search.study import Study
 
-KEPT = "kept dense: its part of the budget is better spent on other layers"
+KEPT = "kept dense: other layers save more for what they lose"
 
 _LINEAR_SHARE = 0.2
 """Share of the weights in linear layers from which on a message names them."""

@@ -28,7 +28,7 @@ from convsurgeon.int8.compare import LayerError
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.onnx.metadata import Preparation, layout, state_sha256
 from convsurgeon.report.bundle import Bundle
-from convsurgeon.report.sentence import cautions
+from convsurgeon.report.cautions import cautions
 from convsurgeon.runtime.runtime import Runtime
 from tests.bundle.bundles import converted, export, images
 from tests.onnx.small import net
@@ -212,7 +212,7 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     with np.load(tmp_path / "out" / "golden_outputs.npz") as wanted:
         assert [array.shape for array in wanted.values()] == [(1, 8, 4, 4), ()]
     assert made.agreement[0].top1 is None
-    assert "dB SQNR from the original's on 8 random inputs" in made.sentence
+    assert "(SQNR) on 8 random inputs" in made.sentence
 
 
 def test_nothing_to_rewrite_is_a_bundle_too(tmp_path: Path) -> None:
@@ -314,6 +314,13 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "int8" in capsys.readouterr().err
     assert cli.main([*command, "--calibrate", str(tmp_path / "images.npy")]) == 0
     printed = capsys.readouterr().out
+    assert len(printed.splitlines()) <= 10
+    assert str(tmp_path / "out" / "report.html") in printed
+    assert "Files, compared" not in printed
+    assert cli.main([*command, "--calibrate", str(tmp_path / "images.npy"), "--force", "--quiet"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert cli.main([*command, "--calibrate", str(tmp_path / "images.npy"), "--force", "--verbose"]) == 0
+    printed = capsys.readouterr().out
     for words in ("Files, compared", "original-int8.onnx", "parity", "NNAPI", "convs rewritten:", "report.html"):
         assert words in printed
     assert sum(line.startswith("note: ") for line in printed.splitlines()) <= 3
@@ -400,4 +407,4 @@ def test_layers_stay_in_float_only_where_the_clock_agrees(
     if agrees:
         (mixed,) = (one for one in bundle.quantized if one.path.name == int8_files.MIXED)
         assert sum(layer.excluded for layer in mixed.layers) == 2  # one did not do
-        assert bundle.sentence.startswith("Ship model-mixed.onnx: ")
+        assert "ship model-mixed.onnx. " in bundle.sentence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.base.files import new_file, new_folder
+from convsurgeon.base.version import version
 from convsurgeon.graph.load import load_function, load_model, load_weights
 from tests import nets, networks
 
@@ -34,13 +36,54 @@ def _error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [["inspect"], ["plan", "--rank", "2"], ["convert", "--rank", "2", "--calibrate", "none"]]
+    "command", [["inspect"], ["plan", "--rank", "2"], ["convert", "--rank", "2", "--calibrate", "none", "--verbose"]]
 )
 def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command[0], *MODEL, *command[1:]]) == 0
     assert "body" in capsys.readouterr().out
-    assert cli.main([command[0], *MODEL, *command[1:], "--json"]) == 0
+    plain = [word for word in command[1:] if word != "--verbose"]
+    assert cli.main([command[0], *MODEL, *plain, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["convert", "recover"])
+def test_help_is_one_screen_and_the_rest_is_asked_for(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for word in ("--help", "--help-all", "--help"):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([command, word])
+        printed.append(capsys.readouterr().out)
+    short, every, again = printed
+    assert short == again
+    assert len(short.splitlines()) <= 50
+    assert len(short) < len(every)
+    for word in ("--metric", "--help-all", "examples:"):
+        assert word in short
+    for word in ("--seed", "--pairs", "--json"):
+        assert word in every
+        assert word not in short
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"convsurgeon {version()}\n"
+
+
+def test_a_warning_is_said_once_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "warning.py"
+    file.write_text(
+        "import warnings\nfrom torch import nn\n"
+        "def net():\n    for _ in range(3): warnings.warn('mind the gap')\n    warnings.warn('and the step')\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3))\n"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        shown = warnings.showwarning
+        assert cli.main(["inspect", f"{file}:net", "--input", "1x3x12x12"]) == 0
+        assert warnings.showwarning is shown
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["convsurgeon: warning: mind the gap", "convsurgeon: warning: and the step"]
 
 
 def test_json_is_json_whatever_the_model_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -483,7 +483,7 @@ def bundle(tmp_path: Path) -> list[str]:
 
 def test_the_command_recovers_a_bundle(bundle: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = ["--epochs", "2", "--batch-size", "32", "--lr", "1e-3", "--shift", "1", "--run", str(tmp_path / "run")]
-    out = ["--out", str(tmp_path / "better"), "--pairs", "0", "--metric", "examples/digits.py:accuracy"]
+    out = ["--out", str(tmp_path / "better"), "--pairs", "0", "--metric", "examples/digits.py:accuracy", "--verbose"]
     capsys.readouterr()
     assert main([*bundle, *settings, *out]) == 0
     text = capsys.readouterr().out

@@ -42,8 +42,9 @@ def make_bundle(
     dynamic: Sequence[str] = (),
     recommended: Any = None,
     size_bytes: int = 1_000_000,
+    dense_int8: bool = False,
 ) -> Bundle:
-    """A bundle with three files."""
+    """A bundle with three files, or four."""
     parity = Parity((ParityCase("example", True, 1e-7, float("inf"), True),), 1e-4, 80.0)
     files = [
         OnnxFile(Path(name), size, 18, 10, (("x", (1, 3, 8, 8)),), (("y", (1, 10)),), parity)
@@ -51,12 +52,13 @@ def make_bundle(
     ]
     layers = (LayerError(names[0], 20.0, 0.1, True), LayerError(names[-1], 20.0, 0.1, False))
     int8 = Quantized(Path("model-int8.onnx"), 500_000, "int8", 20.0, 1.0, layers)
+    dense = Quantized(Path("original-int8.onnx"), 2_000_000, "int8", 20.0, 1.0, layers)
     provider = ProviderVerdict("NNAPI", "no" if blocking else "yes", 9, 5, 2, tuple(blocking))
     return Bundle(
         folder=Path(),
         original=files[0],
         converted=files[1],
-        quantized=(int8,),
+        quantized=(dense, int8) if dense_int8 else (int8,),
         agreement=(
             Agreement("model.onnx", sqnr_db, top1, 8, 0.01),
             Agreement("model-int8.onnx", float("inf"), None, 8, 0.0),

@@ -53,6 +53,11 @@ def test_json_csv_and_markdown_hold_the_same(result: cs.Result) -> None:
 
 
 def test_a_metric_joins_the_summary(result: cs.Result) -> None:
+    assert len(str(result).splitlines()) <= 10
+    assert "result.report" in str(result)
+    shown = result.with_metric("<b>", 1.0, 2.0)._repr_html_()
+    assert "&lt;b&gt; 1 -&gt; 2" in shown
+    assert "<b>" not in shown.replace("<p><b>", "")
     summary = result.with_metric("accuracy", 91.5, 90.0).report.summary.text()
     assert "accuracy" in summary
     assert "91.5" in summary

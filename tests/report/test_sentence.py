@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon.report.bundle import Recommended
-from convsurgeon.report.sentence import cautions, sentence
+from convsurgeon.report.cautions import cautions
+from convsurgeon.report.sentence import lines, sentence, share_interval
 from tests import nets
 from tests.report.bundles import make_bundle, timing
 
@@ -26,35 +28,100 @@ def report() -> cs.Report:
     ).report
 
 
+def _recommended(**values: Any) -> Recommended:
+    usual: dict[str, Any] = {"name": "model.onnx", "speedup": 2.5, "over_dense_int8": 2.02, "lost": 0.0123}
+    usual |= {"allowed": 0.03, "threads": 2, "level": "all", "interval": (2.4, 2.6), "spinning": True}
+    return Recommended(**{**usual, **values})
+
+
 def test_without_files(report: cs.Report) -> None:
     text = sentence(report)
-    assert text.startswith("3 of 3 convs rewritten: ")
+    assert re.match(r"[\d.]+% of decisions stay \([\d.]+ to [\d.]+\) on the example's 2 rows\. 3 of 3 convs", text)
     assert " times fewer MACs, " in text
-    assert " times fewer parameters; " in text
-    assert "of the example's 2 rows" in text
+    assert text.endswith(" times fewer parameters.")
+    faster = dataclasses.replace(report, speed="1.98 times as fast: 1 ms instead of 2, measured.")
+    assert "rows, 1.98 times as fast: " in sentence(faster)
 
 
 @pytest.mark.parametrize(
-    ("speedup", "words"),
+    ("values", "words"),
     [
-        (2.5, "2.50 times as fast (95 %: 2.40 to 2.60) with 2 threads on this machine"),
-        (0.5, "0.50 times as fast, that is slower, (95 %: 0.40 to 0.60) with 2 threads"),
-        (1.0, "no measurable difference in speed with 2 threads on this machine"),
+        ({}, "50.0% of decisions stay (21.5 to 78.5) on 8 held-out images, 2.50 times as fast (2.40 to 2.60) with 2"),
+        ({"threads": 1}, "2.50 times as fast (2.40 to 2.60) with 1 thread: ship model.onnx. 3 of 3 convs rewritten: "),
+        ({"level": "extended"}, "with 2 threads, optimisation level extended: ship model.onnx. "),
+        ({"name": "model-int8.onnx"}, "the same outputs on 8 held-out images, 2.50 times"),
+        ({"name": "original-int8.onnx"}, "ship original-int8.onnx, the original quantised and nothing else. "),
+        (
+            {"name": "original.onnx"},
+            "Ship original.onnx: no other file is both faster and near enough. model.onnx: 50.0%",
+        ),
+        (
+            {"name": "original.onnx"},
+            "images, 0.50 times as fast, that is slower, (0.40 to 0.60) with 2 threads. 3 of 3",
+        ),
     ],
 )
-def test_speed_in_words(report: cs.Report, speedup: float, words: str) -> None:
-    text = sentence(report, make_bundle(timing(2, model=speedup)))
+def test_one_file_one_speed_up_in_one_setting(report: cs.Report, values: dict[str, Any], words: str) -> None:
+    best = _recommended(**values)
+    sizes = {"size_bytes": 1_000_000, "recommended": best}
+    text = sentence(report, make_bundle(timing(2, model=0.5, original_int8=2.0), dense_int8=True, **sizes))
     assert words in text
-    assert "1.00 MB instead of 4.00 MB" in text
-    assert "same top-1 as the original on 50.0 % of 8 held-out images" in text
+    assert text.count("times as fast") == 1
+    assert "instead of 4.00 MB" in text
+    for word in ("allowed", "level all", "quantised original"):
+        assert word not in text
 
 
-def test_nearness_and_metrics(report: cs.Report) -> None:
-    assert "outputs at 20.0 dB SQNR from the original's on 8" in sentence(report, make_bundle(top1=None))
-    measured = report.with_metric("accuracy", 91.63, 90.5)
-    assert sentence(measured).endswith("; accuracy 91.63 before, 90.5 after.")
+def test_it_begins_with_the_metric(report: cs.Report) -> None:
+    measured = report.with_metric("iou", 92.66, 92.41)
+    best = make_bundle(timing(2, model=2.5), recommended=_recommended())
+    assert sentence(measured).startswith("iou 92.66 -> 92.41. ")
+    assert sentence(measured, best).startswith("iou 92.66 -> 92.41, 2.50 times as fast (2.40 to 2.60) with 2 threads: ")
+    rounded = dataclasses.replace(best, values={"original.onnx": 92.66, "model.onnx": 92.41, "model-int8.onnx": 92.3})
+    other = dataclasses.replace(rounded, recommended=_recommended(name="model-int8.onnx"))
+    assert sentence(measured, other).startswith("iou 92.66 -> 92.3, 2.50 times")  # that of the file to ship
+    lost = dataclasses.replace(rounded, recommended=_recommended(name="original.onnx"))
+    assert sentence(measured, lost).startswith("Ship original.onnx: no other file is both faster and near enough. ")
+    assert "model.onnx: iou 92.66 -> 92.41, 2.50 times as fast" in sentence(measured, lost)
+
+
+def test_outputs_that_are_not_decisions(report: cs.Report) -> None:
+    assert "outputs 20.0 dB above their error (SQNR) on 8 held-out" in sentence(report, make_bundle(top1=None))
     nothing = dataclasses.replace(report, steps=report.steps[:0])
     assert sentence(nothing) == "None of 0 convs was rewritten: the network is as it was."
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1.0, 8), (0.992, 1000), (0.5, 4)])
+def test_a_share_has_an_interval(share: float, count: int) -> None:
+    low, high = share_interval(share, count)
+    assert 0 <= low <= share <= high <= 1
+    assert high - low < 4 / math.sqrt(count)
+    assert low < share or share == 0
+    assert high > share or share == 1
+
+
+def test_where_little_is_gained_it_says_what_could_be_had(report: cs.Report) -> None:
+    could = dataclasses.replace(report, outlook="About 1.6 times as fast at iou 91.9: Within(0.8, metric=iou).")
+    slow, fast = (make_bundle(timing(2, model=speed), recommended=_recommended(speedup=speed)) for speed in (1.2, 2.5))
+    assert sentence(could, slow).endswith(could.outlook)
+    assert could.outlook not in sentence(could, fast)
+    assert could.outlook in "\n".join(lines(could, fast, where="there"))
+
+
+def test_ten_lines(report: cs.Report) -> None:
+    full = dataclasses.replace(report, warning="The images may be wrong.", outlook="More could be had.")
+    full = full.with_metric("iou", 92.66, 92.41)
+    notes = [f"note {number}" for number in range(9)]
+    for bundle in (None, make_bundle(), make_bundle(timing(2, model=2.5), recommended=_recommended())):
+        for shown in (report, full):
+            found = lines(shown, bundle, where="there", notes=notes)
+            assert len(found) == 10
+            assert found[-1] == "there"
+            assert not any("\n" in line for line in found)
+    table = "\n".join(found)
+    assert re.search(r"iou +92.66 +92.41\nms +2 +0.8\nMB +4.00 +1.00\nMACs ", table)
+    assert found[0] == "The images may be wrong."
+    assert "More could be had." in table
 
 
 def test_a_warning_comes_before_everything(report: cs.Report) -> None:
@@ -67,7 +134,7 @@ def test_a_warning_comes_before_everything(report: cs.Report) -> None:
 def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
     slow = make_bundle(timing(model=1.5, original_int8=2.0, model_int8=1.8), timing(2, "extended", model=0.9))
     found = " ".join(cautions(report, slow))
-    assert "Not faster than the original with 2 threads at level extended (0.90)." in found
+    assert "Not faster than the original with 2 threads at optimisation level extended (0.90)." in found
     assert "in int8, without any surgery, is 2.00 times as fast: here quantising alone does as well" in found
     assert "fewer MACs, but" in found
     fast = make_bundle(timing(model=30.0, original_int8=2.0, model_int8=40.0))
@@ -89,36 +156,3 @@ def test_blocked_providers_are_named(report: cs.Report) -> None:
 
 def test_small_files_are_told_in_kilobytes(report: cs.Report) -> None:
     assert "12.3 kB instead of 4.00 MB" in sentence(report, make_bundle(size_bytes=12_345))
-
-
-def _recommended(**values: Any) -> Recommended:
-    usual: dict[str, Any] = {"name": "model-int8.onnx", "speedup": 6.92, "over_dense_int8": 2.02, "lost": 0.0123}
-    usual |= {"allowed": 0.03, "threads": 2, "level": "all", "interval": (6.0, 7.0), "spinning": True}
-    return Recommended(**{**usual, **values})
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (
-            {},
-            "Ship model-int8.onnx: 6.92 times as fast as original.onnx with 2 threads at level all, 2.02 times as fast "
-            "as the quantised original; its error is 0.012, allowed 0.03. 3 of 3 convs rewritten",
-        ),
-        (
-            {"name": "original-int8.onnx", "over_dense_int8": 1.0, "threads": 1},
-            "Ship original-int8.onnx, the original without any surgery: 6.92 times as fast as original.onnx with 1 "
-            "thread at level all; its error",
-        ),
-        (
-            {"over_dense_int8": None},
-            "Ship model-int8.onnx: 6.92 times as fast as original.onnx with 2 threads at level all; its",
-        ),
-        (
-            {"name": "original.onnx"},
-            "Ship original.onnx, the network as it was: no other file is faster with 2 threads",
-        ),
-    ],
-)
-def test_the_first_sentence_is_the_file_to_ship(report: cs.Report, values: dict[str, Any], words: str) -> None:
-    assert sentence(report, make_bundle(recommended=_recommended(**values))).startswith(words)

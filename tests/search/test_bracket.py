@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from convsurgeon.search.bracket import _SPENT, CLOSE, Bracket
+from convsurgeon.search.bracket import CLOSE, SPENT, Bracket
 
 LOOKS = 6
 
@@ -35,7 +35,7 @@ def test_it_ends_close_to_where_all_that_may_be_lost_is(low: float, part: float,
     end, looks = _closed_in(start, lambda at: (at / place) ** (sign * power))
     apart = max(end.good / place, place / end.good)
     assert (end.good / place) ** (sign * power) <= 1 + 1e-9  # it is enough
-    assert apart < CLOSE * 1.01 or (end.lost_good or 0) >= _SPENT
+    assert apart < CLOSE * 1.01 or (end.lost_good or 0) >= SPENT
     if 0.4 < part < 0.6 and low > 0.3:
         assert looks <= 4
 

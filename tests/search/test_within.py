@@ -281,7 +281,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "mine.py").write_text("def score(model):\n    return 7.0\n")
     command = ["convert", f"{nets.__file__}:Plain", "--input", "1x3x12x12", "--rank", "1", "2", "--within", "1%"]
     images = ["--calibrate", str(tmp_path / "images.npy")]
-    assert cli.main([*command, *images, "--metric", f"{tmp_path / 'mine.py'}:score"]) == 0
+    assert cli.main([*command, *images, "--metric", f"{tmp_path / 'mine.py'}:score", "--verbose"]) == 0
     printed = capsys.readouterr().out
     assert "Left as it was" in printed or "0.07 of score (7)" in printed
     assert cli.main([*command, "--calibrate", "none"]) == 1

@@ -1,0 +1,52 @@
+"""What a search leaves to be had: why it ended before its tolerance was used up, and what a larger one would allow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from convsurgeon.search.bracket import SPENT
+from convsurgeon.search.goal import Within
+from convsurgeon.search.search import MOST_TRIALS
+from convsurgeon.search.trial import Trial
+
+_FASTER = 1.15
+"""Times as fast as what was taken that a plan is worth speaking of."""
+
+
+def describe_outlook(goal: Within, trials: Sequence[Trial]) -> str:
+    """Return in a sentence or two what else could be had, by the trials that were made anyway; empty if nothing."""
+    judged = [trial for trial in trials if math.isfinite(trial.value)]
+    return " ".join(filter(None, (_unspent(goal, judged), _next_point(goal, judged))))
+
+
+def _unspent(goal: Within, trials: Sequence[Trial]) -> str:
+    taken = next((trial for trial in trials if trial.taken), None)
+    if taken is None or goal.spent(taken.value) >= SPENT:
+        return ""
+    bad = [goal.spent(trial.value) for trial in trials if not trial.good_enough]
+    if not bad:
+        why = "no plan that is faster exists"
+    elif len(trials) >= MOST_TRIALS:
+        why = f"the search ended after {len(trials)} trials"
+    else:
+        why = f"the next faster plan that was tried would lose {min(bad):.1f} times as much as is allowed"
+    return f"It uses {max(goal.spent(taken.value), 0.0):.0%} of what may be lost: {why}."
+
+
+def _next_point(goal: Within, trials: Sequence[Trial]) -> str:
+    reached = max((trial.speed_up for trial in trials if trial.taken), default=1.0)
+    faster = [trial for trial in trials if not trial.good_enough and trial.speed_up >= _FASTER * reached]
+    if not faster:
+        return ""
+    near = min(faster, key=lambda trial: goal.lost(trial.value))
+    needed = _rounded_up(goal.lost(near.value))
+    figure = f"{goal.name} {near.value:.4g}"
+    call = f"Within({needed:g})" if goal.metric is None else f"Within({needed:g}, metric={goal.name})"
+    return f"About {near.speed_up:.1f} times as fast at {figure}: {call}."
+
+
+def _rounded_up(value: float) -> float:
+    """Return the next number of two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit) * unit
