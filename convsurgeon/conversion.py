@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,12 +15,11 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.distill.reconstruct import reconstruct
-from convsurgeon.fit.fidelity import Fidelity, fidelity
+from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
-from convsurgeon.graph.outputs import answer, outputs
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_subgraphs
 from convsurgeon.planning.candidates import Forms, plan_captured
@@ -308,7 +306,7 @@ def carry_out(
     with undisturbed(model):  # a closure that the copy holds may still run modules of the original
         after = capture(converted, example)
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    shown = example if data is None else data.held_back[0]
+    shown = (example,) if data is None else data.held_back
     report = Report(
         before.cost,
         after.cost,
@@ -331,22 +329,6 @@ def carry_out(
         made_up=data if data is not None and data.synthetic else None,
         runtime=runtime,
     )
-
-
-def compare_outputs(model: nn.Module, converted: nn.Module, example: Example) -> Fidelity | None:
-    """Return the fidelity of a converted model on an example; None where the outputs cannot be compared."""
-    try:
-        with undisturbed(model):
-            wanted, found = answer(model, example), outputs(converted, example)
-    except CalibrationError:  # no floating-point output
-        return None
-    original = wanted.judged
-    if [one.shape for one in original] != [one.shape for one in found] or not sum(map(Tensor.numel, original)):
-        return None  # sizes that depend on values
-    if not all(bool(tensor.isfinite().all()) for tensor in original):
-        text = "the original's own output holds NaN or infinity; look at its weights and at the example"
-        warnings.warn(f"fidelity: {text}", stacklevel=4)
-    return fidelity(original, found, wanted.where)
 
 
 def _receive(model: Model, example: object, call: _Call) -> Result:

@@ -18,13 +18,14 @@ from convsurgeon.base import processes
 from convsurgeon.base.errors import RecoveryError
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.synthetic import synthesise
-from convsurgeon.conversion import Result, compare_outputs
+from convsurgeon.conversion import Result
 from convsurgeon.distill.batches import Stream, kept_chance, split, training_set
 from convsurgeon.distill.checkpoint import RunFolder, check_run
 from convsurgeon.distill.distiller import Distiller
 from convsurgeon.distill.loss import OutputJudge, answer_loss
 from convsurgeon.distill.recipe import Recipe
 from convsurgeon.distill.record import Recovery, Score
+from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import keep_state, restore_state
@@ -90,7 +91,7 @@ def recover(
         done = _train(job, folder, progress)
     model = copy.deepcopy(result.model)
     model.load_state_dict(job.student.state_dict())
-    values = compare_outputs(result.original, model, job.held_back[0])
+    values = compare_outputs(result.original, model, job.held_back)
     report = dataclasses.replace(result.report, fidelity=values, recovery=done, metrics=())
     runtime = result.runtime
     if recipe.precision is not None and recipe.precision != runtime.precision:

@@ -52,7 +52,7 @@ def ask_metric(result: Result, files: Sequence[Quantized]) -> tuple[dict[str, fl
 def losses(within: Within, agreement: Sequence[Agreement], values: Mapping[str, float]) -> dict[str, float]:
     """Return what every file loses in the unit of the tolerance; infinite where that is not known."""
     if within.metric is None:
-        return {one.name: one.error / within.scale for one in agreement}
+        return {one.name: within.value(one.error, one.lost) for one in agreement}
     lost = {one.name: within.lost(values.get(one.name, math.nan)) for one in agreement}
     return {name: math.inf if math.isnan(value) else value for name, value in lost.items()}
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from convsurgeon.calibration.dataset import images_in
 from convsurgeon.distill.record import Score
+from convsurgeon.graph.decisions import Decisions
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.output_error import OutputError, relative_error, scales
 from convsurgeon.graph.outputs import answer, outputs
@@ -61,24 +62,21 @@ class OutputJudge:
         self.images = sum(map(images_in, batches))
         with undisturbed(original):
             self._answers = [answer(original, batch) for batch in batches]
-        outs = [one.judged for one in self._answers]
-        self._classifies = all(len(out) == 1 and out[0].dim() == 2 and out[0].shape[1] > 1 for out in outs)
 
     def error(self, model: nn.Module) -> float:
         """Return the error; infinite where an output is not finite."""
         return self.score(model).error
 
     def score(self, model: nn.Module) -> Score:
-        """Return the error and, for a classifier, the share of rows with the same largest entry."""
-        error, own, agreed, rows = OutputError(), 0.0, 0, 0
+        """Return the error, and what becomes of the original's decisions."""
+        error, decisions, own = OutputError(), Decisions(), 0.0
         with evaluating(model):
             for batch, wanted in zip(self.batches, self._answers, strict=True):
                 found = answer(model, batch)
                 error.add(wanted.judged, found.judged)
                 if self._loss is not None:
                     own += float(self._loss(found.output, wanted.output)) * images_in(batch) / self.images
-                if self._classifies:
-                    agreed += int((found.judged[0].argmax(1) == wanted.judged[0].argmax(1)).sum())
-                    rows += len(wanted.judged[0])
+                decisions.add(wanted.judged, found.judged)
         value = error.value if self._loss is None else own
-        return Score(value if math.isfinite(value) else math.inf, agreed / rows if self._classifies else None)
+        value = value if math.isfinite(value) else math.inf
+        return Score(value, decisions.agreement, decisions.overlap, decisions.lost)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.joint import NEAR, fit_jointly
 from convsurgeon.distill.loss import OutputJudge
+from convsurgeon.distill.record import Score
 from convsurgeon.fit.sequential import SiteFit, Starts, fit_in_order
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -37,6 +38,7 @@ class Reconstruction:
         held_back: images that judged.
         positions: of all sites' outputs that were fitted to.
         steps: (what was tried, the error with it, whether it was kept), beginning with the weights as they were.
+        score: of what was kept.
     """
 
     sites: tuple[SiteFit, ...]
@@ -44,6 +46,7 @@ class Reconstruction:
     held_back: int
     positions: int
     steps: tuple[tuple[str, float, bool], ...]
+    score: Score
 
     @property
     def error_before(self) -> float:
@@ -53,7 +56,7 @@ class Reconstruction:
     @property
     def error_after(self) -> float:
         """Return the output error of what was kept."""
-        return min(error for _, error, kept in self.steps if kept)
+        return self.score.error
 
 
 def reconstruct(
@@ -84,22 +87,26 @@ def reconstruct(
         starts: earlier fits of these sites, see `fit_in_order`.
     """
     judge = OutputJudge(seen.model, data.held_back)
-    steps = [("weights alone", judge.error(converted), True)]
+    best = judge.score(converted)
+    steps = [("weights alone", best.error, True)]
     start = copy_state(converted)
 
     def keep_or_restore(what: str, before: dict[str, Tensor]) -> None:
         """Keep the weights as they are if their error is the lowest so far, put them back otherwise."""
-        error = judge.error(converted)
-        kept = error < min(error for _, error, _ in steps)
-        if not kept:
+        nonlocal best
+        score = judge.score(converted)
+        kept = score.error < best.error
+        if kept:
+            best = score
+        else:
             restore_state(converted, before)
-        steps.append((what, error, kept))
+        steps.append((what, score.error, kept))
 
     sites = fit_in_order(
         seen, converted, plan, data, seed=seed, progress=progress, metrics=metrics, effort=effort, starts=starts
     )
     keep_or_restore("fitted to activations", start)
-    if jointly and min(error for _, error, _ in steps) >= NEAR:
+    if jointly and best.error >= NEAR:
         fitted = copy_state(converted)
         fit_jointly(seen, converted, plan, data.fitted, judge.score, seed, progress)
         keep_or_restore("fitted together", fitted)
@@ -108,7 +115,7 @@ def reconstruct(
         _renew_norms(converted, first_batches(data.fitted, RENEWED))
         keep_or_restore("batch norm re-estimated", fitted)
     positions = sum(site.positions for site in sites)
-    return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps))
+    return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps), best)
 
 
 def _renewable(module: nn.Module) -> bool:

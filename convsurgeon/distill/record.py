@@ -11,11 +11,15 @@ class Score:
 
     Args:
         error: of the outputs (see `graph.output_error`), or the user's own loss.
-        agreement: share of rows with the same largest entry; None unless the output looks like a classifier's.
+        agreement: share of images with the same decision; None unless there is one for each (see `graph.decisions`).
+        overlap: of decisions at every place of a map, intersection over union; None without maps.
+        lost: share of right decisions that are lost, by the original's own probabilities.
     """
 
     error: float
     agreement: float | None = None
+    overlap: float | None = None
+    lost: float = 0.0
 
     def better_than(self, other: Score, start: Score) -> bool:
         """Return whether the error is below another's and the agreement not below that at the start."""

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convsurgeon.base.errors import CalibrationError
+from convsurgeon.graph.decisions import Decisions, interval
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import answer
+from convsurgeon.graph.outputs import answer, outputs, pair_outputs
 from convsurgeon.graph.state import undisturbed
 
-EXPLAINED = 0.9
-"""Share of the output that the input explains at least where a network is image to image."""
+DECIDES = 0.5
+"""Share of the output that is not in the input, above which an output of the input's channels may be of decisions."""
 _LEAST = 1e-9
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Two models on the same inputs, over all floating-point outputs.
+    """Two models on the same inputs, over all that they are judged at.
 
     Args:
         sqnr_db: 10 log10 of signal energy over error energy; inf where they agree to the bit.
         cosine: of the angle between the outputs.
-        agreement: share of rows with the same largest entry; None unless the output is one (rows, classes) tensor.
+        agreement: share of rows with the same decision; None unless there is one for each (see `graph.decisions`).
         rows: how many there were.
         where: the outputs were compared, in words, if that is not the outputs themselves (see `graph.picking`).
+        overlap: of decisions at every place of a map, intersection over union; None without maps.
+        added_db: energy of what an image-to-image network adds to its input over error energy; None of others.
     """
 
     sqnr_db: float
@@ -36,25 +41,67 @@ class Fidelity:
     agreement: float | None
     rows: int
     where: str = ""
+    overlap: float | None = None
+    added_db: float | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the agreement."""
+        return None if self.agreement is None else interval(self.agreement, self.rows)
 
 
-def fidelity(original: list[Tensor], converted: list[Tensor], where: str = "") -> Fidelity:
-    """Compare two lists of outputs of equal shapes, in float64; nan where a value is not finite."""
+def fidelity(
+    original: list[Tensor], converted: list[Tensor], where: str = "", images: Sequence[Tensor] = ()
+) -> Fidelity:
+    """Compare two lists of outputs of equal shapes, in float64; nan where a value is not finite.
+
+    Args:
+        original: what the original is judged at.
+        converted: what the converted model is judged at.
+        where: that is, if it is not the outputs.
+        images: that went in.
+    """
     signal = error = product = other = 0.0
+    decisions = Decisions()
+    decisions.add(original, converted)
     for one, two in zip(original, converted, strict=True):
         a, b = one.double().flatten(), two.double().flatten()
         signal += float(a @ a)
         other += float(b @ b)
         product += float(a @ b)
         error += float((a - b).square().sum())
+    finite = math.isfinite(signal + other)
     cosine = product / math.sqrt(signal * other) if signal > 0 and other > 0 else float(signal == other)
-    cosine = cosine if math.isfinite(signal + other) else math.nan
-    classifier = len(original) == 1 and original[0].dim() == 2 and original[0].shape[1] >= 2
-    agreement = float(torch.eq(original[0].argmax(1), converted[0].argmax(1)).double().mean()) if classifier else None
-    if classifier and not math.isfinite(signal + other):
-        agreement = math.nan
-    rows = original[0].shape[0] if original and original[0].dim() else 0
-    return Fidelity(sqnr_db(signal, error), cosine, agreement, rows, where)
+    share, energy = _share([(list(images), original)])
+    return Fidelity(
+        sqnr_db(signal, error),
+        cosine if finite else math.nan,
+        decisions.agreement if finite or decisions.agreement is None else math.nan,
+        original[0].shape[0] if original and original[0].dim() else 0,
+        where,
+        overlap=decisions.overlap if finite and share > DECIDES else None,
+        added_db=sqnr_db(share * energy, error) if share <= DECIDES else None,
+    )
+
+
+def compare_outputs(model: nn.Module, converted: nn.Module, batches: Sequence[Example]) -> Fidelity | None:
+    """Return the fidelity of a converted model on images of one size; None where the outputs cannot be compared."""
+    sizes = [[one.shape[1:] for one in batch.tensors()] for batch in batches]
+    alike = [batch for batch, size in zip(batches, sizes, strict=True) if size == sizes[0]]
+    try:
+        with undisturbed(model):
+            wanted = [answer(model, batch) for batch in alike]
+            given = [outputs(converted, batch) for batch in alike]
+        pairs = [pair_outputs(one.judged, two) for one, two in zip(wanted, given, strict=True)]
+    except CalibrationError:  # no floating-point output, or sizes that depend on values
+        return None
+    both = list(zip(*pairs, strict=True))
+    original, found = ([torch.cat([pair[side] for pair in column]) for column in both] for side in (0, 1))
+    if not all(bool(tensor.isfinite().all()) for tensor in original):
+        text = "the original's own output holds NaN or infinity; look at its weights and at the example"
+        warnings.warn(f"fidelity: {text}", stacklevel=4)
+    images = [torch.cat(column) for column in zip(*(batch.tensors() for batch in alike), strict=True)]
+    return fidelity(original, found, wanted[0].where, images)
 
 
 def sqnr_db(signal: float, error: float) -> float:
@@ -72,16 +119,19 @@ def added_share(model: nn.Module, batches: Sequence[Example]) -> float:
     A denoiser or super-resolution passes its input on: an error of a hundredth of its output may be all that it was
     made for. So its output is regressed on the input, channel by channel, and an error counts against the rest.
     """
-    wrong = energy = 0.0
     with undisturbed(model):
-        for batch in batches:
-            output, inputs = answer(model, batch).judged, batch.tensors()
-            if len(output) != 1 or len(inputs) != 1 or not _alike(inputs[0], output[0]):
-                return 1.0
-            left, whole = _remainder(inputs[0], output[0])
-            wrong, energy = wrong + left, energy + whole
-    share = wrong / energy if energy > 0 else 1.0
-    return max(share, _LEAST) if share < 1 - EXPLAINED else 1.0
+        return _share((batch.tensors(), answer(model, batch).judged) for batch in batches)[0]
+
+
+def _share(pairs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> tuple[float, float]:
+    """Return the share of the outputs that is not in the inputs, and the energy of the outputs around their mean."""
+    wrong = energy = 0.0
+    for inputs, output in pairs:
+        if len(output) != 1 or len(inputs) != 1 or not _alike(inputs[0], output[0]):
+            return 1.0, 0.0
+        left, whole = _remainder(inputs[0], output[0])
+        wrong, energy = wrong + left, energy + whole
+    return max(min(1.0, wrong / energy), _LEAST) if energy > 0 else 1.0, energy
 
 
 def _alike(image: Tensor, output: Tensor) -> bool:

@@ -148,7 +148,7 @@ class _Moments:
     def __init__(self, origin: Tensor) -> None:
         self.images, self.origin = 0, origin
         self.total, self.squares = torch.zeros_like(origin), torch.zeros_like(origin)
-        self.axes = _channel_axes(tuple(origin.shape))
+        self.axes = channel_axes(tuple(origin.shape))
         self.wrong = [torch.zeros(origin.shape[axis], dtype=origin.dtype, device=origin.device) for axis in self.axes]
         self.bounded = [torch.ones_like(one, dtype=torch.bool) for one in self.wrong]
 
@@ -212,7 +212,7 @@ def _lines(values: Tensor, axis: int) -> Tensor:
     return values.movedim(axis, 0).reshape(values.shape[axis], -1)
 
 
-def _channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
+def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return which axes of an image's output may be that of the channels: both ends, of maps the one that differs."""
     if len(shape) == 3:
         first, second, last = shape

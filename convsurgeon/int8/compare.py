@@ -14,6 +14,7 @@ import torch
 from onnx import ModelProto, TensorProto
 
 from convsurgeon.base.arrays import Array
+from convsurgeon.graph.decisions import Decisions
 from convsurgeon.graph.output_error import OutputError
 from convsurgeon.int8.feeds import expose_values, open_sizes
 from convsurgeon.onnx import graph
@@ -37,7 +38,9 @@ class Agreement:
     rows: int
     """Number of images compared."""
     error: float
-    """See `graph.output_error`."""
+    """See `graph.output_error`; where the file decides, of what it decides by."""
+    lost: float = 0.0
+    """Share of right decisions that are lost, see `graph.decisions`."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,20 @@ def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Ag
     Raises:
         LatencyError: One of them cannot be loaded.
     """
-    energies, error, same, ranked, rows = np.zeros(2), OutputError(), 0, 0, 0
-    sessions = [_open(path, feeds) for path in (reference, other)]
+    energies, error, decisions, rows = np.zeros(2), OutputError(), Decisions(), 0
+    opened = [_open(path, feeds) for path in (reference, other)]
     for feed in feeds:
-        wanted, found = (session.run(None, feed) for session in sessions)
-        if any(one.shape != two.shape for one, two in zip(wanted, found, strict=True)):
+        wanted, found = (session.run(names, feed) for session, names in opened)
+        if [one.shape for one in wanted] != [two.shape for two in found]:
             images = sum(len(next(iter(feed.values()))) for feed in feeds)
             return Agreement(other.name, -math.inf, None, images, math.inf)
         for one, two in zip(wanted, found, strict=True):
             energies += _energies(one, two)
-        error.add(*([torch.from_numpy(one.astype(np.float64)) for one in side] for side in (wanted, found)))
+        pair = [[torch.from_numpy(one.astype(np.float64)) for one in side] for side in (wanted, found)]
+        error.add(*pair)
+        decisions.add(*pair)
         rows += len(wanted[0]) if wanted[0].ndim else 1
-        if len(wanted) == 1 and wanted[0].ndim == 2 and wanted[0].shape[1] > 1:
-            same += int(np.sum(wanted[0].argmax(1) == found[0].argmax(1)))
-            ranked += len(wanted[0])
-    return Agreement(other.name, _decibels(energies), same / ranked if ranked else None, rows, error.value)
+    return Agreement(other.name, _decibels(energies), decisions.agreement, rows, error.value, decisions.lost)
 
 
 def compare_layers(
@@ -130,9 +132,29 @@ def _noise(sqnr_db: float) -> float:
     return float(10 ** (-sqnr_db / 10))
 
 
-def _open(path: Path, feeds: Sequence[Feed]) -> ort.InferenceSession:
-    """Open the file as it is, or with its sizes opened where the images have others."""
+def _judged(model: ModelProto) -> list[str]:
+    """Return the floating-point outputs, and the values that others are decided by."""
+    types = proto.element_types(graph.infer_shapes(model).graph)
+    made = proto.producers(model.graph)
+    found: dict[str, None] = {}
+    waiting = [info.name for info in reversed(model.graph.output)]
+    while waiting:
+        name = waiting.pop()
+        if name not in made:
+            continue  # an input or a constant
+        if types.get(name) in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+            found[name] = None
+        else:
+            waiting.extend(reversed(made[name].input))
+    return list(found) or [info.name for info in model.graph.output]
+
+
+def _open(path: Path, feeds: Sequence[Feed]) -> tuple[ort.InferenceSession, list[str]]:
+    """Open the file as it is, or with its sizes opened where the images have others; with what it is judged at."""
     model = onnx.load(path)
+    names = _judged(model)
+    if not {*names} <= {info.name for info in model.graph.output}:
+        return expose_values(model, names), names
     shapes = dict(proto.signature(model.graph.input))
     given = [(shapes[name], value.shape) for feed in feeds for name, value in feed.items() if name in shapes]
     fits = all(
@@ -140,4 +162,4 @@ def _open(path: Path, feeds: Sequence[Feed]) -> ort.InferenceSession:
         and all(isinstance(one, str) or one == size for one, size in zip(wanted, shape, strict=True))
         for wanted, shape in given
     )
-    return open_session(path if fits else open_sizes(model), session_options(1, "all"))
+    return open_session(path if fits else open_sizes(model), session_options(1, "all")), names

@@ -149,12 +149,22 @@ class Report:
     @property
     def closeness(self) -> Table:
         """Fidelity on the example, or on held-out images with calibration: original against converted."""
-        columns = (("sqnr_db", "decibel"), ("cosine", "number"), ("top1_agreement", "share"), ("rows", "count"))
+        columns = [("sqnr_db", "decibel"), ("cosine", "number"), ("top1_agreement", "share"), ("rows", "count")]
         one = self.fidelity
-        rows = () if one is None else ((one.sqnr_db, one.cosine, one.agreement, one.rows),)
+        rows: tuple[tuple[Any, ...], ...] = ()
+        if one is not None:
+            low = None if one.interval is None else one.interval[0]
+            more = (
+                ("at_least", "share", low),
+                ("class_overlap", "share", one.overlap),
+                ("added_db", "decibel", one.added_db),
+            )
+            held = [column for column in more if column[2] is not None]
+            columns += [(name, kind) for name, kind, _ in held]
+            rows = ((one.sqnr_db, one.cosine, one.agreement, one.rows, *(value for _, _, value in held)),)
         where = "held-out images" if self.reconstruction or self.recovery else "the example"
         where += f", at {one.where}" if one is not None and one.where else ""
-        return Table(f"Fidelity on {where}: original against converted", columns, rows)
+        return Table(f"Fidelity on {where}: original against converted", tuple(columns), rows)
 
     @property
     def fits(self) -> Table:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from convsurgeon.search.bracket import AIM, Bracket
-from convsurgeon.search.goal import DEFAULT_ERROR, DEFAULT_ERROR_ADDED, Budget, Within
+from convsurgeon.search.goal import DEFAULT_ERROR, Budget, Within
 from convsurgeon.search.problem import Problem
 from convsurgeon.search.study import Study
 from convsurgeon.search.trial import Trial
@@ -36,9 +36,8 @@ class Aim:
         """
         if goal.metric is not None and last is not None:
             return Aim(bracket, bracket.middle)
-        unit = USUAL if last is None else last.error / max(study.predicted_error(last.plan), 1e-300)
-        usual = DEFAULT_ERROR if goal.scale == 1 else DEFAULT_ERROR_ADDED
-        most = AIM * (usual if goal.metric is not None else goal.most) * goal.scale
+        unit = USUAL if last is None else last.value * goal.scale / max(study.predicted_error(last.plan), 1e-300)
+        most = AIM * (DEFAULT_ERROR if goal.metric is not None else goal.most) * goal.scale
         if not 0 < most / unit < math.inf:
             return Aim(bracket, bracket.middle)
 

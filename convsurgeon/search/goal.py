@@ -12,7 +12,7 @@ from torch import nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import first_batches
-from convsurgeon.fit.fidelity import added_share
+from convsurgeon.fit.fidelity import DECIDES, added_share
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 
@@ -22,8 +22,12 @@ Metric = Callable[[nn.Module], float]
 DEFAULT_ERROR = 0.03
 """Relative error of the output on held-out images that the default allows."""
 
-DEFAULT_ERROR_ADDED = 0.005
-"""The same for image-to-image networks, relative to what the network adds to its input."""
+DEFAULT_ERROR_ADDED = 0.002
+"""The same, relative to what the network adds, where that is next to nothing beside its input; between the two where it
+is more."""
+
+DEFAULT_DECISIONS = 0.0075
+"""Share of right decisions that the default may lose, by the original's own probabilities (see `graph.decisions`)."""
 
 DEFAULT_LOSS = {"higher": 0.003, "lower": 0.02}
 """Share of the original's own metric that may be lost where no tolerance is given, by which values are better.
@@ -34,7 +38,7 @@ Of an accuracy of 92 that is 0.28 points, of 0.92 it is 0.0028, of 33 dB 0.1 dB;
 LARGE = {"higher": 0.25, "lower": 1.0}
 """Share of the metric from which on a tolerance that is a bare number is taken for a mistake in its unit."""
 
-_ADDED_IMAGES = 16
+_ADDED_IMAGES = 64
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS = {
     "macs": {"mac": 1.0, "macs": 1.0, "flop": 0.5, "flops": 0.5},
@@ -127,6 +131,8 @@ class Within:
     """The original's metric, 0 for an error; filled in once, by `resolve`."""
     scale: float = field(default=1.0, repr=False)
     """The share of the output's variance that an error is relative to; the search fills it in."""
+    decisions: float = field(default=math.inf, repr=False)
+    """The share of right decisions that may be lost; the search fills it in."""
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
@@ -150,9 +156,12 @@ class Within:
             before = measure(self.metric, model)
             return dataclasses.replace(self, tolerance=self._allow(before), before=before)
         scale = added_share(model, first_batches(held_out, _ADDED_IMAGES))
-        default = DEFAULT_ERROR if scale == 1 else DEFAULT_ERROR_ADDED
-        tolerance = default if self.tolerance is None else _read_tolerance(self.tolerance, 1.0)
-        return dataclasses.replace(self, tolerance=tolerance, better="lower", scale=scale, before=0.0)
+        filled = dataclasses.replace(self, better="lower", scale=scale, before=0.0)
+        if self.tolerance is not None:
+            return dataclasses.replace(filled, tolerance=_read_tolerance(self.tolerance, 1.0))
+        tolerance = DEFAULT_ERROR_ADDED + (DEFAULT_ERROR - DEFAULT_ERROR_ADDED) * scale**2
+        decisions = DEFAULT_DECISIONS if scale > DECIDES else math.inf
+        return dataclasses.replace(filled, tolerance=tolerance, decisions=decisions)
 
     def _allow(self, before: float) -> float:
         """Return the most that may be lost of a metric; refuse what was most likely meant in another unit."""
@@ -188,6 +197,10 @@ class Within:
         """The relative error of the output that is allowed; nan where a metric decides."""
         return math.nan if self.metric is not None else self.most * self.scale
 
+    def value(self, error: float, lost: float) -> float:
+        """Return the figure of a network without a metric: its error, or what it loses of decisions if that is more."""
+        return max(error / self.scale, self.most * lost / self.decisions)
+
     def keeps(self, value: float) -> bool:
         """Return whether a figure is good enough."""
         return self.lost(value) <= self.most + 1e-12
@@ -205,7 +218,10 @@ class Within:
     def __str__(self) -> str:
         if self.metric is not None:
             return f"{self.most:.3g} of {self.name} ({self.before:.4g})"
-        return f"an error of {self.most:.3g} of {'the output' if self.scale == 1 else 'what is added to the input'}"
+        text = (
+            f"an error of {self.most:.2g} of {'the output' if self.scale > DECIDES else 'what is added to the input'}"
+        )
+        return text if self.decisions == math.inf else f"{text} and {self.decisions:.2%} of right decisions"
 
 
 Goal = Budget | Within

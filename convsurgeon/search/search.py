@@ -184,14 +184,15 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
     assert study.table is not None
     plan = Problem.of(study, Budget(latency=share)).plan
     made = study.try_plan(plan, final=goal.metric is not None)
-    value = made.error / goal.scale if goal.metric is None else measure(goal.metric, made.shipped)
+    value = goal.value(made.score.error, made.score.lost) if goal.metric is None else measure(goal.metric, made.shipped)
     if good_enough := goal.keeps(value):
         study.kept[:] = [made]
     return Trial(
         plan,
         dense_ms=study.table.total_ms,
         predicted_ms=study.predicted_ms(plan),
-        error=made.error,
+        error=made.score.error,
+        lost=made.score.lost,
         value=value,
         good_enough=good_enough,
     )
@@ -203,7 +204,7 @@ def _confirm(study: Study, best: Trial) -> list[Trial]:
     def attempt(plan: Plan) -> Trial:
         trial = time_plan(study, plan)
         if plan is best.plan:
-            trial = dataclasses.replace(trial, error=best.error, value=best.value)
+            trial = dataclasses.replace(trial, error=best.error, lost=best.lost, value=best.value)
         return trial
 
     def narrow(plan: Plan, trial: Trial) -> Plan | None:

@@ -13,6 +13,7 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.reconstruct import Reconstruction, reconstruct
+from convsurgeon.distill.record import Score
 from convsurgeon.fit import sensitivity
 from convsurgeon.fit.sequential import Starts
 from convsurgeon.forms.form import Form
@@ -38,7 +39,7 @@ class Attempt:
         plan: as it was carried out.
         fits: what the fit did; None where the plan changes nothing.
         shipped: the network as the file that ships would compute it.
-        error: of that one, on held-out images.
+        score: of that one, on held-out images.
         final: whether it was fitted as the conversion does, so nothing is left to do.
     """
 
@@ -47,8 +48,13 @@ class Attempt:
     plan: Plan
     fits: Reconstruction | None
     shipped: nn.Module
-    error: float
+    score: Score
     final: bool
+
+    @property
+    def error(self) -> float:
+        """Of the network that ships, on held-out images."""
+        return self.score.error
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class Study:
         if self.data is None:
             raise BudgetError("search: without images no plan can be tried; pass calibration")
         if not plan.changes:
-            return Attempt(plan, self.seen.model, plan, None, *self._as_shipped(self.seen.model, 0.0), final)
+            return Attempt(plan, self.seen.model, plan, None, *self._as_shipped(self.seen.model, Score(0.0)), final)
         converted, done = operate(self.seen.model, plan, self.seen.example)
         part = self.data
         if not final:
@@ -146,15 +152,15 @@ class Study:
             effort=1.0 if final else EFFORT,
             starts=self.starts,
         )
-        return Attempt(plan, converted, done, fits, *self._as_shipped(converted, fits.error_after), final)
+        return Attempt(plan, converted, done, fits, *self._as_shipped(converted, fits.score), final)
 
-    def _as_shipped(self, model: nn.Module, error: float) -> tuple[nn.Module, float]:
-        """Return the model in the runtime's precision, and its error there."""
+    def _as_shipped(self, model: nn.Module, score: Score) -> tuple[nn.Module, Score]:
+        """Return the model in the runtime's precision, and its score there."""
         if self.runtime.precision == "fp32":
-            return model, error
+            return model, score
         assert self.data is not None
         shipped = self.runtime.deployed(model, self.data.fitted)
-        return shipped, OutputJudge(self.seen.model, self.data.held_back).error(shipped)
+        return shipped, OutputJudge(self.seen.model, self.data.held_back).score(shipped)
 
     def predicted_ms(self, plan: Plan) -> float:
         """Return the milliseconds of a plan's network by the table; nan where one of its forms was not measured."""

@@ -22,7 +22,8 @@ class Trial:
         predicted_ms: of the converted network, by the latency table.
         network: what the whole converted network took, where it was timed.
         error: relative error of the output on held-out images.
-        value: what the goal looks at: the user's metric, or the error relative to what may be lost of it.
+        lost: share of right decisions lost there, by the original's own probabilities.
+        value: what the goal looks at: the user's metric, or the larger of both in the unit of the tolerance.
         good_enough: whether the goal allows it.
         taken: whether it is the plan that was carried out.
     """
@@ -32,6 +33,7 @@ class Trial:
     predicted_ms: float = math.nan
     network: NetworkTime | None = None
     error: float = math.nan
+    lost: float = math.nan
     value: float = math.nan
     good_enough: bool = True
     taken: bool = False

@@ -1,0 +1,81 @@
+"""What becomes of decisions: what it is on outputs where it is known, and what changed ones cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from convsurgeon.graph.decisions import Decisions, interval
+
+
+def _decisions(wanted: Tensor, found: Tensor, parts: int = 1) -> Decisions:
+    made = Decisions()
+    for one, two in zip(wanted.tensor_split(parts), found.tensor_split(parts), strict=True):
+        made.add([one], [two])
+    return made
+
+
+def test_equal_outputs_lose_nothing() -> None:
+    for shape in ((20, 5), (20, 1), (3, 4, 6, 6), (3, 1, 6, 6)):
+        same = torch.randn(shape)
+        made = _decisions(same, same.clone())
+        assert made.lost == 0
+        assert (made.agreement, made.overlap) == ((1.0, None) if len(shape) == 2 else (None, 1.0))
+
+
+def test_agreement_is_the_share_of_images_with_the_same_largest_score() -> None:
+    wanted = torch.eye(4).repeat(5, 1) * 9
+    found = wanted.clone()
+    found[:5] = found[:5].roll(1, 1)
+    made = _decisions(wanted, found, parts=3)
+    assert made.agreement == pytest.approx(0.75)
+    assert made.lost == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_close_choice_costs_less_than_a_sure_one() -> None:
+    torch.manual_seed(0)
+    wanted = torch.randn(400, 10)
+    noise = 0.5 * torch.randn(400, 10)
+    close, sure = _decisions(wanted, wanted + noise), _decisions(20 * wanted, 20 * (wanted + noise))
+    assert close.agreement == sure.agreement
+    assert close.lost < 0.5 * sure.lost
+
+
+def test_what_is_lost_is_the_accuracy_that_a_calibrated_network_loses() -> None:
+    torch.manual_seed(0)
+    wanted = 2 * torch.randn(20000, 6)
+    answers = torch.distributions.Categorical(logits=wanted).sample()
+    found = wanted + torch.randn_like(wanted)
+    right = [(one.argmax(1) == answers).double().mean() for one in (wanted, found)]
+    assert _decisions(wanted, found).lost == pytest.approx(float(right[0] - right[1]), abs=0.01)
+
+
+def test_thin_structures_count_as_much_as_what_is_around_them() -> None:
+    wanted = torch.full((2, 1, 50, 50), -4.0)
+    wanted[:, :, 20] = 4.0
+    gone = torch.full_like(wanted, -4.0)
+    made = _decisions(wanted, gone)
+    assert made.overlap == pytest.approx(0.49)
+    assert made.lost == pytest.approx(0.48, abs=0.01)  # half of the classes; 1 of 50 places
+    rare = torch.randn(2, 3, 20, 20)
+    rare[:, 2] = -9
+    rare[:, 2, 0, 0] = 9
+    without = rare.clone()
+    without[:, 2] = -9
+    assert _decisions(rare, without).overlap == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_channels_last_and_scores_that_are_probabilities() -> None:
+    wanted, found = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    plain = _decisions(wanted, found)
+    last = _decisions(wanted.movedim(1, -1), found.movedim(1, -1))
+    soft = _decisions(wanted.softmax(1), found.softmax(1))
+    for other in (last, soft):
+        assert other.lost == pytest.approx(plain.lost, rel=1e-5)
+        assert other.overlap == pytest.approx(plain.overlap)
+
+
+def test_the_interval_is_wilsons() -> None:
+    assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert interval(1.0, 8) == pytest.approx((0.6756, 1.0), abs=1e-4)
