@@ -204,7 +204,7 @@ def _before_padding(conv: NodeProto, made: Mapping[str, NodeProto], known: Mappi
 
 
 def _number_nodes(graph: GraphProto, owner: Mapping[str, str]) -> tuple[NodeFacts, ...]:
-    """Give every node a number for a name, and return what is known of each, from the nodes before it."""
+    """Give every node a number for a name, values after it, and return what is known of each from those before it."""
     place = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     facts: list[NodeFacts] = []
     for index, node in enumerate(graph.node):
@@ -216,7 +216,7 @@ def _number_nodes(graph: GraphProto, owner: Mapping[str, str]) -> tuple[NodeFact
         if node.op_type == "Conv":
             conv, near = index, site
         facts.append(NodeFacts(node.op_type, site, near, conv))
-    fixed = {info.name for info in (*graph.input, *graph.output)}
+    fixed = {info.name for info in graph.input}
     renamed: dict[str, str] = {}
     for index, node in enumerate(graph.node):
         node.name = f"node-{index}"
@@ -224,6 +224,8 @@ def _number_nodes(graph: GraphProto, owner: Mapping[str, str]) -> tuple[NodeFact
             if name and name not in fixed:
                 renamed[name] = node.name + (f".{number}" if number else "")
     proto.rename(graph, renamed)
+    for info in graph.output:  # the runtime names the conv that gives an output after that
+        info.name = renamed.get(info.name, info.name)
     return tuple(facts)
 
 

@@ -54,6 +54,13 @@ def table(cache: Path) -> LatencyTable:
     return _measure(cache, prune=False)
 
 
+def test_a_conv_that_gives_the_output_has_its_time(tmp_path: Path) -> None:
+    """The runtime names such a node after the output of the graph."""
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)).eval()
+    found = cs.Runtime(cache=tmp_path).measure(cs.capture(model, EXAMPLE), FORMS[:1], passes=1, progress=False)
+    assert all(found.ms(site, None) > 0.1 * found.total_ms for site in ("0", "1"))
+
+
 def test_every_site_has_its_time_and_all_add_up(table: LatencyTable) -> None:
     dense = sum(table.ms(site, None) for site in ("0", "3"))
     assert 0 < dense <= table.total_ms * 1.001
