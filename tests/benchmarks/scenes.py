@@ -121,7 +121,7 @@ def faint(count: int, side: int, draw: Generator) -> Scene:
     there = torch.randint(2, (count, 1, 1, 1), generator=draw)
     left, top, radius = (_uniform(count, draw, *span) for span in ((-0.25, 0.25), (-0.25, 0.25), (0.1, 0.22)))
     ring = (torch.hypot(x - left, y - top) - radius).abs() < 0.03
-    return image + 0.055 * (ring & (there > 0)), there[..., 0, 0].float()
+    return image + _uniform(count, draw, 0.03, 0.09) * (ring & (there > 0)), there[..., 0, 0].float()
 
 
 def glyphs(count: int, side: int, draw: Generator) -> Scene:

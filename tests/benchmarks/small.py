@@ -141,8 +141,9 @@ class Distance(nn.Module):
 
 def _boxes_loss(found: Tensor, answer: Tensor) -> Tensor:
     there = answer[:, 4:].amax(1, keepdim=True)
-    off = ((found[:, :4] - answer[:, :4]).abs() * there).sum() / there.sum() / 8
-    return off + 20 * F.binary_cross_entropy(found[:, 4:].clamp(1e-6, 1 - 1e-6), answer[:, 4:])
+    off = ((found[:, :4] - answer[:, :4]).abs() * there).sum() / there.sum() / 4
+    scores = F.binary_cross_entropy(found[:, 4:].clamp(1e-6, 1 - 1e-6), answer[:, 4:], reduction="sum")
+    return off + 2 * scores / there.sum()
 
 
 def _mask_loss(found: Tensor, answer: Tensor) -> Tensor:
@@ -186,7 +187,7 @@ NETS: dict[str, Small] = {
     "autoencoder": Small(_coder, scenes.pictures, 32, F.mse_loss, metrics.PSNR, 250),
     "two classes": Small(
         lambda: Pooled(body(3, 16, 32, 32, 64, 64, strided=(0, 1, 3)), 64, 1),
-        scenes.faint, 64, F.binary_cross_entropy_with_logits, metrics.AUC, 400,
+        scenes.faint, 64, F.binary_cross_entropy_with_logits, metrics.AUC, 500,
     ),
     "100 classes": Small(lambda: Pooled(body(3, 32, 48, 64, 64, 96, 96, strided=(1, 2, 4)), 96, 100), **_SIGNS),
     "100 classes, wide": Small(
