@@ -89,7 +89,7 @@ def convert(name: str, seed: int, goal: str, threads: int, pairs: int) -> Row:
         except cs.ConvSurgeonError as error:
             return row | {"refused": f"{type(error).__name__}: {error}"}
     said = [str(one.message).partition("\n")[0] for one in caught if issubclass(one.category, UserWarning)]
-    row |= {"warnings": said, "told": bool(said) or bool(_TOLD.search(row["sentence"]))}
+    row |= {"warnings": said, "told": bool(said or row["warning"])}
     return row | {"misled": _misled(row, subject)}
 
 
@@ -117,8 +117,9 @@ def _converted(subject: Subject, seed: int, goal: str, pairs: int) -> Row:
     if result.changes:
         timed = compare_models(model, result.model, example, 1, pairs)
         row |= {"times as fast": timed["times as fast"], "interval": timed["interval"]}
-    row["sentence"] = f"{sentence(result.report)} {result.report.speed}"
-    return row | {"notes": list(result.report.notes), "trials": result.report.tried.records()}
+    report = result.report
+    row |= {"sentence": report.speed, "warning": report.warning, "whole sentence": [sentence(report)]}
+    return row | {"notes": list(report.notes), "trials": report.tried.records()}
 
 
 def _example(subject: Subject, images: Tensor) -> Tensor:
