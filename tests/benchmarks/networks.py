@@ -158,7 +158,7 @@ def _quantise(float_file: Path, file: Path, images: Tensor) -> None:
             return next(self.feeds, None)
 
     ready = file.with_name("ready.onnx")
-    quantization.quant_pre_process(str(float_file), str(ready))
+    quantization.quant_pre_process(str(float_file), str(ready), skip_symbolic_shape=True)
     quantization.quantize_static(str(ready), str(file), Reader(), per_channel=True)
 
 
