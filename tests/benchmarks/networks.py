@@ -89,8 +89,14 @@ def convert(name: str, seed: int, goal: str, threads: int, pairs: int) -> Row:
         except cs.ConvSurgeonError as error:
             return row | {"refused": f"{type(error).__name__}: {error}"}
     said = [str(one.message).partition("\n")[0] for one in caught if issubclass(one.category, UserWarning)]
-    row |= {"warnings": said, "told": bool(said or row["warning"])}
+    row |= {"warnings": said, "told": bool(said or row["warning"]) or _admits(row["sentence"], row["lost"])}
     return row | {"misled": _misled(row, subject)}
+
+
+def _admits(said: str, lost: float) -> bool:
+    """Return whether a sentence says that at least as many percent of decisions change as are lost."""
+    found = re.search(r"([\d.]+) ?% of decisions stay", said)
+    return found is not None and 100 - float(found[1]) >= lost
 
 
 def _misled(row: Row, subject: Subject) -> str:
@@ -112,13 +118,13 @@ def _converted(subject: Subject, seed: int, goal: str, pairs: int) -> Row:
     result = cs.convert(model, example, calibration=images, goal=wanted, seed=seed, progress=False)
     row = saving(result) | {"processor s": round(_processor_seconds() - started), "peak MB": round(memory_mb("VmHWM"))}
     row |= _judged(subject, model, result.model.eval(), batches)
-    found = re.search(r"(\d+\.\d+) times as fast", result.report.speed)
+    report, said = result.report, sentence(result.report)
+    found = re.search(r"(\d+\.\d+) times as fast", said)
     row["claimed"] = float(found[1]) if found and result.changes else 1.0
     if result.changes:
         timed = compare_models(model, result.model, example, 1, pairs)
         row |= {"times as fast": timed["times as fast"], "interval": timed["interval"]}
-    report = result.report
-    row |= {"sentence": report.speed, "warning": report.warning, "whole sentence": [sentence(report)]}
+    row |= {"sentence": said, "warning": report.warning}
     return row | {"notes": list(report.notes), "trials": report.tried.records()}
 
 
