@@ -77,6 +77,7 @@ class OutputJudge:
                 if self._loss is not None:
                     own += float(self._loss(found.output, wanted.output)) * images_in(batch) / self.images
                 decisions.add(wanted.judged, found.judged)
-        value = error.value if self._loss is None else own
+        value, doubt = error.with_doubt() if self._loss is None else (own, 0.0)
         value = value if math.isfinite(value) else math.inf
-        return Score(value, decisions.agreement, decisions.overlap, decisions.lost)
+        lost, unsure = decisions.with_doubt()
+        return Score(value, decisions.agreement, decisions.overlap, lost, (doubt, unsure))

@@ -14,12 +14,14 @@ class Score:
         agreement: share of images with the same decision; None unless there is one for each (see `graph.decisions`).
         overlap: of decisions at every place of a map, intersection over union; None without maps.
         lost: share of right decisions that are lost, by the original's own probabilities.
+        doubt: standard errors of the error and of the share lost, over images.
     """
 
     error: float
     agreement: float | None = None
     overlap: float | None = None
     lost: float = 0.0
+    doubt: tuple[float, float] = (0.0, 0.0)
 
     def better_than(self, other: Score, start: Score) -> bool:
         """Return whether the error is below another's and the agreement not below that at the start."""

@@ -45,14 +45,20 @@ class Decisions:
     @property
     def lost(self) -> float:
         """Return the share of right decisions that are lost, by the original's own probabilities."""
-        return max((sums.lost for sums in self._outputs.values()), default=0.0)
+        return self.with_doubt()[0]
+
+    def with_doubt(self) -> tuple[float, float]:
+        """Return the share that is lost, and its standard error over images."""
+        return max((sums.lost() for sums in self._outputs.values()), default=(0.0, 0.0))
 
 
 class _Sums:
     """Sums over the decisions by one output, for every class that the original chooses."""
 
     def __init__(self) -> None:
-        self.count = self.other = self.same = self.cost = torch.zeros(())
+        self.count = self.other = self.same = torch.zeros(())
+        self.cost: list[Tensor] = []
+        """Of the images of every batch, by class."""
         self.mapped = False
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
@@ -66,7 +72,9 @@ class _Sums:
         self.count = self.count + torch.bincount(own, minlength=classes)
         self.other = self.other + torch.bincount(other, minlength=classes)
         self.same = self.same + torch.bincount(own[own == other], minlength=classes)
-        self.cost = self.cost + torch.bincount(own, cost, minlength=classes)
+        place = torch.arange(len(wanted)).repeat_interleave(len(own) // len(wanted)).to(own)
+        summed = torch.bincount(place * classes + own, cost, minlength=len(wanted) * classes)
+        self.cost.append(summed.view(-1, classes))
 
     @property
     def agreement(self) -> float:
@@ -77,12 +85,13 @@ class _Sums:
         union = self.count + self.other - self.same
         return float((self.same / union)[union > 0].mean())
 
-    @property
-    def lost(self) -> float:
-        """Of maps and of yes and no the mean over classes, so that what is rare or thin counts."""
-        if not self.mapped and len(self.count) > 2:
-            return float(self.cost.sum() / self.count.sum())
-        return float((self.cost / self.count)[self.count > 0].mean())
+    def lost(self) -> tuple[float, float]:
+        """Return what is lost; of maps and of yes and no the mean over classes, so that what is rare or thin counts."""
+        cost, occurs = torch.cat(self.cost), self.count > 0
+        alike = not self.mapped and len(self.count) > 2
+        weight = torch.where(occurs, 1 / (self.count.sum() if alike else self.count * occurs.sum()), 0.0)
+        each = cost @ weight.to(cost)
+        return float(each.sum()), float(each.std() * math.sqrt(len(each))) if len(each) > 1 else float(each.sum())
 
 
 def _chances(values: Tensor) -> Tensor:

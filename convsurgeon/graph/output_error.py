@@ -57,19 +57,32 @@ class OutputError:
         Raises:
             CalibrationError: nothing was compared.
         """
+        return self.with_doubt()[0]
+
+    def with_doubt(self) -> tuple[float, float]:
+        """Return the error, and its standard error over images; of one image that is as large.
+
+        Raises:
+            CalibrationError: as `value`.
+        """
         if not self._outputs:
             raise CalibrationError(
                 "error: there is no floating-point output to compare; convert the part of the model before its "
                 "integer outputs, or pass calibration=False"
             )
         sizes = [list(output.values()) for output in self._outputs.values()]
-        live = [output for output in sizes if any(moments.moves for moments in output)]
-        errors = [
-            sum(moments.error() * moments.images for moments in output) / sum(moments.images for moments in output)
-            for output in live
-        ]
+        errors, doubts = [], []
+        for output in sizes:
+            if any(moments.moves for moments in output):
+                found = torch.tensor([moments.error() for moments in output], dtype=torch.float64)
+                share = torch.tensor([float(moments.images) for moments in output], dtype=torch.float64)
+                found *= (share / share.sum())[:, None]
+                errors.append(float(found[:, 0].sum()))
+                doubts.append(float(found[:, 1].norm()))
         error = _root_mean_square(errors)
-        return error if math.isfinite(error) else math.inf
+        if not math.isfinite(error):
+            return math.inf, 0.0
+        return error, sum(a * b for a, b in zip(errors, doubts, strict=True)) / max(len(errors) * error, 1e-300)
 
 
 @dataclass(frozen=True)
@@ -149,13 +162,13 @@ class _Moments:
         self.images, self.origin = 0, origin
         self.total, self.squares = torch.zeros_like(origin), torch.zeros_like(origin)
         self.axes = channel_axes(tuple(origin.shape))
-        self.wrong = [torch.zeros(origin.shape[axis], dtype=origin.dtype, device=origin.device) for axis in self.axes]
-        self.bounded = [torch.ones_like(one, dtype=torch.bool) for one in self.wrong]
+        self.wrong: list[list[Tensor]] = [[] for _ in self.axes]
+        self.bounded = [torch.ones(origin.shape[axis], dtype=torch.bool, device=origin.device) for axis in self.axes]
 
     @property
     def moves(self) -> bool:
         """Whether the output changes from image to image, or the other network misses it."""
-        return self.images == 1 or bool(self.squares.any()) or bool(self.wrong[0].any())
+        return self.images == 1 or bool(self.squares.any()) or any(bool(one.any()) for one in self.wrong[0])
 
     def add(self, rows: Tensor) -> None:
         self.images += len(rows)
@@ -167,9 +180,9 @@ class _Moments:
             bounded &= _lines(inside, axis).all(1)
 
     def add_errors(self, squared: Tensor) -> None:
-        whole = squared.sum(0)
+        """Add the mean squared error (N, C) of every image and channel."""
         for wrong, axis in zip(self.wrong, self.axes, strict=True):
-            wrong += _lines(whole, axis).sum(1)
+            wrong.append(squared.movedim(axis + 1, 1).reshape(len(squared), squared.shape[axis + 1], -1).mean(2))
 
     def variances(self) -> Iterator[tuple[int, Tensor]]:
         """Yield every axis of the output that may be that of the channels, with their variances."""
@@ -184,13 +197,19 @@ class _Moments:
             own = own.clamp(min=_EPS * values.square().mean(1))
             yield axis + 1, _steadied(own, count, bounded, split=self.origin.dim() != 3)
 
-    def error(self) -> float:
-        """Return the largest error along an axis."""
-        found = []
-        for (axis, own), wrong in zip(self.variances(), self.wrong, strict=True):
-            each = self.images * self.origin.numel() / self.origin.shape[axis - 1]
-            found.append(_root_mean_square(torch.where(wrong == 0, 0.0, wrong / each / own).tolist()))
-        return max(found) if all(map(math.isfinite, found)) else math.inf
+    def error(self) -> tuple[float, float]:
+        """Return the largest error along an axis, and its standard error over images to first order."""
+        largest = (0.0, 0.0)
+        for (_, own), wrong in zip(self.variances(), self.wrong, strict=True):
+            each = torch.cat(wrong)
+            ratios = torch.where(each == 0, 0.0, each / own)
+            error = float(ratios.mean(0).square().mean().sqrt())
+            if not math.isfinite(error):
+                return math.inf, 0.0
+            if error > largest[0]:
+                by_image = ratios @ ratios.mean(0) / (ratios.shape[1] * error)
+                largest = error, float(by_image.std()) / math.sqrt(len(each)) if len(each) > 1 else error
+        return largest
 
 
 def _moments(sizes: dict[torch.Size, _Moments], values: Tensor) -> _Moments:

@@ -12,6 +12,7 @@ from torch import nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import first_batches
+from convsurgeon.distill.record import Score
 from convsurgeon.fit.fidelity import DECIDES, added_share
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
@@ -133,6 +134,8 @@ class Within:
     """The share of the output's variance that an error is relative to; the search fills it in."""
     decisions: float = field(default=math.inf, repr=False)
     """The share of right decisions that may be lost; the search fills it in."""
+    usual: bool = field(default=False, repr=False)
+    """Whether the tolerance is the default's; the search fills it in."""
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
@@ -161,7 +164,7 @@ class Within:
             return dataclasses.replace(filled, tolerance=_read_tolerance(self.tolerance, 1.0))
         tolerance = DEFAULT_ERROR_ADDED + (DEFAULT_ERROR - DEFAULT_ERROR_ADDED) * scale**2
         decisions = DEFAULT_DECISIONS if scale > DECIDES else math.inf
-        return dataclasses.replace(filled, tolerance=tolerance, decisions=decisions)
+        return dataclasses.replace(filled, tolerance=tolerance, decisions=decisions, usual=True)
 
     def _allow(self, before: float) -> float:
         """Return the most that may be lost of a metric; refuse what was most likely meant in another unit."""
@@ -200,6 +203,15 @@ class Within:
     def value(self, error: float, lost: float) -> float:
         """Return the figure of a network without a metric: its error, or what it loses of decisions if that is more."""
         return max(error / self.scale, self.most * lost / self.decisions)
+
+    def cautious(self, score: Score) -> float:
+        """Return the figure of a network by held-out images: by default one standard error worse than measured.
+
+        A handful of images tells little, many tell much.
+        """
+        if not self.usual:
+            return self.value(score.error, score.lost)
+        return self.value(score.error + score.doubt[0], score.lost + score.doubt[1])
 
     def keeps(self, value: float) -> bool:
         """Return whether a figure is good enough."""

@@ -184,7 +184,7 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
     assert study.table is not None
     plan = Problem.of(study, Budget(latency=share)).plan
     made = study.try_plan(plan, final=goal.metric is not None)
-    value = goal.value(made.score.error, made.score.lost) if goal.metric is None else measure(goal.metric, made.shipped)
+    value = goal.cautious(made.score) if goal.metric is None else measure(goal.metric, made.shipped)
     if good_enough := goal.keeps(value):
         study.kept[:] = [made]
     return Trial(

@@ -79,3 +79,12 @@ def test_channels_last_and_scores_that_are_probabilities() -> None:
 def test_the_interval_is_wilsons() -> None:
     assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
     assert interval(1.0, 8) == pytest.approx((0.6756, 1.0), abs=1e-4)
+
+
+def test_the_doubt_is_the_scatter_over_draws_of_images() -> None:
+    torch.manual_seed(0)
+    wanted = 2 * torch.randn(6400, 6)
+    found = wanted + torch.randn_like(wanted)
+    drawn = [_decisions(wanted[at], found[at]).with_doubt() for at in torch.arange(6400).split(64)]
+    values, doubts = torch.tensor(drawn).T
+    assert float(doubts.mean()) == pytest.approx(float(values.std()), rel=0.2)

@@ -165,3 +165,21 @@ def test_a_loss_is_scaled_by_the_same_variances() -> None:
     assert _error(([wanted], [found])) == pytest.approx(float(each.square().mean().sqrt()), rel=1e-5)
     with pytest.raises(cs.errors.CalibrationError):
         relative_error([], [], [])
+
+
+@pytest.mark.parametrize("shape", [(10,), (3, 6, 6)])
+def test_the_doubt_is_the_scatter_over_draws_of_images(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    wanted = torch.randn(1600, *shape)
+    sizes = torch.rand(1600).view(-1, *[1] * len(shape))  # images differ in how hard they are
+    found = wanted + 0.3 * sizes * torch.randn_like(wanted)
+    drawn = []
+    for at in torch.arange(1600).split(32):
+        error = OutputError()
+        error.add([wanted[at]], [found[at]])
+        drawn.append(error.with_doubt())
+    values, doubts = torch.tensor(drawn).T
+    assert float(doubts.mean()) == pytest.approx(float(values.std()), rel=0.4)
+    one = OutputError()
+    one.add([wanted[:1]], [found[:1]])
+    assert one.with_doubt()[1] == one.value
