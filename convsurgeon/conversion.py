@@ -50,7 +50,8 @@ class Result:
         held_back: calibration images that nothing was fitted to.
         made_up: the images that the weights were fitted to, where they were synthesised.
         runtime: where the network will run.
-        most_error: relative error of the output that the search allowed; nan where it was made otherwise.
+        within: what its files are judged by; None for the default's error.
+        searched: whether the plan was chosen to keep within that, not by hand or by its cost.
     """
 
     model: nn.Module

@@ -17,6 +17,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.int8.feeds import make_feeds, open_sizes
 from convsurgeon.int8.float_ends import find_float_ends
+from convsurgeon.int8.float_joins import find_float_joins
 from convsurgeon.int8.pipeline import prepare, round_graph
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import inputs
@@ -86,7 +87,8 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
     target = Target.onnxruntime()
     try:
         ranges = prepare(graph, feeds)
-        return Int8Module(round_graph(graph, ranges, feeds, target, find_float_ends(graph, target)), model)
+        left = find_float_ends(graph, target) | find_float_joins(graph, feeds, target)
+        return Int8Module(round_graph(graph, ranges, feeds, target, left), model)
     except ExportError:
         raise
     except Exception as error:  # the runtime's exceptions share no base class but Exception

@@ -27,6 +27,7 @@ from convsurgeon.base.version import version
 from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, measure_agreement
 from convsurgeon.int8.feeds import make_feeds
 from convsurgeon.int8.float_ends import find_float_ends
+from convsurgeon.int8.float_joins import find_float_joins
 from convsurgeon.int8.pipeline import prepare, round_graph
 from convsurgeon.int8.ranges import CALIBRATORS, Calibrator
 from convsurgeon.int8.target import Target
@@ -111,10 +112,11 @@ def quantize(
     _check(model, calibrator, exclude, target)
     try:
         ranges = prepare(model, feeds, calibrator)
+        joins = find_float_joins(model, feeds, target)
     except Exception as error:  # the runtime's exceptions share no base class but Exception
         raise ExportError(f"{origin}: cannot be run on the calibration: {first_line(error)}") from error
     ends = find_float_ends(model, target)
-    left = {*ends, *exclude}
+    left = {*ends, *joins, *exclude}
     rounded = round_graph(model, ranges, feeds, target, left)
     layers = compare_layers(model, rounded, feeds, left)
     if exclude_worst > 0:
@@ -125,7 +127,7 @@ def quantize(
     with new_file(place, overwrite) as draft:
         draft.write_bytes(_stamped(rounded))
         fidelity = measure_agreement(origin, draft, feeds)
-        return _accept(place, draft, "int8", fidelity, sqnr_db, layers, _notes(model, ends, target))
+        return _accept(place, draft, "int8", fidelity, sqnr_db, layers, _notes(model, ends, joins, target))
 
 
 def convert_fp16(
@@ -218,11 +220,13 @@ def _stamped(model: ModelProto) -> bytes:
     return data
 
 
-def _notes(model: ModelProto, ends: Collection[str], target: Target) -> tuple[str, ...]:
+def _notes(model: ModelProto, ends: Collection[str], joins: Collection[str], target: Target) -> tuple[str, ...]:
     """Return notes on the ends that stay in float, and on inner convs whose widths the target does not fill."""
     notes = []
     if named := [node.name for node in model.graph.node if node.name in ends]:
         notes.append(f"{', '.join(named)}: in float, because the network adds to an image")
+    if joins:
+        notes.append(f"{len(joins)} nodes at the end: in float, because values far apart meet there")
     outputs = {info.name for info in model.graph.output}
     sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
     wrong = []

@@ -49,12 +49,14 @@ def as_exported(model: nn.Module, sample: Sequence[Example], target: Target) -> 
     """Return what the exporter itself would do with a model; its nodes bear the names of the layers."""
     from convsurgeon.int8.equalise import equalise  # loads onnx and the runtime
     from convsurgeon.int8.float_ends import find_float_ends
+    from convsurgeon.int8.float_joins import find_float_joins
     from convsurgeon.int8.module import build_float_graph
     from convsurgeon.int8.weight_rounding import find_roundable
 
     try:
         graph, feeds = build_float_graph(model, list(sample))
-        return Exported(find_float_ends(graph, target), find_roundable(graph.graph), equalise(graph, feeds))
+        left = find_float_ends(graph, target) | find_float_joins(graph, feeds, target)
+        return Exported(left, find_roundable(graph.graph), equalise(graph, feeds))
     except Exception as error:  # of torch's exporter or of the runtime
         _LOG.warning("recover: the int8 export failed (%s); all layers are rounded plainly", describe(error))
         return Exported()

@@ -182,13 +182,16 @@ class Plan:
 
 
 def layer_table(steps: Iterable[Change | Skip], title: str = "Layers") -> Table:
-    """One row per conv: what it is, what becomes of it, what that costs, or why it is left alone."""
+    """One row per conv: what it is, what becomes of it, what that costs, or why it is left alone.
+
+    `weights_lost` is the share of the kernel's energy that the form cannot hold; a fit to images makes up for most.
+    """
     columns = (
         ("layer", "text"),
         ("conv", "text"),
         ("output", "text"),
         ("becomes", "text"),
-        ("lost", "share"),
+        ("weights_lost", "share"),
         ("params", "count"),
         ("params_after", "count"),
         ("macs", "count"),

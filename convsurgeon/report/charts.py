@@ -29,13 +29,19 @@ LayerRow = tuple[Change | Skip, Sequence[float | None], float | None, Sequence[D
 def draw_cards(report: Report, bundle: Bundle | None) -> list[Card]:
     """Return the figures at the top: what, how much, in words."""
     found = []
-    if bundle is not None and (row := bundle.rows.get(CONVERTED)):
-        low, high = row.interval
-        found.append((f"{row.speedup:.2f}×", "as fast as the original", f"95 %: {low:.2f} to {high:.2f}"))
+    best = None if bundle is None else bundle.recommended
+    if best is not None:
+        found.append((best.name, "to ship", "see README.md for how to run it"))
+        if best.name != ORIGINAL:
+            low, high = best.interval
+            where = f"95 %: {low:.2f} to {high:.2f}, {count_threads(best.threads)}, level {best.level}"
+            found.append((f"{best.speedup:.2f}×", "as fast as the original", where))
     costs = (("MACs", report.before.macs, report.after.macs), ("parameters", report.before.params, report.after.params))
     for name, was, now in costs:
         found.append((f"{was / now:.1f}×" if now else "all", f"fewer {name}", f"{_si(was)} to {_si(now)}"))
-    found += [(f"{now:.4g}", name, f"{was:.4g} before") for name, was, now in report.metrics]
+    for metric, before, after in report.metrics:
+        shown = after if best is None or bundle is None else bundle.values.get(best.name, after)
+        found.append((f"{shown:.4g}", metric, f"{before:.4g} before"))
     if bundle is not None and (near := bundle.near.get(CONVERTED)):
         found.append(_near_card(near.sqnr_db, near.top1, bundle.agreement_on))
     elif report.fidelity is not None:
@@ -85,20 +91,42 @@ def draw_tradeoff(bundle: Bundle) -> Drawn:
     far = 1.12 * max(across.values())
     points = []
     for name, value in sorted(across.items(), key=lambda item: item[1]):
-        near = bundle.near.get(name)
         kind = "before" if name.startswith("original") else "after"
-        height = 0.0 if near is None else _height(near.sqnr_db)
-        words = _describe_point(name, bundle)
-        points.append({"name": name, "x": 100 * value / far, "y": height, "words": words, "kind": kind})
+        best = bundle.recommended is not None and bundle.recommended.name == name
+        words = f"{_describe_point(name, bundle)}{', to ship' if best else ''}"
+        kind += " best" if best else ""
+        points.append(
+            {"name": name, "x": 100 * value / far, "y": _place_up(name, bundle), "words": words, "kind": kind}
+        )
+    known = [value for value in bundle.values.values() if math.isfinite(value)]
     yticks = [(0, "same"), *((_height(value), f"{value:.0f} dB") for value in (0, 20, 40))]
+    if known:  # the user's own measure says more
+        yticks = [(_between(value, known), f"{value:.4g}") for value in dict.fromkeys((max(known), min(known)))]
     xticks = [(100 * tick / far, f"{tick:g}") for tick in _ticks(far)]
     unit = "ms for one run (p50)" if bundle.rows else "MB on disk"
     return {"points": points, "xticks": xticks, "yticks": yticks, "across": unit, "on": bundle.agreement_on}
 
 
+def _place_up(name: str, bundle: Bundle) -> float:
+    """Return percent from the top: by the user's metric where there is one, else by how near the outputs are."""
+    known = [value for value in bundle.values.values() if math.isfinite(value)]
+    if known:
+        own = bundle.values.get(name, math.nan)
+        return _between(own if math.isfinite(own) else min(known), known)
+    near = bundle.near.get(name)
+    return 0.0 if near is None else _height(near.sqnr_db)
+
+
+def _between(value: float, known: Sequence[float]) -> float:
+    """Return percent from the top, the largest of the known values at 5 and the smallest at 95."""
+    low, high = min(known), max(known)
+    return 5 + 90 * ((high - value) / (high - low) if high > low else 0.0)
+
+
 def _describe_point(name: str, bundle: Bundle) -> str:
     words = [f"{bundle.rows[name].speedup:.2f}×"] if name in bundle.rows else []
     words.append(f"{bundle.sizes[name] / 1e6:.2f} MB")
+    words += [f"metric {bundle.values[name]:.4g}"] if name in bundle.values else []
     if near := bundle.near.get(name):
         words.append("identical outputs" if near.sqnr_db == math.inf else f"{near.sqnr_db:.1f} dB")
         words += [f"same top-1 on {100 * near.top1:.1f} %"] if near.top1 is not None else []

@@ -20,6 +20,7 @@ import convsurgeon as cs
 from convsurgeon.planning.inspection import energy_curves
 from convsurgeon.planning.plan import Change, Skip
 from convsurgeon.report import charts
+from convsurgeon.report.bundle import Recommended
 from convsurgeon.report.page import page
 from tests import nets
 from tests.report.bundles import make_bundle, timing
@@ -82,6 +83,18 @@ def _hostile_page(report: cs.Report) -> str:
     timings = [timing(threads, evil=HOSTILE[2], model=3.0, model_int8=0.7) for threads in (2, 1)]
     blocking = [f"{name} (Conv)" for name in (HOSTILE * 4)[:4]]
     return page(HOSTILE[0], bad, curves, make_bundle(*timings, names=HOSTILE, blocking=blocking, dynamic=[HOSTILE[2]]))
+
+
+def test_the_users_metric_is_on_the_axis_and_the_file_to_ship_is_marked() -> None:
+    best = Recommended("model-int8.onnx", 3.0, (2.9, 3.1), None, 0.1, 0.2, 1, False, "all")
+    made = make_bundle(timing(model=2.0, model_int8=3.0), recommended=best)
+    made = dataclasses.replace(made, values={"original.onnx": 92.5, "model.onnx": 92.7, "model-int8.onnx": 92.4})
+    drawn = charts.draw_tradeoff(made)
+    heights = {point["name"]: point["y"] for point in drawn["points"]}
+    assert heights["model.onnx"] < heights["original.onnx"] < heights["model-int8.onnx"]  # from the top
+    assert [point["name"] for point in drawn["points"] if "best" in point["kind"]] == ["model-int8.onnx"]
+    assert [text for _, text in drawn["yticks"]] == ["92.7", "92.4"]
+    assert all(0 <= place <= 100 for place in heights.values())
 
 
 def test_hostile_names_are_text(report: cs.Report) -> None:
@@ -209,12 +222,12 @@ def test_columns_sort_both_ways(opened: Any) -> None:
     _click(opened, "MACs")
     assert [float(value) for value in _column(opened, 6)] == sorted(macs)
     assert opened.execute_script("return document.querySelectorAll('[aria-sort]').length") == 1
-    _click(opened, "Lost")  # what has no value stays at the end, both ways
+    _click(opened, "Weights lost")  # what has no value stays at the end, both ways
     for _ in range(2):
         lost = _column(opened, 3)
         assert lost[-13:] == [""] * 13
         assert "" not in lost[:-13]
-        _click(opened, "Lost")
+        _click(opened, "Weights lost")
     _click(opened, "Layer")
     names = _column(opened, 0)
     assert names[:6] == [f"layer0.conv{index}" for index in range(5, 11)]
