@@ -31,8 +31,9 @@ from convsurgeon.report.report import Report, learnable_rows
 from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Budget, Goal, Within, measure
+from convsurgeon.search.outcome import Outcome, describe_speed
 from convsurgeon.search.outlook import describe_outlook
-from convsurgeon.search.search import Outcome, describe_speed, find_fastest, meet_budget
+from convsurgeon.search.search import find_fastest, meet_budget
 from convsurgeon.search.study import Study, open_study
 from convsurgeon.search.trial import Trial
 
@@ -96,6 +97,15 @@ class Result:
     def trials(self) -> tuple[Trial, ...]:
         """Every plan that the search tried: cost, error or metric, milliseconds, and which was taken."""
         return self.report.trials
+
+    @property
+    def alternatives(self) -> tuple[Trial, ...]:
+        """The plans that the search allows and did not take, the fastest first, then those that lose too much.
+
+        `trial.why` says why; `convert(model, example, forms=trial.plan)` makes its network.
+        """
+        left = [trial for trial in self.trials if not trial.taken and trial.plan.changes]
+        return tuple(sorted(left, key=lambda trial: (not trial.good_enough, -trial.speed_up)))
 
     @property
     def precision(self) -> Precision:

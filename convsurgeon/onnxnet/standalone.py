@@ -54,6 +54,8 @@ _RESAMPLES = 200
 _WHOLE_RUN = "model_run"
 _NOTED_TOGETHER_S = 1e-4
 _PROBE_S = 0.03
+_TICK_MS = 1e-3
+"""Of the profiler's clock."""
 _CAN_WATCH = hasattr(time, "pthread_getcpuclockid")
 _SESSION_BYTES = 1.5e9
 
@@ -517,7 +519,7 @@ def _profile(log: Path, stamps: Times, watch: Watch) -> list[list[Any]]:
     nodes: list[list[Any]] = []
     for (name, operator), found in times.items():
         walls, owns = np.array(found).T
-        taken = min(float(_low(walls)), _middle(owns))
+        taken = max(min(float(_low(walls)), _middle(owns)), _TICK_MS / 2)
         nodes.append([name, operator, taken * max(1, round(len(found) / len(stamps)))])
     return nodes
 

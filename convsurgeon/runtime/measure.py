@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +21,7 @@ from convsurgeon.runtime.candidates import Candidate, check_timeable
 from convsurgeon.runtime.device_folder import write_candidates
 from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.runtime.measurements import Measurements, read_measurements
-from convsurgeon.runtime.network_graph import export_skeleton, fingerprint
+from convsurgeon.runtime.network_graph import export_skeleton
 from convsurgeon.timing.interleaved import time_interleaved
 from convsurgeon.timing.verdict import MIN_PAIRS, Verdict, judge
 
@@ -145,49 +141,3 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
             raise WriteError(
                 f"{target}: measurements cannot be kept ({reason(error)}); make room, or pass another cache"
             ) from error
-
-
-def find_cache_file(folder: str | Path | None, seen: Capture, how: Settings) -> Path:
-    """Return the file of one network, machine, version of onnxruntime and settings; make its folder.
-
-    Raises:
-        WriteError: the folder cannot be made.
-    """
-    place = _cache_folder() if folder is None else Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a NUL in it
-        raise WriteError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
-    here = {name: value for name, value in measuring.machine().items() if name != "load"}
-    key = json.dumps([measuring.FORMAT, fingerprint(seen), here, how.threads, how.precision, how.provider])
-    return place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
-
-
-def read_cache(file: Path, precision: Precision, forms: Kinds) -> Measurements | None:
-    """Return what was measured before of forms that are known, if anything was.
-
-    Raises:
-        LatencyError: the file is damaged.
-    """
-    if not file.exists():
-        return None
-    found = read_measurements(file)
-    try:
-        found = found.known(forms).select(precision)
-        attribute(found, forms)
-    except LatencyError as error:
-        raise LatencyError(f"{file}: {error}; delete it to measure again") from error
-    return found
-
-
-def _cache_folder() -> Path:
-    """Return the user's folder: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
-    if own := os.environ.get("CONVSURGEON_CACHE"):
-        return Path(own)
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "convsurgeon"

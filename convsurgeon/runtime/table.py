@@ -28,16 +28,10 @@ from convsurgeon.onnxnet import standalone as measuring
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.attribution import Row, attribute
+from convsurgeon.runtime.cache import cache_file, read_cache
 from convsurgeon.runtime.candidates import candidates_of, find_cheapest, find_missing, leave_out_slow
 from convsurgeon.runtime.latencies import BUSY, NetworkTime
-from convsurgeon.runtime.measure import (
-    Settings,
-    compare_plan,
-    find_cache_file,
-    measure_candidates,
-    read_cache,
-    time_plans,
-)
+from convsurgeon.runtime.measure import Settings, compare_plan, measure_candidates, time_plans
 from convsurgeon.runtime.measurements import MARK, Measurements, read_measurements
 from convsurgeon.timing.verdict import Verdict
 
@@ -197,15 +191,16 @@ def measure_table(
     prune: bool,
 ) -> LatencyTable:
     """Return the table of this machine: what is in the cache, and the rest measured now."""
-    kinds, target = kinds_of(forms), find_cache_file(cache, seen, how)
-    raw = read_cache(target, how.precision, kinds)
+    kinds = kinds_of(forms)
     sites = {site.name: site for site in seen.sites}
     wanted = candidates_of(seen, forms, policy)
-    first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
-    if first or raw is None:
-        raw = measure_candidates(seen, first, target, how).known(kinds)
-    if prune:
-        wanted = leave_out_slow(wanted, attribute(raw, kinds), sites)
-        if rest := find_missing(wanted, raw, how.passes, kinds):
-            raw = measure_candidates(seen, rest, target, how).known(kinds)
+    with cache_file(cache, seen, [how.threads, how.precision, how.provider]) as target:
+        raw = read_cache(target, how.precision, kinds, how.threads)
+        first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
+        if first or raw is None:
+            raw = measure_candidates(seen, first, target, how).known(kinds)
+        if prune:
+            wanted = leave_out_slow(wanted, attribute(raw, kinds), sites)
+            if rest := find_missing(wanted, raw, how.passes, kinds):
+                raw = measure_candidates(seen, rest, target, how).known(kinds)
     return LatencyTable(attribute(raw, kinds), raw)

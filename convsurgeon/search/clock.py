@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
@@ -69,7 +70,7 @@ class CorrectedTable:
         scale = max(whole.total_ms - others, least) / max(sum(measured.values()), 1e-12)
         found = {(change.name, change.form.label): scale * measured[change.name] for change in changes}
         ratios = {name: scale * measured[name] / max(ms, 1e-12) for name, ms in predicted.items()}
-        factor = sum(found.values()) / max(sum(predicted.values()), 1e-12)
+        factor = median_low(ratios.values()) if ratios else 1.0  # one layer's bad luck is not the others'
         return CorrectedTable(table, found, ratios, min(max(factor, _LEAST_FACTOR), _MOST_FACTOR))
 
     @property

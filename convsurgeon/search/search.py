@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.base.progress import bar
-from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.runtime.latencies import Latencies, pays, predict
 from convsurgeon.search.aim import Aim
 from convsurgeon.search.bracket import Bracket
 from convsurgeon.search.clock import CorrectedTable, time_plan
 from convsurgeon.search.goal import Budget, Within, measure
+from convsurgeon.search.outcome import Outcome, describe_gain, describe_times, leave, mark
 from convsurgeon.search.problem import Problem
 from convsurgeon.search.study import Study
-from convsurgeon.search.trial import Trial
+from convsurgeon.search.trial import TOLERANCE, Trial
 
 WORTH = 1.1
 """A network is changed only where that makes the whole at least this much faster."""
 
 MOST_TRIALS = 6
+MOST_TRIALS_MORE = 2
+"""By a corrected table."""
 MOST_TIMINGS = 3
-
-SLOWER = "kept dense: slower in another form beside the other changes"
-NOT_WORTH_IT = "the network is not worth changing"
+FREED = 0.9
+"""Share of a plan's summed score below which another plan that takes as long frees enough to search on."""
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a search came to.
-
-    Args:
-        plan: the plan to carry out; it changes nothing where nothing is worth it.
-        trials: every plan that was tried; one of them may be marked as taken.
-        goal: what was asked for, in words.
-        speed: what was gained in milliseconds, or why nothing was: one sentence, or empty.
-        most_error: the relative error of the output that was allowed; nan where no error was.
-    """
-
-    plan: Plan
-    trials: tuple[Trial, ...] = ()
-    goal: str = ""
-    speed: str = ""
-    most_error: float = math.nan
 
 
 def run_trials(
@@ -89,24 +72,33 @@ def meet_budget(study: Study, budget: Budget) -> Outcome:
         if trial.network is None or trial.agrees:
             return None
         assert state.table is not None
-        again = dataclasses.replace(state, table=CorrectedTable.of(state.table, state.plan, trial.network))
-        try:
-            return None if again.plan == trial.plan else again
-        except BudgetError:  # by the corrected table; the nearest of what was measured stands
-            return None
+        table = CorrectedTable.of(state.table, state.plan, trial.network)
+        least = {**state.limits, "latency": _least_ms(study, table) * (1 + 1e-9)}
+        for limits in (state.limits, least):  # where the budget is out of reach now, as far as it goes
+            again = dataclasses.replace(state, table=table, limits=limits)
+            with contextlib.suppress(BudgetError):
+                return None if again.plan == trial.plan else dataclasses.replace(again, limits=state.limits)
+        return None
 
     trials = run_trials(problem, attempt, narrow, MOST_TIMINGS)
     kept = [trial for trial in trials if trial.is_timed and trial.keeps(limit_ms)]
     best = kept[-1] if kept else min(trials, key=lambda trial: trial.measured_ms if trial.is_timed else math.inf)
-    return Outcome(best.plan, _mark(trials, best), str(budget), _describe_gain(study, best))
+    missed = ""
+    if best.is_timed and not kept:
+        asked, reached = limit_ms / best.dense_ms, best.measured_ms / best.dense_ms
+        missed = (
+            f"The budget was missed: latency {asked:.2f} of the original's was asked for, {reached:.2f} is reached. "
+        )
+    gain = describe_gain(best, study.runtime.precision)
+    return Outcome(best.plan, mark(trials, best, None), str(budget), f"{missed}{gain}")
 
 
 def find_fastest(study: Study, goal: Within) -> Outcome:
     """Return the fastest plan within a tolerance, if it is worth it.
 
     Plans are made within shares of the original's milliseconds. What a plan loses grows with what it saves, so the
-    fastest that loses no more than it may is closed in on from both sides. The clock then times the whole network:
-    layers that are slower beside the other changes go back where that makes the whole no slower, and a network that is
+    fastest that loses no more than it may is closed in on from both sides. The clock then times the whole network, and
+    where it tells another story than the table, the search goes on by a table that is corrected. A network that is
     surely not `WORTH` times as fast, or surely slower with all cores, is left as it was.
 
     Args:
@@ -115,51 +107,92 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
     """
     table = study.table
     assert table is not None
-    most = table.total_ms / _least_ms(study)
-    if most < WORTH:
+    least = _least_ms(study) / table.total_ms
+    if least > 1 / WORTH:
         best_case = "with every layer in its fastest form, whatever that loses, it would be"
-        return _leave(study, goal, [], f"{best_case} {most:.2f} times as fast by the table")
+        return leave(study, goal, [], f"{best_case} {1 / least:.2f} times as fast by the table")
     study = study.score()
-    trials = _close_in(study, goal)
-    good = [trial for trial in trials if trial.good_enough]
-    if not good:
+    trials = _close_in(study, goal, Bracket(good=1 / WORTH, bad=least))
+    if not any(trial.good_enough for trial in trials):
         slowest = min(trials, key=lambda trial: trial.speed_up)
         figure = f"{goal.name} {slowest.value:.3g}, allowed was {goal}"
         why = f"a plan {slowest.speed_up:.2f} times as fast by the table has {figure}"
-        return _leave(study, goal, trials, why)
-    best = good[-1]
-    timed = _confirm(study, best)
-    trials = [timed[0] if trial is best else trial for trial in trials] + timed[1:]
-    taken = _fastest(timed)
+        return leave(study, goal, trials, why)
+    trials = _go_by_the_clock(study, goal, trials)
+    taken = _fastest(goal, trials)
     if taken.is_timed and taken.interval[1] < WORTH:
-        why = f"the best plan is measured {_times(taken)}, {WORTH:g} is worth it"
-        return _leave(study, goal, trials, why)
+        return leave(study, goal, trials, f"the best plan is measured {describe_times(taken)}, {WORTH:g} is worth it")
     verdict = table.with_all_cores(study.seen, taken.plan, progress=study.progress) if taken.is_timed else None
     if verdict is not None and verdict.word == "slower":
         low, high = verdict.interval
         why = f"with all cores the best plan is {verdict.speedup:.2f} times as fast ({low:.2f} to {high:.2f}): slower"
-        return _leave(study, goal, trials, why)
-    gain = _describe_gain(study, taken, promised=best.speed_up)
-    return Outcome(taken.plan, _mark(trials, taken), str(goal), gain, goal.most_error)
+        return leave(study, goal, trials, why)
+    gain = describe_gain(taken, study.runtime.precision)
+    return Outcome(taken.plan, mark(trials, taken, goal), str(goal), gain, goal.most_error)
 
 
-def _fastest(timed: list[Trial]) -> Trial:
-    """Return the fastest whole network; of those that noise does not tell apart the last, which changes the least."""
-    fastest = min(trial.measured_ms if trial.is_timed else math.inf for trial in timed)
-    return next(trial for trial in reversed(timed) if not trial.measured_ms > fastest * (1 + trial.tolerance))
+def _go_by_the_clock(study: Study, goal: Within, trials: list[Trial]) -> list[Trial]:
+    """Return the trials, the best ones timed as wholes, and those that the clock led to."""
+    best = min((trial for trial in trials if trial.good_enough), key=lambda trial: trial.predicted_ms)
+    for _ in range(MOST_TIMINGS):
+        timed = dataclasses.replace(best, network=time_plan(study, best.plan).network)
+        trials = [timed if trial is best else trial for trial in trials]
+        if timed.network is None or timed.agrees:
+            break
+        assert study.table is not None
+        study = study.with_table(CorrectedTable.of(study.table, timed.plan, timed.network))
+        more = _search_on(study, goal, timed, trials)
+        trials += more
+        good = [trial for trial in more if trial.good_enough]
+        if not good:
+            break
+        best = good[-1]
+    return trials
 
 
-def _times(trial: Trial) -> str:
-    """Return how many times as fast a trial is, with its interval."""
-    low, high = trial.interval
-    return f"{trial.speed_up:.2f} times as fast ({low:.2f} to {high:.2f})"
+def _search_on(study: Study, goal: Within, timed: Trial, trials: list[Trial]) -> list[Trial]:
+    """Return further trials by a corrected table, if that frees a good part of what may be lost.
+
+    The first takes as long as what was timed, and loses less; from there what is left is spent.
+    """
+    table = study.table
+    assert table is not None
+    share = min(timed.measured_ms / table.total_ms, 1 / WORTH)
+    least = _least_ms(study) / table.total_ms
+    if least > share:
+        return []
+    plan = Problem.of(study, Budget(latency=share * (1 + 1e-9))).plan
+    if study.predicted_error(plan) > FREED * study.predicted_error(timed.plan):
+        return []
+    first = _try_share(study, goal, share * (1 + 1e-9))
+    bracket = Bracket(good=share, bad=least).narrowed(share, goal.spent(first.value), enough=first.good_enough)
+    for trial in trials:
+        place = predict(table, trial.plan) / table.total_ms
+        if not trial.good_enough and bracket.bad < place < share:
+            bracket = bracket.narrowed(place, goal.spent(trial.value), enough=False)
+    if not first.good_enough or bracket.closed:
+        return [first]
+    return [first, *_close_in(study, goal, bracket, first, MOST_TRIALS_MORE)]
 
 
-def _close_in(study: Study, goal: Within) -> list[Trial]:
+def _fastest(goal: Within, trials: list[Trial]) -> Trial:
+    """Return the fastest network that is good enough; of those that noise does not tell apart the one nearest to it."""
+    good = [trial for trial in trials if trial.good_enough]
+    timed = [trial for trial in good if trial.is_timed]
+    if not timed:
+        return min(good, key=lambda trial: trial.predicted_ms)
+    fastest = min(trial.measured_ms for trial in timed)
+    tied = [trial for trial in timed if trial.measured_ms <= fastest * (1 + TOLERANCE)]
+    return min(tied, key=lambda trial: goal.spent(trial.value))
+
+
+def _close_in(
+    study: Study, goal: Within, start: Bracket, last: Trial | None = None, most: int = MOST_TRIALS
+) -> list[Trial]:
     """Return the trials that close in on the fastest plan that is good enough."""
     assert study.table is not None
     total_ms = study.table.total_ms
-    with bar(total=MOST_TRIALS, desc="searching", unit="network", show=study.progress) as shown:
+    with bar(total=most, desc="searching", unit="network", show=study.progress) as shown:
 
         def attempt(aim: Aim) -> Trial:
             trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))
@@ -175,8 +208,7 @@ def _close_in(study: Study, goal: Within) -> list[Trial]:
             bracket = aim.bracket.narrowed(place, goal.spent(trial.value), enough=trial.good_enough)
             return None if bracket.closed else Aim.at(study, goal, bracket, trial)
 
-        start = Bracket(good=1 / WORTH, bad=_least_ms(study) / total_ms)
-        return run_trials(Aim.at(study, goal, start), attempt, narrow, MOST_TRIALS)
+        return run_trials(Aim.at(study, goal, start, last), attempt, narrow, most)
 
 
 def _try_share(study: Study, goal: Within, share: float) -> Trial:
@@ -198,68 +230,12 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
     )
 
 
-def _confirm(study: Study, best: Trial) -> list[Trial]:
-    """Return the plan timed as a whole, again without the layers that are slower there, until none is."""
-
-    def attempt(plan: Plan) -> Trial:
-        trial = time_plan(study, plan)
-        if plan is best.plan:
-            trial = dataclasses.replace(trial, error=best.error, lost=best.lost, value=best.value)
-        return trial
-
-    def narrow(plan: Plan, trial: Trial) -> Plan | None:
-        return plan.without(dict.fromkeys(trial.slower, SLOWER)) if trial.slower else None
-
-    return run_trials(best.plan, attempt, narrow, MOST_TIMINGS)
-
-
-def _least_ms(study: Study) -> float:
+def _least_ms(study: Study, table: Latencies | None = None) -> float:
     """Return the milliseconds with every layer in its fastest form, whatever that loses."""
-    table = study.table
+    table = study.table if table is None else table
     assert table is not None
-    saved = 0.0  # the study holds faster candidates only
+    saved = 0.0
     for name, changes in study.options.items():
-        saved += table.ms(name, None) - min(table.ms(name, change.form) for change in changes)
+        faster = [table.ms(name, change.form) for change in changes if pays(table, name, change.form)]
+        saved += table.ms(name, None) - min(faster, default=table.ms(name, None))
     return table.total_ms - saved
-
-
-def _mark(trials: list[Trial], best: Trial) -> tuple[Trial, ...]:
-    return tuple(dataclasses.replace(trial, taken=trial is best) for trial in trials)
-
-
-def _describe_gain(study: Study, taken: Trial, promised: float | None = None) -> str:
-    """Return what a plan does to the milliseconds, in one sentence."""
-    if not math.isfinite(taken.speed_up):
-        return ""
-    by_table = "by the table of latencies"
-    ms = taken.measured_ms if taken.is_timed else taken.predicted_ms
-    low, high = taken.interval
-    how = f"measured in onnxruntime ({low:.2f} to {high:.2f})" if taken.is_timed else by_table
-    note = "" if promised is None or not taken.is_timed else f"; {promised:.2f} times {by_table}"
-    return describe_speed(taken.dense_ms, ms, f"{how}{note}", study.runtime.precision)
-
-
-def describe_speed(before_ms: float, after_ms: float, how: str, precision: str) -> str:
-    """Return the comparison of two networks' milliseconds in one sentence."""
-    against = "" if precision == "fp32" else f" in {precision} as the original in {precision}"
-    slower = "" if after_ms <= before_ms else ", that is slower"
-    faster = f"{before_ms / after_ms:.2f} times as fast{against}{slower}"
-    return f"{faster}: {after_ms:.3g} ms instead of {before_ms:.3g}, {how}."
-
-
-def _leave(study: Study, goal: Within, trials: list[Trial], why: str) -> Outcome:
-    """Return the outcome that changes nothing, and why."""
-    steps = tuple(Skip(step.site, NOT_WORTH_IT) if isinstance(step, Change) else step for step in study.base.steps)
-    plan = dataclasses.replace(study.base, steps=steps)
-    sentence = f"Left as it was: {why}; {_where_the_time_goes(study)}."
-    return Outcome(plan, tuple(trials), str(goal), sentence, goal.most_error)
-
-
-def _where_the_time_goes(study: Study) -> str:
-    table = study.table
-    assert table is not None
-    times = {step.name: table.ms(step.name, None) for step in study.base.steps if table.has(step.name, None)}
-    largest = sorted(times, key=lambda name: -times[name])[:3]
-    parts = [f"{name} ({times[name] / table.total_ms:.0%})" for name in largest]
-    rest = max(0.0, 1 - sum(times.values()) / table.total_ms)
-    return f"the time ({table.total_ms:.3g} ms) goes to {', '.join([*parts, f'all else ({rest:.0%})'])}"

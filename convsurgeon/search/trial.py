@@ -26,6 +26,7 @@ class Trial:
         value: what the goal looks at: the user's metric, or the larger of both in the unit of the tolerance.
         good_enough: whether the goal allows it.
         taken: whether it is the plan that was carried out.
+        why: it was not, in a few words.
     """
 
     plan: Plan
@@ -37,6 +38,7 @@ class Trial:
     value: float = math.nan
     good_enough: bool = True
     taken: bool = False
+    why: str = ""
 
     @property
     def measured_ms(self) -> float:

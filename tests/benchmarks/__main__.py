@@ -27,6 +27,7 @@ NAMES = (
     "files",
     "conversion_time",
     "verdict",
+    "at_load",
 )
 """Every benchmark is a module here with a docstring, `add_options(parser)` and `run(options)`, which yields rows."""
 

@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for each verdict, then for each network alone and in turns."""
-    with _neighbours(options.load), tempfile.TemporaryDirectory() as folder:
+    with neighbours(options.load), tempfile.TemporaryDirectory() as folder:
         base = conv_stack(Path(folder) / "base.onnx", 20, channels=32, size=16)
         more = conv_stack(Path(folder) / "more.onnx", 21, channels=32, size=16)
         for number in range(options.runs):
@@ -58,7 +58,8 @@ def finish(_options: argparse.Namespace, rows: Sequence[Row]) -> int:
 
 
 @contextlib.contextmanager
-def _neighbours(count: int) -> Iterator[None]:
+def neighbours(count: int) -> Iterator[None]:
+    """Keep so many processes busy."""
     started = [multiprocessing.Process(target=_busy, daemon=True) for _ in range(count)]
     for one in started:
         one.start()

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -176,12 +178,49 @@ def test_what_is_no_table_is_refused_in_one_line(content: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_cache_is_named(table: LatencyTable, cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_measured_again(table: LatencyTable, cache: Path, tmp_path: Path) -> None:
     del table
     (stored,) = cache.glob("*.json")
-    (tmp_path / stored.name).write_text(stored.read_text()[: stored.stat().st_size // 2])
-    with pytest.raises(cs.errors.LatencyError, match=stored.name.replace(".", r"\.")):
-        _measure(tmp_path)
+    copy = tmp_path / stored.name
+    copy.write_text(stored.read_text()[: stored.stat().st_size // 2])
+    with pytest.warns(UserWarning, match=stored.name.replace(".", r"\.")):
+        _measure(tmp_path, passes=1)
+    assert json.loads(copy.read_text())["samples"]
+
+
+def _refuse(*_: Any, **__: Any) -> Any:
+    raise PermissionError(13, "read-only")
+
+
+def test_a_cache_that_cannot_be_written_is_used(
+    table: LatencyTable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stored,) = cache.glob("*.json")
+    (tmp_path / stored.name).write_bytes(stored.read_bytes())
+    monkeypatch.setattr(tempfile, "TemporaryFile", _refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _measure(tmp_path).rows == table.rows
+    (tmp_path / stored.name).unlink()
+    with pytest.warns(UserWarning, match="cannot be written"):
+        _measure(tmp_path, passes=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("now", "kept"), [(0.0, False), (0.9, True)])
+def test_what_was_measured_on_a_busy_machine_is_measured_again_on_a_quiet_one(
+    now: float, kept: bool, table: LatencyTable, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del table
+    (stored,) = cache.glob("*.json")
+    values = json.loads(stored.read_text())
+    for sample in values["samples"]:
+        sample["busy"] = 0.8
+        sample["total_ms"] *= 1000
+        sample["dense_ms"] *= 1000
+    (tmp_path / stored.name).write_text(json.dumps(values))
+    monkeypatch.setattr(standalone, "busy_share", lambda _: now)
+    assert (_measure(tmp_path, passes=1).total_ms > 50) == kept
 
 
 def test_a_full_disk_under_the_cache_is_a_line(tmp_path: Path) -> None:
