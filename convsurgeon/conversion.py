@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base import processes
 from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError, WriteError
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
@@ -124,6 +125,7 @@ class Result:
         return to_html(self.report, sentence(self.report))
 
 
+@in_normal_mode
 def convert(
     model: Model,
     example: object = None,

@@ -16,6 +16,7 @@ from torch import nn
 
 from convsurgeon.base import processes
 from convsurgeon.base.errors import RecoveryError
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.conversion import Result
@@ -47,6 +48,7 @@ JUDGED = 10
 """Times that a run is judged at least."""
 
 
+@in_normal_mode
 def recover(
     result: Result,
     images: object = None,

@@ -64,7 +64,7 @@ def added(*tensors: Tensor) -> list[Tensor]:
 
 def totals(*numbers: float) -> list[float]:
     """Return numbers summed over all processes, in float64."""
-    sums: list[float] = added(torch.tensor(numbers, dtype=torch.float64))[0].tolist()
+    sums: list[float] = added(torch.tensor(numbers, dtype=torch.float64, device="cpu"))[0].tolist()
     return sums
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,5 +25,5 @@ def bar(
         show: False hides it; so do a stream that is not a terminal and every process but the first.
         delay: seconds before it appears.
     """
-    hidden = None if show and processes.rank() == 0 else True
+    hidden = None if show and processes.rank() == 0 and sys.stderr is not None else True  # None: pythonw, a service
     return tqdm(items, total=total, desc=desc, unit=unit, delay=delay, leave=delay == 0.0, disable=hidden)

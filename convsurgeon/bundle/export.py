@@ -13,6 +13,7 @@ import numpy as np
 
 from convsurgeon.base.errors import CalibrationError, ConvSurgeonError
 from convsurgeon.base.files import new_folder
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.tables import in_markdown
 from convsurgeon.bundle.loading import SUMS, sha256
 from convsurgeon.bundle.networks import Request, write_network_files
@@ -47,6 +48,7 @@ CONTENTS = frozenset(
 _IMAGES = 1024
 
 
+@in_normal_mode
 def export(
     result: Result,
     folder: str | os.PathLike[str],

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.calibration.channels_last import is_channels_last
 from convsurgeon.calibration.pictures import is_picture, is_single
@@ -107,16 +107,30 @@ def as_example(batch: Any, like: Example, index: int = 0) -> Example:
     Raises:
         CalibrationError: It holds no tensor, has another shape than the example, or is not finite.
     """
-    if not isinstance(batch, Example | Mapping | Tensor | tuple | list) and hasattr(batch, "__array__"):
-        batch = torch.as_tensor(batch)
-    batch = without_labels(batch, like)
-    if isinstance(batch, tuple | list) and not any(isinstance(item, Tensor | tuple | list | Mapping) for item in batch):
-        batch = tuple(torch.as_tensor(item) for item in batch)
+    given = batch
     try:
+        if not isinstance(batch, Example | Mapping | Tensor | tuple | list) and hasattr(batch, "__array__"):
+            batch = as_tensor(batch)
+        batch = without_labels(batch, like)
+        if isinstance(batch, tuple | list) and not any(map(_holds_tensors, batch)):
+            batch = tuple(map(as_tensor, batch))
         example = Example.of(batch)
-    except Exception as error:
-        raise CalibrationError(f"calibration: batch {index} is a {type(batch).__name__} without any tensor") from error
+    except Exception as error:  # as_tensor raises as many kinds as there are kinds of object
+        raise CalibrationError(
+            f"calibration: batch {index} is a {_kind(given)} without any tensor; pass tensors, or a folder or "
+            "a Dataset of images"
+        ) from error
     return _checked(example, like, index)
+
+
+def _holds_tensors(item: object) -> bool:
+    return isinstance(item, Tensor | tuple | list | Mapping)
+
+
+def _kind(batch: object) -> str:
+    """Return the type of a batch, and of the items of a list."""
+    inner = f" of {type(batch[0]).__name__}" if isinstance(batch, tuple | list) and batch else ""
+    return f"{type(batch).__name__}{inner}"
 
 
 def without_labels(batch: Any, like: Example) -> Any:

@@ -31,16 +31,25 @@ def draw_images(count: int, channels: int, height: int, width: int, generator: t
     for start in range(0, count, most):
         image = _Scenes(min(most, count - start), channels, height * scale, width * scale, generator).paint()
         image = F.avg_pool2d(image, scale) if scale > 1 else image
-        grain = 0.03 * torch.rand(len(image), 1, 1, 1, generator=generator)
-        parts.append((image + grain * torch.randn(image.shape, generator=generator)).clamp(0, 1))
+        grain = 0.03 * torch.rand(len(image), 1, 1, 1, generator=generator, dtype=torch.float32, device="cpu")
+        parts.append(
+            (image + grain * torch.randn(image.shape, generator=generator, dtype=torch.float32, device="cpu")).clamp(
+                0, 1
+            )
+        )
     return torch.cat(parts)
 
 
 def fractal_noise(slopes: Tensor, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Return noise (N, H, W) of mean 0 and variance 1 whose amplitude is the frequency to the power of -slope (N,)."""
-    rows, columns = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
+    rows, columns = (
+        torch.fft.fftfreq(height, dtype=torch.float32, device="cpu")[:, None],
+        torch.fft.rfftfreq(width, dtype=torch.float32, device="cpu")[None],
+    )
     frequency = (rows.square() + columns.square()).sqrt().mul(max(height, width)).clamp(min=1.0)
-    white = torch.fft.rfft2(torch.randn(len(slopes), height, width, generator=generator))
+    white = torch.fft.rfft2(
+        torch.randn(len(slopes), height, width, generator=generator, dtype=torch.float32, device="cpu")
+    )
     noise: Tensor = torch.fft.irfft2(white * frequency ** -slopes[:, None, None], s=(height, width))
     noise -= noise.mean((1, 2), keepdim=True)
     noise /= noise.square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)
@@ -53,8 +62,8 @@ class _Scenes:
     def __init__(self, count: int, channels: int, height: int, width: int, generator: torch.Generator) -> None:
         self.count, self.channels, self.generator = count, channels, generator
         self.side = max(height, width)
-        self.y = torch.arange(height).view(1, -1, 1) / self.side
-        self.x = torch.arange(width).view(1, 1, -1) / self.side
+        self.y = torch.arange(height, dtype=torch.float32, device="cpu").view(1, -1, 1) / self.side
+        self.x = torch.arange(width, dtype=torch.float32, device="cpu").view(1, 1, -1) / self.side
         self.light = self.uniform(0.15, 0.75, 1)
         self.contrast, self.colour = self.uniform(0.08, 0.35, 1), self.uniform(0.0, 0.12, 1)
         self.rough = self.uniform(0.0, 0.5).square()
@@ -62,11 +71,15 @@ class _Scenes:
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """Return one number (N, 1, 1) for every image, or as many as the shape says."""
-        return torch.rand(self.count, *(shape or (1, 1)), generator=self.generator) * (high - low) + low
+        return (
+            torch.rand(self.count, *(shape or (1, 1)), generator=self.generator, dtype=torch.float32, device="cpu")
+            * (high - low)
+            + low
+        )
 
     def normal(self, *shape: int) -> Tensor:
         """Return normal numbers (N, *shape)."""
-        return torch.randn(self.count, *shape, generator=self.generator)
+        return torch.randn(self.count, *shape, generator=self.generator, dtype=torch.float32, device="cpu")
 
     def paint(self) -> Tensor:
         """Return a background and leaves (N, C, H, W)."""

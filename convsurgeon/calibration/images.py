@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration import image_files
 from convsurgeon.calibration.channels_last import is_channels_last, to_channels_first, to_channels_last
@@ -138,7 +139,7 @@ class Images:
         channels = picture_channels(like)
         if channels and decode(item, channels) is not None:
             return self._adapt(item, like)[0]
-        return self._adapt(torch.as_tensor(item)[None], like)[0] if self._has_options else item
+        return self._adapt(as_tensor(item)[None], like)[0] if self._has_options else item
 
     def _adapt(self, batch: Any, like: Example) -> Any:
         """Return a batch without labels, prepared: pictures as files are, what a network may take by the options."""
@@ -149,10 +150,10 @@ class Images:
             size = self._shape(like)[1:]
             return torch.cat([self._prepare(part, like, size) for part in parts])
         if channels and isinstance(batch, list) and all(is_single(one, channels) for one in batch):
-            batch = torch.stack([torch.as_tensor(one) for one in batch])
+            batch = torch.stack([as_tensor(one) for one in batch])
         if not self._has_options:
             return batch
-        images = torch.as_tensor(batch)
+        images = as_tensor(batch)
         if images.dim() != 4:
             raise CalibrationError(f"size, mean, std, transform: are for images, not for {tuple(images.shape)}")
         images = to_channels_first(images) if self._is_last(like) else images
@@ -199,7 +200,7 @@ def _given_batches(source: Any, like: Example) -> Iterator[Any]:
     if isinstance(source, IterableDataset):
         yield from DataLoader(source, batch_size=BATCH)
     elif isinstance(source, Tensor) or hasattr(source, "__array__"):
-        tensor = torch.as_tensor(source)
+        tensor = as_tensor(source)
         if tensor.dim() == 0:
             raise CalibrationError("calibration: a single number is not a batch; pass images (N, C, H, W)")
         channels = picture_channels(like)

@@ -47,7 +47,7 @@ def invert(
     with torch.enable_grad(), bar(total=passes, desc="images", show=progress) as shown:
         for number in range(passes):
             optimizer.param_groups[0]["lr"] = _STEP * (1 + math.cos(math.pi * number / passes)) / 2
-            order = torch.randperm(len(pixels[0]), generator=generator)
+            order = torch.randperm(len(pixels[0]), generator=generator, device="cpu")
             found = []
             for start in range(0, len(order) - batch + 1, batch):
                 rows = order[start : start + batch]

@@ -41,7 +41,7 @@ class Normalisation:
 
 
 def _column(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values).view(1, -1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(1, -1, 1, 1)
 
 
 def normalisation(mean: Numbers | None, std: Numbers | None, channels: int) -> Normalisation:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from convsurgeon.base.arrays import as_tensor
 from convsurgeon.calibration.image_files import picture_pixels, read_picture, to_unit
 
 
@@ -28,7 +28,7 @@ def decode(value: Any, channels: int) -> list[Tensor] | None:
         return None if any(part is None for part in parts) else [one for part in parts for one in part or ()]
     if not hasattr(value, "__array__"):
         return None
-    pixels = torch.as_tensor(value)
+    pixels = as_tensor(value)
     pixels = pixels[None] if pixels.dim() == 3 else pixels
     if pixels.is_floating_point() or pixels.dim() != 4 or not _is_last(pixels.shape, channels):
         return None

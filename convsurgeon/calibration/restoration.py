@@ -39,7 +39,7 @@ class Restorer:
         """Return pixels with one fault each, in turn."""
         count = len(self.faults)
         parts = [spoil(pixels[at::count], generator) for at, spoil in enumerate(self.faults.values())]
-        images = torch.empty(len(pixels), *parts[0].shape[1:])
+        images = torch.empty(len(pixels), *parts[0].shape[1:], dtype=torch.float32, device="cpu")
         for at, part in enumerate(parts):
             images[at::count] = part
         return images
@@ -80,7 +80,7 @@ def _faults(enlarges: int) -> dict[str, Spoil]:
 
 
 def _add_noise(sigma: int, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    return pixels + sigma / 255 * torch.randn(pixels.shape, generator=generator)
+    return pixels + sigma / 255 * torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _shrink(times: int, pixels: Tensor, _: torch.Generator) -> Tensor:

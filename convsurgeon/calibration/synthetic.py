@@ -208,7 +208,15 @@ class _Maker:
             return None, 0
         channels, height, width = given.shape[1:]
         low, narrow = min(height, _PROBE_SIDE), min(width, _PROBE_SIDE)
-        small = torch.rand(self.fixed or _RESTORER_PROBES, channels, low, narrow, generator=self._probing()).to(given)
+        small = torch.rand(
+            self.fixed or _RESTORER_PROBES,
+            channels,
+            low,
+            narrow,
+            generator=self._probing(),
+            dtype=torch.float32,
+            device="cpu",
+        ).to(given)
         try:
             if enlargement(small, self.model(small.clone())) == times:
                 height, width = low, narrow
@@ -234,7 +242,10 @@ class _Maker:
 
     def _run(self, size: int) -> Any:
         """Return what the model gives for noise."""
-        noise = [torch.rand(size, *one.shape[1:], generator=self._probing()).to(one) for one in self.inputs]
+        noise = [
+            torch.rand(size, *one.shape[1:], generator=self._probing(), dtype=torch.float32, device="cpu").to(one)
+            for one in self.inputs
+        ]
         return self.like.with_tensors(noise).run(self.model)
 
     def _probing(self) -> torch.Generator:

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(given)
     try:
         _run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: pythonw, a service
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
         return _interrupted(stop)
@@ -87,7 +88,7 @@ def _tell(error: Exception) -> str:
 
 def _mute() -> None:
     """Drop what is left in the buffer: Python would try to write it once more at its end."""
-    with contextlib.suppress(OSError, ValueError):  # a stream without a file
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream without a file, or none
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

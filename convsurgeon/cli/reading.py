@@ -39,7 +39,10 @@ def read_model(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     if options.weights:
         load_weights(model, options.weights)
     generator = torch.Generator().manual_seed(0)
-    example = _make_example(model, [torch.randn(shape, generator=generator) for _, shape in options.input])
+    example = _make_example(
+        model,
+        [torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu") for _, shape in options.input],
+    )
     if options.linear is not None:
         model = linear_as_conv(model.eval(), example, options.linear or "*")
     return model.eval(), example

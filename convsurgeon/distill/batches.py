@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from convsurgeon.base import processes
+from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CalibrationError, RecoveryError, describe
 from convsurgeon.calibration.collect import as_images
 from convsurgeon.calibration.dataset import as_example, images_in
@@ -54,7 +55,9 @@ class TrainingSet:
         loader = DataLoader(
             _Repeatable(self.dataset, seed), batch_sampler=batches, collate_fn=self.collate, num_workers=workers
         )
-        for raw in loader:
+        with torch.device("cpu"):  # a loader draws its seed where torch makes tensors by default
+            found = iter(loader)
+        for raw in found:
             yield as_example(raw, self.like).map(as_channels_last)
 
 
@@ -92,7 +95,7 @@ def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """
     if count < 2:
         raise CalibrationError(f"recover: {count} images; pass at least two, a few thousand do best")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     held = min(most, max(1, round(count * HELD_BACK_SHARE)))
     return order[held:], order[:held]
 
@@ -148,7 +151,7 @@ class Stream:
             if epoch != drawn:
                 mixed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
                 generator = torch.Generator().manual_seed(mixed)
-                drawn, order = epoch, self.numbers[torch.randperm(len(self.numbers), generator=generator)]
+                drawn, order = epoch, self.numbers[torch.randperm(len(self.numbers), generator=generator, device="cpu")]
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield [(step, index) for index in batch[processes.rank() :: processes.size()].tolist()]
 
@@ -228,7 +231,7 @@ class _InMemory:
 
     def rows(self, indices: Sequence[int]) -> Example:
         """Return the images of these numbers."""
-        index = torch.as_tensor(indices)
+        index = as_tensor(indices)
         return self._all.map(lambda tensor: tensor[index] if _has_rows(tensor, self._count) else tensor)
 
 

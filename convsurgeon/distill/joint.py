@@ -170,7 +170,7 @@ class _SiteLoss:
             (one.float() - two.float()).square().mean() / energy
             for one, two, energy in zip(values, targets, self._energies, strict=True)
         ]
-        features = torch.stack(parts).mean() if parts else torch.zeros(())
+        features = torch.stack(parts).mean() if parts else torch.zeros((), dtype=torch.float32, device="cpu")
         return relative_error(found, wanted, self._scales) + WEIGHT * features
 
 
@@ -201,9 +201,9 @@ def _random_batches(pools: Sequence[Example], size: int, seed: int) -> Iterator[
     while True:
         waiting = []
         for number, pool in enumerate(pools):
-            order = torch.randperm(images_in(pool), generator=generator)
+            order = torch.randperm(images_in(pool), generator=generator, device="cpu")
             waiting += [(number, rows) for rows in order.split(size)]
-        places = torch.randperm(len(waiting), generator=generator)
+        places = torch.randperm(len(waiting), generator=generator, device="cpu")
         for place in reversed(places.tolist()):
             number, rows = waiting[place]
             yield select_images(pools[number], rows)

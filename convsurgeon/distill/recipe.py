@@ -46,13 +46,13 @@ class Augment:
     def __call__(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) to images of the same shape; draws from torch's generator."""
         if self.flip:
-            mirrored = (torch.rand(len(images)) < 0.5).to(images.device)
+            mirrored = (torch.rand(len(images), dtype=torch.float32, device="cpu") < 0.5).to(images.device)
             images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
         if not self.shift:
             return images
         height, width = images.shape[2:]
         room = F.pad(images, [self.shift] * 4)
-        starts = torch.randint(2 * self.shift + 1, (len(images), 2)).tolist()
+        starts = torch.randint(2 * self.shift + 1, (len(images), 2), device="cpu").tolist()
         # narrow copies, because one indexing by three tensors takes longer
         cut = [
             image[:, top : top + height, left : left + width] for image, (top, left) in zip(room, starts, strict=True)

@@ -119,7 +119,9 @@ def reconstruct(
 
 
 def _renewable(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) and module.running_mean is not None and module.track_running_stats
+    if not isinstance(module, _NORMS) or module.running_mean is None or not module.track_running_stats:
+        return False
+    return module.eps > 0  # torch refuses to train a norm without
 
 
 def _renew_norms(model: nn.Module, batches: Sequence[Example]) -> None:

@@ -72,7 +72,8 @@ class Soap(Optimizer):
             state["mean"], state["squares"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             state["products"] = [None if product is None else (1 - beta2) * product for product in _products(gradient)]
             state["bases"] = [
-                None if product is None else torch.eye(len(product)).to(product) for product in state["products"]
+                None if product is None else torch.eye(len(product), dtype=product.dtype, device=product.device)
+                for product in state["products"]
             ]
             for _ in range(FIRST):
                 _follow(state)

@@ -37,8 +37,12 @@ def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> t
     """Draw `count` positions of every image of an (N, O, H, W) output, without repeats: image, row, column."""
     images, height, width = shape[0], shape[-2], shape[-1]
     count = min(count, height * width)
-    drawn = torch.rand(images, height * width, generator=generator).topk(count, dim=1).indices.flatten()
-    return torch.arange(images).repeat_interleave(count), drawn // width, drawn % width
+    drawn = (
+        torch.rand(images, height * width, generator=generator, dtype=torch.float32, device="cpu")
+        .topk(count, dim=1)
+        .indices.flatten()
+    )
+    return torch.arange(images, device="cpu").repeat_interleave(count), drawn // width, drawn % width
 
 
 def positions_per_image(images: int, patch_size: int) -> int:
@@ -54,7 +58,7 @@ def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) ->
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = F.pad(x, conv._reversed_padding_repeated_twice, mode=mode).permute(0, 2, 3, 1)
     height, width = conv.kernel_size
-    out = torch.empty(len(image), x.shape[1], height * width, device=x.device)
+    out = torch.empty(len(image), x.shape[1], height * width, device=x.device, dtype=torch.float32)
     for tap in range(height * width):
         rows = row * conv.stride[0] + tap // width * conv.dilation[0]
         columns = column * conv.stride[1] + tap % width * conv.dilation[1]

@@ -109,10 +109,10 @@ def _backward(model: nn.Module, part: Example, own: list[list[Scale]], generator
         raise RuntimeError("no output depends on an input of floating point")
     given += [(end, 1 / (end.detach().var(correction=0) or end.new_ones(()))) for end in ends]
     count = images_in(part)
-    vectors = [
-        torch.randn(one.shape, generator=generator).to(one) * (weight * count / one.numel()).sqrt()
-        for one, weight in given
-    ]
+    vectors = []
+    for one, weight in given:
+        noise = torch.randn(one.shape, generator=generator, dtype=torch.float32, device="cpu").to(one)
+        vectors.append(noise * (weight * count / one.numel()).sqrt())
     torch.autograd.grad([one for one, _ in given], leaves, vectors, allow_unused=True)
 
 

@@ -177,7 +177,7 @@ class _SequentialFit:
         fitted, judged = [], []
         for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
             image, row, column = positions(y.shape, count, _generator(self.seed, index, number))
-            aside = torch.arange(len(image)) % JUDGED == 0
+            aside = torch.arange(len(image), device="cpu") % JUDGED == 0
             order = aside.to(torch.uint8).argsort(stable=True)  # those aside last, so that to part them copies nothing
             where = (image[order], row[order], column[order])
             columns = (patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides))

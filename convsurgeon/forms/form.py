@@ -98,7 +98,12 @@ class Form(ABC):
         scheme, found = self.scheme(geometry), []
         for kernel in weight.detach().double().flatten(2).unflatten(0, (geometry.groups, -1)):
             white = torch.eye(kernel[0].numel(), dtype=torch.float64, device=weight.device)
-            normal = Normal(Whole(white), kernel, torch.eye(len(kernel)).to(white), regression=kernel)
+            normal = Normal(
+                Whole(white),
+                kernel,
+                torch.eye(len(kernel), dtype=white.dtype, device=white.device),
+                regression=kernel,
+            )
             found.append(alternate(scheme, normal, scheme.start(normal, kernel), 10))
         return found
 

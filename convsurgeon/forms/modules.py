@@ -54,10 +54,11 @@ class SummedBranches(InPlaceOfLayer):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.Conv2d gives it, for callers by keyword
         """Map (N, C, H, W) to (N, O, H', W')."""
-        chains = iter(self.branches)
-        total: Tensor = next(chains)(input)
-        for chain in chains:
-            total = chain(input) + total  # the new term first: the other order keeps every branch alive in onnxruntime
+        total: Tensor | None = None  # written so that torch.jit.script takes it, too
+        for chain in self.branches:
+            # the new term first: the other order keeps every branch alive in onnxruntime
+            total = chain(input) if total is None else chain(input) + total
+        assert total is not None
         return total
 
 

@@ -21,13 +21,14 @@ from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
 
 from convsurgeon.base.errors import CaptureError, describe
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, count_weights, live_bytes
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.graph.obstacles import check_model, holders_of, module_obstacle, reading_obstacle
 from convsurgeon.graph.site import Call, Site
-from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.state import outside_inference, undisturbed
 from convsurgeon.graph.trace import readers_of_input, trace, untraced
 from convsurgeon.onnxnet.modules import Subgraph
 
@@ -59,6 +60,7 @@ class Capture:
     cost: Cost
 
 
+@in_normal_mode
 def capture(model: Model, example: object = None) -> Capture:
     """Find and measure every conv of a model, as it runs in eval mode.
 
@@ -73,6 +75,7 @@ def capture(model: Model, example: object = None) -> Capture:
     """
     model, example = open_model(model, example)
     check_model(model)
+    model = outside_inference(model)
     inputs = Example.of(example).map(_compact)
     with undisturbed(model):
         graph, opaque = trace(model, inputs)

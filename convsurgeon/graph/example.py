@@ -43,7 +43,7 @@ class Example:
         if not example.tensors():
             kind = type(value).__name__
             raise CaptureError(f"example: a {kind} without any tensor; pass a tensor, a tuple of arguments or a dict")
-        return example
+        return example.map(lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
 
     def tensors(self) -> list[torch.Tensor]:
         """All tensors, in pytree order."""

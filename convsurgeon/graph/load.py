@@ -197,12 +197,16 @@ def _file(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look a class's module up by name
+    stale = sys.modules.get(path.stem)
+    if stale is None or getattr(stale, "__file__", None) == module.__file__:  # the same file, edited since
+        sys.modules[path.stem] = module  # dataclasses and pickle look a class's module up by name
     try:
         spec.loader.exec_module(module)
     except BaseException as error:  # whatever the file raises; a script may end the process
         if sys.modules.get(path.stem) is module:  # half of it has run
             del sys.modules[path.stem]
+            if stale is not None:
+                sys.modules[path.stem] = stale
         if not isinstance(error, Exception | SystemExit):
             raise
         raise LoadError(f"{path}: fails when it is imported ({describe(error)})") from error

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
@@ -120,7 +121,7 @@ def _by_name(example: object) -> dict[str | int, Any]:
 def _tensors(example: object) -> object:
     """Arrays as tensors."""
     if isinstance(example, np.ndarray):
-        return torch.as_tensor(example)
+        return as_tensor(example)
     if isinstance(example, Mapping):
         return {name: _tensors(value) for name, value in example.items()}
     return tuple(map(_tensors, example)) if isinstance(example, tuple | list) else example
@@ -148,7 +149,7 @@ def _made_up(port: FileInput) -> Tensor:
     """Values of an input: noise, pixels for small whole numbers, zeros for others, which are mostly indices."""
     generator = torch.Generator().manual_seed(0)
     if port.dtype.is_floating_point:
-        return torch.randn(port.shape, generator=generator, dtype=port.dtype)
+        return torch.randn(port.shape, generator=generator, dtype=port.dtype, device="cpu")
     if port.dtype in (torch.uint8, torch.int8):
-        return torch.randint(0, 128, port.shape, generator=generator, dtype=torch.int64).to(port.dtype)
-    return torch.zeros(port.shape, dtype=port.dtype)
+        return torch.randint(0, 128, port.shape, generator=generator, dtype=torch.int64, device="cpu").to(port.dtype)
+    return torch.zeros(port.shape, dtype=port.dtype, device="cpu")

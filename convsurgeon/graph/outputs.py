@@ -116,7 +116,7 @@ def check_output_sizes(model: nn.Module, example: Example) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def mixed(tensor: Tensor) -> Tensor:
-        order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+        order = torch.randperm(tensor.numel(), generator=generator, device="cpu").to(tensor.device)
         return tensor.flatten()[order].view(tensor.shape) if tensor.is_floating_point() else tensor
 
     one = outputs(model, example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,19 +45,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def outside_inference(model: nn.Module) -> nn.Module:
+    """Return the model, or a copy if some of its tensors were made in inference mode, which no gradient passes."""
+    tensors = (*model.parameters(), *model.buffers())
+    return copy.deepcopy(model) if any(tensor.is_inference() for tensor in tensors) else model
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put the model into eval mode without gradients, and restore whatever changes inside the block.
 
     That is what `keep_state` says, and torch's CPU random generator.
     """
-    cached = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)  # or a user's autocast would remember casts of what is run on here
-    try:
-        with keep_state(model), evaluating(model), torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_autocast_cache_enabled(cached)
+    with keep_state(model), evaluating(model), torch.random.fork_rng(devices=[]):
+        yield
 
 
 @contextmanager
@@ -112,14 +114,19 @@ class _Writes(TorchDispatchMode):
 
 def copy_state(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a model's state."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in _stored_tensors(model)}
 
 
 def restore_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a model the state that `copy_state` copied, in its very tensors."""
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in _stored_tensors(model):
             tensor.copy_(state[name])
+
+
+def _stored_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the state without what quantised layers put into it beside tensors."""
+    return [(name, value) for name, value in model.state_dict().items() if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ class Int8Module(nn.Module):
 
     def _run(self, part: Example) -> list[np.ndarray[Any, Any]]:
         count = images_in(part)
-        places = torch.arange(self.batch).clamp(max=count - 1)
+        places = torch.arange(self.batch, device="cpu").clamp(max=count - 1)
         filled = part if count == self.batch else select_images(part, places)
         feed = {name: one.numpy() for name, one in zip(self.names, filled.tensors(), strict=True)}
         try:

@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.tables import Table
 from convsurgeon.base.version import version
 from convsurgeon.int8.compare import Agreement, LayerError, compare_layers, measure_agreement
@@ -73,6 +74,7 @@ class Quantized:
         return f"{line}\n{tabulate(rows, headers=('worst layers', 'SQNR dB', 'noise added'))}" if rows else line
 
 
+@in_normal_mode
 def quantize(
     source: str | Path,
     path: str | Path,
@@ -165,7 +167,9 @@ def convert_fp16(
 def _read(origin: Path) -> ModelProto:
     try:
         load_checked(origin)
-        return onnx.load(origin)
+        model = onnx.load(origin)
+        proto.normalise(model.graph)
+        return model
     except LatencyError as error:
         raise ExportError(str(error)) from error
 

@@ -83,7 +83,7 @@ def learn_rounded(model: nn.Module, sample: Sequence[Example], target: Target, e
 def _scale(layer: nn.Module, scale: Array | None) -> Tensor:
     """Return the factors of the channels that a layer reads, 1 where there are none."""
     if scale is None or isinstance(layer, nn.Linear) or len(scale) != getattr(layer, "in_channels", 0):
-        return torch.ones(1)
+        return torch.ones(1, dtype=torch.float32, device="cpu")
     assert isinstance(layer.weight, Tensor)
     return torch.from_numpy(scale).to(layer.weight).reshape(-1, *[1] * (layer.weight.dim() - 2))
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from convsurgeon.base.errors import ExportError, ParityError, WriteError, first_line
 from convsurgeon.base.files import check_file, new_file
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.version import version
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
@@ -61,6 +62,7 @@ class OnnxFile:
         )
 
 
+@in_normal_mode
 def export(
     model: Model,
     example: Any,
@@ -172,7 +174,14 @@ def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynami
     size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
     if size_bytes > LARGEST_BYTES:
         raise ExportError(f"model: {size_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2 GB, export parts of it")
-    return run_exporter(model, example, opset, dynamic)
+    exported = run_exporter(model, example, opset, dynamic)
+    casts = (proto.attributes(node).get("to") for node in exported.graph.node if node.op_type == "Cast")
+    if onnx.TensorProto.BFLOAT16 in casts:
+        raise ExportError(
+            f"{type(model).__name__}: its forward computes in bfloat16 (torch.autocast), which onnxruntime's convs "
+            "do not take; leave autocast out of the forward and call the model under it"
+        )
+    return exported
 
 
 def _finish(

@@ -36,7 +36,7 @@ def load_checked(path: Path) -> ModelProto:
         model = onnx.load(path, load_external_data=False)
         if not model.graph.node:
             raise LatencyError(f"{path}: is not an ONNX model, or one without nodes; export it again")
-        onnx.checker.check_model(str(path))
+        proto.check(model, path)
     except LatencyError:
         raise
     except OSError as error:

@@ -42,7 +42,7 @@ def randomise(example: Example, seed: int) -> Example:
         if not tensor.is_floating_point():
             return tensor
         spread = float(tensor.std(correction=0)) or 1.0
-        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype, device="cpu")
         return noise * spread + tensor.mean()
 
     return example.map(draw)
@@ -63,7 +63,7 @@ def resize_example(
             return tensor
         for dim, size in dims.items():
             if dim not in kept:
-                index = torch.arange(size(tensor.shape[dim])) % tensor.shape[dim]
+                index = torch.arange(size(tensor.shape[dim]), device="cpu") % tensor.shape[dim]
                 tensor = tensor.index_select(dim, index)
         return tensor.contiguous()
 

@@ -74,7 +74,7 @@ def state_sha256(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        ordered = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach().cpu().to_dense())
+        ordered = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach().cpu().to_dense())
         digest.update(bytes(ordered.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 

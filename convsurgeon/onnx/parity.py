@@ -25,6 +25,7 @@ from torch import nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import LatencyError, ParityError, first_line
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
@@ -91,6 +92,7 @@ class Parity:
         return f"{table}\nlimits: relative {self.relative_limit:g}, SQNR {self.sqnr_limit_db:g} dB"
 
 
+@in_normal_mode
 def check_parity(
     model: nn.Module,
     example: Any,

@@ -133,7 +133,10 @@ class _Writer:
             weights = [*self.put_weights(path, module), *(self._put(name, tensor) for name, tensor in stored)]
             return self.write_node(path, "BatchNormalization", (source, *weights), epsilon=module.eps)
         if isinstance(module, nn.ReLU6) and self.opset >= 11:
-            limits = [self._put(f"{path}.{name}", torch.tensor(value)) for name, value in (("low", 0.0), ("high", 6.0))]
+            limits = [
+                self._put(f"{path}.{name}", torch.tensor(value, dtype=torch.float32, device="cpu"))
+                for name, value in (("low", 0.0), ("high", 6.0))
+            ]
             return self.write_node(path, "Clip", (source, *limits))
         if isinstance(module, nn.SiLU):
             gate = self.write_node(f"{path}.gate", "Sigmoid", (source,))
@@ -165,7 +168,7 @@ class _Writer:
         how = {} if mode == "constant" else {"mode": mode}
         if self.opset < 11:
             return self.write_node("margin", "Pad", (source,), pads=whole, **how)
-        return self.write_node("margin", "Pad", (source, self._put("margin.pads", torch.tensor(whole))), **how)
+        return self.write_node("margin", "Pad", (source, self._put("margin.pads", _integers(*whole))), **how)
 
     def _pad_by_size(self, source: str, padding: Padding) -> str:
         """Write a Pad by `max(0, span - stride + (-size mod stride))`, half of it at either end.
@@ -174,16 +177,16 @@ class _Writer:
         """
         if self.opset < 12:
             raise self._unknown("padding that follows from a size")
-        steps = torch.tensor([1, 1, *padding.strides])
-        wider = torch.tensor([0, 0, *(span - step for span, step in zip(padding.spans, padding.strides, strict=True))])
+        steps = _integers(1, 1, *padding.strides)
+        wider = _integers(0, 0, *(span - step for span, step in zip(padding.spans, padding.strides, strict=True)))
 
         def step(name: str, operator: str, *inputs: str | Tensor) -> str:
             ends = [self._put(f"margin.{name}.by", one) if isinstance(one, Tensor) else one for one in inputs]
             return self.write_node(f"margin.{name}", operator, ends)
 
         rest = step("rest", "Mod", step("less", "Neg", step("size", "Shape", source)), steps)
-        both = step("all", "Max", step("lacking", "Add", rest, wider), torch.tensor([0]))
-        small = step("small", "Div", both, torch.tensor([2]))
+        both = step("all", "Max", step("lacking", "Add", rest, wider), _integers(0))
+        small = step("small", "Div", both, _integers(2))
         large = step("large", "Sub", both, small)
         ends = (large, small) if padding.rule == "SAME_LOWER" else (small, large)
         return self.write_node("margin", "Pad", (source, self.write_node("margin.both", "Concat", ends, axis=0)))
@@ -244,3 +247,7 @@ def _pads_of(conv: nn.Conv2d) -> tuple[int, ...]:
         totals = [(k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
         return (*(total // 2 for total in totals), *(total - total // 2 for total in totals))
     return (0,) * 4 if isinstance(conv.padding, str) else (*conv.padding, *conv.padding)
+
+
+def _integers(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")

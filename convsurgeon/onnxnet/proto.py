@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,37 @@ def stored_tensors(graph: GraphProto) -> Iterator[TensorProto]:
             if item.HasField("t"):
                 yield item.t
             yield from item.tensors
+
+
+def normalise(graph: GraphProto) -> None:
+    """Clear sizes below zero, which some exporters write for open ones, and make sparse weights dense."""
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.Clear()
+    for sparse in graph.sparse_initializer:
+        shape = tuple(sparse.dims)
+        places, values = numpy_helper.to_array(sparse.indices), numpy_helper.to_array(sparse.values)
+        dense = np.zeros(shape, values.dtype)
+        dense[np.unravel_index(places, shape) if places.ndim == 1 else tuple(places.T)] = values
+        graph.initializer.append(numpy_helper.from_array(dense, sparse.values.name))
+    del graph.sparse_initializer[:]
+
+
+def check(model: ModelProto, path: Path) -> None:
+    """Raise what onnx's checker raises of a file; an output without a declared shape, which it refuses, is legal."""
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in stored_tensors(model.graph)):
+        onnx.checker.check_model(str(path))  # among others that no weights lie outside of the folder
+        return
+    declared = ModelProto.FromString(model.SerializeToString())
+    for info in declared.graph.output:
+        kind = info.type
+        while word := next((one for one in ("sequence_type", "optional_type") if kind.HasField(one)), ""):
+            kind = getattr(kind, word).elem_type
+        if kind.WhichOneof("value") in (None, "tensor_type"):
+            kind.tensor_type.elem_type = kind.tensor_type.elem_type or TensorProto.FLOAT
+            kind.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(declared)
 
 
 def uses(graph: GraphProto) -> Counter[str]:

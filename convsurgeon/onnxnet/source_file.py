@@ -85,11 +85,10 @@ def read_source(path: str | Path) -> SourceFile:
     outside = [item for one in tensors if one.data_location == TensorProto.EXTERNAL for item in one.external_data]
     places = tuple(dict.fromkeys(item.value for item in outside if item.key == "location"))
     try:
+        proto.check(model, place)
         if places:
-            onnx.checker.check_model(str(place))  # among others that no weights lie outside of the folder
             onnx.load_external_data_for_model(model, str(place.parent))
-        else:
-            onnx.checker.check_model(model)
+        proto.normalise(model.graph)
     except Exception as error:  # the checker's errors share no base class
         raise LoadError(f"{place}: is not a valid ONNX file: {first_line(error)}; export it again") from error
     _check_operators(place, model)
@@ -122,6 +121,8 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             if _lacks_input(node, opset):
                 raise LoadError(f"{path}: {node.op_type} {name} lacks an input that it must have; export it again")
             is_conv = node.op_type in ("Conv", "ConvTranspose")
+            if node.op_type == "BatchNormalization" and proto.number_attribute(node, "training_mode", 0):
+                raise LoadError(f"{path}: {name} is in training mode; export the model after model.eval()")
             if node.op_type in _INTEGER or (is_conv and dequantised.intersection(node.input[:2])):
                 raise LoadError(
                     f"{path}: {name} is a quantised conv; pass the float file that it was made from, "

@@ -72,7 +72,7 @@ def save_network(network: OnnxNetwork, path: Path) -> None:
             )
         else:
             path.write_bytes(model.SerializeToString(deterministic=True))
-        onnx.checker.check_model(str(path))
+        proto.check(onnx.load(path, load_external_data=False), path)
     except Exception as error:  # the checker's and protobuf's errors share no base class
         raise ExportError(f"{path.name}: the rewritten graph is not valid ONNX: {first_line(error)}") from error
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import FormError
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.forms.catalogue import DEFAULT_FORMS
 from convsurgeon.forms.form import Form, Known
 from convsurgeon.graph.capture import Capture
@@ -21,6 +22,7 @@ Forms = Sequence[Form] | Mapping[str, Form | None]
 """Candidates for every conv, or by hand: a form, or None for dense, by the name of a conv or a pattern of names."""
 
 
+@in_normal_mode
 def plan(
     model: Model,
     example: object = None,

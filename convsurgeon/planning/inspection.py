@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import nn
 
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import INSPECTED
 from convsurgeon.graph.model_files import Model
@@ -20,6 +21,7 @@ RANKS = (1, 2, 3)
 _LONGEST = 9
 
 
+@in_normal_mode
 def inspect(model: Model, example: object = None) -> Table:
     """Return one row per conv: what it is and costs, and the share of its energy that ranks 1, 2 and 3 keep.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CaptureError, PolicyError, describe, nearest
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.graph.as_conv import LinearAsConv
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
@@ -20,6 +21,7 @@ from convsurgeon.planning.select import fits
 from convsurgeon.planning.swap import swap_modules
 
 
+@in_normal_mode
 def linear_as_conv(
     model: Model, example: object, names: str | Sequence[str] = "*", *, min_weights: int = 1 << 16
 ) -> nn.Module:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from convsurgeon.base.errors import CaptureError, PlanError
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.graph.capture import capture
@@ -32,6 +33,7 @@ from convsurgeon.planning.rows import with_rows
 from convsurgeon.planning.swap import swap_modules
 
 
+@in_normal_mode
 def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module, Plan]:
     """Carry out a plan on a copy of the model and make sure that every changed site runs.
 
@@ -68,6 +70,7 @@ def _with_losses(model: nn.Module, plan: Plan) -> Plan:
     return dataclasses.replace(plan, steps=tuple(steps))
 
 
+@in_normal_mode
 def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = None) -> nn.Module:
     """Return the converted structure of a model, ready for `load_state_dict`; the model is not changed.
 
@@ -84,7 +87,9 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
     """
     if not isinstance(model, nn.Module):
         sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
-        model = open_model(model, tuple(torch.zeros(size) for size in sizes) or None)[0]
+        model = open_model(
+            model, tuple(torch.zeros(size, dtype=torch.float32, device="cpu") for size in sizes) or None
+        )[0]
     converted = _rebuild(model, plan)
     if weights is not None:
         fill(converted, model, Path(weights))

@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 
 from convsurgeon.base.errors import FormError
 from convsurgeon.base.files import new_folder
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
@@ -49,6 +50,7 @@ _BYTES = -1
 """The region of weights in eight bits, which are noise of one size."""
 
 
+@in_normal_mode
 def write_device_folder(
     model: Model,
     example: object,

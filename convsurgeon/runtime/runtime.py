@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.catalogue import Kinds
 from convsurgeon.forms.form import Form
@@ -70,6 +71,7 @@ class Runtime:
         table = LatencyTable.load(path, forms, precision=precision)
         return Runtime(threads=table.measurements.threads, precision=precision, table=table)
 
+    @in_normal_mode
     def measure(
         self,
         seen: Capture,
@@ -105,6 +107,7 @@ class Runtime:
         how = Settings(self.threads, self.precision, self.provider, passes, progress)
         return measure_table(seen, forms, policy, how, cache=self.cache, prune=prune)
 
+    @in_normal_mode
     def time_plans(
         self, seen: Capture, plans: Sequence[Plan], *, passes: int = 3, progress: bool = True
     ) -> tuple[float, tuple[NetworkTime, ...]]:

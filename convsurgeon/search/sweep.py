@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from convsurgeon.base.errors import BudgetError, CalibrationError, WriteError
 from convsurgeon.base.files import new_file
+from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import bar
 from convsurgeon.base.tables import Table, printable
 from convsurgeon.calibration.collect import gather
@@ -149,6 +150,7 @@ def check_drawable(path: str | os.PathLike[str]) -> None:
         raise WriteError(f"{path}: a plot is written as .png, .svg or .pdf; change the ending")
 
 
+@in_normal_mode
 def sweep(
     model: Model,
     example: object = None,
