@@ -88,6 +88,11 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[
         WriteError: as `new_folder`.
     """
     target = _path(path).absolute()
+    if not str(target).isascii() and str(target) != str(target).encode(errors="replace").decode():
+        raise WriteError(
+            f"{ascii(str(target))[1:-1]}: holds letters that this locale does not know, which onnxruntime cannot open; "
+            "set PYTHONUTF8=1, or choose another name"
+        )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise WriteError(f"{target}: is not a folder; choose another name")
     every = sorted(entry.name for entry in target.iterdir()) if target.exists() else []

@@ -41,6 +41,8 @@ class Agreement:
     """See `graph.output_error`; where the file decides, of what it decides by."""
     lost: float = 0.0
     """Share of right decisions that are lost, see `graph.decisions`."""
+    overlap: float | None = None
+    """Of decisions at every place of a map, intersection over union; None without maps."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,15 @@ def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Ag
         error.add(*pair)
         decisions.add(*pair)
         rows += len(wanted[0]) if wanted[0].ndim else 1
-    return Agreement(other.name, _decibels(energies), decisions.agreement, rows, error.value, decisions.lost)
+    return Agreement(
+        name=other.name,
+        sqnr_db=_decibels(energies),
+        top1=decisions.agreement,
+        rows=rows,
+        error=error.value,
+        lost=decisions.lost,
+        overlap=decisions.overlap,
+    )
 
 
 def compare_layers(

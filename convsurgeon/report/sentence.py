@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from convsurgeon.base.tables import printable
+from convsurgeon.fit.fidelity import Fidelity
+from convsurgeon.graph.decisions import interval
+from convsurgeon.int8.compare import Agreement
 from convsurgeon.planning.plan import Change
 from convsurgeon.report.bundle import CONVERTED, DENSE_INT8, ORIGINAL, Bundle, Recommended
 from convsurgeon.report.report import Report
@@ -20,8 +23,6 @@ from convsurgeon.timing.comparison import ComparedFile, Comparison
 LINES = 10
 _LITTLE = 1.5
 """Speed-up below which the sentence says what else could be had."""
-_Z = 1.96
-"""Standard deviations on either side that hold 95 %."""
 
 
 def sentence(report: Report, bundle: Bundle | None = None) -> str:
@@ -47,14 +48,6 @@ def lines(report: Report, bundle: Bundle | None = None, *, where: str, notes: Se
     remarks = [*filter(None, (report.outlook,)), *notes]
     room = LINES - len(first) - 1
     return [*map(printable, (*first, *remarks[:room])), where]
-
-
-def share_interval(share: float, count: int) -> tuple[float, float]:
-    """Return where a share that was found in so many cases lies with 95 % confidence (Wilson's interval)."""
-    squared = _Z**2 / count
-    middle = (share + squared / 2) / (1 + squared)
-    half = _Z / (1 + squared) * math.sqrt(share * (1 - share) / count + squared / (4 * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def count_threads(count: int) -> str:
@@ -90,22 +83,27 @@ def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
         after = after if bundle is None else bundle.values.get(name, after)
         return f"{metric} {before:.4g} -> {after:.4g}"
     near = None if bundle is None else bundle.near.get(name)
-    where = f"the example's {report.fidelity.rows} rows" if report.fidelity is not None else ""
-    if near is not None and bundle is not None:
-        share, count, sqnr_db, where = near.top1, near.rows, near.sqnr_db, bundle.agreement_on
-    elif report.fidelity is not None:
-        share, count, sqnr_db = report.fidelity.agreement, report.fidelity.rows, report.fidelity.sqnr_db
-        where = f"{count} held-out images" if report.reconstruction is not None else where
-    else:
+    found: Agreement | Fidelity | None = near or report.fidelity
+    if found is None:
         return "outputs were not compared"
-    if share is not None and count:
-        low, high = share_interval(share, count)
+    where = f"{found.rows} {'held-out images' if report.reconstruction is not None else 'rows of the example'}"
+    if bundle is not None and near is not None:
+        where = bundle.agreement_on
+    share = found.top1 if isinstance(found, Agreement) else found.agreement
+    if share is not None and found.rows:
+        low, high = interval(share, found.rows)
         return f"{share:.1%} of decisions stay ({100 * low:.1f} to {100 * high:.1f}) on {where}"
-    if sqnr_db == math.inf:
+    if found.sqnr_db == math.inf:
         return f"the same outputs on {where}"
-    if not sqnr_db > -math.inf:
+    if not found.sqnr_db > -math.inf:
         return f"outputs that cannot be compared with the original's on {where}"
-    return f"outputs {sqnr_db:.1f} dB above their error (SQNR) on {where}"
+    maps = report.fidelity is not None and report.fidelity.overlap is not None  # an image is none
+    if found.overlap is not None and maps:
+        return f"{found.overlap:.1%} of every class stay (intersection over union) on {where}"
+    added = report.fidelity.added_db if report.fidelity is not None and name == CONVERTED else None
+    if added is not None:
+        return f"what it adds to the image {added:.1f} dB above its error on {where}"
+    return f"outputs {found.sqnr_db:.1f} dB above their error (SQNR) on {where}"
 
 
 def _speed(found: Recommended | ComparedFile, setting: Recommended | Comparison) -> str:

@@ -40,10 +40,12 @@ def _next_point(goal: Within, trials: Sequence[Trial]) -> str:
     if not faster:
         return ""
     near = min(faster, key=lambda trial: goal.lost(trial.value))
-    needed = _rounded_up(goal.lost(near.value))
-    figure = f"{goal.name} {near.value:.4g}"
-    call = f"Within({needed:g})" if goal.metric is None else f"Within({needed:g}, metric={goal.name})"
-    return f"About {near.speed_up:.1f} times as fast at {figure}: {call}."
+    if goal.metric is not None:
+        call = f"Within({_rounded_up(goal.lost(near.value)):g}, metric={goal.name})"
+        return f"About {near.speed_up:.1f} times as fast at {goal.name} {near.value:.4g}: {call}."
+    error = near.error / goal.scale
+    lost = f", {near.lost:.1%} of right decisions lost" if near.lost > 0 else ""
+    return f"About {near.speed_up:.1f} times as fast at an error of {error:.2g}{lost}: Within({_rounded_up(error):g})."
 
 
 def _rounded_up(value: float) -> float:

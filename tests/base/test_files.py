@@ -54,6 +54,12 @@ def test_what_a_file_manager_leaves_is_no_reason_to_refuse(name: str, tmp_path: 
         check_folder(folder, overwrite=True, ours=frozenset({name}))
 
 
+def test_a_name_that_the_locale_does_not_know_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"\\udcc3.*PYTHONUTF8"):  # what Python makes of it under LC_ALL=C
+        check_folder(tmp_path / "\udcc3\udcbcber", overwrite=False)
+    assert check_folder(tmp_path / "über", overwrite=False).name == "über"
+
+
 def test_a_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "out"
     written(target, "old")

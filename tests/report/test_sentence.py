@@ -13,7 +13,7 @@ import torch
 import convsurgeon as cs
 from convsurgeon.report.bundle import Recommended
 from convsurgeon.report.cautions import cautions
-from convsurgeon.report.sentence import lines, sentence, share_interval
+from convsurgeon.report.sentence import lines, sentence
 from tests import nets
 from tests.report.bundles import make_bundle, timing
 
@@ -36,11 +36,11 @@ def _recommended(**values: Any) -> Recommended:
 
 def test_without_files(report: cs.Report) -> None:
     text = sentence(report)
-    assert re.match(r"[\d.]+% of decisions stay \([\d.]+ to [\d.]+\) on the example's 2 rows\. 3 of 3 convs", text)
+    assert re.match(r"[\d.]+% of decisions stay \([\d.]+ to [\d.]+\) on 2 rows of the example\. 3 of 3 convs", text)
     assert " times fewer MACs, " in text
     assert text.endswith(" times fewer parameters.")
     faster = dataclasses.replace(report, speed="1.98 times as fast: 1 ms instead of 2, measured.")
-    assert "rows, 1.98 times as fast: " in sentence(faster)
+    assert "example, 1.98 times as fast: " in sentence(faster)
 
 
 @pytest.mark.parametrize(
@@ -86,18 +86,16 @@ def test_it_begins_with_the_metric(report: cs.Report) -> None:
 
 
 def test_outputs_that_are_not_decisions(report: cs.Report) -> None:
-    assert "outputs 20.0 dB above their error (SQNR) on 8 held-out" in sentence(report, make_bundle(top1=None))
+    plain = make_bundle(top1=None)
+    assert "outputs 20.0 dB above their error (SQNR) on 8 held-out" in sentence(report, plain)
+    maps = dataclasses.replace(plain.agreement[0], overlap=0.973)
+    segments = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, overlap=0.9))
+    told = sentence(segments, dataclasses.replace(plain, agreement=(maps,)))
+    assert "97.3% of every class stay (intersection over union) on 8 held-out" in told
+    added = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, agreement=None, added_db=21.5))
+    assert "what it adds to the image 21.5 dB above its error" in sentence(added)
     nothing = dataclasses.replace(report, steps=report.steps[:0])
     assert sentence(nothing) == "None of 0 convs was rewritten: the network is as it was."
-
-
-@pytest.mark.parametrize(("share", "count"), [(0.0, 1), (1.0, 8), (0.992, 1000), (0.5, 4)])
-def test_a_share_has_an_interval(share: float, count: int) -> None:
-    low, high = share_interval(share, count)
-    assert 0 <= low <= share <= high <= 1
-    assert high - low < 4 / math.sqrt(count)
-    assert low < share or share == 0
-    assert high > share or share == 1
 
 
 def test_where_little_is_gained_it_says_what_could_be_had(report: cs.Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ ERROR = cs.Within(0.03, better="lower", before=0.0)
 
 
 def trial(speed_up: float, value: float, goal: cs.Within, taken: bool = False) -> Trial:
-    return Trial(PLAN, 1.0, 1.0 / speed_up, value=value, good_enough=goal.keeps(value), taken=taken)
+    return Trial(PLAN, 1.0, 1.0 / speed_up, error=value, value=value, good_enough=goal.keeps(value), taken=taken)
 
 
 def test_the_next_point_is_the_one_that_loses_least_of_those_that_are_worth_it() -> None:
@@ -26,7 +27,9 @@ def test_the_next_point_is_the_one_that_loses_least_of_those_that_are_worth_it()
     assert "About 1.6 times as fast at <lambda> 91.23: Within(1.3, metric=" in describe_outlook(IOU, [taken, *others])
     assert "Within" not in describe_outlook(IOU, [taken])
     left = describe_outlook(ERROR, [trial(2.04, 0.0512, ERROR)])  # nothing was taken
-    assert left == "About 2.0 times as fast at output error 0.0512: Within(0.052)."
+    assert left == "About 2.0 times as fast at an error of 0.051: Within(0.052)."
+    decided = [dataclasses.replace(trial(2.04, 0.0512, ERROR), lost=0.012)]
+    assert "at an error of 0.051, 1.2% of right decisions lost: Within(0.052)." in describe_outlook(ERROR, decided)
     assert cs.Within(0.052, better="lower", before=0.0).keeps(0.0512)
 
 
