@@ -18,7 +18,7 @@ from convsurgeon.calibration.dataset import Calibration, first_images, images_in
 from convsurgeon.calibration.normalisation import common_normalisations, norm_divergence, trained_norms
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import float_tensors
+from convsurgeon.graph.outputs import outputs
 from convsurgeon.graph.state import undisturbed
 
 _LOG = logging.getLogger(__name__)
@@ -117,8 +117,8 @@ def _check_outputs(seen: Capture, sample: Example) -> Iterator[str]:
     count = images_in(sample)
     if count < 2:
         return
-    outputs = float_tensors(sample.run(seen.model))
-    rows = [one.float().flatten(1) for one in outputs if one.dim() > 1 and len(one) == count]
+    found = outputs(seen.model, sample)
+    rows = [one.float().flatten(1) for one in found if one.dim() > 1 and len(one) == count]
     if rows and all(_spread(one) < _FLAT for one in rows):
         yield (
             f"The network gives the same output for all of {count} calibration images, so that nothing can be fitted "

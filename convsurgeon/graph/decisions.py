@@ -2,7 +2,8 @@
 
 A vector of scores, or one at every place of a map, is decided by its largest channel; a single channel, and channels
 that are each between 0 and 1, by whether they are above their middle. What changed decisions cost in accuracy is
-estimated without labels: by how much less likely the original takes the other's choice to be than its own.
+estimated without labels, as if the original's probabilities were right: for one decision an image by how much less
+likely the other's choice is than its own, for maps by the intersection over union that is to be expected.
 """
 
 from __future__ import annotations
@@ -53,55 +54,69 @@ class Decisions:
 
 
 class _Sums:
-    """Sums over the decisions by one output, for every class that the original chooses."""
+    """Sums over the decisions by one output, of every image and class."""
 
     def __init__(self) -> None:
-        self.count = self.other = self.same = torch.zeros(())
-        self.cost: list[Tensor] = []
-        """Of the images of every batch, by class."""
-        self.mapped = False
+        self.images: list[Tensor] = []
+        """(5, classes): how often both networks choose a class, and the original's chances of it there, and in all."""
+        self.same: Tensor = torch.zeros(())
+        self.mapped = self.alike = False
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
         axis = channel_axes(tuple(wanted.shape[1:]))[0] + 1
-        one, two = (values.detach().double().movedim(axis, -1).flatten(0, -2) for values in (wanted, found))
-        chances, values = _chances(one), _chances(two)
-        classes = chances.shape[1]
         self.mapped = wanted.dim() > 2
-        own, other = chances.argmax(1), values.argmax(1)
-        cost = (chances.gather(1, own[:, None]) - chances.gather(1, other[:, None]))[:, 0]
-        self.count = self.count + torch.bincount(own, minlength=classes)
-        self.other = self.other + torch.bincount(other, minlength=classes)
-        self.same = self.same + torch.bincount(own[own == other], minlength=classes)
-        place = torch.arange(len(wanted)).repeat_interleave(len(own) // len(wanted)).to(own)
-        summed = torch.bincount(place * classes + own, cost, minlength=len(wanted) * classes)
-        self.cost.append(summed.view(-1, classes))
+        for pair in zip(wanted.detach().split(1), found.detach().split(1), strict=True):
+            one, two = (values.double().movedim(axis, -1).flatten(0, -2) for values in pair)
+            chances, other = _chances(one, wanted), _chances(two, wanted).argmax(1)
+            own, classes = chances.argmax(1), chances.shape[1]
+            sums = [chances.sum(0)]
+            for picks in (own, other):
+                likely = chances.gather(1, picks[:, None])[:, 0]
+                sums += [torch.bincount(picks, minlength=classes), torch.bincount(picks, likely, minlength=classes)]
+            self.images.append(torch.stack([one.double() for one in sums]))
+            self.same = self.same + torch.bincount(own[own == other], minlength=classes)
+            self.alike = not self.mapped and classes > 2
 
     @property
     def agreement(self) -> float:
-        return float(self.same.sum() / self.count.sum())
+        return float(self.same.sum() / torch.stack(self.images)[:, 1].sum())
 
     @property
     def overlap(self) -> float:
-        union = self.count + self.other - self.same
+        own, other = torch.stack(self.images)[:, (1, 3)].sum(0)
+        union = own + other - self.same
         return float((self.same / union)[union > 0].mean())
 
     def lost(self) -> tuple[float, float]:
-        """Return what is lost; of maps and of yes and no the mean over classes, so that what is rare or thin counts."""
-        cost, occurs = torch.cat(self.cost), self.count > 0
-        alike = not self.mapped and len(self.count) > 2
-        weight = torch.where(occurs, 1 / (self.count.sum() if alike else self.count * occurs.sum()), 0.0)
-        each = cost @ weight.to(cost)
-        return float(each.sum()), float(each.std() * math.sqrt(len(each))) if len(each) > 1 else float(each.sum())
+        """Return the accuracy that is lost; of maps and of yes and no the intersection over union, mean over classes.
+
+        With its standard error over images, to first order.
+        """
+        found = torch.stack(self.images)  # (images, 5, classes)
+        whole, count, right, other, hit = found.unbind(1)
+        if self.alike:
+            each = (right - hit).sum(1)
+            lost, shifts = float(each.mean()), each / len(each)
+        else:
+            parts = []
+            for inside, picked in ((right, count), (hit, other)):
+                union = whole + picked - inside
+                share = inside.sum(0) / union.sum(0).clamp_min(1e-300)
+                parts.append((share, (inside - share * union) / union.sum(0).clamp_min(1e-300)))
+            occurs = count.sum(0) > 0
+            lost = float((parts[0][0] - parts[1][0])[occurs].mean())
+            shifts = (parts[0][1] - parts[1][1])[:, occurs].mean(1)
+        return lost, float(shifts.std()) * math.sqrt(len(shifts)) if len(shifts) > 1 else lost
 
 
-def _chances(values: Tensor) -> Tensor:
+def _chances(values: Tensor, like: Tensor) -> Tensor:
     """Return the probabilities (M, classes) of rows of scores: as they are, or by a softmax or sigmoid."""
-    bounded = bool(((values >= 0) & (values <= 1)).all())
+    bounded = bool(((like >= 0) & (like <= 1)).all())
     if values.shape[1] > 1 and not bounded:
         return values.softmax(1)
-    if values.shape[1] > 1 and bool(((values.sum(1) - 1).abs() < 1e-3).all()):
+    if values.shape[1] > 1 and bool(((values.sum(1) - 1).abs() < 0.01).all()):
         return values
-    yes = (values if bounded else values.sigmoid()).reshape(-1, 1)
+    yes = (values.clamp(0, 1) if bounded else values.sigmoid()).reshape(-1, 1)
     return torch.cat([1 - yes, yes], 1)
 
 

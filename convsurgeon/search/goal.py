@@ -14,14 +14,19 @@ from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import first_batches
 from convsurgeon.distill.record import Score
 from convsurgeon.fit.fidelity import DECIDES, added_share
+from convsurgeon.graph.decisions import Decisions
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.outputs import outputs
 from convsurgeon.graph.state import undisturbed
 
 Amount = float | int | str
 Metric = Callable[[nn.Module], float]
 
-DEFAULT_ERROR = 0.03
+DEFAULT_ERROR = 0.01
 """Relative error of the output on held-out images that the default allows."""
+
+DEFAULT_ERROR_CLASSES = 0.03
+"""The same of scores over classes, one for each image, of which only the largest matters."""
 
 DEFAULT_ERROR_ADDED = 0.002
 """The same, relative to what the network adds, where that is next to nothing beside its input; between the two where it
@@ -162,7 +167,8 @@ class Within:
         filled = dataclasses.replace(self, better="lower", scale=scale, before=0.0)
         if self.tolerance is not None:
             return dataclasses.replace(filled, tolerance=_read_tolerance(self.tolerance, 1.0))
-        tolerance = DEFAULT_ERROR_ADDED + (DEFAULT_ERROR - DEFAULT_ERROR_ADDED) * scale**2
+        usual = DEFAULT_ERROR_CLASSES if _classifies(model, held_out) else DEFAULT_ERROR
+        tolerance = DEFAULT_ERROR_ADDED + (usual - DEFAULT_ERROR_ADDED) * scale**2
         decisions = DEFAULT_DECISIONS if scale > DECIDES else math.inf
         return dataclasses.replace(filled, tolerance=tolerance, decisions=decisions, usual=True)
 
@@ -234,6 +240,15 @@ class Within:
             f"an error of {self.most:.2g} of {'the output' if self.scale > DECIDES else 'what is added to the input'}"
         )
         return text if self.decisions == math.inf else f"{text} and {self.decisions:.2%} of right decisions"
+
+
+def _classifies(model: nn.Module, batches: Sequence[Example]) -> bool:
+    """Return whether a model gives scores over classes, one vector for each image."""
+    found = Decisions()
+    for batch in batches[:1]:
+        scores = outputs(model, batch)
+        found.add(scores, scores)
+    return found.agreement is not None
 
 
 Goal = Budget | Within

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.outputs import answer
+from convsurgeon.int8.compare import measure_agreement
 from examples import digits
 from tests.nets import Plain
 from tests.test_smoke import EXAMPLES
@@ -139,6 +140,14 @@ def test_a_file_that_decides_is_judged_before_its_argmax(tmp_path: Any) -> None:
         expected = nn.functional.conv2d(X, torch.from_numpy(weight), padding=1)
     assert "ArgMax" in found.where
     torch.testing.assert_close(found.judged, [expected])
+    other = onnx.load(tmp_path / "a.onnx")
+    other.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array((weight * 0.9).astype(np.float32), "w"))
+    onnx.save(other, tmp_path / "b.onnx")
+    same, near = (
+        measure_agreement(tmp_path / "a.onnx", tmp_path / name, [{"x": X.numpy()}]) for name in ("a.onnx", "b.onnx")
+    )
+    assert (same.error, same.lost) == (0, 0)
+    assert near.error == pytest.approx(0.01, rel=0.1)  # all classes that win are the same
 
 
 @pytest.mark.parametrize("decide", ["argmax", "labels", "NumPy"])
