@@ -16,8 +16,9 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGINT, _leave)  # importing torch takes seconds, and nothing is open yet
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says what it does without triton
-    from convsurgeon.cli.main import INTERRUPTED, main as run
+    from convsurgeon.cli.main import INTERRUPTED, load, main as run
 
+    load(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,8 +15,10 @@ from convsurgeon.base import processes
 from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError, WriteError
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.precision import Precision
+from convsurgeon.base.progress import say
 from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.layout import lay_out
 from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
@@ -135,6 +139,7 @@ def convert(
     policy: Predicate | None = None,
     goal: Goal | None = None,
     runtime: Runtime | None = None,
+    minutes: float | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Result:
@@ -157,8 +162,9 @@ def convert(
         policy: which sites may be changed; the default leaves the stem alone, unless milliseconds decide.
         goal: what is asked for: a `Budget`, or the fastest network `Within` a tolerance.
         runtime: where the network will run: threads, precision, provider, or a device's latency table.
+        minutes: after which a search for the fastest network tries no further plan; Ctrl-C, too, takes the best so far.
         seed: of synthesised images, and of the output positions that are drawn.
-        progress: whether to show progress.
+        progress: whether to show progress: bars in a terminal, lines in notebooks and logs.
 
     Raises:
         BudgetError: the budget cannot be reached; says how far it goes and which layers stand in the way.
@@ -176,7 +182,11 @@ def convert(
         raise CalibrationError("within: plans are judged with fitted weights; pass calibration, or leave it out")
     if goal is not None and isinstance(forms, Mapping | Plan):
         raise BudgetError("goal: forms by hand and a plan leave nothing to choose; leave one of the two out")
-    call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, seed, progress)
+    if minutes is not None and not minutes > 0:
+        raise BudgetError(f"minutes={minutes}: pass a number above 0, or leave it out")
+    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, seed, progress, ends)
+    say(f"looking at {'the file' if isinstance(model, str | os.PathLike) else type(model).__name__}", show=progress)
     if processes.size() > 1:
         return _receive(model, example, call)
     return call.run(capture_in_rows(model, example))
@@ -193,6 +203,7 @@ class _Call:
     runtime: Runtime
     seed: int
     progress: bool
+    ends: float
 
     def run(self, seen: Capture) -> Result:
         """Convert a captured model."""
@@ -204,12 +215,17 @@ class _Call:
             goal = Within()
         if isinstance(goal, Within):
             goal = goal.resolve(seen.model, () if data is None else data.held_back)
-        outcome, study = self._choose(seen, data, goal)
+        fast = None if data is None else lay_out(seen, data)
+        outcome, study = self._choose(seen, fast, goal)
         result = carry_out(
-            seen, outcome.plan, data, runtime=self.runtime, seed=self.seed, progress=self.progress, study=study
+            seen, outcome.plan, fast, runtime=self.runtime, seed=self.seed, progress=self.progress, study=study
         )
+        if data is not None:  # as they were handed in
+            made_up = data if data.synthetic else None
+            result = dataclasses.replace(result, held_back=data.held_back, made_up=made_up)
         speed = outcome.speed or self._time_now(seen, result.plan)
-        report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed)
+        notes = (*result.report.notes, *(() if study is None else study.remarks))
+        report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
         if isinstance(goal, Within):
             report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials))
         result = dataclasses.replace(result, report=report)
@@ -255,6 +271,7 @@ class _Call:
             allow_growth=allow_growth,
             seed=self.seed,
             progress=self.progress,
+            ends=self.ends,
         )
 
     def _timed(self, study: Study) -> Study:
@@ -332,16 +349,7 @@ def carry_out(
         notes=(*(() if data is None else data.notes), *note_on_subgraphs(model, example, fitted=fits is not None)),
         warning="" if data is None else data.warning,
     )
-    return Result(
-        converted,
-        done,
-        report,
-        model,
-        example,
-        held_back=() if data is None else data.held_back,
-        made_up=data if data is not None and data.synthetic else None,
-        runtime=runtime,
-    )
+    return Result(converted, done, report, model, example, runtime=runtime)
 
 
 def _receive(model: Model, example: object, call: _Call) -> Result:

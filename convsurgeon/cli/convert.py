@@ -21,25 +21,20 @@ from convsurgeon.search.sweep import SHARES, check_drawable, sweep
 _NET = "net.py:factory --weights net.safetensors --input 1x3x32x32"
 
 
-def add(commands: Any) -> None:
-    """Add the commands."""
-    _add_inspect(commands)
-    _add_plan(commands)
-    _add_sweep(commands)
-    _add_convert(commands)
+def add(commands: Any, name: str) -> None:
+    """Add one of the commands."""
+    {"inspect": _add_inspect, "plan": _add_plan, "sweep": _add_sweep, "convert": _add_convert}[name](commands)
 
 
 def _add_inspect(commands: Any) -> None:
-    words = "show every conv, what it costs, and the energy that rank 1, 2 and 3 keep"
-    command = shared.add_command(commands, "inspect", _inspect, words, [_NET, "detector.onnx"])
+    command = shared.add_command(commands, "inspect", _inspect, [_NET, "detector.onnx"])
     shared.add_model(command)
     shared.add_json(command)
 
 
 def _add_plan(commands: Any) -> None:
-    words = "show what would become of every conv, and what that would cost"
     examples = [f"{_NET} --rank 2", f"{_NET} --budget macs=0.3 --out plan.json"]
-    command = shared.add_command(commands, "plan", _plan, words, examples)
+    command = shared.add_command(commands, "plan", _plan, examples)
     shared.add_model(command)
     shared.add_forms(command)
     shared.add_budget(command)
@@ -49,9 +44,8 @@ def _add_plan(commands: Any) -> None:
 
 
 def _add_sweep(commands: Any) -> None:
-    words = "show what each budget costs in error: the trade-off"
     examples = [f"{_NET} --calibrate photos/ --out curve.svg", f"{_NET} --calibrate photos/ --of latency"]
-    command = shared.add_command(commands, "sweep", _sweep, words, examples)
+    command = shared.add_command(commands, "sweep", _sweep, examples)
     shared.add_model(command)
     shared.add_forms(command)
     shared.add_runtime(command)
@@ -64,13 +58,12 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _add_convert(commands: Any) -> None:
-    words = "rewrite a model's convs, report, export to ONNX, check and time"
     examples = [
         f"{_NET} --calibrate photos/ --metric net.py:accuracy --out lighter/",
         "detector.onnx --calibrate photos/ --out lighter/",
     ]
-    usual = ("weights", "input", "images", "mean", "std", "metric", "within", "budget", "int8")
-    command = shared.add_command(commands, "convert", _convert, words, examples, usual)
+    usual = ("weights", "input", "images", "mean", "std", "metric", "within", "budget", "minutes", "int8")
+    command = shared.add_command(commands, "convert", _convert, examples, usual)
     shared.add_model(command)
     shared.add_forms(command)
     command.add_argument("--plan", metavar="PLAN.json", help="carry out a saved plan instead of making one")
@@ -86,6 +79,7 @@ def _add_convert(commands: Any) -> None:
         command, "--calibrate", "images to fit the weights to; synthetic ones if not given; none: weights alone"
     )
     command.add_argument("--limit", type=int, default=1024, help="most images to use (default 1024)")
+    command.add_argument("--minutes", type=float, help="most to search for; Ctrl-C, too, takes the best so far")
     shared.add_seed(command)
     shared.add_runtime(command)
     shared.add_bundle(command)
@@ -161,6 +155,7 @@ def _convert(options: argparse.Namespace) -> object:
         policy=options.select,
         goal=goal,
         runtime=runtime,
+        minutes=options.minutes,
         seed=options.seed,
         progress=not options.json,
     )

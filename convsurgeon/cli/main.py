@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -16,8 +17,7 @@ import msgspec
 from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.base.version import version
-from convsurgeon.cli import convert, recover, timing
-from convsurgeon.cli.options import Command
+from convsurgeon.cli.commands import COMMANDS, Command
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells have it."""
@@ -26,7 +26,8 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser, given = _parser(), sys.argv[1:] if arguments is None else arguments
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser(load(given))
     for option, value in zip(("COMMAND", *given), given, strict=False):
         if not value or (value.startswith("--") and value.endswith("=")):  # such as an unset variable of a shell
             parser.error(f"argument {value.rstrip('=') or option}: is empty; say what is meant, or leave it out")
@@ -92,10 +93,22 @@ def _mute() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def load(given: Sequence[str]) -> str | None:
+    """Return the command that is asked for, its module loaded, or None: to load takes the seconds that torch takes."""
+    name = next((word for word in given if word in COMMANDS), None)
+    if name is not None:
+        importlib.import_module(f"convsurgeon.cli.{COMMANDS[name][0]}")
+    return name
+
+
+def _parser(wanted: str | None) -> argparse.ArgumentParser:
+    """Return the parser, with the options of one command."""
     parser = argparse.ArgumentParser(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
     parser.add_argument("--version", action="version", version=f"convsurgeon {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Command)
-    for family in (convert, recover, timing):
-        family.add(commands)
+    for name, (module, words) in COMMANDS.items():
+        if name == wanted:
+            importlib.import_module(f"convsurgeon.cli.{module}").add(commands, name)
+        else:
+            commands.add_parser(name, help=words)
     return parser

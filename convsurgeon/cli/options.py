@@ -10,6 +10,7 @@ from typing import Any
 
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
+from convsurgeon.cli.commands import COMMANDS, Command
 from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.planning.select import parse
 from convsurgeon.search.goal import Budget
@@ -21,24 +22,6 @@ NONE = "none"
 """What `--calibrate` takes for no images, not even synthetic ones."""
 
 _MOST_VALUES = 2**31
-
-
-class Command(argparse.ArgumentParser):
-    """A parser whose --help fits on a screen: it shows the options of `usual`, and --help-all shows every one."""
-
-    usual: Collection[str] = ()
-
-    def format_help(self) -> str:
-        """Return the help, without the options that are seldom needed."""
-        rare = [one for one in self._actions if self.usual and one.option_strings and one.dest not in self.usual]
-        words = [one.help for one in rare]
-        for one in rare:
-            one.help = argparse.SUPPRESS
-        self.usage = f"{self.prog} MODEL [options]" if self.usual else None
-        text = super().format_help()
-        for one, own in zip(rare, words, strict=True):
-            one.help = own
-        return text
 
 
 class _HelpAll(argparse.Action):
@@ -53,11 +36,11 @@ def add_command(
     commands: Any,
     name: str,
     run: Callable[[argparse.Namespace], object],
-    words: str,
     examples: Sequence[str],
     usual: Collection[str] = (),
 ) -> Command:
     """Add a command, whose help ends with examples; `usual` names the options that its short help shows, if not all."""
+    words = COMMANDS[name][1]
     command: Command = commands.add_parser(
         name,
         help=words,

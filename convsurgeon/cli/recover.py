@@ -24,13 +24,12 @@ from convsurgeon.recovery import recover
 from convsurgeon.search.goal import Within, measure
 
 
-def add(commands: Any) -> None:
+def add(commands: Any, name: str) -> None:
     """Add the command."""
-    words = "train a converted model to answer as its original, without labels"
     net = "net.py:factory --weights net.safetensors --input 1x3x32x32 --from lighter/ --data photos/"
     examples = [f"{net} --out better/", f"{net} --flip --shift 4 --run run/ --resume --out better/"]
     usual = ("weights", "input", "bundle", "images", "mean", "std", "epochs", "run_folder", "resume", "metric")
-    command = shared.add_command(commands, "recover", _recover, words, examples, usual)
+    command = shared.add_command(commands, name, _recover, examples, usual)
     shared.add_model(command)
     command.add_argument("--from", dest="bundle", metavar="DIR", required=True, help="what `convert --out` wrote")
     shared.add_images(command, "--data", "images to learn from; synthetic ones if not given")

@@ -13,19 +13,23 @@ from convsurgeon.forms.catalogue import BUDGET_FORMS
 _LEVELS = ("all", "extended", "basic", "off")
 
 
-def add(commands: Any) -> None:
-    """Add the commands."""
+def add(commands: Any, name: str) -> None:
+    """Add one of the commands."""
+    {"device": _add_device, "bench": _add_bench}[name](commands)
+
+
+def _add_device(commands: Any) -> None:
     net = "net.py:factory --input 1x3x32x32"
-    words = "write a folder to take to a device, with a script that times layers there"
-    device = shared.add_command(
-        commands, "device", _device, words, [f"{net} --out pi4/", "detector.onnx --out pi4/ --force"]
-    )
+    examples = [f"{net} --out pi4/", "detector.onnx --out pi4/ --force"]
+    device = shared.add_command(commands, "device", _device, examples)
     shared.add_model(device)
     shared.add_forms(device)
     shared.add_output(device, "DIR", "where the folder for the device goes", required=True)
-    words = "time ONNX files against the first one, in interleaved pairs"
+
+
+def _add_bench(commands: Any) -> None:
     examples = ["a.onnx b.onnx", "a.onnx b.onnx c.onnx --threads 1 4 --level all"]
-    bench = shared.add_command(commands, "bench", _bench, words, examples)
+    bench = shared.add_command(commands, "bench", _bench, examples)
     bench.add_argument("files", nargs="+", metavar="FILE.onnx")
     bench.add_argument("--batch", type=int, default=1, help="for a symbolic first dimension (default 1)")
     bench.add_argument(

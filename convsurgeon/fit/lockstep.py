@@ -1,12 +1,13 @@
-"""Two networks run side by side, node by node, over all calibration batches at once.
+"""Two networks run side by side over all calibration batches at once, from one node of interest to the next.
 
-Both follow the graph of the original; the converted one finds other modules under the same names. A value is dropped
-after its last use, so what is held at a time is one cut through the network for all images: it may be spilled to disk.
+Both follow the graph of the original; the converted one finds other modules under the same names. Between two such
+nodes batch follows batch, and a value is dropped after its last use. So what is held for all images is one cut through
+the network, at such a node only: it may be spilled to disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -32,19 +33,34 @@ class Runner(fx.Interpreter):
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, batches: Sequence[Example], spill: bool) -> None:
         super().__init__(fx.GraphModule(graph_targets(root, traced), traced.graph))
-        # copies: a forward may change its input
-        inputs = [[tensor.detach().clone() for tensor in batch.tensors()] for batch in batches]
-        self._inputs = iter(zip(*inputs, strict=True))
+        self._inputs = [iter(batch.tensors()) for batch in batches]
         self._spill = spill
+        self._dropped = _last_uses(traced.graph)
         self.environments: list[dict[fx.Node, Any]] = [{} for _ in batches]
 
-    def step(self, node: fx.Node) -> None:
-        """Compute a node for every batch."""
-        values = next(self._inputs) if node.op == "placeholder" else None
-        for index, environment in enumerate(self.environments):
+    def run_through(self, nodes: Sequence[fx.Node]) -> None:
+        """Compute a stretch of nodes for every batch, and drop what is not needed after each of them but the last."""
+        for environment, inputs in zip(self.environments, self._inputs, strict=True):
             self.env = environment
-            value = self.run_node(node) if values is None else values[index]
-            environment[node] = _on_disk(value) if self._spill else value
+            for node in nodes:
+                if node.op == "placeholder":
+                    environment[node] = next(inputs).detach().clone()  # a forward may change its input
+                else:
+                    environment[node] = self.run_node(node)
+                if node is not nodes[-1]:
+                    self._drop(environment, node)
+            for node in nodes if self._spill else ():
+                if node in environment:
+                    environment[node] = _on_disk(environment[node])
+
+    def drop(self, node: fx.Node) -> None:
+        """Drop what is not needed after a node."""
+        for environment in self.environments:
+            self._drop(environment, node)
+
+    def _drop(self, environment: dict[fx.Node, Any], node: fx.Node) -> None:
+        for gone in self._dropped.get(node, []):
+            environment.pop(gone, None)
 
     def watched(self, node: fx.Node, modules: Sequence[nn.Module], index: int) -> list[tuple[nn.Module, Any]]:
         """Run a node for one batch and return every call of `modules` as (input, output); the value is not kept."""
@@ -97,24 +113,27 @@ def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     return dropped
 
 
-def walk(graph: fx.Graph, runners: Sequence[Runner]) -> Iterator[fx.Node]:
-    """Yield every node after all runners but the last have computed it, and before the last one does.
+def walk(graph: fx.Graph, runners: Sequence[Runner], stops: Collection[fx.Node]) -> Iterator[fx.Node]:
+    """Yield every node of interest after all runners but the last have computed it, and before the last one does.
 
-    Changes that are made to the last runner's modules in between count already.
+    Changes that are made to the last runner's modules in between count already. What follows the last node is not run.
     """
-    dropped = _last_uses(graph)
     *leaders, follower = runners
+    ahead: list[fx.Node] = []
+    behind: list[fx.Node] = []
     for node in graph.nodes:
-        if node.op == "output":
-            yield node
-            return
-        for runner in leaders:
-            runner.step(node)
+        if node not in stops:
+            ahead.append(node)
+            continue
+        for leader in leaders:
+            leader.run_through([*ahead, node])
+        follower.run_through([*behind, *ahead])
+        for done in [*behind, *ahead][-1:]:
+            follower.drop(done)
         yield node
-        follower.step(node)
-        for environment in (environment for runner in runners for environment in runner.environments):
-            for gone in dropped.get(node, []):
-                environment.pop(gone, None)
+        for leader in leaders:
+            leader.drop(node)
+        ahead, behind = [], [node]
 
 
 def _on_disk(value: Any) -> Any:

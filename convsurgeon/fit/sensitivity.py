@@ -37,7 +37,7 @@ SHARE = 0.3
 
 _LOG = logging.getLogger(__name__)
 _LEAST_IMAGES = 16
-_BYTES = 1 << 30
+_BYTES = 1 << 28
 """Activations that a backward pass may keep; it takes no more images at a time than that allows."""
 
 

@@ -30,7 +30,7 @@ from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10
 """Every tenth sample of a site is not fitted to but judges the fit."""
-_MOST_BYTES = 4e9
+_MOST_BYTES = 2e9
 """Live activations of both networks above which they are kept on disk."""
 
 Starts = dict[tuple[str, str], list[Parts]]
@@ -127,14 +127,19 @@ class _SequentialFit:
 
     def run(self) -> Iterator[SiteFit]:
         """Yield every site as it is fitted; one that is called again is fitted again, to all its calls so far."""
-        for index, node in enumerate(walk(self.seen.graph.graph, (self.original_run, self.converted_run))):
-            if node.op != "call_module":
-                continue
+        graph = self.seen.graph.graph
+        wanted = self.changes.keys() | self.opaque
+        stops = {
+            node: index
+            for index, node in enumerate(graph.nodes)
+            if node.op == "call_module" and str(node.target) in wanted
+        }
+        for node in walk(graph, (self.original_run, self.converted_run), stops):
             change = self.changes.get(str(node.target))
             if change is not None:
-                yield self._fit_call(node, change, index)
-            elif str(node.target) in self.opaque:
-                yield from self._fit_inside(node, index)
+                yield self._fit_call(node, change, stops[node])
+            else:
+                yield from self._fit_inside(node, stops[node])
 
     def _fit_call(self, node: fx.Node, change: Change, index: int) -> SiteFit:
         conv = self.seen.model.get_submodule(change.name)

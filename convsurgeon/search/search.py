@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from convsurgeon.base.errors import BudgetError
-from convsurgeon.base.progress import bar
+from convsurgeon.base.progress import bar, say
 from convsurgeon.runtime.latencies import Latencies, pays, predict
 from convsurgeon.search.aim import Aim
 from convsurgeon.search.bracket import Bracket
@@ -137,7 +138,7 @@ def _go_by_the_clock(study: Study, goal: Within, trials: list[Trial]) -> list[Tr
     for _ in range(MOST_TIMINGS):
         timed = dataclasses.replace(best, network=time_plan(study, best.plan).network)
         trials = [timed if trial is best else trial for trial in trials]
-        if timed.network is None or timed.agrees:
+        if timed.network is None or timed.agrees or time.monotonic() > study.ends:
             break
         assert study.table is not None
         study = study.with_table(CorrectedTable.of(study.table, timed.plan, timed.network))
@@ -189,26 +190,50 @@ def _fastest(goal: Within, trials: list[Trial]) -> Trial:
 def _close_in(
     study: Study, goal: Within, start: Bracket, last: Trial | None = None, most: int = MOST_TRIALS
 ) -> list[Trial]:
-    """Return the trials that close in on the fastest plan that is good enough."""
+    """Return the trials that close in on the fastest plan that is good enough.
+
+    Where the time is up, or the user interrupts it after a good one, the search ends with what it has.
+    """
     assert study.table is not None
-    total_ms = study.table.total_ms
+    total_ms, trials = study.table.total_ms, list[Trial]()
     with bar(total=most, desc="searching", unit="network", show=study.progress) as shown:
 
         def attempt(aim: Aim) -> Trial:
+            began = time.monotonic()
             trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))
+            trials.append(dataclasses.replace(trial, seconds=time.monotonic() - began))
             figure = f"{goal.name} {trial.value:.4g}{'' if trial.good_enough else ', too much'}"
             shown.set_postfix_str(f"{trial.speed_up:.2f} times as fast: {figure}", refresh=False)
             shown.update()
-            return trial
+            return trials[-1]
 
         def narrow(aim: Aim, trial: Trial) -> Aim | None:
             place = aim.place
             if trial.good_enough:
                 place = min(place, trial.predicted_ms / total_ms)
             bracket = aim.bracket.narrowed(place, goal.spent(trial.value), enough=trial.good_enough)
-            return None if bracket.closed else Aim.at(study, goal, bracket, trial)
+            if bracket.closed or len(trials) == most:
+                return None
+            following = Aim.at(study, goal, bracket, trial)
+            if time.monotonic() + trial.seconds < study.ends:
+                return following
+            study.remarks.append(_remark("The time for the search was up", trials, following))
+            return None
 
-        return run_trials(Aim.at(study, goal, start, last), attempt, narrow, most)
+        try:
+            run_trials(Aim.at(study, goal, start, last), attempt, narrow, most)
+        except KeyboardInterrupt:
+            if last is None and not any(trial.good_enough for trial in trials):
+                raise
+            say("the search ends with the best plan so far; Ctrl-C once more ends everything", show=study.progress)
+            study.remarks.append(_remark("The search was interrupted", trials))
+        return trials
+
+
+def _remark(why: str, trials: list[Trial], following: Aim | None = None) -> str:
+    """Return that a search ended early, and what it would have looked at."""
+    ahead = "" if following is None else f"; the next would have been about {1 / following.place:.2f} times as fast"
+    return f"{why} after {len(trials)} plan{'s' if len(trials) > 1 else ''}, the best of which was taken{ahead}."
 
 
 def _try_share(study: Study, goal: Within, share: float) -> Trial:

@@ -74,6 +74,8 @@ class Study:
         gradients: second moments of the gradients at every site, where there are images; filled in by `score`.
         starts: the last fit of every site and form, from which the next one goes on; filled in by every fit.
         kept: the best attempt of a search; filled in by the search.
+        ends: when the search must come to an end, as `time.monotonic` tells; infinite where it may take its time.
+        remarks: what a reader must know about the search, in sentences; filled in by the search.
     """
 
     seen: Capture
@@ -88,6 +90,8 @@ class Study:
     gradients: dict[str, Tensor] = field(default_factory=dict)
     starts: Starts = field(default_factory=dict)
     kept: list[Attempt] = field(default_factory=list)
+    ends: float = math.inf
+    remarks: list[str] = field(default_factory=list)
 
     def with_table(self, table: Latencies) -> Study:
         """Return the study with milliseconds, without the candidates that are not clearly faster than dense."""
@@ -177,6 +181,7 @@ def open_study(
     allow_growth: bool = False,
     seed: int = 0,
     progress: bool = True,
+    ends: float = math.inf,
 ) -> Study:
     """Return a study with every change that the forms could make.
 
@@ -189,10 +194,11 @@ def open_study(
         allow_growth: whether a form may have more MACs or parameters than the conv; milliseconds decide then.
         seed: of what is drawn.
         progress: whether to show progress.
+        ends: when the search must come to an end, as `time.monotonic` tells.
     """
     kernels = kernels_of(seen)
     if policy is None and allow_growth:
         policy = everything()
     base = plan_captured(seen, forms, policy, allow_growth, kernels)
     options = candidates(base, kernels, forms, allow_growth)
-    return Study(seen, data, runtime, base, options, seed, progress)
+    return Study(seen, data, runtime, base, options, seed, progress, ends=ends)

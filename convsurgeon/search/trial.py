@@ -27,6 +27,7 @@ class Trial:
         good_enough: whether the goal allows it.
         taken: whether it is the plan that was carried out.
         why: it was not, in a few words.
+        seconds: that the trial took.
     """
 
     plan: Plan
@@ -39,6 +40,7 @@ class Trial:
     good_enough: bool = True
     taken: bool = False
     why: str = ""
+    seconds: float = math.nan
 
     @property
     def measured_ms(self) -> float:

@@ -14,13 +14,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from tqdm import tqdm
 
-from convsurgeon.base.progress import bar
+from convsurgeon.base.progress import Bar, bar
 from convsurgeon.onnx.files import random_feed
 from convsurgeon.onnxnet.session import CPU, Feed, Level, open_session, run_session, session_options
 from convsurgeon.onnxnet.standalone import Clock
@@ -108,7 +106,7 @@ def time_interleaved(
     ]
 
 
-def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: tqdm[Any]) -> TimeSamples:
+def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: Bar) -> TimeSamples:
     """Return the seconds of every run by both clocks, shape (slots, rounds, repeats, 2)."""
     fastest = min(slot.fastest_s for slot in slots)
     # Enough for 3 ms of the fastest model, and three at least where a run is short.

@@ -2,8 +2,8 @@
 
 `rewrite`: plan, surgery and rebuild beside `copy.deepcopy`, in turns. `memory`: peak above what stood before, each in a
 fresh process. `growth`: milliseconds a conv over chains of residual blocks; level means that nothing is quadratic.
-`fit`: a calibrated conversion in forward passes of the original over the same images. Weights are random but for
-ResNet-20.
+`fit`: a calibrated conversion and its bundle, in seconds of a processor, and in forward passes of the original over the
+same images. Weights are random but for ResNet-20.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import argparse
 import copy
 import ctypes
 import gc
+import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.planning.surgery import operate
+from tests.benchmarks.awkward import UNet
 from tests.benchmarks.cases import CASES, random_network
 from tests.benchmarks.measure import Task, in_fresh_process, in_turns, memory_mb, paired_ratio
 from tests.benchmarks.runner import Row
@@ -50,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vgg16"], help="of rewrite and memory")
     parser.add_argument("--convs", nargs="+", type=int, default=[50, 200, 800, 2000], help="of growth")
-    parser.add_argument("--fitted", nargs="+", default=["resnet20", "resnet18"], help="networks of fit")
+    parser.add_argument("--fitted", nargs="+", default=["resnet20", "unet", "resnet18"], help="networks of fit")
+    parser.add_argument("--goals", nargs="+", default=["default", "macs"], choices=list(GOALS), help="of fit")
     parser.add_argument("--rounds", type=int, default=5)
 
 
@@ -130,39 +134,52 @@ def _growth(options: argparse.Namespace) -> Iterator[Row]:
 
 def _fit(options: argparse.Namespace) -> Iterator[Row]:
     for name in options.fitted:
-        yield in_fresh_process(fit_row, name, options.rounds, options.threads)
+        for goal in options.goals:
+            yield in_fresh_process(fit_row, name, goal, options.threads)
 
 
-def fit_row(name: str, rounds: int, threads: int) -> Row:
-    """Return the time of a default conversion beside forward passes and an export, and the peak of memory."""
+def fit_row(name: str, goal: str, threads: int) -> Row:
+    """Return what a conversion and the export of its bundle take of a processor, beside forward passes; and memory."""
     torch.set_num_threads(threads)
     if name in CASES:
         model, images = CASES[name].model(), CASES[name].images(0)
+    elif name == "unet":
+        model, images = UNet().eval(), torch.randn(20, 3, 512, 512)
     else:
         model, example = random_network(name)
         images = torch.randn(64, *example.shape[1:])
-    goal = cs.Budget(macs=0.3)
-    tasks: dict[str, Task] = {
-        "forward": partial(_forward, model, images),
-        "convert": partial(cs.convert, model, images[:1], calibration=images, goal=goal, progress=False),
-        "export": partial(_export, model, images[:1]),
-    }
-    times = in_turns(tasks, rounds)
-    seconds: dict[str, Any] = {f"{task} s": statistics.median(each) for task, each in times.items()}
-    return {"network": name, **seconds, "peak MB": memory_mb("VmHWM")} | paired_ratio(
-        times["convert"], times["forward"]
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["CONVSURGEON_CACHE"] = folder
+        before_mb, forward = memory_mb("VmRSS"), min(_processor(partial(_forward, model, images))[0] for _ in range(2))
+        convert = partial(cs.convert, model, images[:1], calibration=images, progress=False, **GOALS[goal])
+        seconds, result = _processor(convert)
+        peak_mb = memory_mb("VmHWM") - before_mb
+        export = partial(cs.export, result, Path(folder) / "bundle", progress=False)
+        row = {"network": name, "goal": goal, "forward s": forward, "convert s": seconds, "passes": seconds / forward}
+        row |= {"export s": _processor(export)[0], "peak MB above the start": peak_mb}
+        if name in CASES:
+            row |= {"before": CASES[name].metric(model), "after": CASES[name].metric(result.model)}
+        return row | {"trials": len(result.trials), "changed": len(result.changes), "speed": result.report.speed}
+
+
+GOALS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "macs": {"goal": cs.Budget(macs=0.3)},
+    "by hand": {"forms": [cs.CP(rank=cs.Share(0.3))]},
+}
+
+
+def _processor(task: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds of a processor that a task takes, and what it returns."""
+    started = time.process_time()
+    found = task()
+    return time.process_time() - started, found
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
         for batch in images.split(64):
             model(batch)
-
-
-def _export(model: nn.Module, example: Tensor) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        cs.onnx.export(model, example, Path(folder) / "model.onnx")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {

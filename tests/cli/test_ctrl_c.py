@@ -82,8 +82,9 @@ def test_signals_at_random_moments(name: str, signals: int, tmp_path: Path) -> N
         if code == 0:  # it was faster
             continue
         lines = told.splitlines()
-        assert (code, len(lines)) == (130, 1), told
-        assert lines[0].startswith("convsurgeon: interrupted; "), told
+        assert code == 130, told
+        assert lines[-1].startswith("convsurgeon: interrupted; "), told
+        assert all(line.startswith("convsurgeon: ") for line in lines), told  # what stands before is progress
         assert not [*system.glob("convsurgeon*"), *system.glob("tmp*")]  # the runtime leaves .ses there
         assert {path.name for path in tmp_path.iterdir()} - here <= {"run", "cache"}
         hidden = (path for path in tmp_path.rglob(".*") if path.is_file() and path.parent != system)

@@ -20,10 +20,11 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.fit.fidelity import added_share
 from convsurgeon.runtime.latencies import NetworkTime
-from convsurgeon.search import study
+from convsurgeon.search import search, study
 from convsurgeon.search.goal import DEFAULT_DECISIONS, DEFAULT_ERROR_ADDED
 from convsurgeon.search.outcome import NOT_WORTH_IT
 from convsurgeon.search.search import MOST_TRIALS, WORTH
+from convsurgeon.search.trial import Trial
 from tests import nets
 from tests.search.chain import net
 from tests.search.tables import MadeUpTable
@@ -353,3 +354,40 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "calibration" in capsys.readouterr().err
     assert cli.main([*command, *images, "--budget", "macs=0.5"]) == 1
     assert "--budget" in capsys.readouterr().err
+
+
+def _never_close(monkeypatch: pytest.MonkeyPatch, *, stop_at: int | None = None) -> None:
+    """Have every trial lose little, and the user interrupt one of them."""
+    honest, count = search._try_share, 0
+
+    def try_share(*given: Any) -> Trial:
+        nonlocal count
+        count += 1
+        if count == stop_at:
+            raise KeyboardInterrupt
+        return dataclasses.replace(honest(*given), value=0.01, good_enough=True)
+
+    monkeypatch.setattr(search, "_try_share", try_share)
+
+
+def test_an_interrupt_takes_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    _never_close(monkeypatch, stop_at=2)
+    result = converted(MadeUpTable(), cs.Within(0.5))
+    assert result.changes
+    assert any("interrupted after 1 plan" in note for note in result.report.notes)
+
+
+def test_an_interrupt_before_there_is_a_network_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    _never_close(monkeypatch, stop_at=1)
+    with pytest.raises(KeyboardInterrupt):
+        converted(MadeUpTable(), cs.Within(0.5))
+
+
+def test_minutes_bound_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    _never_close(monkeypatch)
+    result = converted(MadeUpTable(), cs.Within(0.5), minutes=1e-6)
+    assert len([trial for trial in result.trials if not math.isnan(trial.value)]) == 1
+    assert result.changes
+    assert any("after 1 plan" in note and "the next would" in note for note in result.report.notes)
+    with pytest.raises(cs.errors.BudgetError, match="minutes"):
+        converted(MadeUpTable(), cs.Within(0.5), minutes=0)

@@ -1,0 +1,47 @@
+"""Batches laid out as they run fastest are the same images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convsurgeon.calibration import layout
+from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.graph.capture import capture
+from convsurgeon.graph.example import Example
+
+
+class Net(nn.Module):
+    """A conv whose map is flattened in a way that works in either layout, in one only, or for eight images only."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv, self.head = kind, nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.kind == "eight":
+            x = x.reshape(8, -1)
+        return self.head(x.view(len(x), -1) if self.kind == "view" else x.flatten(1))
+
+
+def _images(count: int) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(count))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "last"),
+    [("any", [3, 3, 2, 3, 2], True), ("view", [3, 3, 2, 3, 2], False), ("eight", [8, 8], False)],
+)
+def test_they_are_the_same_images(kind: str, sizes: list[int], last: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = 8 if kind == "eight" else 5
+    data = Calibration((Example.of(_images(8)), Example.of(_images(other))), (Example.of(_images(8)),))
+    seen = capture(Net(kind).eval(), _images(8))
+    monkeypatch.setattr(layout, "BATCH_BYTES", 3.5 * seen.cost.peak_activation_bytes / 8)
+    found = layout.lay_out(seen, data)
+    tensors = [batch.tensors()[0] for batch in found.fitted]
+    assert [len(one) for one in tensors] == sizes
+    assert torch.equal(torch.cat(tensors), torch.cat([batch.tensors()[0] for batch in data.fitted]))
+    assert all(one.is_contiguous(memory_format=torch.channels_last) == last for one in tensors)
+    assert sum(len(batch.tensors()[0]) for batch in found.held_back) == 8
