@@ -35,7 +35,7 @@ from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
 from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
-from convsurgeon.search.goal import Budget, Goal, Within, measure
+from convsurgeon.search.goal import Budget, Goal, Within
 from convsurgeon.search.outcome import Outcome, describe_speed
 from convsurgeon.search.outlook import describe_outlook
 from convsurgeon.search.search import find_fastest, meet_budget
@@ -85,7 +85,7 @@ class Result:
         assert within.metric is not None
         assert within.before is not None
         if known is None:
-            known = measure(within.metric, self.model) if self.changes else within.before
+            known = within.ask(self.model) if self.changes else within.before
         return dataclasses.replace(self.with_metric(within.name, within.before, known), within=within)
 
     @property

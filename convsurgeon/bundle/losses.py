@@ -16,7 +16,7 @@ from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.module import Int8Module
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.report.bundle import CONVERTED, DENSE_INT8, INT8, ORIGINAL
-from convsurgeon.search.goal import Within, measure
+from convsurgeon.search.goal import Within
 
 RUINED = 0.25
 """Loss from which on a converted network is not taken for what its user wants: an error, or a share of the metric."""
@@ -42,7 +42,7 @@ def ask_metric(result: Result, files: Sequence[Quantized]) -> tuple[dict[str, fl
         name = file.path.name
         exact = result.original if name == DENSE_INT8 else result.model
         try:
-            values[name] = measure(within.metric, Int8Module(onnx.load(file.path), exact))
+            values[name] = within.ask(Int8Module(onnx.load(file.path), exact))
         except Exception as error:  # the user's own code, on a network that runs outside torch
             values[name] = math.nan
             notes.append(f"{name} is not recommended: {within.name} cannot be measured on it ({describe(error)}).")

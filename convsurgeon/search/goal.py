@@ -44,6 +44,9 @@ Of an accuracy of 92 that is 0.28 points, of 0.92 it is 0.0028, of 33 dB 0.1 dB;
 LARGE = {"higher": 0.25, "lower": 1.0}
 """Share of the metric from which on a tolerance that is a bare number is taken for a mistake in its unit."""
 
+REVERSED = 0.5
+"""Share of the metric by which no approximation of a network is better than it: the user's `better` is the other."""
+
 _ADDED_IMAGES = 64
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS = {
@@ -218,6 +221,23 @@ class Within:
         if not self.usual:
             return self.value(score.error, score.lost)
         return self.value(score.error + score.doubt[0], score.lost + score.doubt[1])
+
+    def ask(self, model: nn.Module) -> float:
+        """Return what the metric gives for a network that approximates the original.
+
+        Raises:
+            BudgetError: it is not a finite number, or so much better than the original's that it must be the reverse.
+        """
+        assert self.metric is not None
+        assert self.before is not None
+        value = measure(self.metric, model)
+        if self.lost(value) < -REVERSED * abs(self.before):
+            other = "lower" if self.better == "higher" else "higher"
+            raise BudgetError(
+                f"within: {self.name} {self.before:.4g} -> {value:.4g} would make an approximation far better than the "
+                f"original; if {other} is better, pass better={other!r} (--better {other})"
+            )
+        return value
 
     def keeps(self, value: float) -> bool:
         """Return whether a figure is good enough."""

@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.runtime.latencies import BUSY
 from convsurgeon.search.goal import Within
@@ -14,6 +16,8 @@ from convsurgeon.search.study import Study
 from convsurgeon.search.trial import Trial
 
 NOT_WORTH_IT = "the network is not worth changing"
+_MUCH = 0.3
+"""Share of the time outside the convs from which on it is said what else could be opened."""
 _SURE = 0.05
 """Spread of a measurement up to which a busy machine leaves the figure as it is."""
 
@@ -27,14 +31,12 @@ class Outcome:
         trials: every plan that was tried; one of them may be marked as taken.
         goal: what was asked for, in words.
         speed: what was gained in milliseconds, or why nothing was: one sentence, or empty.
-        most_error: the relative error of the output that was allowed; nan where no error was.
     """
 
     plan: Plan
     trials: tuple[Trial, ...] = ()
     goal: str = ""
     speed: str = ""
-    most_error: float = math.nan
 
 
 def mark(trials: Sequence[Trial], taken: Trial | None, goal: Within | None, why: str = "") -> tuple[Trial, ...]:
@@ -64,7 +66,7 @@ def leave(study: Study, goal: Within, trials: Sequence[Trial], why: str) -> Outc
     plan = dataclasses.replace(study.base, steps=steps)
     kept = "; result.alternatives holds its plan" if any(trial.good_enough for trial in trials) else ""
     sentence = f"Left as it was: {why}; {_where_the_time_goes(study)}{kept}."
-    return Outcome(plan, mark(trials, None, goal, why), str(goal), sentence, goal.most_error)
+    return Outcome(plan, mark(trials, None, goal, why), str(goal), sentence)
 
 
 def describe_times(trial: Trial) -> str:
@@ -105,4 +107,7 @@ def _where_the_time_goes(study: Study) -> str:
     largest = sorted(times, key=lambda name: -times[name])[:3]
     parts = [f"{name} ({times[name] / table.total_ms:.0%})" for name in largest]
     rest = max(0.0, 1 - sum(times.values()) / table.total_ms)
-    return f"the time ({table.total_ms:.3g} ms) goes to {', '.join([*parts, f'all else ({rest:.0%})'])}"
+    linears = {name: one.weight.numel() for name, one in study.seen.model.named_modules() if isinstance(one, nn.Linear)}
+    named = f", where linear_as_conv opens {max(linears, key=lambda name: linears[name])}" if linears else ""
+    parts.append(f"all else ({rest:.0%}{named if rest >= _MUCH else ''})")
+    return f"the time ({table.total_ms:.3g} ms) goes to {', '.join(parts)}"

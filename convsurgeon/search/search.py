@@ -15,7 +15,7 @@ from convsurgeon.runtime.latencies import Latencies, pays, predict
 from convsurgeon.search.aim import Aim
 from convsurgeon.search.bracket import Bracket
 from convsurgeon.search.clock import CorrectedTable, time_plan
-from convsurgeon.search.goal import Budget, Within, measure
+from convsurgeon.search.goal import Budget, Within
 from convsurgeon.search.outcome import Outcome, describe_gain, describe_times, leave, mark
 from convsurgeon.search.problem import Problem
 from convsurgeon.search.study import Study
@@ -129,7 +129,7 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
         why = f"with all cores the best plan is {verdict.speedup:.2f} times as fast ({low:.2f} to {high:.2f}): slower"
         return leave(study, goal, trials, why)
     gain = describe_gain(taken, study.runtime.precision)
-    return Outcome(taken.plan, mark(trials, taken, goal), str(goal), gain, goal.most_error)
+    return Outcome(taken.plan, mark(trials, taken, goal), str(goal), gain)
 
 
 def _go_by_the_clock(study: Study, goal: Within, trials: list[Trial]) -> list[Trial]:
@@ -241,7 +241,7 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
     assert study.table is not None
     plan = Problem.of(study, Budget(latency=share)).plan
     made = study.try_plan(plan, final=goal.metric is not None)
-    value = goal.cautious(made.score) if goal.metric is None else measure(goal.metric, made.shipped)
+    value = goal.cautious(made.score) if goal.metric is None else goal.ask(made.shipped)
     if good_enough := goal.keeps(value):
         study.kept[:] = [made]
     return Trial(

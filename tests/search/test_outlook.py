@@ -6,11 +6,15 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.search.outlook import describe_outlook
 from convsurgeon.search.search import MOST_TRIALS
 from convsurgeon.search.trial import Trial
+from tests.search.chain import net
+from tests.search.tables import MadeUpTable
 
 PLAN: Any = None
 IOU = cs.Within(0.5, metric=lambda _: 92.5, before=92.5)
@@ -49,3 +53,22 @@ def test_why_it_ended_before_the_tolerance_was_used_up(others: list[float], word
 def test_nothing_is_said_where_it_is_used_up() -> None:
     assert not describe_outlook(ERROR, [trial(1.5, 0.029, ERROR, taken=True), trial(1.55, 0.031, ERROR)])
     assert not describe_outlook(ERROR, [])
+
+
+def test_where_the_time_goes_names_what_is_no_conv() -> None:
+    """All else is no answer where it takes most of the time."""
+    model = nn.Sequential(*net(), nn.Flatten(), nn.LazyLinear(16), nn.Linear(16, 2))
+    images = torch.randn(40, 8, 12, 12)
+    model(images)
+    result = cs.convert(
+        model.eval(),
+        images[:1],
+        forms=[cs.DepthwiseSeparable(rank=1)],
+        policy=cs.select.everything(),
+        calibration=images,
+        goal=cs.Within(0.5),
+        runtime=cs.Runtime(table=MadeUpTable(total_ms=100.0)),
+        progress=False,
+    )
+    assert result.report.speed.startswith("Left as it was")
+    assert f"(91%, where linear_as_conv opens {len(net()) + 1})" in result.report.speed

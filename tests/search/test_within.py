@@ -278,6 +278,17 @@ def test_a_metric_alone_decides_and_is_asked_once_of_each_network() -> None:
     assert len(asked) == 1  # before anything was read
 
 
+@pytest.mark.parametrize("better", ["higher", "lower"])
+def test_a_metric_whose_better_is_the_other_ruins_nothing(better: str) -> None:
+    def reversed_one(model: nn.Module) -> float:
+        return nearness(model) ** 9 if better == "lower" else 101.0 - nearness(model)
+
+    with pytest.raises(
+        cs.errors.BudgetError, match=f"reversed_one.*--better {'lower' if better == 'higher' else 'hi'}"
+    ):
+        converted(MadeUpTable(), cs.Within(metric=reversed_one, better=better))
+
+
 def test_nothing_to_rewrite_within_anything() -> None:
     images = torch.randn(40, 3, 4, 4)
     for model in (nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), nn.Sequential(nn.Conv2d(3, 4, 1))):
