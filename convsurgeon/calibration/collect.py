@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError, describe
+from convsurgeon.calibration.coverage import complete
 from convsurgeon.calibration.dataset import (
     Calibration,
     as_example,
@@ -18,8 +19,8 @@ from convsurgeon.calibration.dataset import (
     images_in,
     split_batches,
 )
+from convsurgeon.calibration.first_batch import PROBES, check_numbers, check_size
 from convsurgeon.calibration.images import Images
-from convsurgeon.calibration.sanity_checks import check_images
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -80,12 +81,35 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
         check_output_sizes(seen.model, seen.example)
     if images.source is None:
         return synthesise(seen, images.most, seed=seed, mean=images.mean, std=images.std, progress=progress)
-    data = read(images, seen.example, input_names(seen.model, seen.example))
-    return check_images(seen, fit_batches(seen.model, data, images_in(seen.example)))
+    names, own = input_names(seen.model, seen.example), images_in(seen.example)
+
+    def check(batch: Example, whole: bool) -> None:
+        check_size(seen, batch, images)
+        few = Calibration((first_images(batch, max(own, PROBES)),), ())
+        check_numbers(seen, fit_batches(seen.model, few, own).fitted, images, whole=whole)
+
+    data = fit_batches(seen.model, read(images, seen.example, names, check=None if on_meta else check), own)
+    if on_meta:
+        return data
+    full = complete(seen, data, trusted=images.trusted, limit=images.most, seed=seed, progress=progress)
+    return full if full is data else fit_batches(seen.model, full, own)
 
 
-def read(images: object, like: Example, names: Sequence[str] = (), limit: int = LIMIT) -> Calibration:
+def read(
+    images: object,
+    like: Example,
+    names: Sequence[str] = (),
+    limit: int = LIMIT,
+    check: Callable[[Example, bool], None] | None = None,
+) -> Calibration:
     """Return a user's images, as `gather` takes them, as a set; batches may differ from `like` in size only.
+
+    Args:
+        images: The images.
+        like: The example.
+        names: Of the network's inputs.
+        limit: Most images to use where the user names no limit.
+        check: Called with the first batch, and whether it came as whole numbers, before others are read.
 
     Raises:
         CalibrationError: There are no images, or the model cannot take one, or one is not finite.
@@ -95,6 +119,8 @@ def read(images: object, like: Example, names: Sequence[str] = (), limit: int = 
     count = 0
     for index, batch in enumerate(source.batches(like, names)):
         example = as_example(batch, like, index)
+        if check is not None and not index:
+            check(example, isinstance(batch, Tensor) and not batch.is_floating_point())
         room = source.most - count
         taken.append(example if images_in(example) <= room else first_images(example, room))
         count += images_in(taken[-1])

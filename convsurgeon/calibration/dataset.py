@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from convsurgeon.base.arrays import as_tensor
@@ -173,6 +174,11 @@ def _checked(example: Example, like: Example, index: int) -> Example:
         last = len(wanted) == len(found) and any(len(a) == len(b) == 4 and b[3] == a[1] for a, b in shapes)
         hint = "channels come first: pass batch.permute(0, 3, 1, 2)" if last else "pass batches like it"
         raise CalibrationError(f"calibration: batch {index} has shape {example}, the example {like}; {hint}")
+    for one, two in zip(wanted, found, strict=True):
+        if one.dtype == torch.uint8 and two.is_floating_point():
+            raise CalibrationError(
+                f"calibration: batch {index} holds {two.dtype}, the example uint8; pass bytes, or Pillow images"
+            )
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         raise CalibrationError(f"calibration: batch {index} holds NaN or infinity; leave such images out")
     return example.with_tensors(

@@ -80,6 +80,8 @@ def read_picture(file: Path, channels: int) -> Tensor:
         raise CalibrationError(
             f"{file}: image files have 1 or 3 channels, the network takes {channels}; pass an .npy file"
         )
+    if not file.is_file():
+        raise CalibrationError(f"{file}: does not exist, or is no file; pass the path of an image")
     try:
         pillow = importlib.import_module("PIL.Image")
     except ImportError as error:

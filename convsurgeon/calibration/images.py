@@ -42,6 +42,7 @@ class Images:
         limit: Most images to use; of files and data sets those at even distances, else the first. By default 1024 in
             `convert`, and all of them in `recover`.
         channels_last: Whether the network takes (N, H, W, C); by default the example's shape tells.
+        trusted: Whether images are used that look wrong for the network, which are refused or added to otherwise.
     """
 
     source: object = None
@@ -51,6 +52,7 @@ class Images:
     transform: Callable[[Tensor], Tensor] | None = None
     limit: int | None = None
     channels_last: bool | None = None
+    trusted: bool = False
 
     def __post_init__(self) -> None:
         source = self.source
@@ -75,7 +77,7 @@ class Images:
             CalibrationError: The images cannot be read, or an option does not fit the network.
         """
         source = self.source
-        if self._has_options and not _is_picture(like):
+        if self.is_prepared and not _is_picture(like):
             raise CalibrationError(f"size, mean, std, transform: are for images; the network takes {like}")
         if isinstance(source, str | os.PathLike):
             yield from self._from_files(Path(source), like, names)
@@ -99,7 +101,8 @@ class Images:
         return sys.maxsize if self.limit is None else self.limit
 
     @property
-    def _has_options(self) -> bool:
+    def is_prepared(self) -> bool:
+        """Whether an option says how tensors become what the network takes."""
         return any(one is not None for one in (self.size, self.mean, self.std, self.transform))
 
     def _from_files(self, path: Path, like: Example, names: Sequence[str]) -> Iterator[Example]:
@@ -139,7 +142,7 @@ class Images:
         channels = picture_channels(like)
         if channels and decode(item, channels) is not None:
             return self._adapt(item, like)[0]
-        return self._adapt(as_tensor(item)[None], like)[0] if self._has_options else item
+        return self._adapt(as_tensor(item)[None], like)[0] if self.is_prepared else item
 
     def _adapt(self, batch: Any, like: Example) -> Any:
         """Return a batch without labels, prepared: pictures as files are, what a network may take by the options."""
@@ -151,7 +154,7 @@ class Images:
             return torch.cat([self._prepare(part, like, size) for part in parts])
         if channels and isinstance(batch, list) and all(is_single(one, channels) for one in batch):
             batch = torch.stack([as_tensor(one) for one in batch])
-        if not self._has_options:
+        if not self.is_prepared:
             return batch
         images = as_tensor(batch)
         if images.dim() != 4:
@@ -172,6 +175,8 @@ class Images:
         if wanted is not None:
             pixels = image_files.cover(pixels, *wanted)
         images = normalisation(self.mean, self.std, pixels.shape[1]).apply(pixels)
+        if not like.tensors()[0].is_floating_point():
+            images = (255 * images).round().clamp(0, 255).to(like.tensors()[0].dtype)  # bytes, scaled in the graph
         return to_channels_last(images) if self._is_last(like) else images
 
     def _is_last(self, like: Example) -> bool:

@@ -6,7 +6,8 @@ Its batch norms tell: they hold the mean and variance of every channel that the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from convsurgeon.graph.state import watch_inputs
 
 Numbers = float | Sequence[float]
 
+IDLE = 0.1
+"""Share of the variance that a batch norm holds for a channel, below which images do not exercise the channel."""
 _MEAN, _STD = 0.46, 0.27
 """Of synthetic images."""
 
@@ -134,15 +137,45 @@ def norm_divergence(model: nn.Module, norms: list[nn.Module], example: Example) 
     def look(norm: nn.Module, args: tuple[Any, ...]) -> None:
         value = args[0].float()
         axes = [axis for axis in range(value.dim()) if axis != 1]
-        eps = float(getattr(norm, "eps", 1e-5))
-        held_mean, held_variance = _statistics(norm)
-        variance, held = value.var(axes, unbiased=False) + eps, held_variance + eps
-        divergence = ((held / variance).log() + (variance + (value.mean(axes) - held_mean).square()) / held - 1) / 2
-        found.append(divergence.clamp(min=0).log1p().mean())
+        found.append(_divergence(norm, value.mean(axes), value.var(axes, unbiased=False)))
 
     with watch_inputs(norms, look):
         example.run(model)
     return torch.stack(found).mean()
+
+
+def norm_coverage(model: nn.Module, norms: list[nn.Module], batches: Iterable[Example]) -> tuple[float, float]:
+    """Return the divergence of batches together, and the share of channels that hardly vary: `IDLE` of the norms'."""
+    sums: dict[tuple[int, int], Tensor] = {}
+    calls: Counter[int] = Counter()
+    known = {id(norm): norm for norm in norms}
+
+    def look(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        value = args[0].double().transpose(0, 1).flatten(1)
+        moments = torch.stack([torch.full_like(value[:, 0], value.shape[1]), value.sum(1), value.square().sum(1)])
+        key = (id(norm), calls[id(norm)])
+        calls[id(norm)] += 1
+        sums[key] = sums[key] + moments if key in sums else moments
+
+    with watch_inputs(norms, look):
+        for batch in batches:
+            calls.clear()
+            batch.run(model)
+    divergences, idle = [], []
+    for (which, _), (count, total, squares) in sums.items():
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0)
+        divergences.append(_divergence(known[which], mean.float(), variance.float()))
+        idle.append((variance < IDLE * _statistics(known[which])[1]).float())
+    return float(torch.stack(divergences).mean()), float(torch.cat(idle).mean())
+
+
+def _divergence(norm: nn.Module, mean: Tensor, variance: Tensor) -> Tensor:
+    eps = float(getattr(norm, "eps", 1e-5))
+    held_mean, held_variance = _statistics(norm)
+    u, v = variance + eps, held_variance + eps
+    divergence = ((v / u).log() + (u + (mean - held_mean).square()) / v - 1) / 2
+    return divergence.clamp(min=0).log1p().mean()
 
 
 def _statistics(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ A network without batch norms gets the first two. Nothing is downloaded; a seed 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from typing import Any
@@ -59,7 +60,7 @@ def synthetic_images(
 
     Args:
         model: As `convert` takes it; left as it was.
-        example: Likewise; its tensors must be floating-point images, (N, C, H, W) or (N, H, W, C).
+        example: Likewise; its tensors must be images of floating point or bytes, (N, C, H, W) or (N, H, W, C).
         limit: Most images to make; large images and slow networks get fewer.
         seed: Of everything that is drawn.
         progress: Whether to show a bar.
@@ -88,13 +89,17 @@ def synthesise(
     Raises:
         CalibrationError: An input is not an image, or `mean` or `std` do not fit the channels.
     """
+    places = seen.example.tensors()
+    if any(one.dtype == torch.uint8 for one in places):  # scaled in the graph, which takes floating point as well
+        example = seen.example.map(lambda tensor: tensor.float() if tensor.dtype == torch.uint8 else tensor)
+        seen, mean, std = dataclasses.replace(seen, example=example), 0.0, 1 / 255
     _check_inputs(seen.example)
     first, last = with_channels_first(seen)
     with undisturbed(first.model):
         maker = _Maker(first, min(limit, _enough(first)), seed)
         made, note = maker.make(mean, std, progress)
     images = [to_channels_last(one) if flag else one for one, flag in zip(made, last, strict=True)]
-    places = seen.example.tensors()
+    images = [one if place.is_floating_point() else one.round() for one, place in zip(images, places, strict=True)]
     batches = []
     for part in zip(*(one.split(maker.batch) for one in images), strict=True):
         batches.append(seen.example.with_tensors(one.to(place) for one, place in zip(part, places, strict=True)))

@@ -136,6 +136,7 @@ def add_images(command: argparse.ArgumentParser, name: str, words: str) -> None:
     options.add_argument(name, dest="images", metavar="IMAGES", help=f"folder, .npy or .npz: {words}")
     options.add_argument("--mean", nargs="+", type=float, help="subtracted from every channel in [0, 1]")
     options.add_argument("--std", nargs="+", type=float, help="divides every channel then")
+    options.add_argument("--trusted", action="store_true", help="use images that look wrong for the network")
 
 
 def add_metric(command: argparse.ArgumentParser) -> None:

@@ -71,7 +71,7 @@ def _make_example(model: nn.Module, tensors: list[Tensor]) -> Example:
 
 def read_images(options: argparse.Namespace, limit: int | None = None) -> Images:
     """Return the images that the command line names; synthetic ones if it names none."""
-    return Images(options.images, mean=options.mean, std=options.std, limit=limit)
+    return Images(options.images, mean=options.mean, std=options.std, limit=limit, trusted=options.trusted)
 
 
 def read_forms(options: argparse.Namespace) -> list[Form] | None:

@@ -16,6 +16,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +103,13 @@ def _listener(total: Tensor) -> Callable[[nn.Module, object, Tensor], None]:
 
 def _backward(model: nn.Module, part: Example, own: list[list[Scale]], generator: torch.Generator) -> None:
     """Run forward, and backward from a random projection of every output over its scale, down to the inputs."""
-    with watch_gradient_ends(model) as watched:
+    with watch_gradient_ends(model) as watched, _begin_at_convs(model, part) as first:
         leaves, found = _forward(model, part)
+    leaves = leaves or first
     ends = [value for value, _ in watched.values()]
     given = [(one, weigh(one, axes)) for one, axes in zip(found, own, strict=True) if one.requires_grad]
     if not (given or ends) or not leaves:
-        raise RuntimeError("no output depends on an input of floating point")
+        raise RuntimeError("no output depends on a value of floating point")
     given += [(end, 1 / (end.detach().var(correction=0) or end.new_ones(()))) for end in ends]
     count = images_in(part)
     vectors = []
@@ -114,6 +117,26 @@ def _backward(model: nn.Module, part: Example, own: list[list[Scale]], generator
         noise = torch.randn(one.shape, generator=generator, dtype=torch.float32, device="cpu").to(one)
         vectors.append(noise * (weight * count / one.numel()).sqrt())
     torch.autograd.grad([one for one, _ in given], leaves, vectors, allow_unused=True)
+
+
+@contextmanager
+def _begin_at_convs(model: nn.Module, part: Example) -> Iterator[list[Tensor]]:
+    """Yield the inputs of the first convs, as leaves that require gradients, for inputs that are whole numbers."""
+    leaves: list[Tensor] = []
+
+    def begin(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or not args[0].is_floating_point() or args[0].requires_grad:
+            return None
+        leaves.append(args[0].detach().requires_grad_())
+        return (leaves[-1] * 1, *args[1:])
+
+    whole = not any(tensor.is_floating_point() for tensor in part.tensors())
+    handles = [one.register_forward_pre_hook(begin) for one in model.modules() if whole and isinstance(one, nn.Conv2d)]
+    try:
+        yield leaves
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor]]:

@@ -28,6 +28,7 @@ NAMES = (
     "conversion_time",
     "verdict",
     "at_load",
+    "wrong_images",
 )
 """Every benchmark is a module here with a docstring, `add_options(parser)` and `run(options)`, which yields rows."""
 

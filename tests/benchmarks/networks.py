@@ -113,7 +113,7 @@ def _converted(subject: Subject, seed: int, goal: str, pairs: int) -> Row:
     wanted = None
     if goal == "within":
         given, batches = batches[::2], batches[1::2]
-        wanted = cs.Within(subject.metric.allowed, metric=lambda one: _metric(subject, one, given))
+        wanted = cs.Within(subject.metric.allowed, metric=lambda one: measure_metric(subject, one, given))
     example = _example(subject, images)
     result = cs.convert(model, example, calibration=images, goal=wanted, seed=seed, progress=False)
     row = saving(result) | {"processor s": round(_processor_seconds() - started), "peak MB": round(memory_mb("VmHWM"))}
@@ -181,7 +181,7 @@ class InRuntime(nn.Module):
 
 
 @torch.inference_mode()
-def _metric(subject: Subject, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
+def measure_metric(subject: Subject, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> float:
     counts = [subject.metric.counts(model(images), answers) for images, answers in batches]
     return subject.metric.together(torch.cat(counts))
 

@@ -216,6 +216,28 @@ def test_several_inputs_are_batches_and_calibrate() -> None:
     assert result.report.reconstruction
 
 
+def test_a_network_of_bytes_gets_what_its_batch_norms_know() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _knowing(IMAGENET)
+            self.scale = IMAGENET
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(self.scale.apply(x.float() / 255))
+            return out
+
+    model, example = Scaled().eval(), torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8)
+    images = synthetic_images(model, example, 32, progress=False)
+    assert isinstance(images, Tensor)
+    assert images.dtype == torch.uint8
+    assert int(images.max()) > 200
+    with torch.no_grad():
+        assert float(norm_divergence(model, trained_norms(model), cs.Example.of(images))) < 0.1
+    result = _without_images(model, example, 32, forms=[FORM], policy=cs.select.min_channels(12))
+    assert result.report.reconstruction.error_after < 0.5 * result.report.reconstruction.error_before
+
+
 @pytest.mark.filterwarnings("ignore:calibration. no gradients")  # sensitivity may ask for single images
 def test_a_model_of_one_batch_size_gets_whole_batches() -> None:
     seen = cs.capture(_Four(), torch.rand(4, 3, 12, 12))

@@ -126,7 +126,7 @@ def test_keyword_batches() -> None:
         ([X[:, :2]], "batch 0 has shape 96x2x12x12, the example 2x3x12x12"),
         ([X, X[0]], "batch 1 has shape 3x12x12"),
         ([X, X * float("nan")], "batch 1 holds NaN or infinity"),
-        (["a"], "batch 0 is a str without any tensor"),
+        (["a"], "a: does not exist"),
     ],
 )
 def test_batches_that_will_not_do(batches: object, message: str) -> None:

@@ -82,6 +82,25 @@ def test_where_no_gradient_comes_all_outputs_count_alike() -> None:
     assert torch.equal(found["conv"], torch.eye(5, dtype=torch.float64))
 
 
+@pytest.mark.filterwarnings("error")
+def test_bytes_that_are_scaled_in_the_graph_count_as_their_floats_do() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, linear: Linear) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x.float() / 255)
+
+    torch.manual_seed(0)
+    linear = Linear().eval()
+    images = torch.randint(256, (200, 3, 4, 4), dtype=torch.uint8)
+    given = sensitivity.gradient_moments(Scaled(linear), ["linear.conv"], [cs.Example.of(images)], seed=0)
+    wanted = sensitivity.gradient_moments(linear, ["conv"], [cs.Example.of(images.float() / 255)], seed=0)
+    torch.testing.assert_close(given["linear.conv"], wanted["conv"])
+    assert float(given["linear.conv"].diagonal().min()) > 0
+
+
 @pytest.mark.parametrize("width", [7, 384, 900])
 def test_a_triangle_of_blocks_is_the_whole_moment(width: int) -> None:
     values = torch.randn(500, width)
