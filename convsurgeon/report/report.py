@@ -189,7 +189,8 @@ class Report:
         """Plans that a search tried: cost, milliseconds predicted and measured, what they lose, which was taken."""
         columns = (
             *(("macs", "count"), ("share", "ratio"), ("predicted_ms", "ms"), ("measured_ms", "ms")),
-            *(("spread", "share"), ("speed_up", "times"), ("value", "number"), ("good_enough", "text")),
+            *(("spread", "share"), ("speed_up", "times"), ("output_error", "number"), ("decisions_lost", "share")),
+            *(("value", "number"), ("good_enough", "text")),
             *(("slower_layers", "text"), ("taken", "text")),
         )
         rows = (
@@ -200,6 +201,8 @@ class Report:
                 _known(one.measured_ms),
                 one.spread if one.is_timed else None,
                 _known(one.speed_up),
+                _known(one.error),
+                _known(one.lost),
                 _known(one.value),
                 "yes" if one.good_enough else "no",
                 ", ".join(one.slower) or None,
