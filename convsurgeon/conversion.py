@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_subgraphs
+from convsurgeon.graph.subnormal import note_on_subnormals
 from convsurgeon.planning.candidates import Forms, plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.planning.rows import capture_in_rows
@@ -207,6 +209,8 @@ class _Call:
 
     def run(self, seen: Capture) -> Result:
         """Convert a captured model."""
+        for note in note_on_subnormals(seen.model):
+            warnings.warn(note, stacklevel=4)
         goal = self.goal
         if isinstance(goal, Within) and goal.metric is not None:
             goal = goal.resolve(seen.model, ())  # what is wrong with a metric is said before images are read
@@ -346,7 +350,11 @@ def carry_out(
         str(example),
         reconstruction=fits,
         opaque=tuple(before.opaque.items()),
-        notes=(*(() if data is None else data.notes), *note_on_subgraphs(model, example, fitted=fits is not None)),
+        notes=(
+            *(() if data is None else data.notes),
+            *note_on_subgraphs(model, example, fitted=fits is not None),
+            *note_on_subnormals(model),
+        ),
         warning="" if data is None else data.warning,
     )
     return Result(converted, done, report, model, example, runtime=runtime)

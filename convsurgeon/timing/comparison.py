@@ -19,9 +19,12 @@ from tabulate import tabulate
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.onnx.files import file_bytes, labels, load_checked
 from convsurgeon.onnxnet.session import Level
-from convsurgeon.timing.interleaved import time_interleaved
+from convsurgeon.timing.interleaved import RunTimes, time_interleaved
 from convsurgeon.timing.machine import Machine, read_machine
 from convsurgeon.timing.verdict import Word, check_pairs, judge
+
+SLOWED = 1.5
+"""Times as long with subnormal numbers from which on a file is said to be slowed by them."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,18 @@ def compare(
         level=level,
         batch=batch,
         machine=machine,
-        notes=_notes(models, machine, threads),
+        notes=(*_notes(models, machine, threads), *_slowed(labels(files), [base, *others])),
     )
+
+
+def _slowed(names: list[str], times: list[RunTimes]) -> list[str]:
+    """Return which files subnormal numbers slow down."""
+    return [
+        f"note: subnormal numbers (below 1.2e-38) make {name} take {one.slowed:.1f} times as long as timed here, where "
+        "they count as zero; set session.set_denormal_as_zero where it runs, or zero such weights"
+        for name, one in zip(names, times, strict=True)
+        if one.slowed > SLOWED
+    ]
 
 
 def _notes(models: list[ModelProto], machine: Machine, threads: int) -> tuple[str, ...]:

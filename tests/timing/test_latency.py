@@ -84,7 +84,7 @@ def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch
     found = sampling.time_interleaved(files[:2], 50, threads=1, level="all", batch=1, sizes={}, seed=0, progress=False)
     assert [entry.samples.shape for entry in found] == [(BLOCKS, 10)] * 3
     assert [entry.runs.size for entry in found] == [150] * 3  # three runs of 1 ms make a sample of 3 ms
-    first_round = clocked[15 : 15 + 9]  # after five warm-up runs of each of the three sessions
+    first_round = clocked[30 : 30 + 9]  # after ten warm-up runs of each of the three sessions
     assert [len({*first_round[start : start + 3]}) for start in (0, 3, 6)] == [1, 1, 1]
     assert len({*first_round}) == 3
 
