@@ -154,7 +154,7 @@ def _figures(report: Report, bundle: Bundle | None) -> list[str]:
 def _times(report: Report, bundle: Bundle | None, name: str) -> tuple[float, float] | None:
     """Return milliseconds before and after, in the setting that the headline speaks of."""
     if bundle is not None:
-        rows = {} if bundle.bench is None else {row.name: row.p50_ms for row in _main(bundle).rows}
+        rows = {} if bundle.bench is None else {row.name: row.best_ms for row in _main(bundle).rows}  # as compared
         return (rows[ORIGINAL], rows[name]) if name in rows else None
     taken = next((one for one in report.trials if one.taken and math.isfinite(one.measured_ms)), None)
     return None if taken is None else (taken.dense_ms, taken.measured_ms)
