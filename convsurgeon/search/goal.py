@@ -22,7 +22,7 @@ from convsurgeon.graph.state import undisturbed
 Amount = float | int | str
 Metric = Callable[[nn.Module], float]
 
-DEFAULT_ERROR = 0.006
+DEFAULT_ERROR = 0.003
 """Relative error of the output on held-out images that the default allows."""
 
 DEFAULT_ERROR_CLASSES = 0.03
