@@ -19,7 +19,7 @@ from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration.dataset import BATCH, Calibration, first_batches, images_in, select_images
 from convsurgeon.calibration.dead_leaves import draw_images
 from convsurgeon.calibration.image_files import spread
-from convsurgeon.calibration.normalisation import norm_coverage, trained_norms
+from convsurgeon.calibration.normalisation import IDLE, norm_coverage, trained_norms
 from convsurgeon.calibration.restoration import enlargement
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
@@ -122,10 +122,8 @@ def _strange(seen: Capture, sample: list[Example]) -> str:
     divergence, idle = norm_coverage(seen.model, norms, sample)
     if divergence < FAR:
         return ""
-    return (
-        f"the divergence from its {len(norms)} batch norms is {divergence:.2f}, below {FAR:g} was expected, and "
-        f"{100 * idle:.0f} % of their channels hardly vary"
-    )
+    words = f"the divergence from its {len(norms)} batch norms is {divergence:.2f}, below {FAR:g} was expected"
+    return f"{words}, and {100 * idle:.0f} % of their channels hardly vary" if idle > IDLE else words
 
 
 def _undecided(seen: Capture, sample: list[Example]) -> str:
