@@ -32,7 +32,7 @@ import convsurgeon as cs
 from convsurgeon.report.sentence import sentence
 from tests.benchmarks.cases import add_networks, add_seeds
 from tests.benchmarks.measure import compare_files, compare_models, in_fresh_process, memory_mb, saving
-from tests.benchmarks.runner import Row
+from tests.benchmarks.runner import Row, revision
 from tests.benchmarks.subjects import SUBJECTS, Subject
 
 ALTERNATIVES = ("weights alone", "int8 of onnxruntime")
@@ -78,7 +78,7 @@ def convert(name: str, seed: int, goal: str, threads: int, pairs: int) -> Row:
     """Return the row of one network, converted here."""
     torch.set_num_threads(threads)
     subject = SUBJECTS[name]()
-    row: Row = {"network": name, "seed": seed, "goal": goal}
+    row: Row = {"network": name, "seed": seed, "goal": goal, "revision": revision()}
     with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         os.environ["CONVSURGEON_CACHE"] = cache
