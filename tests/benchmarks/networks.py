@@ -4,7 +4,8 @@ Each is converted in a process of its own, with an empty cache of milliseconds, 
 test. `lost` is in the metric's unit, its standard error that of the difference on the same images. `stay`: decisions
 of the original that the converted network makes, or how near the outputs are. `claimed`: the speed-up that the result
 names; `times as fast`: files measured afterwards, in turns. `misled`: more is lost than half a point, or a tenth of a
-dB or of a point of AUC (on one seed twice that), and neither the sentence nor a warning says so.
+dB or of a point of AUC (on one seed twice that), and neither the sentence nor a warning says so. With `--resume` rows
+may be of several revisions, which they name.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def convert(name: str, seed: int, goal: str, threads: int, pairs: int) -> Row:
 
 def _admits(said: str, lost: float) -> bool:
     """Return whether a sentence says that at least as many percent of decisions change as are lost."""
-    found = re.search(r"([\d.]+) ?% of decisions stay", said)
+    found = re.search(r"([\d.]+) ?% of (?:decisions|every class) stay", said)
     return found is not None and 100 - float(found[1]) >= lost
 
 
