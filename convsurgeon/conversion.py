@@ -26,8 +26,9 @@ from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
+from convsurgeon.graph.repeatable import check_repeatable
 from convsurgeon.graph.state import undisturbed
-from convsurgeon.graph.subgraphs import note_on_subgraphs
+from convsurgeon.graph.subgraphs import note_on_inputs, note_on_subgraphs
 from convsurgeon.graph.subnormal import note_on_subnormals
 from convsurgeon.planning.candidates import Forms, plan_captured
 from convsurgeon.planning.plan import Change, Plan, Skip
@@ -211,6 +212,7 @@ class _Call:
         """Convert a captured model."""
         for note in note_on_subnormals(seen.model):
             warnings.warn(note, stacklevel=4)
+        check_repeatable(seen.model, seen.example)
         goal = self.goal
         if isinstance(goal, Within) and goal.metric is not None:
             goal = goal.resolve(seen.model, ())  # what is wrong with a metric is said before images are read
@@ -354,6 +356,7 @@ def carry_out(
             *(() if data is None else data.notes),
             *note_on_subgraphs(model, example, fitted=fits is not None),
             *note_on_subnormals(model),
+            *note_on_inputs(model, done.changes),
         ),
         warning="" if data is None else data.warning,
     )

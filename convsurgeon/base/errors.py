@@ -54,6 +54,10 @@ class ParityError(ExportError):
     """The ONNX file computes something else than the model it was exported from."""
 
 
+class ResourceError(ConvSurgeonError):
+    """The system refuses memory, processes or threads."""
+
+
 class LatencyError(ConvSurgeonError):
     """An ONNX file cannot be timed."""
 

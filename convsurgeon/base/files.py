@@ -45,8 +45,16 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a temporary folder, and delete it at the end."""
-    with tempfile.TemporaryDirectory(prefix="convsurgeon-", ignore_cleanup_errors=True) as folder:
+    """Give a temporary folder, and delete it at the end.
+
+    Raises:
+        WriteError: the system has no place for one.
+    """
+    try:
+        held = tempfile.TemporaryDirectory(prefix="convsurgeon-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise WriteError(f"no temporary folder can be made ({reason(error)}); set TMPDIR to one") from error
+    with held as folder:
         yield Path(folder)
 
 
@@ -147,6 +155,10 @@ def _beside(target: Path) -> Iterator[Path]:
 def _path(path: str | os.PathLike[str]) -> Path:
     if "\0" in os.fspath(path):
         raise WriteError(f"{os.fspath(path)!r}: a file's name cannot hold a NUL; choose another name")
+    try:
+        Path(path).absolute().exists()  # fails for a name that is too long, and where the working directory was deleted
+    except OSError as error:
+        raise WriteError(f"{str(path)[:200]}: cannot be written ({reason(error)}); choose another place") from error
     return Path(path)
 
 

@@ -14,6 +14,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from convsurgeon.base.errors import ResourceError
+
 F = TypeVar("F", bound=Callable[..., Any])
 _LOCK = threading.RLock()
 _DEVICES = ("cuda", "mps", "xpu")
@@ -38,6 +40,21 @@ def in_normal_mode(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with normal_mode():
-            return function(*args, **kwargs)
+            try:
+                return function(*args, **kwargs)
+            except (MemoryError, OSError, RuntimeError) as error:
+                if refused := _refused(error):
+                    raise ResourceError(refused) from error
+                raise
 
     return cast(F, run)
+
+
+def _refused(error: Exception) -> str:
+    """Return what the system refuses and what to do, in words; empty for other errors."""
+    where = "".join(f" at {note}" for note in getattr(error, "__notes__", ()))
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+        return f"memory: there is not enough{where}; pass fewer or smaller images (limit=, size=, --limit)"
+    if isinstance(error, BlockingIOError) or "can't start new thread" in str(error):
+        return "processes: the system starts no more processes or threads; end some, or raise the limit (ulimit -u)"
+    return ""

@@ -50,6 +50,7 @@ def _as_seen(path: Path) -> ModelProto:
             how.optimized_model_filepath = str(folder / "basic.onnx")
             open_session(path, how)
             seen = onnx.load(how.optimized_model_filepath, load_external_data=False)  # it lies beside the original
+            proto.normalise(seen.graph)
             return onnx.shape_inference.infer_shapes(seen, data_prop=True)
     except LatencyError as error:
         raise ExportError(str(error)) from error

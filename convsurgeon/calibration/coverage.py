@@ -204,7 +204,7 @@ def _mix(data: Calibration, made: Calibration, seed: int) -> Calibration:
             return tuple(batches)
         columns = zip(*(batch.tensors() for batch in batches), strict=True)
         whole = two[0].with_tensors([torch.cat(column) for column in columns])
-        order = torch.randperm(images_in(whole), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(images_in(whole), generator=torch.Generator().manual_seed(seed), device="cpu")
         return tuple(select_images(whole, rows) for rows in order.split(BATCH))
 
     return dataclasses.replace(

@@ -90,7 +90,9 @@ def mixed(moment: Tensor) -> Tensor:
 def _listener(total: Tensor) -> Callable[[nn.Module, object, Tensor], None]:
     """Return a conv's forward hook that adds the second moment of the gradient that comes back to its output."""
 
-    def add(gradient: Tensor) -> None:
+    def add(gradient: Tensor | None) -> None:
+        if gradient is None:  # what follows lets none through, as a quantised layer
+            return
         rows = gradient.detach().float().transpose(0, 1).flatten(1)
         total.add_(rows @ rows.T)
 

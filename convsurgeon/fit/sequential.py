@@ -204,6 +204,9 @@ class _SequentialFit:
         try:
             known = self.starts.get((change.name, form.label))
             fitted = fit_site(form, conv, *_problem(fitted_to, conv, around), metric, self.effort, known)
+        except (MemoryError, RuntimeError) as error:
+            error.add_note(change.name)  # which layer memory ran out at
+            raise
         except FloatingPointError:
             warnings.warn(f"{change.name}: {_reason(fitted_to)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)

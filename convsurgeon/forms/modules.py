@@ -75,7 +75,10 @@ def chain(
             layers[f"{name}_norm"] = NORMS[norm](geometry.out_channels, **factory)
         if activation is not None:
             layers[f"{name}_activation"] = ACTIVATIONS[activation]()
-    return nn.Sequential(layers)
+    branch = nn.Sequential(layers)
+    # torch.jit.script gives containers of the same layers the same code, in whatever order they hold them
+    vars(branch).update(order=tuple(layers), __constants__=["order"])
+    return branch
 
 
 def compose(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:

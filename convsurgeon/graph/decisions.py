@@ -59,7 +59,7 @@ class _Sums:
     def __init__(self) -> None:
         self.images: list[Tensor] = []
         """(5, classes): how often both networks choose a class, and the original's chances of it there, and in all."""
-        self.same: Tensor = torch.zeros(())
+        self.same: Tensor = torch.zeros((), dtype=torch.float32, device="cpu")
         self.mapped = self.alike = False
 
     def add(self, wanted: Tensor, found: Tensor) -> None:

@@ -74,8 +74,8 @@ class OutputError:
         errors, doubts = [], []
         for output in sizes:
             if any(moments.moves for moments in output):
-                found = torch.tensor([moments.error() for moments in output], dtype=torch.float64)
-                share = torch.tensor([float(moments.images) for moments in output], dtype=torch.float64)
+                found = torch.tensor([moments.error() for moments in output], dtype=torch.float64, device="cpu")
+                share = torch.tensor([float(moments.images) for moments in output], dtype=torch.float64, device="cpu")
                 found *= (share / share.sum())[:, None]
                 errors.append(float(found[:, 0].sum()))
                 doubts.append(float(found[:, 1].norm()))

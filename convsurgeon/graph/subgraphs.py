@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed, watch_inputs
 from convsurgeon.onnxnet.modules import Subgraph
+from convsurgeon.onnxnet.network import OnnxNetwork
 
 Ends = dict[int, tuple[Tensor, Subgraph]]
 """Values that a part reads and gradients come from, by `id`, each with the part."""
@@ -39,6 +40,17 @@ def operators_without_gradient(model: nn.Module, example: Example) -> tuple[str,
     with undisturbed(model), torch.enable_grad(), watch_gradient_ends(model) as ends:
         example.map(lambda one: one.detach().requires_grad_(one.is_floating_point())).run(model)
     return tuple(dict.fromkeys(kind for _, part in ends.values() for kind in part.operators))
+
+
+def note_on_inputs(model: nn.Module, changed: Iterable[str]) -> tuple[str, ...]:
+    """Return a note on inputs of a file that were weights of its changed convs, and that nobody can pass any more."""
+    if not isinstance(model, OnnxNetwork) or model.source.model.ir_version < 4:  # before, all weights were inputs
+        return ()
+    graph = model.source.model.graph
+    ends = {output for name in changed if name in model.file_convs for output in model.file_convs[name].sizes}
+    read = {name for node in graph.node if ends.intersection(node.output) for name in node.input[1:]}
+    gone = ", ".join(info.name for info in graph.input if info.name in read)
+    return (f"{gone}: inputs of the file that were weights of changed convs are not read any more.",) if gone else ()
 
 
 def note_on_subgraphs(model: nn.Module, example: Example, fitted: bool) -> tuple[str, ...]:

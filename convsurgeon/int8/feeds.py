@@ -45,7 +45,8 @@ def make_feeds(model: ModelProto, calibration: Any) -> list[Feed]:
     Raises:
         ExportError: They do not fill one batch, or an input is missing.
     """
-    inputs = proto.signature(model.graph.input)
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = proto.signature(info for info in model.graph.input if info.name not in stored)
     parts = [calibration] if isinstance(calibration, Tensor | np.ndarray) else list(calibration)
     feeds: list[Feed] = []
     for part in parts:

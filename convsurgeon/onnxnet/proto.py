@@ -241,9 +241,12 @@ def opset_of(model: ModelProto) -> int:
 
 def signature(values: Iterable[onnx.ValueInfoProto]) -> tuple[tuple[str, tuple[int | str, ...]], ...]:
     """Return names and shapes of graph inputs or outputs; a symbolic dimension is a string."""
-    return tuple(
-        (info.name, tuple(dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim)) for info in values
-    )
+    return tuple((info.name, tuple(map(_size, info.type.tensor_type.shape.dim))) for info in values)
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    named = dim.dim_param or not dim.HasField("dim_value") or dim.dim_value < 0
+    return (dim.dim_param or "?") if named else int(dim.dim_value)
 
 
 def has_macs(node: NodeProto) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy.typing as npt
@@ -14,6 +13,7 @@ import onnxruntime as ort
 from onnx import ModelProto
 
 from convsurgeon.base.errors import LatencyError, first_line
+from convsurgeon.base.files import scratch
 from convsurgeon.onnxnet import standalone
 
 Level = Literal["all", "extended", "basic", "off"]
@@ -109,8 +109,8 @@ def open_session(
             return ort.InferenceSession(str(model), how, providers=providers)
         if weight_bytes_of(model) < LARGEST_BYTES:
             return ort.InferenceSession(model.SerializeToString(), how, providers=providers)
-        with TemporaryDirectory(prefix="convsurgeon-") as folder:
-            place = Path(folder) / "model.onnx"
+        with scratch() as folder:
+            place = folder / "model.onnx"
             copy = ModelProto()
             copy.CopyFrom(model)
             onnx.save(copy, place, save_as_external_data=True, location="weights")

@@ -114,6 +114,7 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             f"{path}: is of opset {opset}, onnxruntime knows {OLDEST} and newer; "
             f"bring it there (onnx.version_converter.convert_version(model, {OLDEST}))"
         )
+    constants = proto.constants(model.graph)
     for graph in proto.graphs(model.graph):
         dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
         for node in graph.node:
@@ -123,6 +124,8 @@ def _check_operators(path: Path, model: ModelProto) -> None:
             is_conv = node.op_type in ("Conv", "ConvTranspose")
             if node.op_type == "BatchNormalization" and proto.number_attribute(node, "training_mode", 0):
                 raise LoadError(f"{path}: {name} is in training mode; export the model after model.eval()")
+            if node.op_type == "Dropout" and node.input[2:] and _is_true(constants.get(node.input[2])):
+                raise LoadError(f"{path}: {name} drops values; export the model after model.eval()")
             if node.op_type in _INTEGER or (is_conv and dequantised.intersection(node.input[:2])):
                 raise LoadError(
                     f"{path}: {name} is a quantised conv; pass the float file that it was made from, "
@@ -133,6 +136,10 @@ def _check_operators(path: Path, model: ModelProto) -> None:
                     f"{path}: {name} is a {node.domain}.{node.op_type}: onnxruntime has optimised this file for one "
                     "kind of processor; pass the file that it was made from"
                 )
+
+
+def _is_true(stored: TensorProto | None) -> bool:
+    return stored is not None and bool(onnx.numpy_helper.to_array(stored).all())
 
 
 def _lacks_input(node: NodeProto, opset: int) -> bool:
@@ -157,6 +164,12 @@ def inputs_of(source: SourceFile, shapes: Mapping[Any, tuple[int, ...]]) -> tupl
     """
     stored = {tensor.name for tensor in source.model.graph.initializer}
     infos = {info.name: info for info in source.model.graph.input if info.name not in stored}
+    for info in source.model.graph.output:  # no export could write them again
+        if info.type.WhichOneof("value") not in (None, "tensor_type") or _is_text(info):
+            raise CaptureError(
+                f"{source.path}: output {info.name} is not a tensor of numbers; cut the graph before it "
+                "(onnx.utils.extract_model)"
+            )
     if not infos:
         raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
     for key in shapes:
@@ -166,6 +179,10 @@ def inputs_of(source: SourceFile, shapes: Mapping[Any, tuple[int, ...]]) -> tupl
     unnamed = iter([shapes[key] for key in sorted(key for key in shapes if isinstance(key, int))])
     given = {name: shapes[name] if name in shapes else next(unnamed, None) for name in infos}
     return tuple(_input(source, info, given[name]) for name, info in infos.items())
+
+
+def _is_text(info: ValueInfoProto) -> bool:
+    return bool(info.type.tensor_type.elem_type == TensorProto.STRING)
 
 
 def _input(source: SourceFile, info: ValueInfoProto, shape: tuple[int, ...] | None) -> FileInput:

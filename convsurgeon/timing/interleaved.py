@@ -134,7 +134,7 @@ def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: Bar) -
 @contextmanager
 def _subnormal_as_zero() -> Iterator[None]:
     """Have this thread take subnormal numbers for zeros, so that no file is slow, or fast, because of a few of them."""
-    smallest = torch.full((), 1e-45)
+    smallest = torch.full((), 1e-45, dtype=torch.float32, device="cpu")
     before = not bool(smallest * 1.0 > 0)
     torch.set_flush_denormal(True)
     try:
