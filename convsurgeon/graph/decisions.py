@@ -3,7 +3,9 @@
 A vector of scores, or one at every place of a map, is decided by its largest channel; a single channel, and channels
 that are each between 0 and 1, by whether they are above their middle. What changed decisions cost in accuracy is
 estimated without labels, as if the original's probabilities were right: for one decision an image by how much less
-likely the other's choice is than its own, for maps by the intersection over union that is to be expected.
+likely the other's choice is than its own, for maps by the intersection over union that is to be expected. Where there
+is one decision an image, few images hold few that change: so each is also decided with the errors that the other
+network makes on other images.
 """
 
 from __future__ import annotations
@@ -18,6 +20,9 @@ from convsurgeon.graph.output_error import channel_axes
 
 _SURE = 1.96
 """Standard deviations of a 95 % interval."""
+_SHIFTS = 32
+"""Images whose errors are tried on each image."""
+_LEAST = 1e-30
 
 
 class Decisions:
@@ -61,14 +66,16 @@ class _Sums:
         """(5, classes): how often both networks choose a class, and the original's chances of it there, and in all."""
         self.same: Tensor = torch.zeros((), dtype=torch.float32, device="cpu")
         self.mapped = self.alike = False
+        self.chances: list[Tensor] = []
+        """(2, classes) of every image that has one decision: those of both networks."""
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
         axis = channel_axes(tuple(wanted.shape[1:]))[0] + 1
         self.mapped = wanted.dim() > 2
         for pair in zip(wanted.detach().split(1), found.detach().split(1), strict=True):
             one, two = (values.double().movedim(axis, -1).flatten(0, -2) for values in pair)
-            chances, other = _chances(one, wanted), _chances(two, wanted).argmax(1)
-            own, classes = chances.argmax(1), chances.shape[1]
+            chances, others = _chances(one, wanted), _chances(two, wanted)
+            own, other, classes = chances.argmax(1), others.argmax(1), chances.shape[1]
             sums = [chances.sum(0)]
             for picks in (own, other):
                 likely = chances.gather(1, picks[:, None])[:, 0]
@@ -76,6 +83,7 @@ class _Sums:
             self.images.append(torch.stack([one.double() for one in sums]))
             self.same = self.same + torch.bincount(own[own == other], minlength=classes)
             self.alike = not self.mapped and classes > 2
+            self.chances += [torch.cat([chances, others])] * self.alike
 
     @property
     def agreement(self) -> float:
@@ -95,8 +103,9 @@ class _Sums:
         found = torch.stack(self.images)  # (images, 5, classes)
         whole, count, right, other, hit = found.unbind(1)
         if self.alike:
-            each = (right - hit).sum(1)
-            lost, shifts = float(each.mean()), each / len(each)
+            each, counted = self._exchanged(), (right - hit).sum(1)
+            sure = counted.mean() - _SURE * counted.std() / math.sqrt(len(counted)) if len(counted) > 1 else 0.0
+            lost, shifts = max(float(each.mean()), float(sure)), each / len(each)
         else:
             parts = []
             for inside, picked in ((right, count), (hit, other)):
@@ -107,6 +116,19 @@ class _Sums:
             lost = float((parts[0][0] - parts[1][0])[occurs].mean())
             shifts = (parts[0][1] - parts[1][1])[:, occurs].mean(1)
         return lost, float(shifts.std()) * math.sqrt(len(shifts)) if len(shifts) > 1 else lost
+
+    def _exchanged(self) -> Tensor:
+        """Return what every image loses, the mean over the errors of several images, its own among them."""
+        chances, others = torch.stack(self.chances, 1)
+        scores = chances.clamp_min(_LEAST).log()
+        errors = others.clamp_min(_LEAST).log() - scores
+        own = chances.amax(1)
+        each = torch.zeros_like(own)
+        tried = range(0, len(own), max(1, len(own) // _SHIFTS))
+        for shift in tried:
+            picks = (scores + errors.roll(shift, 0)).argmax(1, keepdim=True)
+            each += own - chances.gather(1, picks)[:, 0]
+        return each / len(tried)
 
 
 def _chances(values: Tensor, like: Tensor) -> Tensor:
