@@ -12,6 +12,7 @@ import convsurgeon as cs
 from tests.elsewhere import DEVICE, elsewhere, moved
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:The calibration images"),  # noise is not what a norm of one batch holds
     pytest.mark.filterwarnings("ignore:at..frobenius_norm is deprecated"),  # torch's own, where no kernel is fused
 ]
 

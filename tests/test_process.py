@@ -237,6 +237,7 @@ def test_without_streams(gone: tuple[str, ...], monkeypatch: pytest.MonkeyPatch)
     cs.recover(result, IMAGES, recipe=cs.Recipe(epochs=1))
 
 
+@pytest.mark.filterwarnings("ignore:Branching. torch.export fails")
 def test_conversions_in_several_threads_are_what_they_are_alone() -> None:
     before = nn.Module.__call__, nn.Module.__getattr__
     models = [_model(), nets.Branching().eval(), nets.Shared().eval(), nets.Plain().eval()]

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration.dataset import BATCH, Calibration, first_batches, images_in, select_images
@@ -29,6 +29,8 @@ from convsurgeon.graph.state import undisturbed
 
 FAR = 0.2
 """Mean divergence of the batch norms above which images are not what a network was trained on."""
+REFUSED = 0.5
+"""The same above which they are refused where no images can be synthesised that the norms accept."""
 FLAT = 1e-8
 """Variance of the outputs between images, as a share of their square, below which they are one answer."""
 CONSTANT = 0.5
@@ -55,6 +57,7 @@ def complete(seen: Capture, data: Calibration, *, trusted: bool, limit: int, see
     norms = trained_norms(seen.model)
     with undisturbed(seen.model):
         fault = _fault(seen, _sample(batches))
+        mild = not fault or (bool(norms) and _is_mild(seen, norms, _sample(batches), fault))
     if not fault and count < FEW and norms and not trusted:
         fault = f"there {'are' if count > 1 else 'is'} {count}"
     if not fault:
@@ -65,23 +68,39 @@ def complete(seen: Capture, data: Calibration, *, trusted: bool, limit: int, see
     hint = "pass images like those that it was trained on, or cs.Images(..., trusted=True) (--trusted) to go on"
     if not norms:
         raise CalibrationError(f"calibration: {fault}; {hint}")
-    try:
-        made = synthesise(seen, min(limit, JOINED), seed=seed, progress=progress)
-    except CalibrationError as error:
-        raise CalibrationError(f"calibration: {fault}; {hint}") from error
-    with undisturbed(seen.model):
-        divergence, _ = norm_coverage(seen.model, norms, _sample(made.fitted))
-    if divergence > FAR:
-        raise CalibrationError(
-            f"calibration: {fault}, and no images could be synthesised that its batch norms accept ({divergence:.2f}, "
-            f"below {FAR:g} was expected); {hint}"
-        )
+    made, why = _accepted(seen, norms, min(limit, JOINED), seed, progress)
+    if made is None:
+        if mild:
+            return dataclasses.replace(data, warning=_warned(f"The calibration images are used as they are: {fault}."))
+        raise CalibrationError(f"calibration: {fault}, and {why}; {hint}")
     count = sum(map(images_in, (*made.fitted, *made.held_back)))
     words = (
         f"The calibration images do not show what the network was trained on: {fault}. {count} synthetic images "
         f"that its batch norms accept joined them; a few hundred real ones are the safer choice."
     )
     return dataclasses.replace(_mix(data, made, seed), warning=_warned(words))
+
+
+def _accepted(
+    seen: Capture, norms: list[nn.Module], count: int, seed: int, progress: bool
+) -> tuple[Calibration | None, str]:
+    """Return synthetic images that the norms accept; or None, and why there are none."""
+    try:
+        made = synthesise(seen, count, seed=seed, progress=progress)
+    except CalibrationError as error:
+        return None, f"images cannot be synthesised ({error})"
+    with undisturbed(seen.model):
+        divergence, _ = norm_coverage(seen.model, norms, _sample(made.fitted))
+    if divergence <= FAR:
+        return made, ""
+    return None, (
+        f"no images could be synthesised that its batch norms accept ({divergence:.2f}, below {FAR:g} was expected)"
+    )
+
+
+def _is_mild(seen: Capture, norms: list[nn.Module], sample: list[Example], fault: str) -> bool:
+    """Return whether a fault is only that the images are somewhat far from what the norms hold."""
+    return fault == _strange(seen, sample) and norm_coverage(seen.model, norms, sample)[0] < REFUSED
 
 
 def _warned(words: str) -> str:

@@ -96,7 +96,9 @@ def compare_outputs(model: nn.Module, converted: nn.Module, batches: Sequence[Ex
     except CalibrationError:  # no floating-point output, or sizes that depend on values
         return None
     both = list(zip(*pairs, strict=True))
-    original, found = ([torch.cat([pair[side] for pair in column]) for column in both] for side in (0, 1))
+    original, found = (
+        [torch.cat([torch.atleast_1d(pair[side]) for pair in column]) for column in both] for side in (0, 1)
+    )
     if not all(bool(tensor.isfinite().all()) for tensor in original):
         text = "the original's own output holds NaN or infinity; look at its weights and at the example"
         warnings.warn(f"fidelity: {text}", stacklevel=4)

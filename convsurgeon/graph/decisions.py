@@ -66,15 +66,17 @@ class _Sums:
         """(5, classes): how often both networks choose a class, and the original's chances of it there, and in all."""
         self.same: Tensor = torch.zeros((), dtype=torch.float32, device="cpu")
         self.mapped = self.alike = False
+        self.kind = ""
         self.chances: list[Tensor] = []
         """(2, classes) of every image that has one decision: those of both networks."""
 
     def add(self, wanted: Tensor, found: Tensor) -> None:
         axis = channel_axes(tuple(wanted.shape[1:]))[0] + 1
         self.mapped = wanted.dim() > 2
+        self.kind = self.kind or _kind(wanted.detach().movedim(axis, -1).flatten(0, -2))
         for pair in zip(wanted.detach().split(1), found.detach().split(1), strict=True):
             one, two = (values.double().movedim(axis, -1).flatten(0, -2) for values in pair)
-            chances, others = _chances(one, wanted), _chances(two, wanted)
+            chances, others = _chances(one, self.kind), _chances(two, self.kind)
             own, other, classes = chances.argmax(1), others.argmax(1), chances.shape[1]
             sums = [chances.sum(0)]
             for picks in (own, other):
@@ -131,14 +133,23 @@ class _Sums:
         return each / len(tried)
 
 
-def _chances(values: Tensor, like: Tensor) -> Tensor:
-    """Return the probabilities (M, classes) of rows of scores: as they are, or by a softmax or sigmoid."""
-    bounded = bool(((like >= 0) & (like <= 1)).all())
+def _kind(values: Tensor) -> str:
+    """Return what an output's values are: scores or shares of one choice, or chances or scores of several yes or no."""
+    bounded = bool(((values >= 0) & (values <= 1)).all())
     if values.shape[1] > 1 and not bounded:
-        return values.softmax(1)
+        return "scores"
     if values.shape[1] > 1 and bool(((values.sum(1) - 1).abs() < 0.01).all()):
-        return values
-    yes = (values.clamp(0, 1) if bounded else values.sigmoid()).reshape(-1, 1)
+        return "shares"
+    return "chances" if bounded else "logits"
+
+
+def _chances(values: Tensor, kind: str) -> Tensor:
+    """Return the probabilities (M, classes) of rows of such values."""
+    if kind == "scores":
+        return values.softmax(1)
+    if kind == "shares":
+        return values.clamp(0, 1)
+    yes = (values.clamp(0, 1) if kind == "chances" else values.sigmoid()).reshape(-1, 1)
     return torch.cat([1 - yes, yes], 1)
 
 

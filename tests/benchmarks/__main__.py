@@ -3,6 +3,7 @@
 python -m tests.benchmarks --list
 python -m tests.benchmarks NAME [options]       # rows as a table, and results/NAME.json (or --out FILE)
 python -m tests.benchmarks page                 # RESULTS.md from the JSON files that are there
+python -m tests.benchmarks picture              # README's picture, from results/networks.json (needs matplotlib)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks import page, runner
+from tests.benchmarks import page, picture, runner
 
 NAMES = (
     "frozen",
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(f"{name:16} {runner.question(name)}" for name in NAMES))
     elif name == "page":
         page.write()
+    elif name == "picture":
+        picture.write()
     elif name in NAMES:
         return _run(name, arguments[1:])
     else:

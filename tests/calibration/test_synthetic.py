@@ -376,9 +376,9 @@ def test_int8_takes_its_ranges_from_the_made_up_images(result: cs.Result, tmp_pa
 def test_the_command_line_makes_images_up(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["convert", NETWORK, "--input", "1x3x12x12", "--rank", "2", "--limit", "64"]
     assert cli.main(command) == 0
-    assert capsys.readouterr().out.startswith("note: No images were given, so 64 synthetic")
+    assert "so 64 synthetic" in capsys.readouterr().out
     assert cli.main([*command, "--mean", "0.5", "--std", "0.25"]) == 0
-    assert "in (pixel - 0.5) / 0.25" in capsys.readouterr().out
+    assert "(pixel - 0.5) / 0.25" in capsys.readouterr().out
     assert cli.main([*command, "--calibrate", "none"]) == 0
     assert "synthetic" not in capsys.readouterr().out
 

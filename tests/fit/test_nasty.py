@@ -62,6 +62,7 @@ def test_fits_stand_dead_and_disparate_channels(inputs: str, form: str) -> None:
     assert done.error_after <= done.error_before
 
 
+@pytest.mark.filterwarnings("ignore:subnormal")
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kernel", ["zero", "one zero", "rank two", "1e-38", "1e-20"])
 def test_fits_stand_kernels_of_any_size_and_rank(kernel: str, form: str) -> None:

