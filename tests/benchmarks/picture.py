@@ -29,9 +29,7 @@ def write(target: Path = PICTURE) -> None:
         axes.bar_label(bars, [_label(row) for row in shown], padding=4)
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xlim(0, 1.45 * max(map(_speed, shown)))
-        axes.set_xlabel(
-            "times as fast as the original in onnxruntime, one thread; the network's own metric before and after"
-        )
+        axes.set_xlabel("times as fast in onnxruntime, one thread; its own metric before and after")
         axes.spines[["top", "right"]].set_visible(False)
         figure.tight_layout()
         figure.savefig(target, metadata={"Date": None})
