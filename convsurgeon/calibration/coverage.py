@@ -56,8 +56,7 @@ def complete(seen: Capture, data: Calibration, *, trusted: bool, limit: int, see
     count = sum(map(images_in, batches))
     norms = trained_norms(seen.model)
     with undisturbed(seen.model):
-        fault = _fault(seen, _sample(batches))
-        mild = not fault or (bool(norms) and _is_mild(seen, norms, _sample(batches), fault))
+        fault, mild = _fault(seen, _sample(batches))
     if not fault and count < FEW and norms and not trusted:
         fault = f"there {'are' if count > 1 else 'is'} {count}"
     if not fault:
@@ -98,11 +97,6 @@ def _accepted(
     )
 
 
-def _is_mild(seen: Capture, norms: list[nn.Module], sample: list[Example], fault: str) -> bool:
-    """Return whether a fault is only that the images are somewhat far from what the norms hold."""
-    return fault == _strange(seen, sample) and norm_coverage(seen.model, norms, sample)[0] < REFUSED
-
-
 def _warned(words: str) -> str:
     warnings.warn(words, stacklevel=2)
     return words
@@ -114,35 +108,41 @@ def _sample(batches: Sequence[Example]) -> list[Example]:
     return first_batches([batches[index] for index in spread(len(batches), each)], _LOOKED_AT)
 
 
-def _fault(seen: Capture, sample: list[Example]) -> str:
-    """Return what is wrong with images, in a clause; empty where nothing is known to be."""
+def _fault(seen: Capture, sample: list[Example]) -> tuple[str, bool]:
+    """Return what is wrong with images, in a clause, and whether it is mild; empty where nothing is known to be."""
     count = sum(map(images_in, sample))
     rows = [tensor.flatten(2) for one in sample for tensor in one.tensors() if tensor.dim() == 4]
     plain = sum(int((one.amax(2) == one.amin(2)).all(1).sum()) for one in rows)
     constant = plain / max(1, sum(map(len, rows)))
     if constant > CONSTANT:
         return (
-            f"{100 * constant:.0f} % of {count} have no contrast (the first is {float(rows[0][0, 0, 0]):g} everywhere)"
+            f"{100 * constant:.0f} % of {count} have no contrast (the first is {float(rows[0][0, 0, 0]):g} everywhere)",
+            False,
         )
     if count > 1 and rows and all(torch.equal(one, rows[0][:1].expand_as(one)) for one in rows):
-        return f"{count} are all the same one"
+        return f"{count} are all the same one", False
     try:
-        return _strange(seen, sample) or _undecided(seen, sample)
+        words, divergence = _strange(seen, sample)
+        if words:
+            return words, divergence < REFUSED
+        words = _undecided(seen, sample)
+        return words, not words
     except Exception as error:  # a batch of a size that the network does not take: the fit says so
         _LOG.info("calibration images are not compared with the network: %s", describe(error))
-        return ""
+        return "", True
 
 
-def _strange(seen: Capture, sample: list[Example]) -> str:
-    """Return how far the images are from what the batch norms hold, where that is far."""
+def _strange(seen: Capture, sample: list[Example]) -> tuple[str, float]:
+    """Return that the images are far from what the batch norms hold, where they are, and how far."""
     norms = trained_norms(seen.model)
     if not norms:
-        return ""
+        return "", 0.0
     divergence, idle = norm_coverage(seen.model, norms, sample)
     if divergence < FAR:
-        return ""
+        return "", divergence
     words = f"the divergence from its {len(norms)} batch norms is {divergence:.2f}, below {FAR:g} was expected"
-    return f"{words}, and {100 * idle:.0f} % of their channels hardly vary" if idle > IDLE else words
+    words += f", and {100 * idle:.0f} % of their channels hardly vary" if idle > IDLE else ""
+    return words, divergence
 
 
 def _undecided(seen: Capture, sample: list[Example]) -> str:

@@ -107,15 +107,16 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
 
 
 def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
-    if any(_is_row(model, name) for name in plan.changes):
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if any(_is_row(modules, name) for name in plan.changes):
         model = with_rows(model)
     return swap_modules(model, {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)})
 
 
-def _is_row(model: nn.Module, name: str) -> bool:
+def _is_row(modules: Mapping[str, nn.Module], name: str) -> bool:
     """Return whether a plan's conv is a `Conv1d` in this model, which the plan knows as a conv of one row."""
     parent, _, last = name.rpartition(".")
-    return last == "conv" and isinstance(dict(model.named_modules(remove_duplicate=False)).get(parent), nn.Conv1d)
+    return last == "conv" and isinstance(modules.get(parent), nn.Conv1d)
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
