@@ -204,11 +204,6 @@ class Within:
         assert isinstance(self.tolerance, float)
         return self.tolerance
 
-    @property
-    def most_error(self) -> float:
-        """The relative error of the output that is allowed; nan where a metric decides."""
-        return math.nan if self.metric is not None else self.most * self.scale
-
     def value(self, error: float, lost: float) -> float:
         """Return the figure of a network without a metric: its error, or what it loses of decisions if that is more."""
         return max(error / self.scale, self.most * lost / self.decisions)
