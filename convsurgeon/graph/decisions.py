@@ -1,7 +1,9 @@
 """What a network decides by its outputs, against what another decides.
 
 A vector of scores, or one at every place of a map, is decided by its largest channel; a single channel, and channels
-that are each between 0 and 1, by whether they are above their middle. What changed decisions cost in accuracy is
+that are each between 0 and 1, by whether they are above their middle. Outputs that measure something (coordinates, a
+depth, a colour, a heat map) have the same shapes: decisions are those that tell images or places apart with confidence,
+as probabilities. What changed decisions cost in accuracy is
 estimated without labels, as if the original's probabilities were right: for one decision an image by how much less
 likely the other's choice is than its own, for maps by the intersection over union that is to be expected. Where there
 is one decision an image, few images hold few that change: so each is also decided with the errors that the other
@@ -23,6 +25,12 @@ _SURE = 1.96
 _SHIFTS = 32
 """Images whose errors are tried on each image."""
 _LEAST = 1e-30
+_TOLD = 0.25
+"""Share of the entropy of what is chosen that an output of decisions takes away, at least."""
+_STEEP = 30.0
+"""Logarithm of the ratio of the two largest probabilities above which values are not scores: coordinates in pixels."""
+_SURE_OF = 0.8
+"""Probability that most of what is above the middle has; heat maps, depths and coordinates have less."""
 
 
 class Decisions:
@@ -41,12 +49,13 @@ class Decisions:
     def agreement(self) -> float | None:
         """Share of decisions that stay, where there is one for each image; None elsewhere."""
         every = list(self._outputs.values())
-        return every[0].agreement if len(every) == 1 and not every[0].mapped else None
+        alone = len(every) == 1 and not every[0].mapped and every[0].decide
+        return every[0].agreement if alone else None
 
     @property
     def overlap(self) -> float | None:
         """Of decisions at every place of a map, intersection over union, the mean over classes; None without maps."""
-        return min((sums.overlap for sums in self._outputs.values() if sums.mapped), default=None)
+        return min((sums.overlap for sums in self._deciding() if sums.mapped), default=None)
 
     @property
     def lost(self) -> float:
@@ -55,7 +64,10 @@ class Decisions:
 
     def with_doubt(self) -> tuple[float, float]:
         """Return the share that is lost, and its standard error over images."""
-        return max((sums.lost() for sums in self._outputs.values()), default=(0.0, 0.0))
+        return max((sums.lost() for sums in self._deciding()), default=(0.0, 0.0))
+
+    def _deciding(self) -> list[_Sums]:
+        return [sums for sums in self._outputs.values() if sums.decide]
 
 
 class _Sums:
@@ -67,6 +79,9 @@ class _Sums:
         self.same: Tensor = torch.zeros((), dtype=torch.float32, device="cpu")
         self.mapped = self.alike = False
         self.kind = ""
+        self.entropy = 0.0
+        self.steep = self.high = self.sure = 0
+        """Places where the two largest probabilities are far apart, that are above the middle, and surely so."""
         self.chances: list[Tensor] = []
         """(2, classes) of every image that has one decision: those of both networks."""
 
@@ -77,6 +92,7 @@ class _Sums:
         for pair in zip(wanted.detach().split(1), found.detach().split(1), strict=True):
             one, two = (values.double().movedim(axis, -1).flatten(0, -2) for values in pair)
             chances, others = _chances(one, self.kind), _chances(two, self.kind)
+            self._count(chances)
             own, other, classes = chances.argmax(1), others.argmax(1), chances.shape[1]
             sums = [chances.sum(0)]
             for picks in (own, other):
@@ -86,6 +102,25 @@ class _Sums:
             self.same = self.same + torch.bincount(own[own == other], minlength=classes)
             self.alike = not self.mapped and classes > 2
             self.chances += [torch.cat([chances, others])] * self.alike
+
+    def _count(self, chances: Tensor) -> None:
+        """Add what tells decisions from measures."""
+        first, second = chances.topk(2).values.clamp_min(_LEAST).unbind(1)
+        self.entropy += float(torch.special.entr(chances).sum())
+        self.steep += int((first > second * math.exp(_STEEP)).sum())
+        self.high += int((chances[:, -1] > 0.5).sum())
+        self.sure += int((chances[:, -1] > _SURE_OF).sum())
+
+    @property
+    def decide(self) -> bool:
+        """Whether the original's values are decisions, and not measures."""
+        whole, count = torch.stack(self.images)[:, :2].sum(0)
+        places = float(count.sum())
+        most = float(torch.special.entr(whole / places).sum())
+        told = most > 0 and 1 - self.entropy / places / most >= _TOLD
+        if self.kind in ("chances", "logits"):
+            return told and 2 * self.sure >= self.high
+        return told and 2 * self.steep <= places
 
     @property
     def agreement(self) -> float:

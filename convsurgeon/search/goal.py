@@ -47,7 +47,7 @@ LARGE = {"higher": 0.25, "lower": 1.0}
 REVERSED = 0.5
 """Share of the metric by which no approximation of a network is better than it: the user's `better` is the other."""
 
-_ADDED_IMAGES = 64
+_KIND_IMAGES = 64
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS = {
     "macs": {"mac": 1.0, "macs": 1.0, "flop": 0.5, "flops": 0.5},
@@ -166,7 +166,7 @@ class Within:
         if self.metric is not None:
             before = measure(self.metric, model)
             return dataclasses.replace(self, tolerance=self._allow(before), before=before)
-        scale = added_share(model, first_batches(held_out, _ADDED_IMAGES))
+        scale = added_share(model, first_batches(held_out, _KIND_IMAGES))
         filled = dataclasses.replace(self, better="lower", scale=scale, before=0.0)
         if self.tolerance is not None:
             return dataclasses.replace(filled, tolerance=_read_tolerance(self.tolerance, 1.0))
@@ -260,7 +260,7 @@ class Within:
 def _classifies(model: nn.Module, batches: Sequence[Example]) -> bool:
     """Return whether a model gives scores over classes, one vector for each image."""
     found = Decisions()
-    for batch in batches[:1]:
+    for batch in first_batches(batches, _KIND_IMAGES):
         scores = outputs(model, batch)
         found.add(scores, scores)
     return found.agreement is not None

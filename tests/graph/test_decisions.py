@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ def _decisions(wanted: Tensor, found: Tensor, parts: int = 1) -> Decisions:
 
 def test_equal_outputs_lose_nothing() -> None:
     for shape in ((20, 5), (20, 1), (3, 4, 6, 6), (3, 1, 6, 6)):
-        same = torch.randn(shape)
+        same = 6 * torch.randn(shape)
         made = _decisions(same, same.clone())
         assert made.lost == 0
         assert (made.agreement, made.overlap) == ((1.0, None) if len(shape) == 2 else (None, 1.0))
@@ -35,9 +37,9 @@ def test_agreement_is_the_share_of_images_with_the_same_largest_score() -> None:
 
 def test_a_close_choice_costs_less_than_a_sure_one() -> None:
     torch.manual_seed(0)
-    wanted = torch.randn(400, 10)
-    noise = 0.5 * torch.randn(400, 10)
-    close, sure = _decisions(wanted, wanted + noise), _decisions(20 * wanted, 20 * (wanted + noise))
+    wanted = 2 * torch.randn(400, 10)
+    noise = torch.randn(400, 10)
+    close, sure = _decisions(wanted, wanted + noise), _decisions(10 * wanted, 10 * (wanted + noise))
     assert close.agreement == sure.agreement
     assert close.lost < 0.5 * sure.lost
 
@@ -78,16 +80,45 @@ def test_thin_structures_count_as_much_as_what_is_around_them() -> None:
     thick = wanted.clone()
     thick[:, :, 21] = 9.0
     assert _decisions(wanted, thick).lost > 0.15  # what is added beside it, too
-    rare = torch.randn(2, 3, 20, 20)
-    rare[:, 2] = -9
-    rare[:, 2, 0, 0] = 9
+    rare = 6 * torch.randn(2, 3, 20, 20)
+    rare[:, 2] = -99
+    rare[:, 2, 0, 0] = 99
     without = rare.clone()
-    without[:, 2] = -9
+    without[:, 2] = -99
     assert _decisions(rare, without).overlap == pytest.approx(2 / 3, abs=0.01)
 
 
+def _heat_maps() -> Tensor:
+    """Return maps (64, 5, 24, 24) that are 1 at one place and fall off around it."""
+    across = torch.arange(24.0)
+    places = torch.randint(24, (64, 5, 2, 1)).float()
+    rows, columns = (torch.exp(-((across - places[:, :, axis]) ** 2) / 8) for axis in (0, 1))
+    return rows[..., :, None] * columns[..., None, :]
+
+
+@pytest.mark.parametrize(
+    "measures",
+    [
+        lambda: torch.rand(64, 8),
+        lambda: 224 * torch.rand(64, 2),
+        lambda: torch.randn(64, 4),
+        lambda: 20 + 60 * torch.rand(64, 1),
+        lambda: 1 + torch.rand(8, 1, 24, 24),
+        lambda: 0.2 + 0.6 * torch.rand(8, 3, 24, 24),
+        lambda: torch.rand(8, 3, 24, 24) - 0.5,
+        _heat_maps,
+    ],
+    ids=["shares", "pixels", "standardised", "an age", "depth", "colours", "colours around 0", "heat maps"],
+)
+def test_what_measures_something_decides_nothing(measures: Callable[[], Tensor]) -> None:
+    torch.manual_seed(0)
+    wanted = measures()
+    made = _decisions(wanted, wanted.flip(0))
+    assert (made.agreement, made.overlap, made.lost) == (None, None, 0.0)
+
+
 def test_channels_last_and_scores_that_are_probabilities() -> None:
-    wanted, found = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    wanted, found = 3 * torch.randn(2, 4, 8, 8), 3 * torch.randn(2, 4, 8, 8)
     plain = _decisions(wanted, found)
     last = _decisions(wanted.movedim(1, -1), found.movedim(1, -1))
     soft = _decisions(wanted.softmax(1), found.softmax(1))
