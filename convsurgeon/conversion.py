@@ -61,6 +61,7 @@ class Result:
         runtime: where the network will run.
         within: what its files are judged by; None for the default's error.
         searched: whether the plan was chosen to keep within that, not by hand or by its cost.
+        exported: the original as an ONNX graph, where it was timed; `export` writes it and exports nothing twice.
     """
 
     model: nn.Module
@@ -73,6 +74,7 @@ class Result:
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
     within: Within | None = None
     searched: bool = False
+    exported: bytes | None = dataclasses.field(default=None, repr=False)
 
     def with_metric(self, name: str, before: float, after: float) -> Result:
         """Return the result with one more line in its report."""
@@ -234,7 +236,7 @@ class _Call:
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
         if isinstance(goal, Within):
             report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials))
-        result = dataclasses.replace(result, report=report)
+        result = dataclasses.replace(result, report=report, exported=_exported(seen) if speed else None)
         if not isinstance(goal, Within):
             return result
         result = dataclasses.replace(result, within=goal, searched=True)
@@ -363,6 +365,13 @@ def carry_out(
     return Result(converted, done, report, model, example, runtime=runtime)
 
 
+def _exported(seen: Capture) -> bytes | None:
+    """Return the original as an ONNX graph, where it was exported to be timed."""
+    from convsurgeon.runtime.network_graph import exported_before  # loads onnx
+
+    return exported_before(seen)
+
+
 def _receive(model: Model, example: object, call: _Call) -> Result:
     """Convert in the first process and give every process the result; what it raises, too."""
     seen, within = capture_in_rows(model, example), call.goal
@@ -371,7 +380,7 @@ def _receive(model: Model, example: object, call: _Call) -> Result:
         nonlocal within
         result = call.run(seen)
         within = result.within
-        bare = dataclasses.replace(result, model=nn.Identity(), original=nn.Identity(), within=None)
+        bare = dataclasses.replace(result, model=nn.Identity(), original=nn.Identity(), within=None, exported=None)
         return result.plan, result.model.state_dict(), bare
 
     plan, weights, bare = processes.shared(convert_here)

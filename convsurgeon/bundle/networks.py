@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import zipfile
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import ExportError
+from convsurgeon.base.errors import ExportError, ParityError
 from convsurgeon.base.progress import bar
 from convsurgeon.bundle.int8_files import MIXED, compare_files, make_noise, single_batches, write_int8, write_mixed
 from convsurgeon.bundle.loading import sha256
@@ -31,7 +32,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.exporter import OnnxFile, copy_file, export
+from convsurgeon.onnx.exporter import OnnxFile, copy_file, export, write_exported
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
@@ -156,22 +157,34 @@ def _add_mixed(
 
 def _write_float(result: Result, name: str, images: Sequence[Example], request: Request, folder: Path) -> OnnxFile:
     """Write one of the two float32 files; the original of an ONNX file is copied byte for byte."""
-    is_original = name == ORIGINAL
-    model = result.original if is_original else result.model
-    if isinstance(model, OnnxNetwork) and is_original:
-        made = copy_file(model, result.example, folder / name, images[:_PARITY_IMAGES])
+    is_original, images, place = name == ORIGINAL, images[:_PARITY_IMAGES], folder / name
+    model, example = result.original if is_original else result.model, result.example
+    if isinstance(model, OnnxNetwork):
+        made = copy_file(model, example, place, images) if is_original else export(model, example, place, images=images)
     else:
         metadata = source_metadata(result.original, None if is_original else result.plan, request.preparation)
-        made = export(
-            model,
-            result.example,
-            folder / name,
-            dynamic=request.dynamic,
-            metadata=None if isinstance(model, OnnxNetwork) else metadata,
-            images=images[:_PARITY_IMAGES],
+        made = _write_again(result, is_original, place, request, metadata, images) or export(
+            model, example, place, dynamic=request.dynamic, metadata=metadata, images=images
         )
     request.preparation.check(made.inputs)
     return made
+
+
+def _write_again(
+    result: Result,
+    is_original: bool,
+    place: Path,
+    request: Request,
+    metadata: Mapping[str, str],
+    images: Sequence[Example],
+) -> OnnxFile | None:
+    """Write the graph that the conversion exported of the original, if this is to be its file, and it still is so."""
+    if result.exported is None or request.dynamic is not None or not (is_original or not result.changes):
+        return None
+    model = result.original if is_original else result.model
+    with contextlib.suppress(ParityError):  # its weights were changed since
+        return write_exported(result.exported, model, result.example, place, metadata, images)
+    return None
 
 
 def _time(paths: Sequence[Path], like: Example, result: Result, request: Request) -> Bench:

@@ -112,19 +112,50 @@ def export(
         return _describe(target, parity)
     subject = copy_to_cpu(model)
     exported = _torch_graph(subject, inputs, opset, dynamic)
-    _finish(exported, opset, input_names, output_names, metadata or {})
-    data = _serialise(graph.infer_shapes(exported), opset)
-    picking = graph.picking_operators(exported.graph)
-    advice = f"it picks among values ({picking}), where rounding counts: {instead_of(subject)}" if picking else ""
+    _finish(exported, opset, input_names, output_names)
     with new_file(target, overwrite) as draft:
-        draft.write_bytes(data)
-        try:
-            parity = check_parity(subject, inputs, draft, images=images)
-        except ParityError as error:  # a file that does not even run may be of a network that picks
-            text = str(error).replace(str(draft), f"{target}: not written", 1)
-            raise ParityError(f"{text}; {advice}" if advice else text) from error
-        _require(parity, target, subject, advice)
+        parity = _write_graph(exported, opset, subject, inputs, draft, target, metadata or {}, images)
     return _describe(target, parity)
+
+
+def write_exported(
+    data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any]
+) -> OnnxFile:
+    """Write a file from what `export_graph` gave for a model earlier, as `export` would.
+
+    Raises:
+        ParityError: the model computes something else by now, or the file cannot be run. Nothing is written.
+        WriteError: the file exists or cannot be written.
+    """
+    subject, inputs = copy_to_cpu(model), order_example(model, example)
+    with new_file(target) as draft:
+        exported = onnx.load_from_string(data)
+        parity = _write_graph(exported, _OPSET, subject, inputs, draft, target, metadata, images)
+    return _describe(target, parity)
+
+
+def _write_graph(
+    exported: ModelProto,
+    opset: int,
+    model: nn.Module,
+    example: Example,
+    draft: Path,
+    target: Path,
+    metadata: Mapping[str, str],
+    images: Sequence[Any],
+) -> Parity:
+    """Write a finished graph to a draft and return its parity with the model, which holds."""
+    _add_metadata(exported, metadata)
+    draft.write_bytes(_serialise(graph.infer_shapes(exported), opset))
+    picking = graph.picking_operators(exported.graph)
+    advice = f"it picks among values ({picking}), where rounding counts: {instead_of(model)}" if picking else ""
+    try:
+        parity = check_parity(model, example, draft, images=images)
+    except ParityError as error:  # a file that does not even run may be of a network that picks
+        text = str(error).replace(str(draft), f"{target}: not written", 1)
+        raise ParityError(f"{text}; {advice}" if advice else text) from error
+    _require(parity, target, model, advice)
+    return parity
 
 
 def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
@@ -157,7 +188,7 @@ def export_graph(model: nn.Module, example: Any) -> ModelProto:
     if isinstance(model, OnnxNetwork):
         return timing_graph(model)
     exported = _torch_graph(copy_to_cpu(model), order_example(model, example), _OPSET, None)
-    _finish(exported, _OPSET, None, None, {})
+    _finish(exported, _OPSET, None, None)
     return exported
 
 
@@ -184,14 +215,8 @@ def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynami
     return exported
 
 
-def _finish(
-    model: ModelProto,
-    opset: int,
-    inputs: Sequence[str] | None,
-    outputs: Sequence[str] | None,
-    metadata: Mapping[str, str],
-) -> None:
-    """Tidy the graph, name everything, and put our metadata in the place of the exporter's."""
+def _finish(model: ModelProto, opset: int, inputs: Sequence[str] | None, outputs: Sequence[str] | None) -> None:
+    """Tidy the graph, name everything, and take the exporter's metadata away."""
     graph.tidy(model.graph)
     node_names.name_nodes(model.graph)
     node_names.name_constants(model.graph)
@@ -206,6 +231,10 @@ def _finish(
     model.graph.name = "model"
     model.producer_name, model.producer_version = "convsurgeon", version()
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+
+
+def _add_metadata(model: ModelProto, metadata: Mapping[str, str]) -> None:
+    """Put our metadata into a finished graph."""
     entries = {**input_metadata(version(), proto.signature(model.graph.input)), **metadata}
     for key in sorted(entries):
         model.metadata_props.add(key=key, value=entries[key])

@@ -25,9 +25,6 @@ from convsurgeon.runtime.network_graph import export_skeleton
 from convsurgeon.timing.interleaved import time_interleaved
 from convsurgeon.timing.verdict import MIN_PAIRS, Verdict, judge
 
-_COMPARED_S, _LEAST_PAIRS = 10.0, 15
-"""Seconds that a comparison of two networks may take where that leaves so many pairs."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -88,14 +85,13 @@ def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTim
     return NetworkTime(share * raw.total_ms, {row.site: row.ms for row in changed}, spread, slower, alone.busy)
 
 
-def compare_plan(seen: Capture, plan: Plan, how: Settings, dense_ms: float) -> Verdict:
+def compare_plan(seen: Capture, plan: Plan, how: Settings) -> Verdict:
     """Return how the network of a plan compares with the dense one, from interleaved pairs without a profiler.
 
     Args:
         seen: the dense network.
         plan: what to compare with it.
         how: the setting.
-        dense_ms: what the dense network takes, more or less; slow networks have fewer pairs.
 
     Raises:
         ExportError: the model has no ONNX form.
@@ -103,14 +99,13 @@ def compare_plan(seen: Capture, plan: Plan, how: Settings, dense_ms: float) -> V
     """
     one = Candidate("plan", {name: change.form for name, change in plan.changes.items()})
     check_timeable(one.chosen)
-    pairs = min(max(int(1e3 * _COMPARED_S / (3 * dense_ms)), _LEAST_PAIRS), MIN_PAIRS)
     with scratch() as folder:
         write_candidates(folder, seen, export_skeleton(seen, progress=how.progress), [one], [how.precision])
         files = [folder / str(entry["file"]) for entry in measuring.read_manifest(folder)["networks"].values()]
         base, again, other = time_interleaved(
-            files, pairs, threads=how.threads, level="all", batch=1, sizes={}, seed=0, progress=False
+            files, MIN_PAIRS, threads=how.threads, level="all", batch=1, sizes={}, seed=0, progress=False
         )
-    return judge(base.samples, again.samples, other.samples, least=pairs)
+    return judge(base.samples, again.samples, other.samples)
 
 
 def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: Path, how: Settings) -> Measurements:

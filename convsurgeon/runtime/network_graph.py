@@ -43,6 +43,8 @@ class Skeleton:
     weights: Mapping[str, Shape]
     sites: Mapping[str, Site]
     convs: Mapping[str, tuple[str, ...]]
+    exported: bytes
+    """The dense graph whole, as it was exported."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,12 @@ class NetworkGraph:
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
 """Captured graph -> its skeleton: a search times several networks of one model, and an export takes seconds."""
+
+
+def exported_before(seen: Capture) -> bytes | None:
+    """Return the dense graph of a network that was timed, as it was exported; None of one that was not."""
+    known = _EXPORTED.get(seen.graph)
+    return None if known is None else known.exported
 
 
 def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
@@ -96,7 +104,7 @@ def fingerprint(seen: Capture) -> str:
 
 def _skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
     """Take the large weights out of an exported graph and find the sites in it; the graph is used up."""
-    graph = dense.graph
+    whole, graph = dense.SerializeToString(), dense.graph
     large = {
         tensor.name: tuple(tensor.dims)
         for tensor in graph.initializer
@@ -109,7 +117,7 @@ def _skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
         site = owners.get(node.input[1]) if node.op_type == "Conv" else None
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)
-    return Skeleton(dense, large, {site.name: site for site in sites}, convs)
+    return Skeleton(dense, large, {site.name: site for site in sites}, convs, whole)
 
 
 def replace_initializers(graph: GraphProto, kept: Sequence[TensorProto]) -> None:

@@ -146,7 +146,7 @@ class LatencyTable:
         raw, cores = self.measurements, int(measuring.machine()["cores"])
         if not self._is_of(seen) or cores == raw.threads or measuring.busy_share(cores) > BUSY:
             return None
-        return compare_plan(seen, plan, Settings(cores, raw.precision, raw.provider, 1, progress), self.total_ms)
+        return compare_plan(seen, plan, Settings(cores, raw.precision, raw.provider, 1, progress))
 
     def _is_of(self, seen: Capture) -> bool:
         """Return whether the table was measured on this machine and with this input."""

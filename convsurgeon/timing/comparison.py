@@ -124,7 +124,8 @@ def compare(
 
     Args:
         paths: Two or more files. They may be any ONNX models; the same file twice is a check of the machine.
-        pairs: Rounds; at least 50, rounded up to a multiple of five, as sessions are made anew five times.
+        pairs: Rounds; at least 50, rounded up to a multiple of five, as sessions are made anew five times. Fewer are
+            made of files so slow that they would take more than ten seconds.
         threads: Of the runtime, within an operator.
         level: The runtime's graph optimisations: all, extended, basic or off.
         batch: For a symbolic first dimension.

@@ -2,7 +2,8 @@
 
 A block opens a session on every file, and a second one on the first file (the baseline against itself). Its rounds take
 one sample of every session; the order is rotated and reversed from round to round, so that no model always follows the
-same other. All samples of a block make the same number of runs. **A sample is the fastest of its runs**: on a busy
+same other. All samples of a block make the same number of runs. Slow files have fewer rounds, so that their intervals
+are wider instead of their timing longer. **A sample is the fastest of its runs**: on a busy
 machine that scatters far less than their mean or median. With one thread it is of processor time, which a busy machine
 hardly changes. p50 and p90 are of all single runs by the wall clock, disturbed ones included.
 """
@@ -24,12 +25,14 @@ from convsurgeon.base.progress import Bar, bar
 from convsurgeon.onnx.files import random_feed
 from convsurgeon.onnxnet.session import CPU, Feed, Level, open_session, run_session, session_options
 from convsurgeon.onnxnet.standalone import Clock
-from convsurgeon.timing.verdict import TimeSamples
+from convsurgeon.timing.verdict import LEAST_PAIRS, TimeSamples
 
 BLOCKS = 5
 _SAMPLE_S = 3e-3
+_BLOCK_S, _LEAST_ROUNDS = 2.0, LEAST_PAIRS // BLOCKS
+"""Seconds of a block's rounds, where that leaves so many."""
 _QUIET_S = 2.0
-_WARMUP = 5
+_WARMUP, _WARMUP_IF_SLOW = 5, 2
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,21 @@ def time_interleaved(
 ) -> list[RunTimes]:
     """Time the first file twice and every other file once, in rounds that are split evenly over the blocks.
 
+    Args:
+        paths: of the files.
+        pairs: rounds at most.
+        threads: of the runtime.
+        level: of its graph optimisations.
+        batch: for a symbolic first dimension.
+        sizes: for other symbolic dimensions.
+        seed: of the inputs.
+        progress: whether a bar appears.
+
     Returns:
         One entry for the baseline, one for its second session, then one for each further file.
     """
 
-    def open_slot(path: Path) -> _Slot:
+    def open_slot(path: Path, first: bool) -> _Slot:
         started = time.perf_counter()
         session = open_session(path, session_options(threads, level))
         create_s = time.perf_counter() - started
@@ -85,26 +98,32 @@ def time_interleaved(
         started = time.perf_counter()
         run_session(session, feed, path)
         first_s = time.perf_counter() - started
-        plain_s = min(_time(session, feed, clock)[1] for _ in range(_WARMUP))
+        runs = _WARMUP if first_s < 10 * _SAMPLE_S else _WARMUP_IF_SLOW
+        plain_s = min(_time(session, feed, clock)[1] for _ in range(runs)) if first else math.nan
         with _subnormal_as_zero():
-            fastest_s = min(_time(session, feed, clock)[1] for _ in range(_WARMUP))
+            fastest_s = min(_time(session, feed, clock)[1] for _ in range(runs))
         return _Slot(session, feed, create_s, first_s, fastest_s, plain_s / fastest_s)
 
     clock = Clock(threads, CPU)
     files = [paths[0], *paths]
     rounds = math.ceil(pairs / BLOCKS)
 
-    def time_block(backwards: bool) -> tuple[list[tuple[float, float, float]], TimeSamples]:
+    def time_block(block: int) -> tuple[list[tuple[float, float, float]], TimeSamples]:
+        nonlocal rounds
         # Sessions are made from either end in turn, so that none is always the first, and die with the block.
-        slots = [open_slot(path) for path in (files[::-1] if backwards else files)]
+        backwards = block % 2 == 1
+        slots = [open_slot(path, block == 0) for path in (files[::-1] if backwards else files)]
         slots = slots[::-1] if backwards else slots
+        if block == 0:
+            taken_s = sum(slot.fastest_s for slot in slots) * _repeats(slots)
+            rounds = min(rounds, max(int(_BLOCK_S / taken_s), _LEAST_ROUNDS))
         with _subnormal_as_zero():
             times = _run_rounds(slots, rounds, clock, shown)
         return [(slot.create_s, slot.first_s, slot.slowed) for slot in slots], times
 
     with bar(total=BLOCKS * rounds, desc="timing", unit="round", show=progress, delay=_QUIET_S) as shown:
-        blocks = [time_block(backwards=block % 2 == 1) for block in range(BLOCKS)]
-    starts = np.median([starts for starts, _ in blocks], axis=0)
+        blocks = [time_block(block) for block in range(BLOCKS)]
+    starts = np.nanmedian([starts for starts, _ in blocks], axis=0)
     return [
         RunTimes(
             samples=1e3 * np.stack([times[index][..., 1].min(axis=1) for _, times in blocks]),
@@ -119,9 +138,7 @@ def time_interleaved(
 
 def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: Bar) -> TimeSamples:
     """Return the seconds of every run by both clocks, shape (slots, rounds, repeats, 2)."""
-    fastest = min(slot.fastest_s for slot in slots)
-    # Enough for 3 ms of the fastest model, and three at least where a run is short.
-    repeats = max(math.ceil(_SAMPLE_S / fastest), 3 if fastest < 10 * _SAMPLE_S else 1)
+    repeats = _repeats(slots)
     times = np.zeros((len(slots), rounds, repeats, 2))
     for turn in range(rounds):
         for index in _order(len(slots), turn):
@@ -129,6 +146,12 @@ def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: Bar) -
             times[index, turn] = [_time(slot.session, slot.feed, clock) for _ in range(repeats)]
         shown.update()
     return times
+
+
+def _repeats(slots: Sequence[_Slot]) -> int:
+    """Return the runs of a sample: enough for 3 ms of the fastest model, and three at least where a run is short."""
+    fastest = min(slot.fastest_s for slot in slots)
+    return max(math.ceil(_SAMPLE_S / fastest), 3 if fastest < 10 * _SAMPLE_S else 1)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ the graph's form and is shown as such.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""
 
 _NUMBER = re.compile(r"_\d+$")
-_WARMUP = 3
+_WARMUP, _LEAST = 3, 4
+_MOST_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def profile(
 
     Args:
         path: Any ONNX file.
-        runs: Measured runs, after three that are not.
+        runs: Measured runs, after three that are not; fewer where they would take more than two seconds.
         threads: Of the runtime.
         level: The runtime's graph optimisations.
         batch: For a symbolic first dimension.
@@ -118,9 +120,11 @@ def profile(
         options.profile_file_prefix = str(folder / "profile")
         session = open_session(file, options)
         feed = random_feed(session, file, 0, batch, dict(sizes or {}))
+        started = time.perf_counter()
         for _ in range(_WARMUP):
             run_session(session, feed, file)
-        stamps, watch = watched_rounds([("", session)], feed, Clock(threads, CPU), max(runs, 1))
+        most = int(_MOST_S * _WARMUP / (time.perf_counter() - started))
+        stamps, watch = watched_rounds([("", session)], feed, Clock(threads, CPU), max(min(runs, max(most, _LEAST)), 1))
         try:
             kernels = read_kernels(Path(session.end_profiling()), stamps[""], watch)
         except (OSError, ValueError, KeyError) as error:

@@ -24,6 +24,9 @@ TimeSamples = npt.NDArray[np.float64]
 Word = Literal["faster", "slower", "no measurable difference"]
 
 MIN_PAIRS = 50
+"""Rounds that a verdict is asked with at least ..."""
+LEAST_PAIRS = 15
+"""... and that are made of files so slow that more would take minutes; the interval is wider then."""
 _MOST_PAIRS = 100_000
 _RESAMPLES = 2000
 _COVERAGE = 0.95
@@ -51,17 +54,17 @@ def check_pairs(pairs: int, instead: str = "") -> None:
         raise LatencyError(f"pairs={pairs}: would take days; pass {_MOST_PAIRS:,} or fewer, 100 do")
 
 
-def judge(
-    first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0, least: int = MIN_PAIRS
-) -> Verdict:
+def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0) -> Verdict:
     """Compare a candidate with two sessions of the baseline; all are times of the same rounds.
 
     Raises:
-        LatencyError: Shapes differ, fewer rounds than `least`, or a time that is not positive.
+        LatencyError: Shapes differ, fewer rounds than `LEAST_PAIRS`, or a time that is not positive.
     """
     times = (first, second, candidate)
-    if len({sample.shape for sample in times}) != 1 or first.ndim != 2 or first.size < least:
-        raise LatencyError(f"samples of shape {first.shape}: a verdict needs {least} rounds or more of each model")
+    if len({sample.shape for sample in times}) != 1 or first.ndim != 2 or first.size < LEAST_PAIRS:
+        raise LatencyError(
+            f"samples of shape {first.shape}: a verdict needs {LEAST_PAIRS} rounds or more of each model"
+        )
     if not all(np.isfinite(sample).all() and (sample > 0).all() for sample in times):
         raise LatencyError("samples: hold a time that is not positive; is the clock steady?")
     random = np.random.default_rng(seed)

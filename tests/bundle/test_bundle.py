@@ -26,6 +26,7 @@ from convsurgeon.bundle import int8_files, networks
 from convsurgeon.bundle.export import CONTENTS
 from convsurgeon.int8.compare import LayerError
 from convsurgeon.int8.quantize import Quantized
+from convsurgeon.onnx import exporter
 from convsurgeon.onnx.metadata import Preparation, layout, state_sha256
 from convsurgeon.report.bundle import Bundle
 from convsurgeon.report.cautions import cautions
@@ -372,6 +373,31 @@ def test_the_images_that_a_conversion_held_back_speak_for_it(tmp_path: Path) -> 
     assert "random inputs" not in bundle.sentence
     quantised = export(result, tmp_path / "int8", int8=True)  # most of them find its ranges, a fifth judges
     assert f"{round(count * 0.2)} held-out images" in quantised.sentence
+
+
+@pytest.mark.parametrize("change", [0.0, 0.5])
+def test_the_original_is_exported_once_in_a_conversion_and_its_bundle(
+    change: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its timing and its file come of one export; weights that were changed in between are exported again."""
+    made: list[nn.Module] = []
+    run = exporter.run_exporter
+    monkeypatch.setattr(exporter, "run_exporter", lambda model, *rest: made.append(model) or run(model, *rest))
+    subject = net().eval()
+    settings: dict[str, Any] = {"goal": cs.Budget(macs=0.6), "runtime": Runtime(cache=tmp_path / "cache")}
+    result = cs.convert(subject, images(1), calibration=False, progress=False, **settings)
+    with torch.no_grad():
+        next(subject.parameters()).add_(change)
+    bundle = export(result, tmp_path / "out")
+    assert result.changes
+    assert [made.count(one) for one in (subject, result.model)] == [1 + (change > 0), 1]
+    assert bundle.original.parity.passed
+    cs.onnx.export(subject, images(1), tmp_path / "plain.onnx", metadata=dict(_metadata(bundle.original.path)))
+    assert (tmp_path / "plain.onnx").read_bytes() == bundle.original.path.read_bytes()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
 @pytest.mark.parametrize("agrees", [True, False])

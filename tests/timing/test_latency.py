@@ -17,6 +17,7 @@ from convsurgeon.timing import interleaved as sampling
 from convsurgeon.timing.comparison import Comparison, compare
 from convsurgeon.timing.interleaved import BLOCKS, _order
 from convsurgeon.timing.machine import read_machine
+from convsurgeon.timing.verdict import judge
 from tests.onnx.small import conv_stack
 
 
@@ -87,6 +88,14 @@ def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch
     first_round = clocked[30 : 30 + 9]  # after ten warm-up runs of each of the three sessions
     assert [len({*first_round[start : start + 3]}) for start in (0, 3, 6)] == [1, 1, 1]
     assert len({*first_round}) == 3
+
+
+def test_slow_files_have_few_rounds(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of a second would have made 100 rounds of three sessions take five minutes."""
+    monkeypatch.setattr(sampling, "_time", lambda *_: (1.0, 1.0))
+    found = sampling.time_interleaved(files[:2], 100, threads=1, level="all", batch=1, sizes={}, seed=0, progress=False)
+    assert [entry.samples.shape for entry in found] == [(BLOCKS, 3)] * 3
+    assert judge(*(entry.samples for entry in found)).word == "no measurable difference"
 
 
 def test_sessions_are_honest() -> None:

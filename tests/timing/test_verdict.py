@@ -79,10 +79,10 @@ def test_the_same_seed_gives_the_same_verdict() -> None:
 
 
 def test_refusals() -> None:
-    few, enough = np.ones((5, 9)), np.ones((5, 10))
-    with pytest.raises(LatencyError, match="a verdict needs 50 rounds or more"):
+    few, enough = np.ones((5, 2)), np.ones((5, 10))
+    with pytest.raises(LatencyError, match="a verdict needs 15 rounds or more"):
         judge(few, few, few)
-    with pytest.raises(LatencyError, match="a verdict needs 50 rounds or more"):
+    with pytest.raises(LatencyError, match="a verdict needs 15 rounds or more"):
         judge(enough, enough, few)
     with pytest.raises(LatencyError, match="a time that is not positive"):
         judge(enough, enough, enough * 0)
