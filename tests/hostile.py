@@ -353,7 +353,7 @@ CONVERTIBLE: dict[str, tuple[Make, dict[str, str]]] = {
     "backward hook on the root": (_hooked("register_full_backward_hook", lambda *_: None, ""), {}),
     "old weight norm": (_plain(lambda model: nn.utils.weight_norm(model.body)), {"body": "computed by a hook"}),
     "old spectral norm": (_plain(lambda model: nn.utils.spectral_norm(model.body)), {"body": "computed by a hook"}),
-    "pruned": (_plain(_pruned), {"body": "computed by a hook"}),
+    "pruned": (_plain(_pruned), {"body": "prune.remove"}),
     "pruned for good": (_plain(lambda model: (_pruned(model), prune.remove(model.body, "weight"))), {}),
     "parametrised bias": (
         _plain(lambda model: parametrize.register_parametrization(model.stem, "bias", Halved())),

@@ -198,7 +198,12 @@ def _process() -> dict[str, Any]:
         "environment": dict(os.environ),
         "folder": Path.cwd(),
         "recursion": sys.getrecursionlimit(),
-        "modules": (nn.Module.__call__, nn.Module.__getattr__, len(nn.modules.module._global_forward_hooks)),
+        "modules": (nn.Module.__call__, nn.Module.__getattr__),
+        "hooks": {
+            name: dict(held)
+            for name, held in vars(nn.modules.module).items()
+            if name.startswith("_global") and isinstance(held, dict)
+        },
     }
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import fx, jit, nn
 from torch._ops import OpOverload
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.forms.geometry import Geometry
@@ -36,10 +37,20 @@ def check_model(model: object) -> None:
         raise CaptureError(f"model: it is a bare {type(model).__name__}; wrap it in nn.Sequential")
     for name, module in _named_modules(model):
         where, kind = f"model: {name or 'it'}", type(module)
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise CaptureError(
+                f"{where} is compiled (torch.compile, compile()); pass the model as before, compile the result"
+            )
         if isinstance(module, jit.ScriptModule):
             raise CaptureError(f"{where} is a TorchScript module, whose layers are compiled; put back the original")
         if "quantized" in kind.__module__ and hasattr(module, "_packed_params") and hasattr(module, "kernel_size"):
             raise CaptureError(f"{where} is a quantised {kind.__name__}; pass the float model and quantise the result")
+    for name, parameter in model.named_parameters():
+        if is_traceable_wrapper_subclass(parameter):
+            raise CaptureError(
+                f"model: {name} is a {type(parameter).__name__}, quantised (torchao) or sharded, which few operators "
+                "know; pass the plain float model, then quantise or shard the result"
+            )
     lazy = [name for name, parameter in model.named_parameters() if nn.parameter.is_lazy(parameter)]
     if lazy:
         raise CaptureError(f"model: {lazy[0]} is lazy and has no shape yet; run the model once on an example first")
@@ -98,6 +109,7 @@ _HOOKS = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
     *("_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
+_LEFT = ("_weight_norm_compat_hook", "SpectralNormLoadStateDictPreHook")
 _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
@@ -151,16 +163,33 @@ def _more_than_weights(layer: nn.Module, plain: type[nn.Module]) -> str:
         names = ", ".join(layer.parametrizations)  # type: ignore[arg-type]
         return f"its {names} is parametrised; call torch.nn.utils.parametrize.remove_parametrizations on it first"
     if layer._parameters.get("weight") is None:
-        return "its weight is computed by a hook (weight_norm, spectral_norm); remove that first"
+        return f"its weight is computed by {_computed_by(layer)}"
     if own := _own_behaviour(layer, plain):
         return own
-    if any(getattr(layer, name) for name in _HOOKS) or any(
+    if any(not _left_by_torch(hook) for name in _HOOKS for hook in getattr(layer, name).values()) or any(
         getattr(parameter, name, None) for parameter in layer.parameters(recurse=False) for name in _GRADIENT_HOOKS
     ):
         return "it carries hooks that would be lost; remove them first"
     if layer._buffers or layer._modules or set(layer._parameters) - {"weight", "bias"}:
         return "it holds buffers, parameters or modules of its own that would be lost"
     return ""
+
+
+def _left_by_torch(hook: object) -> bool:
+    """Return whether a hook is one that torch leaves on a layer whose weight norm or spectral norm is removed."""
+    inner = getattr(hook, "hook", hook)
+    return getattr(inner, "__name__", type(inner).__name__) in _LEFT
+
+
+def _computed_by(layer: nn.Module) -> str:
+    """Return the hook that computes a layer's weight, and what makes it plain."""
+    hooks = [type(hook) for hook in layer._forward_pre_hooks.values()]
+    if any(issubclass(kind, prune.BasePruningMethod) for kind in hooks):
+        return "a pruning mask; call torch.nn.utils.prune.remove(layer, 'weight') first"
+    return (
+        f"a hook ({', '.join(kind.__name__ for kind in hooks)}); call torch.nn.utils.remove_weight_norm or "
+        "remove_spectral_norm on it first"
+    )
 
 
 def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
@@ -170,6 +199,10 @@ def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
     for cls in type(layer).__mro__:
         if cls is plain:
             return ""
+        if ".qat." in cls.__module__:
+            return (
+                "it is a layer of quantisation-aware training; convert the float model and prepare the result for that"
+            )
         if any(name in vars(cls) for name in _OWN):
             return f"{type(layer).__name__} is a subclass with its own behaviour"
     return ""

@@ -11,8 +11,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MethodType
+from typing import Any
 
 import torch
 from torch import nn
@@ -110,7 +113,22 @@ def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     modules = dict(model.named_modules(remove_duplicate=False))
     if any(_is_row(modules, name) for name in plan.changes):
         model = with_rows(model)
-    return swap_modules(model, {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)})
+    new = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
+    converted = swap_modules(model, new)
+    for path, module in converted.named_modules():
+        if hasattr(module, "save_pretrained") and any(not path or name.startswith(f"{path}.") for name in plan.changes):
+            vars(module)["save_pretrained"] = MethodType(save_pretrained, module)
+    return converted
+
+
+def save_pretrained(module: Any, *args: Any, **how: Any) -> Any:
+    """Save as the module's class does, of transformers or another package, and warn of what loading makes of it."""
+    warnings.warn(
+        f"{type(module).__name__}.from_pretrained does not know the plan and gives rewritten convs random weights; "
+        "keep the plan (plan.save), and load with cs.rebuild(model, plan, 'model.safetensors')",
+        stacklevel=2,
+    )
+    return type(module).save_pretrained(module, *args, **how)
 
 
 def _is_row(modules: Mapping[str, nn.Module], name: str) -> bool:
