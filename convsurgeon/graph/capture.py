@@ -203,7 +203,7 @@ class _Watch(TorchFunctionMode):
         finally:
             before.remove()
             after.remove()
-            hooks._global_forward_hooks_with_kwargs.pop(after.id, None)  # type: ignore[attr-defined]  # torch leaves it
+            hooks._global_forward_hooks_with_kwargs.pop(after.id, None)  # torch leaves it
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if threading.get_ident() != self._thread:
