@@ -7,6 +7,7 @@ the network, at such a node only: it may be spilled to disk.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
 from typing import Any
@@ -49,9 +50,11 @@ class Runner(fx.Interpreter):
                     environment[node] = self.run_node(node)
                 if node is not nodes[-1]:
                     self._drop(environment, node)
-            for node in nodes if self._spill else ():
-                if node in environment:
-                    environment[node] = _on_disk(environment[node])
+            if self._spill:
+                for node in nodes:
+                    if node in environment:
+                        environment[node] = _on_disk(environment[node])
+                page_out(list(environment.values()))
 
     def drop(self, node: fx.Node) -> None:
         """Drop what is not needed after a node."""
@@ -137,13 +140,27 @@ def walk(graph: fx.Graph, runners: Sequence[Runner], stops: Collection[fx.Node])
 
 
 def _on_disk(value: Any) -> Any:
-    """Return the same values, tensors of more than a megabyte mapped from unnamed files."""
+    """Return the same values, tensors of more than a megabyte in unnamed files that are read where they are used."""
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":
             return leaf
-        with scratch() as folder:  # the name goes, the file stays as long as it is mapped
-            mapped = torch.from_file(str(folder / "values"), shared=True, size=leaf.numel(), dtype=leaf.dtype)
-        return mapped.view(leaf.shape).copy_(leaf)
+        strides = torch.empty_like(leaf, device="meta").stride()
+        with scratch() as folder, (folder / "values").open("w+b") as file:  # it stays as long as it is mapped
+            file.truncate(leaf.nbytes)
+            pages = mmap.mmap(file.fileno(), leaf.nbytes)
+        mapped = torch.frombuffer(pages, dtype=leaf.dtype).as_strided(leaf.shape, strides).copy_(leaf)
+        mapped.pages = pages  # type: ignore[attr-defined]
+        return mapped
 
-    return pytree.tree_map(move, value)
+    moved = pytree.tree_map(move, value)
+    page_out(moved)
+    return moved
+
+
+def page_out(values: Any) -> None:
+    """Give back the memory of values on disk: pages that were written or read stay resident otherwise."""
+    for leaf in pytree.tree_leaves(values):
+        pages = getattr(leaf, "pages", None)
+        if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.lockstep import Runner, converted_root, walk
+from convsurgeon.fit.lockstep import Runner, converted_root, page_out, walk
 from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image
 from convsurgeon.fit.site import Epilogue, Fitted, fit_site, site_error
 from convsurgeon.forms.leastsquares import Parts
@@ -30,7 +30,7 @@ from convsurgeon.planning.plan import Change, Plan
 
 JUDGED = 10
 """Every tenth sample of a site is not fitted to but judges the fit."""
-_MOST_BYTES = 2e9
+_MOST_BYTES = 5e8
 """Live activations of both networks above which they are kept on disk."""
 
 Starts = dict[tuple[str, str], list[Parts]]
@@ -179,17 +179,24 @@ class _SequentialFit:
     ) -> tuple[Columns, Columns]:  # fmt: skip
         """Return samples at random positions: those to fit to, and those that judge."""
         count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
-        fitted, judged = [], []
+        drawn = [positions(y.shape, count, _generator(self.seed, index, number)) for number, y in enumerate(targets)]
+        rows = [len(image) for image, _, _ in drawn]
+        first, last = 0, sum(rows)  # the places of the next samples, those that judge from the end
+        columns: Columns = ()
         for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
-            image, row, column = positions(y.shape, count, _generator(self.seed, index, number))
+            image, row, column = drawn[number]
             aside = torch.arange(len(image), device="cpu") % JUDGED == 0
-            order = aside.to(torch.uint8).argsort(stable=True)  # those aside last, so that to part them copies nothing
+            order = aside.to(torch.uint8).argsort(stable=True)
             where = (image[order], row[order], column[order])
-            columns = (patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides))
-            kept = len(image) - int(aside.sum())
-            fitted.append(tuple(values[:kept] for values in columns))
-            judged.append(tuple(values[kept:] for values in columns))
-        return _joined(fitted), _joined(judged)
+            values = (patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides))
+            columns = columns or tuple(one.new_empty(sum(rows), *one.shape[1:]) for one in values)
+            judging = int(aside.sum())
+            for held, one in zip(columns, values, strict=True):
+                held[first : first + len(one) - judging] = one[: len(one) - judging]
+                held[last - judging : last] = one[len(one) - judging :]
+            first, last = first + rows[number] - judging, last - judging
+            page_out([x, y, *(side[number] for side in sides)])
+        return tuple(held[:first] for held in columns), tuple(held[first:] for held in columns)
 
     def _fit(
         self, change: Change, conv: nn.Conv2d, around: Neighbours, fitted_to: Columns, judged_by: Columns
