@@ -189,12 +189,15 @@ def convert(
         raise BudgetError("goal: forms by hand and a plan leave nothing to choose; leave one of the two out")
     if minutes is not None and not minutes > 0:
         raise BudgetError(f"minutes={minutes}: pass a number above 0, or leave it out")
-    ends = math.inf if minutes is None else time.monotonic() + 60 * minutes
+    began, worked = time.monotonic(), time.process_time()
+    ends = math.inf if minutes is None else began + 60 * minutes
     call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, seed, progress, ends)
     say(f"looking at {'the file' if isinstance(model, str | os.PathLike) else type(model).__name__}", show=progress)
-    if processes.size() > 1:
-        return _receive(model, example, call)
-    return call.run(capture_in_rows(model, example))
+    many = processes.size() > 1
+    result = _receive(model, example, call) if many else call.run(capture_in_rows(model, example))
+    seconds, processor_seconds = time.monotonic() - began, time.process_time() - worked
+    report = dataclasses.replace(result.report, seconds=seconds, processor_seconds=processor_seconds)
+    return dataclasses.replace(result, report=report)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from convsurgeon.base.errors import CalibrationError, ConvSurgeonError
 from convsurgeon.base.files import new_folder
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.tables import in_markdown
+from convsurgeon.bundle.int8_files import feeds_for, single_batches
 from convsurgeon.bundle.loading import SUMS, sha256
 from convsurgeon.bundle.networks import Request, write_network_files
 from convsurgeon.bundle.readme import make_readme
@@ -31,6 +32,7 @@ from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.session import check_threads
 from convsurgeon.planning.inspection import energy_curves
 from convsurgeon.report.bundle import Bundle
+from convsurgeon.report.held_out import HeldOut, compare_images
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
 from convsurgeon.runtime.runtime import Runtime
@@ -40,7 +42,7 @@ CONTENTS = frozenset(
     {
         *("original.onnx", "model.onnx", "model.onnx.data", "original-int8.onnx", "model-int8.onnx"),
         *("model-mixed.onnx", "weights.safetensors", "plan.json", "report.json", "report.md", "report.html"),
-        *("golden_inputs.npz", "golden_outputs.npz", "README.md", "SHA256SUMS"),
+        *("example_inputs.npz", "example_outputs.npz", "README.md", "SHA256SUMS"),
     }
 )
 """What an exported folder may hold; one with anything else in it is never replaced."""
@@ -61,7 +63,7 @@ def export(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Bundle:
-    """Write ONNX files, weights, plan, a golden input and output, checksums, a README and the report into a folder.
+    """Write ONNX files, weights, plan, an example with its output, checksums, a README and the report into a folder.
 
     Args:
         result: a conversion.
@@ -98,7 +100,7 @@ def export(
         data = _images(calibration, result, int8, progress)
         bundle = write_network_files(result, data, request, temporary)
         bundle = dataclasses.replace(bundle, sentence=sentence(result.report, bundle))
-        _write_papers(result, bundle, temporary)
+        _write_papers(result, bundle, _compare_images(result, bundle, data), temporary)
     return bundle.moved_to(Path(folder))
 
 
@@ -152,7 +154,20 @@ def _images(calibration: object, result: Result, int8: bool, progress: bool) -> 
     return dataclasses.replace(calibration, fitted=fitted, held_back=held_back)
 
 
-def _write_papers(result: Result, bundle: Bundle, folder: Path) -> None:
+def _compare_images(result: Result, bundle: Bundle, data: Calibration | None) -> HeldOut | None:
+    """Return what the file to ship, or the converted one, gives for held-out images; None where there are none."""
+    shown = (
+        [] if data is None else single_batches(data.held_back, inputs.order_example(result.original, result.example))
+    )
+    if not shown or not bundle.rewritten:
+        return None
+    fidelity, place = result.report.fidelity, bundle.original.path
+    maps_decide = fidelity is not None and fidelity.overlap is not None
+    feeds = feeds_for(bundle.original, shown)
+    return compare_images(place, place.with_name(bundle.shown), feeds, maps_decide=maps_decide)
+
+
+def _write_papers(result: Result, bundle: Bundle, held_out: HeldOut | None, folder: Path) -> None:
     """Write plan, reports, README, and the checksums of everything, which come last."""
     report, original = result.report, result.original
     of_file = isinstance(original, OnnxNetwork)
@@ -164,7 +179,7 @@ def _write_papers(result: Result, bundle: Bundle, folder: Path) -> None:
     parts += [table.markdown() for table in (*report.tables, *bundle.tables)]
     (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     curves = energy_curves(original, report.steps)
-    (folder / "report.html").write_text(page(title, report, curves, bundle), encoding="utf-8")
+    (folder / "report.html").write_text(page(title, report, curves, bundle, held_out), encoding="utf-8")
     files = (entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file())
     names = sorted({*files, "README.md"})
     (folder / "README.md").write_text(make_readme(title, bundle, [*names, SUMS], of_file), encoding="utf-8")

@@ -67,7 +67,7 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
         steps.update()
         converted = _write_float(result, CONVERTED, real, request, folder)
         save_weights(result.model, folder / "weights.safetensors")
-        save_golden(result.model, real[0] if real else like, converted, folder)
+        save_example(result.model, real[0] if real else like, converted, folder)
         steps.update()
         fitted = data.fitted if request.int8 and data is not None else ()
         distinct = (original, converted) if result.changes else (original,)  # else the two are the same network
@@ -217,13 +217,13 @@ def save_weights(model: nn.Module, path: Path) -> None:
     path.write_bytes(save(tensors))  # save_file would make the file private
 
 
-def save_golden(model: nn.Module, example: Example, file: OnnxFile, folder: Path) -> None:
+def save_example(model: nn.Module, example: Example, file: OnnxFile, folder: Path) -> None:
     """Write one input and the torch model's output for it, under the names of the file's inputs and outputs."""
     with undisturbed(model):
         found = [tensor.detach().cpu().numpy() for tensor in tensors_in(example.run(model))]
     given = [tensor.numpy() for tensor in example.tensors()]
-    _save_npz(folder / "golden_inputs.npz", dict(zip((name for name, _ in file.inputs), given, strict=True)))
-    _save_npz(folder / "golden_outputs.npz", dict(zip((name for name, _ in file.outputs), found, strict=True)))
+    _save_npz(folder / "example_inputs.npz", dict(zip((name for name, _ in file.inputs), given, strict=True)))
+    _save_npz(folder / "example_outputs.npz", dict(zip((name for name, _ in file.outputs), found, strict=True)))
 
 
 def _save_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from convsurgeon.base.tables import in_markdown, printable
 from convsurgeon.onnx.metadata import Signature, layout
 from convsurgeon.report.bundle import Bundle, Recommended
+from convsurgeon.report.running import running_code
 
 _WHAT = {
     "model.onnx": "the converted network, float32",
@@ -14,8 +15,8 @@ _WHAT = {
     "model-int8.onnx": "the converted network, static int8",
     "model-mixed.onnx": "the same with the layers in float that int8 hurts most",
     "original-int8.onnx": "the original in int8 without any surgery: the baseline to beat",
-    "golden_inputs.npz": "one input ...",
-    "golden_outputs.npz": "... and what the converted network gives for it in torch",
+    "example_inputs.npz": "one input ...",
+    "example_outputs.npz": "... and what the converted network gives for it in torch",
     "report.html": "before and after, layer by layer, with latency; one page, opens without a network",
     "report.md": "the same as text",
     "report.json": "the same for programs",
@@ -36,7 +37,7 @@ import numpy as np
 import onnxruntime as ort
 
 session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
-inputs, wanted = dict(np.load("golden_inputs.npz")), np.load("golden_outputs.npz")
+inputs, wanted = dict(np.load("example_inputs.npz")), np.load("example_outputs.npz")
 names = [output.name for output in session.get_outputs()]
 for name, found in zip(names, session.run(names, inputs)):
     error, largest = np.abs(found - wanted[name]).max(initial=0), np.abs(wanted[name]).max(initial=0)
@@ -82,7 +83,7 @@ cs.onnx.export(network, None, "again.onnx")
 _OF_A_FILE = {
     "original.onnx": "the file as it was, byte for byte: what everything here is compared with",
     "model.onnx": "the file with lighter convs and nothing else touched",
-    "golden_outputs.npz": "... and what the converted network gives for it, computed conv by conv in torch",
+    "example_outputs.npz": "... and what the converted network gives for it, computed conv by conv in torch",
     "weights.safetensors": "the weights of the new convs",
     "model.onnx.data": "the weights of `model.onnx`",
 }
@@ -107,30 +108,16 @@ _WHICH = """\
 `{name}`, run like this: {speedup:.2f} times as fast as `original.onnx` on the machine that made this folder.
 
 ```python
-import onnxruntime as ort
-
-options = ort.SessionOptions()
-options.intra_op_num_threads, options.inter_op_num_threads = {threads}, 1
-options.graph_optimization_level = ort.GraphOptimizationLevel.{level}
-options.add_session_config_entry("session.intra_op.allow_spinning", "{spinning}")
-session = ort.InferenceSession("{name}", options, providers=["CPUExecutionProvider"])
-```
+{code}```
 
 """
-_LEVELS = {
-    "all": "ORT_ENABLE_ALL",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "basic": "ORT_ENABLE_BASIC",
-    "off": "ORT_DISABLE_ALL",
-}
 
 
 def _recommended(one: Recommended | None) -> str:
     """Return how to run the file to ship; nothing where no file was timed."""
     if one is None:
         return ""
-    how = {"level": _LEVELS[one.level], "spinning": int(one.spinning)}
-    return _WHICH.format(name=one.name, speedup=one.speedup, threads=one.threads, **how)
+    return _WHICH.format(name=one.name, speedup=one.speedup, code=running_code(one))
 
 
 def _inputs(bundle: Bundle) -> str:

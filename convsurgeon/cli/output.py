@@ -57,13 +57,13 @@ def write_output(options: argparse.Namespace, result: Result, calibration: objec
 
 def _print(options: argparse.Namespace, result: Result, bundle: Bundle | None) -> None:
     """Print one line, ten, or everything."""
-    from convsurgeon.report.cautions import cautions
+    from convsurgeon.report.cautions import cautions, remarks
     from convsurgeon.report.sentence import lines, sentence
 
     if options.quiet:
         print(printable(sentence(result.report, bundle)))
         return
-    notes = cautions(result.report, bundle)
+    notes = [*cautions(result.report, bundle), *remarks(result.report, bundle)]
     if bundle is None:
         where = "Nothing was written: add --out DIR for ONNX files and a report. Every table: --verbose."
     else:

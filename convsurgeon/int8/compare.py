@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,9 +65,7 @@ def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Ag
         LatencyError: One of them cannot be loaded.
     """
     energies, error, decisions, rows = np.zeros(2), OutputError(), Decisions(), 0
-    opened = [_open(path, feeds) for path in (reference, other)]
-    for feed in feeds:
-        wanted, found = (session.run(names, feed) for session, names in opened)
+    for _, wanted, found in run_both(reference, other, feeds):
         if [one.shape for one in wanted] != [two.shape for two in found]:
             images = sum(len(next(iter(feed.values()))) for feed in feeds)
             return Agreement(other.name, -math.inf, None, images, math.inf)
@@ -86,6 +84,18 @@ def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Ag
         lost=decisions.lost,
         overlap=decisions.overlap,
     )
+
+
+def run_both(reference: Path, other: Path, feeds: Sequence[Feed]) -> Iterator[tuple[Feed, list[Array], list[Array]]]:
+    """Yield every feed with what both files are judged at.
+
+    Raises:
+        LatencyError: One of them cannot be loaded.
+    """
+    opened = [_open(path, feeds) for path in (reference, other)]
+    for feed in feeds:
+        wanted, found = (session.run(names, feed) for session, names in opened)
+        yield feed, wanted, found
 
 
 def compare_layers(

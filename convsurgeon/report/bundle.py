@@ -110,6 +110,7 @@ class Bundle:
         mobile: verdict of the mobile providers, by name of the file.
         preparation: how images become inputs.
         values: the user's metric of every file; empty without one.
+        doubts: the standard errors of those against the original's, where the metric gave a value for each image.
         notes: what could not be done.
         rewritten: whether the converted network is another than the original.
         bench: latencies; None where nothing was timed.
@@ -127,6 +128,7 @@ class Bundle:
     mobile: Mapping[str, MobileVerdict]
     preparation: Preparation
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    doubts: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     rewritten: bool = True
     bench: Bench | None = None
@@ -155,6 +157,12 @@ class Bundle:
     def distinct(self) -> tuple[str, ...]:
         """Names of the files that hold different networks: equal bytes are one file, and so is what was not changed."""
         return tuple(name for name in self.sizes if name != CONVERTED or self.rewritten)
+
+    @property
+    def shown(self) -> str:
+        """Name of the file that stands beside the original: the one to ship, if that is another."""
+        best = self.recommended
+        return CONVERTED if best is None or best.name == ORIGINAL else best.name
 
     @property
     def near(self) -> dict[str, Agreement]:

@@ -1,4 +1,4 @@
-"""What a reader of the first sentence alone would get wrong."""
+"""What a reader of the first sentence alone would get wrong, and what is merely good to know."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ def cautions(report: Report, bundle: Bundle | None = None) -> list[str]:
     """Return what a reader of the sentence alone would get wrong."""
     found = [*report.notes, *(() if bundle is None else bundle.notes)]
     if bundle is not None and bundle.bench is not None and bundle.rewritten:
-        found += [_not_faster(bundle), _against_dense_int8(bundle.rows), _macs_against_speed(report, bundle)]
+        found.append(_not_faster(bundle))
     fidelity = report.fidelity
     if fidelity is not None and fidelity.sqnr_db < _FAR_DB and report.reconstruction is None:
         found.append(
             f"The outputs are far from the original's (SQNR {fidelity.sqnr_db:.1f} dB): without calibration images low "
             "ranks destroy what a network learned. Pass some, or a higher rank."
         )
-    if bundle is not None:
-        found.append(_mobile(bundle))
+    return [text for text in found if text]
+
+
+def remarks(report: Report, bundle: Bundle | None = None) -> list[str]:
+    """Return what is good to know, and no reason to worry."""
+    if bundle is None:
+        return []
+    found = [_mobile(bundle)]
+    if bundle.bench is not None and bundle.rewritten:
+        found = [_against_dense_int8(bundle.rows), _macs_against_speed(report, bundle), *found]
     return [text for text in found if text]
 
 

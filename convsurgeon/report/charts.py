@@ -8,9 +8,9 @@ from typing import Any
 
 from convsurgeon.planning.inspection import Curves
 from convsurgeon.planning.plan import Change, Skip
-from convsurgeon.report.bundle import CONVERTED, ORIGINAL, Bundle
+from convsurgeon.report.bundle import CONVERTED, Bundle
 from convsurgeon.report.report import Report
-from convsurgeon.report.sentence import count_threads
+from convsurgeon.report.sentence import main_setting, name_setting
 from convsurgeon.timing.benchmark import Bench
 from convsurgeon.timing.comparison import ComparedFile, Comparison
 
@@ -19,117 +19,72 @@ _TOP_DB = 60.0
 _WIDTH, _HEIGHT = 104.0, 34.0
 """Of an energy curve, in pixels."""
 
-Card = tuple[str, str, str]
-"""A figure, what it is, and a note."""
 Drawn = dict[str, Any]
 LayerRow = tuple[Change | Skip, Sequence[float | None], float | None, Sequence[Drawn]]
 """A conv, its microseconds before and after, its fit error, its energy curves."""
 
 
-def draw_cards(report: Report, bundle: Bundle | None) -> list[Card]:
-    """Return the figures at the top: what, how much, in words."""
-    found = []
-    best = None if bundle is None else bundle.recommended
-    if best is not None:
-        found.append((best.name, "to ship", "see README.md for how to run it"))
-        if best.name != ORIGINAL:
-            low, high = best.interval
-            where = f"95 %: {low:.2f} to {high:.2f}, {count_threads(best.threads)}, level {best.level}"
-            found.append((f"{best.speedup:.2f}×", "as fast as the original", where))
-    costs = (("MACs", report.before.macs, report.after.macs), ("parameters", report.before.params, report.after.params))
-    for name, was, now in costs:
-        found.append((f"{was / now:.1f}×" if now else "all", f"fewer {name}", f"{_si(was)} to {_si(now)}"))
-    for metric, before, after in report.metrics:
-        shown = after if best is None or bundle is None else bundle.values.get(best.name, after)
-        found.append((f"{shown:.4g}", metric, f"{before:.4g} before"))
-    if bundle is not None and (near := bundle.near.get(CONVERTED)):
-        found.append(_near_card(near.sqnr_db, near.top1, bundle.agreement_on))
-    elif report.fidelity is not None:
-        found.append(_near_card(report.fidelity.sqnr_db, report.fidelity.agreement, "the example"))
-    return found
-
-
-def _near_card(sqnr_db: float, top1: float | None, where: str) -> Card:
-    noise = "identical" if sqnr_db == math.inf else f"{sqnr_db:.1f} dB"
-    if top1 is None:
-        return (noise, "SQNR to the original", where)
-    return (f"{100 * top1:.1f} %", "same top-1", f"{where}; SQNR {noise}")
-
-
-def draw_bars(report: Report, bundle: Bundle | None) -> list[Drawn]:
-    """Return before and after as pairs of bars, in percent of the longer one."""
-    before, after = report.before, report.after
-    found = [
-        _bars("multiply-accumulates", before.macs, after.macs, _si),
-        _bars("parameters", before.params, after.params, _si),
-        _bars("peak activation", before.peak_activation_bytes, after.peak_activation_bytes, _bytes),
-    ]
-    if bundle is None:
-        return found
-    found.append(_bars("ONNX file", bundle.sizes[ORIGINAL], bundle.sizes[CONVERTED], _bytes))
-    if bundle.bench is not None and bundle.rewritten:
-        was, now, *_ = bundle.bench.main.rows
-        label = f"one run, {_setting(bundle.bench.main)}"
-        found.append(_bars(label, was.p50_ms, now.p50_ms, lambda value: f"{value:.3g} ms"))
-        if bundle.bench.memory:
-            before_bytes, after_bytes = (one.peak_bytes for one in bundle.bench.memory[:2])
-            found.append(_bars("peak memory of a process", before_bytes, after_bytes, _bytes))
-    return found
-
-
-def _bars(name: str, before: float, after: float, words: Callable[[float], str]) -> Drawn:
-    longest = max(before, after) or 1
-    ratio = f"{after / before:.2f}" if before else ""
-    widths = (100 * before / longest, 100 * after / longest)
-    return {"name": name, "ratio": ratio, "widths": widths, "texts": (words(before), words(after))}
-
-
 def draw_tradeoff(bundle: Bundle) -> Drawn:
-    """Return every file as a point: time (or size) to the right, nearness to the original upwards."""
-    across = {name: row.p50_ms for name, row in bundle.rows.items()}
+    """Return every file as a point: time (or size) to the right, the metric or nearness to the original upwards."""
+    timed = bundle.bench is not None
+    across = {row.name: row.best_ms for row in main_setting(bundle).rows} if timed else {}
     across = across or {name: size / 1e6 for name, size in bundle.sizes.items()}
     far = 1.12 * max(across.values())
+    up = _Upwards(bundle)
     points = []
     for name, value in sorted(across.items(), key=lambda item: item[1]):
-        kind = "before" if name.startswith("original") else "after"
         best = bundle.recommended is not None and bundle.recommended.name == name
+        kind = f"{'before' if name.startswith('original') else 'after'}{' best' if best else ''}"
         words = f"{_describe_point(name, bundle)}{', to ship' if best else ''}"
-        kind += " best" if best else ""
-        points.append(
-            {"name": name, "x": 100 * value / far, "y": _place_up(name, bundle), "words": words, "kind": kind}
-        )
-    known = [value for value in bundle.values.values() if math.isfinite(value)]
-    yticks = [(0, "same"), *((_height(value), f"{value:.0f} dB") for value in (0, 20, 40))]
-    if known:  # the user's own measure says more
-        yticks = [(_between(value, known), f"{value:.4g}") for value in dict.fromkeys((max(known), min(known)))]
+        y, reach = up.place(name)
+        points.append({"name": name, "x": 100 * value / far, "y": y, "reach": reach, "words": words, "kind": kind})
     xticks = [(100 * tick / far, f"{tick:g}") for tick in _ticks(far)]
-    unit = "ms for one run (p50)" if bundle.rows else "MB on disk"
-    return {"points": points, "xticks": xticks, "yticks": yticks, "across": unit, "on": bundle.agreement_on}
+    unit = f"milliseconds for one run, {name_setting(main_setting(bundle))}" if timed else "MB on disk"
+    return {"points": points, "xticks": xticks, "yticks": up.ticks(), "across": unit, "on": bundle.agreement_on}
 
 
-def _place_up(name: str, bundle: Bundle) -> float:
-    """Return percent from the top: by the user's metric where there is one, else by how near the outputs are."""
-    known = [value for value in bundle.values.values() if math.isfinite(value)]
-    if known:
-        own = bundle.values.get(name, math.nan)
-        return _between(own if math.isfinite(own) else min(known), known)
-    near = bundle.near.get(name)
-    return 0.0 if near is None else _height(near.sqnr_db)
+class _Upwards:
+    """The axis upwards: the user's metric where there is one, else how near outputs are; in percent from the top."""
 
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        ends = [
+            value + sign * bundle.doubts.get(name, 0.0)
+            for name, value in bundle.values.items()
+            if math.isfinite(value)
+            for sign in (-1, 1)
+        ]
+        self.low, self.high = min(ends, default=0.0), max(ends, default=0.0)
 
-def _between(value: float, known: Sequence[float]) -> float:
-    """Return percent from the top, the largest of the known values at 5 and the smallest at 95."""
-    low, high = min(known), max(known)
-    return 5 + 90 * ((high - value) / (high - low) if high > low else 0.0)
+    def place(self, name: str) -> tuple[float, float]:
+        """Return where a file stands, and how far one standard error reaches to both sides."""
+        if not self.bundle.values:
+            near = self.bundle.near.get(name)
+            return (0.0 if near is None else _height(near.sqnr_db)), 0.0
+        own = self.bundle.values.get(name, math.nan)
+        reach = 90 * self.bundle.doubts.get(name, 0.0) / (self.high - self.low) if self.high > self.low else 0.0
+        return self._between(own if math.isfinite(own) else self.low), reach
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """Return values to write at the axis."""
+        if not self.bundle.values:
+            return [(0, "same"), *((_height(value), f"{value:.0f} dB") for value in (0, 20, 40))]
+        return [(self._between(value), f"{value:.4g}") for value in dict.fromkeys((self.high, self.low))]
+
+    def _between(self, value: float) -> float:
+        share = (self.high - value) / (self.high - self.low) if self.high > self.low else 0.0
+        return 5 + 90 * share
 
 
 def _describe_point(name: str, bundle: Bundle) -> str:
     words = [f"{bundle.rows[name].speedup:.2f}×"] if name in bundle.rows else []
     words.append(f"{bundle.sizes[name] / 1e6:.2f} MB")
-    words += [f"metric {bundle.values[name]:.4g}"] if name in bundle.values else []
+    if name in bundle.values:
+        doubt = bundle.doubts.get(name)
+        return ", ".join([*words, f"metric {bundle.values[name]:.4g}{f' ± {doubt:.2g}' if doubt else ''}"])
     if near := bundle.near.get(name):
-        words.append("identical outputs" if near.sqnr_db == math.inf else f"{near.sqnr_db:.1f} dB")
-        words += [f"same top-1 on {100 * near.top1:.1f} %"] if near.top1 is not None else []
+        words.append("identical outputs" if near.sqnr_db == math.inf else f"SQNR {near.sqnr_db:.1f} dB")
+        words += [f"{100 * near.top1:.1f} % of decisions stay"] if near.top1 is not None else []
     return ", ".join(words)
 
 
@@ -177,10 +132,10 @@ def draw_speeds(timings: Sequence[Comparison]) -> Drawn:
 
     settings = [
         {
-            "name": _setting(timing),
+            "name": name_setting(timing),
             "noise": (place(1 / timing.noise), place(timing.noise)),
             "rows": [_speed_row(row, place) for row in timing.rows[1:]],
-            "baseline": f"{timing.rows[0].p50_ms:.3f} ms",
+            "baseline": f"{timing.rows[0].best_ms:.3g} ms",
         }
         for timing in timings
     ]
@@ -214,18 +169,3 @@ def _ticks(far: float) -> list[float]:
     step = 10 ** math.floor(math.log10(far))
     step = next(part * step for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if far / (part * step) <= 5.5)
     return [round(index * step, 10) for index in range(int(far / step) + 1)]
-
-
-def _setting(timing: Comparison) -> str:
-    return f"{count_threads(timing.threads)}, level {timing.level}"
-
-
-def _si(value: float) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
-
-
-def _bytes(value: float) -> str:
-    return f"{value / 1e6:.3g} MB" if value >= 1e6 else f"{value / 1e3:.3g} kB"

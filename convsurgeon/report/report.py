@@ -42,6 +42,8 @@ class Report:
         outlook: why a search ended where it did, and what a larger tolerance would allow; empty if nothing.
         notes: what a reader must know of the images.
         warning: why the results may be wrong, in one sentence that comes before all others; empty where they are not.
+        seconds: that the conversion took.
+        processor_seconds: that a processor worked for it, over all threads.
     """
 
     before: Cost
@@ -60,6 +62,8 @@ class Report:
     outlook: str = ""
     notes: tuple[str, ...] = ()
     warning: str = ""
+    seconds: float = math.nan
+    processor_seconds: float = math.nan
 
     def with_metric(self, name: str, before: float, after: float) -> Self:
         """Return the report with one more line in its summary."""

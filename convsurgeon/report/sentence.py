@@ -55,6 +55,12 @@ def count_threads(count: int) -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
+def name_setting(timing: Recommended | Comparison) -> str:
+    """Return threads, and the level of the runtime's optimisations where they are not all on."""
+    level = "" if timing.level == "all" else f", optimisation level {timing.level}"
+    return f"{count_threads(timing.threads)}{level}"
+
+
 def _headline(report: Report, bundle: Bundle | None) -> str:
     """Return what is kept, and how fast, of the network or of the file to ship."""
     changed, best = _changes(report) > 0, bundle.recommended if bundle is not None else None
@@ -69,7 +75,7 @@ def _headline(report: Report, bundle: Bundle | None) -> str:
         return f"{_kept(report, bundle, best.name)}, {_speed(best, best)}: ship {best.name}{what}."
     if not changed:
         return f"Ship {ORIGINAL}. {report.speed}".strip()
-    row, timing = bundle.rows[CONVERTED], _main(bundle)
+    row, timing = bundle.rows[CONVERTED], main_setting(bundle)
     return (
         f"Ship {ORIGINAL}: no other file is both faster and near enough. {CONVERTED}: "
         f"{_kept(report, bundle, CONVERTED)}, {_speed(row, timing)}."
@@ -108,8 +114,7 @@ def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
 
 def _speed(found: Recommended | ComparedFile, setting: Recommended | Comparison) -> str:
     """Return how fast a file is in one setting, with the interval."""
-    level = "" if setting.level == "all" else f", optimisation level {setting.level}"
-    where = f"with {count_threads(setting.threads)}{level}"
+    where = f"with {name_setting(setting)}"
     word = getattr(found, "verdict", "faster")
     if word not in ("faster", "slower"):
         return f"{word} in speed {where}"
@@ -127,14 +132,14 @@ def _done(report: Report, bundle: Bundle | None) -> str:
     text = f"{changes} of {len(report.steps)} convs rewritten: {_ratio(before.macs, after.macs)} times fewer MACs"
     if bundle is None:
         return f"{text}, {_ratio(before.params, after.params)} times fewer parameters."
-    return f"{text}, {_size(bundle.sizes[_shown(bundle)])} instead of {_size(bundle.sizes[ORIGINAL])}."
+    return f"{text}, {_size(bundle.sizes[bundle.shown])} instead of {_size(bundle.sizes[ORIGINAL])}."
 
 
 def _figures(report: Report, bundle: Bundle | None) -> list[str]:
     """Return before and after as a small table: metric, milliseconds, size, MACs."""
     if not _changes(report) and (bundle is None or bundle.recommended is None):
         return []
-    name = CONVERTED if bundle is None else _shown(bundle)
+    name = CONVERTED if bundle is None else bundle.shown
     before, after = report.before, report.before if name == DENSE_INT8 else report.after
     rows = []
     for metric, was, now in report.metrics[-1:]:
@@ -154,24 +159,20 @@ def _figures(report: Report, bundle: Bundle | None) -> list[str]:
 def _times(report: Report, bundle: Bundle | None, name: str) -> tuple[float, float] | None:
     """Return milliseconds before and after, in the setting that the headline speaks of."""
     if bundle is not None:
-        rows = {} if bundle.bench is None else {row.name: row.best_ms for row in _main(bundle).rows}  # as compared
+        rows = (
+            {} if bundle.bench is None else {row.name: row.best_ms for row in main_setting(bundle).rows}
+        )  # as compared
         return (rows[ORIGINAL], rows[name]) if name in rows else None
     taken = next((one for one in report.trials if one.taken and math.isfinite(one.measured_ms)), None)
     return None if taken is None else (taken.dense_ms, taken.measured_ms)
 
 
-def _main(bundle: Bundle) -> Comparison:
+def main_setting(bundle: Bundle) -> Comparison:
     """Return the setting that the headline speaks of: that of the file to ship."""
     assert bundle.bench is not None
     best = bundle.recommended
     same = [one for one in bundle.bench.timings if best and (one.threads, one.level) == (best.threads, best.level)]
     return same[0] if same and best is not None and best.name != ORIGINAL else bundle.bench.main
-
-
-def _shown(bundle: Bundle) -> str:
-    """Return the file that stands beside the original: the one to ship, if that is another."""
-    best = bundle.recommended
-    return CONVERTED if best is None or best.name == ORIGINAL else best.name
 
 
 def _gain(report: Report, bundle: Bundle | None) -> float:

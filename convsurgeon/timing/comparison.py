@@ -88,8 +88,9 @@ class Comparison:
     def conditions(self) -> tuple[str, ...]:
         """Return lines on how it was measured: rounds, setting, noise, drift, machine, notes."""
         how = (
-            f"{self.pairs} interleaved rounds, threads {self.threads}, level {self.level}, batch {self.batch}; "
-            f"noise floor {self.noise:.3f} (the baseline against itself), drift {self.drift:.3f}"
+            f"{self.pairs} interleaved rounds, threads {self.threads}, optimisation level {self.level}, batch "
+            f"{self.batch}; the baseline differs by {self.noise - 1:.1%} from itself, and took {self.drift:.3f} times "
+            "as long at the end as at the beginning"
         )
         return (how, str(self.machine), *self.notes)
 

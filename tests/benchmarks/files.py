@@ -234,7 +234,7 @@ def _runtimes(options: argparse.Namespace) -> Iterator[Row]:
     for name in options.networks:
         with tempfile.TemporaryDirectory() as folder:
             bundle = _bundle(name, Path(folder))
-            with np.load(bundle / "golden_inputs.npz") as held:
+            with np.load(bundle / "example_inputs.npz") as held:
                 image = next(iter(held.values()))[:1]
             files = [bundle / "original.onnx", bundle / "model.onnx"]
             for runtime, command in commands(options.python, options.litert, options.node).items():

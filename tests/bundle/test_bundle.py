@@ -36,7 +36,7 @@ from tests.onnx.small import net
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = [f"{name}{kind}.onnx" for kind in ("", "-int8") for name in ("model", "original")]
-PAPERS = ["README.md", "SHA256SUMS", "golden_inputs.npz", "golden_outputs.npz", "plan.json"]
+PAPERS = ["README.md", "SHA256SUMS", "example_inputs.npz", "example_outputs.npz", "plan.json"]
 PAPERS += ["report.html", "report.json", "report.md", "weights.safetensors"]
 
 
@@ -94,7 +94,7 @@ def test_the_snippet_in_the_readme_runs(whole: Bundle) -> None:
     assert names["session"]._model_path == shipped.name
     options = names["session"].get_session_options()
     assert options.intra_op_num_threads == shipped.threads == 1
-    with np.load(whole.folder / "golden_inputs.npz") as given, np.load(whole.folder / "golden_outputs.npz") as wanted:
+    with np.load(whole.folder / "example_inputs.npz") as given, np.load(whole.folder / "example_outputs.npz") as wanted:
         found = names["model"].eval()(torch.from_numpy(given["x"]))
         assert np.abs(found.detach().numpy() - wanted["output"]).max() < 1e-5
         assert np.array_equal(given["x"][0], images()[32].numpy())  # a real image, one that nothing was fitted to
@@ -104,7 +104,7 @@ def test_the_snippet_in_the_readme_runs(whole: Bundle) -> None:
 def test_a_wrong_file_does_not_pass_the_snippet(whole: Bundle, tmp_path: Path) -> None:
     text = (whole.folder / "README.md").read_text()
     snippet = text.split("```python\n")[1].split("```")[0]
-    for name in ("golden_inputs.npz", "golden_outputs.npz"):
+    for name in ("example_inputs.npz", "example_outputs.npz"):
         (tmp_path / name).write_bytes((whole.folder / name).read_bytes())
     (tmp_path / "model.onnx").write_bytes((whole.folder / "original.onnx").read_bytes())
     done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -178,7 +178,7 @@ def test_the_same_bundle_in_another_process(whole: Bundle, tmp_path: Path) -> No
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], cwd=ROOT, env=environment, check=True)
-    for name in ("model.onnx", "original.onnx", "model-int8.onnx", "golden_inputs.npz", "weights.safetensors"):
+    for name in ("model.onnx", "original.onnx", "model-int8.onnx", "example_inputs.npz", "weights.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
@@ -208,9 +208,9 @@ def test_several_inputs_and_outputs(tmp_path: Path) -> None:
         TwoInputs(), example, policy=cs.select.everything(), forms=[cs.DepthwiseSeparable(rank=2)], calibration=False
     )
     made = export(result, tmp_path / "out")
-    with np.load(tmp_path / "out" / "golden_inputs.npz") as given:
+    with np.load(tmp_path / "out" / "example_inputs.npz") as given:
         assert {name: array.shape for name, array in given.items()} == {"file": (1, 3, 6, 6), "scale": (1,)}
-    with np.load(tmp_path / "out" / "golden_outputs.npz") as wanted:
+    with np.load(tmp_path / "out" / "example_outputs.npz") as wanted:
         assert [array.shape for array in wanted.values()] == [(1, 8, 4, 4), ()]
     assert made.agreement[0].top1 is None
     assert "on 8 random inputs" in made.sentence

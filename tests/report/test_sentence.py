@@ -12,7 +12,7 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon.report.bundle import Recommended
-from convsurgeon.report.cautions import cautions
+from convsurgeon.report.cautions import cautions, remarks
 from convsurgeon.report.sentence import lines, sentence
 from tests import nets
 from tests.report.bundles import make_bundle, timing
@@ -131,13 +131,13 @@ def test_a_warning_comes_before_everything(report: cs.Report) -> None:
 
 def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
     slow = make_bundle(timing(model=1.5, original_int8=2.0, model_int8=1.8), timing(2, "extended", model=0.9))
-    found = " ".join(cautions(report, slow))
+    found = " ".join([*cautions(report, slow), *remarks(report, slow)])
     assert "Not faster than the original with 2 threads at optimisation level extended (0.90)." in found
     assert "in int8, without any surgery, is 2.00 times as fast: here quantising alone does as well" in found
     assert "fewer MACs, but" in found
     fast = make_bundle(timing(model=30.0, original_int8=2.0, model_int8=40.0))
-    assert "the surgery gives 40.00" in " ".join(cautions(report, fast))
-    assert "fewer MACs, but" not in " ".join(cautions(report, fast))
+    assert "the surgery gives 40.00" in " ".join(remarks(report, fast))
+    assert "fewer MACs, but" not in " ".join(remarks(report, fast))
     far = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=2.0))
     assert "far from the original's (SQNR 2.0 dB): without calibration" in " ".join(cautions(far))
     near = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=math.inf))
@@ -146,8 +146,8 @@ def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
 
 def test_blocked_providers_are_named(report: cs.Report) -> None:
     blocking = ["a (Pad)", "b (Pad)", "c (Pad)"]
-    assert "NNAPI stops at a (Pad) and 2 more" in " ".join(cautions(report, make_bundle(blocking=blocking)))
-    found = " ".join(cautions(report, make_bundle(blocking=blocking, dynamic=["x"])))
+    assert "NNAPI stops at a (Pad) and 2 more" in " ".join(remarks(report, make_bundle(blocking=blocking)))
+    found = " ".join(remarks(report, make_bundle(blocking=blocking, dynamic=["x"])))
     assert "need static shapes, and x has open dimensions" in found
     assert "NNAPI" not in found
 
