@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
@@ -43,18 +44,36 @@ def in_normal_mode(function: F) -> F:
             try:
                 return function(*args, **kwargs)
             except (MemoryError, OSError, RuntimeError) as error:
-                if refused := _refused(error):
-                    raise ResourceError(refused) from error
+                check_resources(error)
                 raise
 
     return cast(F, run)
 
 
-def _refused(error: Exception) -> str:
-    """Return what the system refuses and what to do, in words; empty for other errors."""
-    where = "".join(f" at {note}" for note in getattr(error, "__notes__", ()))
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
-        return f"memory: there is not enough{where}; pass fewer or smaller images (limit=, size=, --limit)"
-    if isinstance(error, BlockingIOError) or "can't start new thread" in str(error):
-        return "processes: the system starts no more processes or threads; end some, or raise the limit (ulimit -u)"
-    return ""
+_MEMORY = ("DefaultCPUAllocator", "Cannot allocate memory", "bad_alloc", "Failed to allocate memory")
+_PROCESSES = ("can't start new thread", "pthread_create failed")
+
+
+def check_resources(error: BaseException) -> None:
+    """Do nothing, unless an error says that the system refuses memory, processes or threads.
+
+    Raises:
+        ResourceError: it does; the message says at which layer, where that is known, and what to do.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in text for part in _MEMORY):
+        raise ResourceError(
+            f"memory: there is not enough{_layer(error)}; pass fewer or smaller images (limit=, size=, --limit)"
+        ) from error
+    if isinstance(error, BlockingIOError) or any(part in text for part in _PROCESSES):
+        raise ResourceError(
+            "processes: the system starts no more processes or threads; end some, or raise the limit (ulimit -u)"
+        ) from error
+
+
+def _layer(error: BaseException) -> str:
+    """Return the layer that was run, or was worked on, when an error was raised."""
+    named = list(getattr(error, "__notes__", ()))
+    frames = [frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    run = [str(found) for found in frames if isinstance(found, torch.nn.Module) and not found._modules]
+    return "".join(f" at {part}" for part in named[:1] or run[-1:])

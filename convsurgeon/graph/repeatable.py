@@ -54,5 +54,4 @@ def _alike(one: Sequence[Tensor], two: Sequence[Tensor]) -> bool:
 
 
 def _spread(values: Tensor) -> float:
-    finite = values[values.isfinite()].double()
-    return float(finite.abs().max()) if finite.numel() else 0.0
+    return float(values.nan_to_num(0.0, 0.0, 0.0).abs().max()) if values.numel() else 0.0

@@ -25,7 +25,7 @@ from torch import nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import LatencyError, ParityError, first_line
-from convsurgeon.base.normal import in_normal_mode
+from convsurgeon.base.normal import check_resources, in_normal_mode
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
@@ -213,4 +213,5 @@ def _run(session: ort.InferenceSession, example: Example, path: Path) -> list[Ar
     try:
         return list(session.run(None, feed))
     except Exception as error:  # the runtime's exceptions share no base class but Exception
+        check_resources(error)
         raise ParityError(f"{path}: onnxruntime cannot run it on the example: {first_line(error)}") from error

@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.files import scratch
+from convsurgeon.base.normal import check_resources
 from convsurgeon.onnxnet import standalone
 
 Level = Literal["all", "extended", "basic", "off"]
@@ -100,22 +101,24 @@ def open_session(
 
     Raises:
         LatencyError: The provider is not available, or the runtime cannot load the model.
+        ResourceError: There is not enough memory, or no thread can be started.
     """
     check_provider(provider)
     how = session_options() if options is None else options
     providers = list(dict.fromkeys((provider, CPU)))
     try:
         if isinstance(model, Path):
-            return ort.InferenceSession(str(model), how, providers=providers)
+            return ort.InferenceSession(str(model), how, providers=providers, enable_fallback=0)
         if weight_bytes_of(model) < LARGEST_BYTES:
-            return ort.InferenceSession(model.SerializeToString(), how, providers=providers)
+            return ort.InferenceSession(model.SerializeToString(), how, providers=providers, enable_fallback=0)
         with scratch() as folder:
             place = folder / "model.onnx"
             copy = ModelProto()
             copy.CopyFrom(model)
             onnx.save(copy, place, save_as_external_data=True, location="weights")
-            return ort.InferenceSession(str(place), how, providers=providers)
+            return ort.InferenceSession(str(place), how, providers=providers, enable_fallback=0)
     except Exception as error:  # the runtime's exceptions share no base class but Exception
+        check_resources(error)
         where = str(model) if isinstance(model, Path) else f"graph {model.graph.name!r}"
         raise LatencyError(f"{where}: onnxruntime cannot load it: {first_line(error)}; re-export it") from error
 
@@ -134,4 +137,5 @@ def run_session(session: ort.InferenceSession, feed: Feed, path: Path) -> None:
     try:
         session.run(None, feed)
     except Exception as error:  # likewise
+        check_resources(error)
         raise LatencyError(f"{path}: cannot be run: {first_line(error)}; pass other sizes=") from error

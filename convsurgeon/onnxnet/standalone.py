@@ -396,7 +396,8 @@ def _open(path: Path, log: Path, threads: int, provider: str) -> Any:
     options.enable_profiling = True
     options.profile_file_prefix = str(log)
     try:
-        return ort.InferenceSession(str(path), options, providers=list(dict.fromkeys((provider, CPU))))
+        providers = list(dict.fromkeys((provider, CPU)))
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)  # it would print
     except Exception as error:  # the runtime's exceptions share no base class but Exception
         raise MeasureError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0][:200]}") from None
 
