@@ -21,6 +21,7 @@ from convsurgeon.calibration.dataset import (
 )
 from convsurgeon.calibration.first_batch import PROBES, check_numbers, check_size
 from convsurgeon.calibration.images import Images
+from convsurgeon.calibration.layout import in_small_batches
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -86,13 +87,14 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
     def check(batch: Example, whole: bool) -> None:
         check_size(seen, batch, images)
         few = Calibration((first_images(batch, max(own, PROBES)),), ())
-        check_numbers(seen, fit_batches(seen.model, few, own).fitted, images, whole=whole)
+        check_numbers(seen, fit_batches(seen.model, in_small_batches(seen, few), own).fitted, images, whole=whole)
 
-    data = fit_batches(seen.model, read(images, seen.example, names, check=None if on_meta else check), own)
+    given = read(images, seen.example, names, check=None if on_meta else check)
+    data = fit_batches(seen.model, in_small_batches(seen, given), own)
     if on_meta:
         return data
     full = complete(seen, data, trusted=images.trusted, limit=images.most, seed=seed, progress=progress)
-    return full if full is data else fit_batches(seen.model, full, own)
+    return full if full is data else fit_batches(seen.model, in_small_batches(seen, full), own)
 
 
 def read(

@@ -1,4 +1,7 @@
-"""Batches as they run fastest: channels last, which convs on a CPU take up to twice as fast, and not too large."""
+"""Batches as they run fastest: channels last, which convs on a CPU take up to twice as fast, and not too large.
+
+A user's batch may be a whole data set: nothing is run on more images at once than their activations leave room for.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,24 @@ _ALIKE = 1e-4
 _LOG = logging.getLogger(__name__)
 
 
+def in_small_batches(seen: Capture, data: Calibration) -> Calibration:
+    """Return the images in batches whose activations take no more than `BATCH_BYTES`, of two examples at least.
+
+    Where the network runs on two it takes any number, and so the remainder of a batch.
+    """
+    own = images_in(seen.example)
+    size = own * max(2, _most(seen) // own)
+    return dataclasses.replace(
+        data, fitted=_split(data.fitted, size, False), held_back=_split(data.held_back, size, False)
+    )
+
+
 def lay_out(seen: Capture, data: Calibration) -> Calibration:
     """Return the images channels last and in smaller batches; each only where the network computes the same of it."""
     if any(parameter.device.type != "cpu" for parameter in seen.model.parameters()):
         return data
-    of_one = seen.cost.peak_activation_bytes / max(1, images_in(seen.example))
     largest = max(data.fitted, key=images_in)
-    size = min(images_in(largest), max(1, int(BATCH_BYTES / max(1.0, of_one))))
+    size = min(images_in(largest), _most(seen))
     few = first_images(largest, size)
     try:
         wanted = outputs(seen.model, few)
@@ -44,6 +58,12 @@ def lay_out(seen: Capture, data: Calibration) -> Calibration:
     return dataclasses.replace(
         data, fitted=_split(data.fitted, size, False), held_back=_split(data.held_back, size, False)
     )
+
+
+def _most(seen: Capture) -> int:
+    """Return how many images run at once."""
+    of_one = seen.cost.peak_activation_bytes / max(1, images_in(seen.example))
+    return max(1, int(BATCH_BYTES / max(1.0, of_one)))
 
 
 def _compares(seen: Capture, moved: Example, wanted: Sequence[Tensor]) -> bool:

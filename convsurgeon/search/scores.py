@@ -28,7 +28,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.planning.plan import Change
 from convsurgeon.search.rank_curve import score_ranks
 
-Scores = Mapping[tuple[str, str], float]
+Scores = dict[tuple[str, str], float]
 """(site, form's label) -> score; lower is better, and the scores of a network's layers are summed."""
 
 MOST_IMAGES = 256

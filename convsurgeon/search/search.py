@@ -138,7 +138,7 @@ def _go_by_the_clock(study: Study, goal: Within, trials: list[Trial]) -> list[Tr
     for _ in range(MOST_TIMINGS):
         timed = dataclasses.replace(best, network=time_plan(study, best.plan).network)
         trials = [timed if trial is best else trial for trial in trials]
-        if timed.network is None or timed.agrees or time.monotonic() > study.ends:
+        if timed.network is None or timed.agrees or time.monotonic() + timed.seconds > study.ends:
             break
         assert study.table is not None
         study = study.with_table(CorrectedTable.of(study.table, timed.plan, timed.network))
@@ -199,13 +199,12 @@ def _close_in(
     with bar(total=most, desc="searching", unit="network", show=study.progress) as shown:
 
         def attempt(aim: Aim) -> Trial:
-            began = time.monotonic()
             trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))
-            trials.append(dataclasses.replace(trial, seconds=time.monotonic() - began))
+            trials.append(trial)
             figure = f"{goal.name} {trial.value:.4g}{'' if trial.good_enough else ', too much'}"
             shown.set_postfix_str(f"{trial.speed_up:.2f} times as fast: {figure}", refresh=False)
             shown.update()
-            return trials[-1]
+            return trial
 
         def narrow(aim: Aim, trial: Trial) -> Aim | None:
             place = aim.place
@@ -239,8 +238,9 @@ def _remark(why: str, trials: list[Trial], following: Aim | None = None) -> str:
 def _try_share(study: Study, goal: Within, share: float) -> Trial:
     """Return the trial of the best plan within a share of the milliseconds; the study keeps the last good network."""
     assert study.table is not None
-    plan = Problem.of(study, Budget(latency=share)).plan
+    plan, began = Problem.of(study, Budget(latency=share)).plan, time.monotonic()
     made = study.try_plan(plan, final=goal.metric is not None)
+    study.learn(plan, made.score.error)
     value = goal.cautious(made.score) if goal.metric is None else goal.ask(made.shipped)
     if good_enough := goal.keeps(value):
         study.kept[:] = [made]
@@ -252,6 +252,7 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
         lost=made.score.lost,
         value=value,
         good_enough=good_enough,
+        seconds=time.monotonic() - began,
     )
 
 

@@ -28,6 +28,9 @@ from convsurgeon.search.scores import EFFORT, Scores, images_for_scores, score_b
 
 NOT_FASTER = "kept dense: no form is clearly faster here"
 
+_KNOWN = 0.25
+"""How far a score that a trial has corrected may be off, as a share of how far one may be that was not tried."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -70,7 +73,8 @@ class Study:
         seed: of the positions and projections that are drawn.
         progress: whether to show progress.
         table: milliseconds of every site in every form, where they are known.
-        scores: what each change would lose; empty before `score`.
+        scores: what each change would lose; empty before `score`, corrected by every trial.
+        tried: the changes in a network that was tried; filled in by every trial.
         gradients: second moments of the gradients at every site, where there are images; filled in by `score`.
         starts: the last fit of every site and form, from which the next one goes on; filled in by every fit.
         kept: the best attempt of a search; filled in by the search.
@@ -87,6 +91,7 @@ class Study:
     progress: bool = True
     table: Latencies | None = None
     scores: Scores = field(default_factory=dict)
+    tried: set[tuple[str, str]] = field(default_factory=set)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     starts: Starts = field(default_factory=dict)
     kept: list[Attempt] = field(default_factory=list)
@@ -117,6 +122,26 @@ class Study:
     def predicted_error(self, plan: Plan) -> float:
         """Return what the scores add up to for a plan: proportional to its error, nearly."""
         return sum(self.scores[change.name, change.form.label] for change in plan.changes.values())
+
+    def learn(self, plan: Plan, error: float) -> None:
+        """Correct the scores by the error of a plan's network.
+
+        The first trial tells how scores and errors go together. What a later one has too much or too little is put down
+        to the sites that no earlier one changed in this way, as far as they are a good part of the plan.
+        """
+        made = {(change.name, change.form.label) for change in plan.changes.values()}
+        old, new = (sum(self.scores[key] for key in keys) for keys in (made & self.tried, made - self.tried))
+        if old + new <= 0 or not math.isfinite(error):
+            return
+        blamed = {name for name, _ in made - self.tried} if self.tried else set(self.options)
+        to_new = new**2 / (new**2 + (_KNOWN * old) ** 2)
+        apart = error - old - new
+        for key, score in self.scores.items():
+            if key in self.tried:
+                self.scores[key] = score * (1 + (1 - to_new) * apart / old if key in made else 1)
+            elif key[0] in blamed:
+                self.scores[key] = score * max(1 + to_new * apart / new, _KNOWN) if new else score
+        self.tried.update(made)
 
     def finish(self, plan: Plan, *, progress: bool = False) -> Attempt:
         """Return a plan's network fitted as the conversion ends, on all images, from the fits that are known."""

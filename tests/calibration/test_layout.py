@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.calibration import layout
+from convsurgeon.calibration.collect import gather
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
@@ -45,3 +46,15 @@ def test_they_are_the_same_images(kind: str, sizes: list[int], last: bool, monke
     assert torch.equal(torch.cat(tensors), torch.cat([batch.tensors()[0] for batch in data.fitted]))
     assert all(one.is_contiguous(memory_format=torch.channels_last) == last for one in tensors)
     assert sum(len(batch.tensors()[0]) for batch in found.held_back) == 8
+
+
+def test_a_batch_that_is_a_whole_data_set_is_never_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen images of 1024x1024 at once were 13 GB of a U-Net's activations, before anything was fitted."""
+    model, run = Net("any").eval(), list[int]()
+    seen = capture(model, _images(1))
+    monkeypatch.setattr(layout, "BATCH_BYTES", 3.5 * seen.cost.peak_activation_bytes)
+    model.head.register_forward_pre_hook(lambda _, args: run.append(len(args[0])))
+    data = gather(seen, _images(40), seed=0, progress=False)
+    assert data is not None
+    assert max(run) == 3
+    assert torch.equal(torch.cat([one.tensors()[0] for one in (*data.fitted, *data.held_back)]), _images(40))

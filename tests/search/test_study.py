@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,29 @@ def test_a_network_on_trial_is_its_int8_file() -> None:
     assert isinstance(int8_one.shipped, Int8Module)
     assert not isinstance(float_one.shipped, Int8Module)
     assert 0 < abs(int8_one.error - float_one.error) < 0.1 * float_one.error
+
+
+def test_what_a_trial_loses_beyond_its_scores_is_put_down_to_what_is_new_in_it() -> None:
+    study = _study(FORMS)
+    before = dict(study.scores)
+    labels = {rank: form.label for rank, form in enumerate(FORMS, start=1)}
+
+    def plan(*ranks: int) -> cs.Plan:
+        chosen = dict(zip(study.options, ranks, strict=True))
+        steps = tuple(study.options[name][rank - 1] for name, rank in chosen.items())
+        return dataclasses.replace(study.base, steps=steps)
+
+    first, second = plan(1, 1, 1), plan(2, 1, 1)
+    study.learn(first, 3 * study.predicted_error(first))
+    assert study.scores == pytest.approx({key: 3 * score for key, score in before.items()})
+    was, wanted = dict(study.scores), 1.5 * study.predicted_error(second)
+    study.learn(second, wanted)
+    assert study.predicted_error(second) == pytest.approx(wanted)
+    grown = {key: score / was[key] for key, score in study.scores.items()}
+    assert grown["0", labels[2]] == grown["0", labels[3]] > grown["2", labels[1]] > 1
+    assert grown["0", labels[1]] == grown["2", labels[2]] == 1  # another plan's, and not looked at
+    study.learn(second, math.nan)
+    assert study.predicted_error(second) == pytest.approx(wanted)
 
 
 def test_a_metric_is_asked_about_int8_and_export_writes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
