@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.forms import svd
+from convsurgeon.forms.covariance import Whole
 from convsurgeon.forms.lbfgs import Iterate, Solver, flat, minimise
 from convsurgeon.forms.leastsquares import Normal, Parts
 from convsurgeon.forms.systems import cholesky, eigen, inverse, roots
@@ -39,6 +40,9 @@ _LEAST_STEPS, _LEAST_OF_WIDEST = 6, 3
 """The second where one step alone costs more than a sweep may."""
 
 _BETWEEN_STEPS = 20
+
+SEARCHED_IN_SINGLE = 256
+"""Values of a patch from which on L-BFGS takes its steps in float32; errors are compared in the problem's precision."""
 
 
 def principal_terms(kernel: Tensor) -> Parts:
@@ -97,7 +101,9 @@ class CPFit:
         reduce, window, expand = factors
         sizes = reduce.norm(dim=1) * window.norm(dim=1)
         start = problem.at(flat((_unit(reduce), _unit(window))))
-        moved = minimise(problem.at, problem.hessian, start, problem.steps)
+        single = problem.in_single_precision()
+        moved = minimise(single.at, single.hessian, single.at(start.place.to(single.dense)), problem.steps)
+        moved = moved if single is problem else problem.at(moved.place.to(start.place))
         before, after = start.cost(expand * sizes, normal.metric), moved.cost(moved.parts[2], normal.metric)
         return moved.parts if after < before else factors
 
@@ -142,6 +148,17 @@ class _Problem:
         """How many steps a sweep takes."""
         least = _LEAST_STEPS if self.worth >= 1 else _LEAST_OF_WIDEST
         return int(max(least, self.normal.effort * min(STEPS, self.worth)))
+
+    def in_single_precision(self) -> _Problem:
+        """Return the problem as it is searched: in float32 where that is faster, which a place does not notice."""
+        if self.dense.dtype == torch.float32 or self.dense[0].numel() < SEARCHED_IN_SINGLE:
+            return self
+        made: Normal | None = self.normal.shared.get("single")
+        if made is None:
+            given = self.normal.spread.values, self.normal.cross, self.normal.metric
+            spread, cross, metric = (one.float() for one in given)
+            made = self.normal.shared["single"] = Normal(Whole(spread), cross, metric, effort=self.normal.effort)
+        return _Problem(made, self.dense.float(), self.rank)
 
     def at(self, place: Tensor) -> _Point:
         """Return the best expand for a reduce and a window, and the gradient."""

@@ -21,7 +21,7 @@ RENEWED = 5
 
 _HALVINGS = 12
 _ARMIJO = 1e-4
-_FLAT = 1e-9
+_FLAT = {torch.float64: 1e-9, torch.float32: 1e-6}
 """Relative decrease under which a step is the last."""
 
 
@@ -58,7 +58,7 @@ def minimise(at: Callable[[Tensor], P], hessian: Callable[[P], Solver], point: P
             memory.add(moved, turned)
             scale = curvature / float(turned @ solve(turned))
         gain, point = point.value - found.value, found
-        if gain <= _FLAT * abs(found.value):
+        if gain <= _FLAT[point.place.dtype] * abs(found.value):
             break
     return point
 

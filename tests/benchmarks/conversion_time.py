@@ -3,7 +3,7 @@
 `rewrite`: plan, surgery and rebuild beside `copy.deepcopy`, in turns. `memory`: peak above what stood before, each in a
 fresh process. `growth`: milliseconds a conv over chains of residual blocks; level means that nothing is quadratic.
 `fit`: a calibrated conversion and its bundle, in seconds of a processor, and in forward passes of the original over the
-same images. Weights are random but for ResNet-20.
+same images; of pretrained networks also what they keep. The others have random weights and images.
 """
 
 from __future__ import annotations
@@ -30,11 +30,16 @@ from tests.benchmarks.awkward import UNet
 from tests.benchmarks.cases import CASES, random_network
 from tests.benchmarks.measure import Task, in_fresh_process, in_turns, memory_mb, paired_ratio
 from tests.benchmarks.runner import Row
+from tests.benchmarks.subjects import SUBJECTS, Subject
 
 TIMES_A_COPY = 3.0
 """The surgery may take this many times a copy of the model ..."""
 EXTRA_MB = 64.0
 """... and a copy of it in memory and this much more."""
+FITTED = [
+    *("resnet20:default", "squeezenet:default", "unet:default", "resnet18:default", "vgg16:default"),
+    *("resnet20:macs=0.3:0", "resnet20:macs=0.3:1", "resnet20:macs=0.3:2", "dncnn:macs=0.25", "unet:macs=0.3"),
+]
 
 
 class Block(nn.Module):
@@ -53,8 +58,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vgg16"], help="of rewrite and memory")
     parser.add_argument("--convs", nargs="+", type=int, default=[50, 200, 800, 2000], help="of growth")
-    parser.add_argument("--fitted", nargs="+", default=["resnet20", "unet", "resnet18"], help="networks of fit")
-    parser.add_argument("--goals", nargs="+", default=["default", "macs"], choices=list(GOALS), help="of fit")
+    parser.add_argument("--fitted", nargs="+", default=FITTED, help="of fit: network:goal, or network:goal:seed")
     parser.add_argument("--rounds", type=int, default=5)
 
 
@@ -133,40 +137,62 @@ def _growth(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def _fit(options: argparse.Namespace) -> Iterator[Row]:
-    for name in options.fitted:
-        for goal in options.goals:
-            yield in_fresh_process(fit_row, name, goal, options.threads)
+    for one in options.fitted:
+        name, goal, seed = (*one.split(":"), "0")[:3]
+        yield in_fresh_process(fit_row, name, goal, int(seed), options.threads)
 
 
-def fit_row(name: str, goal: str, threads: int) -> Row:
+def fit_row(name: str, goal: str, seed: int, threads: int) -> Row:
     """Return what a conversion and the export of its bundle take of a processor, beside forward passes; and memory."""
     torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    metric: Callable[[nn.Module], float] | None = None
     if name in CASES:
-        model, images = CASES[name].model(), CASES[name].images(0)
+        model, images, metric = CASES[name].model(), CASES[name].images(seed), CASES[name].metric
+    elif name == "squeezenet":
+        subject = SUBJECTS[name]()
+        model, images, metric = subject.make(), subject.images(seed), partial(top1, subject)
     elif name == "unet":
         model, images = UNet().eval(), torch.randn(20, 3, 512, 512)
     else:
         model, example = random_network(name)
         images = torch.randn(64, *example.shape[1:])
+    calibration = cs.Images(images, trusted=metric is None)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONVSURGEON_CACHE"] = folder
         before_mb, forward = memory_mb("VmRSS"), min(_processor(partial(_forward, model, images))[0] for _ in range(2))
-        convert = partial(cs.convert, model, images[:1], calibration=images, progress=False, **GOALS[goal])
+        convert = partial(
+            cs.convert, model, images[:1], calibration=calibration, seed=seed, progress=False, **_goal(goal)
+        )
         seconds, result = _processor(convert)
         peak_mb = memory_mb("VmHWM") - before_mb
         export = partial(cs.export, result, Path(folder) / "bundle", progress=False)
-        row = {"network": name, "goal": goal, "forward s": forward, "convert s": seconds, "passes": seconds / forward}
+        row = {
+            "network": name,
+            "goal": goal,
+            "seed": seed,
+            "forward s": forward,
+            "convert s": seconds,
+            "passes": seconds / forward,
+        }
         row |= {"export s": _processor(export)[0], "peak MB above the start": peak_mb}
-        if name in CASES:
-            row |= {"before": CASES[name].metric(model), "after": CASES[name].metric(result.model)}
+        if metric is not None:
+            row |= {"before": metric(model), "after": metric(result.model)}
         return row | {"trials": len(result.trials), "changed": len(result.changes), "speed": result.report.speed}
 
 
-GOALS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "macs": {"goal": cs.Budget(macs=0.3)},
-    "by hand": {"forms": [cs.CP(rank=cs.Share(0.3))]},
-}
+def _goal(name: str) -> dict[str, Any]:
+    """Return the arguments of `default`, `by hand`, or a budget such as `macs=0.3`."""
+    if name == "by hand":
+        return {"forms": [cs.CP(rank=cs.Share(0.3))]}
+    return {} if name == "default" else {"goal": cs.Budget.parse(name)}
+
+
+def top1(subject: Subject, model: nn.Module) -> float:
+    """Return the top-1 of a classifier on a subject's test images, in percent."""
+    with torch.no_grad():
+        right = [model(images).argmax(1) == answers for images, answers in subject.test()]
+    return 100 * float(torch.cat(right).double().mean())
 
 
 def _processor(task: Callable[[], Any]) -> tuple[float, Any]:

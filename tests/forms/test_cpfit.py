@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -86,3 +87,26 @@ def test_which_layers_are_wide() -> None:
     assert layer(512, 128).scarce
     assert layer(512, 512).steps == cpfit._LEAST_STEPS
     assert layer(1024, 1024).steps == cpfit._LEAST_OF_WIDEST
+
+
+@pytest.mark.parametrize("smallest", [1e-2, 1e-8])
+def test_the_search_in_float32_ends_as_low(smallest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where directions of the patches hardly vary, and with factors in the problem's own precision."""
+    torch.manual_seed(0)
+    channels, outputs, rank = 32, 24, 12
+    width = channels * 9
+    turn = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64))[0]
+    spread = turn * torch.logspace(0, math.log10(smallest), width, dtype=torch.float64) @ turn.T
+    kernel, metric = torch.randn(outputs, channels, 9, dtype=torch.float64), torch.eye(outputs, dtype=torch.float64)
+    cross = (kernel.flatten(1) @ spread).unflatten(1, (channels, 9))
+    costs = []
+    for least in (0, width + 1):
+        monkeypatch.setattr(cpfit, "SEARCHED_IN_SINGLE", least)
+        normal, fit = Normal(Whole(spread), cross, metric, kernel), CPFit(rank)
+        start = fit.start(normal, kernel)
+        found = fit.sweep(normal, start)
+        assert found[0].dtype == torch.float64
+        costs.append(normal.cost(fit.kernel(found)))
+        assert costs[-1] < normal.cost(fit.kernel(start))
+    energy = -normal.cost(kernel)
+    assert (costs[0] + energy) / (costs[1] + energy) == pytest.approx(1, abs=0.02)
