@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import convsurgeon as cs
+from tests import reference
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "examples", "convsurgeon", "convsurgeon/*", ".github", "tests/benchmarks", "tests/zoo")
 PAGES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md"))
@@ -30,6 +33,12 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for block in _blocks(ROOT / "examples" / "guide.md"):
         exec(compile(block, "guide.md", "exec"), names)
     assert (tmp_path / "bundle" / "model.onnx").exists()
+
+
+def test_the_reference_says_what_the_docstrings_say() -> None:
+    text = reference.PAGE.read_text(encoding="utf-8")
+    assert text == reference.make(), "run python -m tests.reference"
+    assert all(f"### cs.{name}\n" in text for name in cs.__all__ if name not in ("onnx", "timing", "select", "errors"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

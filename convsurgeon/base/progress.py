@@ -64,7 +64,8 @@ class _Lines:
         self._done, self._found = 0.0, ""
         self._began = self._told = time.monotonic()
         self._wait = _EVERY_S[0]
-        say(f"{desc}{'' if self._total is None else f', {self._total} {unit}s'}", show=True)
+        plural = "" if self._total == 1 else "s"
+        say(f"{desc}{'' if self._total is None else f', {self._total} {unit}{plural}'}", show=True)
 
     def __enter__(self) -> Self:
         return self
@@ -87,7 +88,11 @@ class _Lines:
             return
         self._told, self._wait = now, min(2 * self._wait, _EVERY_S[1])
         passed = now - self._began
-        left = f", about {passed * (self._total / self._done - 1):.0f} s left" if self._total and self._done else ""
+        left = (
+            f", about {passed * (self._total / self._done - 1):.0f} s of this left"
+            if self._total and self._done
+            else ""
+        )
         found = f"; {self._found}" if self._found else ""
         share = f"{self._done:g}{'' if self._total is None else f' of {self._total}'}"
         say(f"{self._desc} {share}, {passed:.0f} s{left}{found}", show=True)

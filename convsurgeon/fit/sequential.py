@@ -88,7 +88,7 @@ def fit_in_order(
     with undisturbed(seen.model), evaluating(converted):
         known = {} if starts is None else starts
         fits = _SequentialFit(seen, converted, plan, data, seed, metrics, effort, known).run()
-        with bar(total=len(plan.changes), desc="fitting", unit="site", show=progress) as shown:
+        with bar(total=len(plan.changes), desc="fitting", unit="layer", show=progress) as shown:
             for done in fits:
                 found.append(done)
                 shown.update()

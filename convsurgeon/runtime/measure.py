@@ -118,7 +118,10 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
         WriteError: the file cannot be written.
     """
     total = len(candidates) * how.passes
-    with scratch() as folder, bar(total=total, desc="timing", unit="network", show=how.progress, delay=2.0) as shown:
+    with (
+        scratch() as folder,
+        bar(total=total, desc="timing layers", unit="form", show=how.progress, delay=2.0) as shown,
+    ):
 
         def tell(label: str) -> None:
             shown.set_postfix_str(label, refresh=False)

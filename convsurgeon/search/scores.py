@@ -74,7 +74,7 @@ def score_by_data(
     """
     moments = _second_moments(model, list(options), batches, seed)
     scores: dict[tuple[str, str], float] = {}
-    for name, changes in bar(options.items(), desc="scoring", unit="site", show=progress):
+    for name, changes in bar(options.items(), desc="scoring", unit="layer", show=progress):
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
         site = _SiteScorer(conv, moments[name], gradients[name], {} if starts is None else starts)

@@ -196,7 +196,7 @@ def _close_in(
     """
     assert study.table is not None
     total_ms, trials = study.table.total_ms, list[Trial]()
-    with bar(total=most, desc="searching", unit="network", show=study.progress) as shown:
+    with bar(total=most, desc="trying plans", unit="plan", show=study.progress) as shown:
 
         def attempt(aim: Aim) -> Trial:
             trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))

@@ -121,7 +121,7 @@ def time_interleaved(
             times = _run_rounds(slots, rounds, clock, shown)
         return [(slot.create_s, slot.first_s, slot.slowed) for slot in slots], times
 
-    with bar(total=BLOCKS * rounds, desc="timing", unit="round", show=progress, delay=_QUIET_S) as shown:
+    with bar(total=BLOCKS * rounds, desc="timing files", unit="round", show=progress, delay=_QUIET_S) as shown:
         blocks = [time_block(block) for block in range(BLOCKS)]
     starts = np.nanmedian([starts for starts, _ in blocks], axis=0)
     return [
