@@ -308,7 +308,7 @@ class _Call:
             dense_ms, (after,) = self.runtime.time_plans(seen, [plan], progress=self.progress)
         except (ExportError, LatencyError) as error:
             return f"Milliseconds are not known: {error}."
-        return describe_speed(dense_ms, after.total_ms, "measured in onnxruntime", self.runtime.precision)
+        return describe_speed(dense_ms, after.total_ms, f"measured in {self.runtime.where}", self.runtime.precision)
 
 
 def carry_out(

@@ -34,11 +34,11 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 @pytest.fixture(autouse=True, scope="session")
 def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests look at what is done with milliseconds, not at the milliseconds; and they leave the user's cache alone."""
-    from convsurgeon.onnxnet import standalone
+    from convsurgeon.onnxnet.measuring import folder
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(standalone, "SECONDS", 0.02)
+        patch.setattr(folder, "SECONDS", 0.02)
         yield
 
 

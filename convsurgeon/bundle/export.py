@@ -28,8 +28,9 @@ from convsurgeon.graph.capture import capture
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.metadata import Preparation
 from convsurgeon.onnx.torch_export import Dynamic
+from convsurgeon.onnxnet.measuring.engine import Engine
 from convsurgeon.onnxnet.network import OnnxNetwork
-from convsurgeon.onnxnet.session import check_threads
+from convsurgeon.onnxnet.session import check_engine
 from convsurgeon.planning.inspection import energy_curves
 from convsurgeon.report.bundle import Bundle
 from convsurgeon.report.held_out import HeldOut, compare_images
@@ -72,7 +73,8 @@ def export(
         calibration: unlabelled inputs, see `Images`: the first part sets the ranges of int8, the last fifth tells how
             near all files are to the original. By default images that the conversion synthesised or held back, and for
             int8 new synthetic ones if there are none. False for none.
-        runtime: whose number of threads is timed; by default one thread, and as many as there are cores.
+        runtime: how files are timed: with its threads, provider and options; by default as the conversion was, with one
+            thread and with as many as there are cores.
         dynamic: dimensions that stay open: None, `"batch"` or `"size"`.
         pairs: interleaved timing rounds; 0 for no timing.
         overwrite: whether an existing bundle may be replaced.
@@ -86,12 +88,14 @@ def export(
     """
     int8 = result.precision == "int8" if int8 is None else int8
     threads = () if runtime is None else (runtime.threads,)
-    check_export(int8=int8, calibration=calibration, pairs=pairs, threads=threads)
+    runtime = result.runtime if runtime is None else runtime
+    engine = runtime.engine if runtime.table is None else Engine()  # a device's runtime need not be here
+    check_export(int8=int8, calibration=calibration, pairs=pairs, engine=engine)
     preparation = Preparation()
     if isinstance(calibration, Images):
         both = (calibration.mean, calibration.std)
         preparation = Preparation(*(() if one is None else tuple(np.ravel(one).tolist()) for one in both))
-    request = Request(int8, dynamic, preparation, pairs, threads, progress)
+    request = Request(int8, dynamic, preparation, pairs, threads, engine, progress)
     places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
     with (
         new_folder(folder, overwrite, CONTENTS | {Path(place).parts[0] for place in places}) as temporary,
@@ -116,7 +120,7 @@ def _named(temporary: Path, folder: Path) -> Iterator[None]:
         raise type(error)(text).with_traceback(error.__traceback__) from None
 
 
-def check_export(*, int8: bool, calibration: object, pairs: int, threads: tuple[int, ...]) -> None:
+def check_export(*, int8: bool, calibration: object, pairs: int, engine: Engine) -> None:
     """Refuse what cannot work; also asked before a conversion, which may take long.
 
     Raises:
@@ -127,8 +131,7 @@ def check_export(*, int8: bool, calibration: object, pairs: int, threads: tuple[
         raise CalibrationError("int8: its ranges are found on images; pass calibration, or leave int8 out")
     if pairs:
         check_pairs(pairs, ", or 0 for no timing")
-    for count in threads:
-        check_threads(count)
+        check_engine(engine)
 
 
 def _images(calibration: object, result: Result, int8: bool, progress: bool) -> Calibration | None:

@@ -36,6 +36,7 @@ from convsurgeon.onnx.exporter import OnnxFile, copy_file, export, write_exporte
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
+from convsurgeon.onnxnet.measuring.engine import CPU, Engine
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.report.bundle import CONVERTED, INT8, ORIGINAL, Bundle
 from convsurgeon.search.goal import Within
@@ -54,6 +55,8 @@ class Request:
     preparation: Preparation
     pairs: int
     threads: tuple[int, ...]
+    engine: Engine
+    """Whose provider and options are timed."""
     progress: bool
 
 
@@ -197,7 +200,9 @@ def _time(paths: Sequence[Path], like: Example, result: Result, request: Request
         *paths,
         pairs=request.pairs,
         threads=request.threads,
-        levels=LEVELS,
+        levels=LEVELS if request.engine.provider == CPU else LEVELS[:1],
+        provider=request.engine.provider,
+        options=request.engine.options,
         batch=shape[0] if shape else 1,
         sizes=sizes,
         progress=request.progress,

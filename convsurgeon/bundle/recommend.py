@@ -39,6 +39,8 @@ def recommend(
         threads=timing.threads,
         spinning=timing.threads > 1,
         level=timing.level,
+        provider=timing.provider,
+        options=timing.options,
     )
 
 

@@ -125,8 +125,27 @@ def add_runtime(command: argparse.ArgumentParser) -> None:
         "--precision", choices=PRECISIONS, default="fp32", help="of the file that ships (default fp32)"
     )
     options.add_argument("--threads", type=int, help="of onnxruntime (default 1; export also times all cores)")
+    add_provider(options)
     options.add_argument(
         "--device", metavar="FILE.json", help="milliseconds of another device, from `convsurgeon device`"
+    )
+
+
+def add_provider(options: Any) -> None:
+    """Add what runs files: one of onnxruntime's execution providers, or OpenVINO."""
+    options.add_argument(
+        "--provider",
+        default="CPUExecutionProvider",
+        metavar="NAME",
+        help="of onnxruntime, or openvino (default CPUExecutionProvider)",
+    )
+    options.add_argument(
+        "--options",
+        nargs="+",
+        default=[],
+        type=_option,
+        metavar="NAME=VALUE",
+        help="of the provider or the session, by their names there: session.intra_op.allow_spinning=0",
     )
 
 
@@ -180,6 +199,13 @@ def _read_input(text: str) -> tuple[str, tuple[int, ...]]:
     if math.prod(sizes) > _MOST_VALUES:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} has more than {_MOST_VALUES:,} values; pass a smaller shape")
     return name, sizes
+
+
+def _option(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not NAME=VALUE")
+    return name, value
 
 
 def _read_seed(text: str) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from convsurgeon.base.files import check_folder
 from convsurgeon.base.tables import printable
 from convsurgeon.conversion import Result
+from convsurgeon.runtime.runtime import Runtime
 
 if TYPE_CHECKING:  # which loads onnx
     from convsurgeon.report.bundle import Bundle
@@ -24,11 +25,12 @@ def check_output(options: argparse.Namespace, calibration: object) -> None:
     if not options.out:
         return
     from convsurgeon.bundle.export import CONTENTS, check_export
+    from convsurgeon.onnxnet.measuring.engine import Engine
 
     check_folder(options.out, options.force, CONTENTS)
-    threads = () if options.threads is None else (options.threads,)
     int8 = bool(options.int8) or options.precision == "int8"
-    check_export(int8=int8, calibration=calibration, pairs=options.pairs, threads=threads)
+    engine = Engine(1 if options.threads is None else options.threads, options.provider, dict(options.options))
+    check_export(int8=int8, calibration=calibration, pairs=options.pairs, engine=engine)
 
 
 def write_output(options: argparse.Namespace, result: Result, calibration: object) -> object:
@@ -36,14 +38,13 @@ def write_output(options: argparse.Namespace, result: Result, calibration: objec
     bundle = None
     if options.out:
         from convsurgeon.bundle.export import export
-        from convsurgeon.runtime.runtime import Runtime
 
         bundle = export(
             result,
             options.out,
             int8=options.int8,
             calibration=calibration,
-            runtime=None if options.threads is None else Runtime(threads=options.threads),
+            runtime=_timed_with(options),
             dynamic=options.dynamic,
             pairs=options.pairs,
             overwrite=options.force,
@@ -53,6 +54,13 @@ def write_output(options: argparse.Namespace, result: Result, calibration: objec
         return {"report": result.report.to_dict()} | ({} if bundle is None else {"deployment": bundle.to_dict()})
     _print(options, result, bundle)
     return None
+
+
+def _timed_with(options: argparse.Namespace) -> Runtime | None:
+    """Return how files are timed, where it is said; else as the conversion was."""
+    if options.threads is None:
+        return None
+    return Runtime(options.threads, provider=options.provider, options=dict(options.options))
 
 
 def _print(options: argparse.Namespace, result: Result, bundle: Bundle | None) -> None:

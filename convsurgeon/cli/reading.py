@@ -104,7 +104,8 @@ def read_runtime(options: argparse.Namespace) -> Runtime:
     """
     if options.device:
         return Runtime.load(options.device, precision=options.precision)
-    return Runtime(threads=1 if options.threads is None else options.threads, precision=options.precision)
+    threads = 1 if options.threads is None else options.threads
+    return Runtime(threads, options.precision, options.provider, dict(options.options))
 
 
 def read_metric(options: argparse.Namespace) -> Metric | None:

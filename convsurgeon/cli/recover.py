@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill
 from convsurgeon.recovery import recover
+from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Within, measure
 
 
@@ -47,6 +49,7 @@ def add(commands: Any, name: str) -> None:
     shared.add_metric(command)
     shared.add_better(command)
     command.add_argument("--threads", type=int, help="of onnxruntime when timing (default 1 and all cores)")
+    shared.add_provider(command)
     shared.add_bundle(command)
     shared.add_printing(command)
 
@@ -68,7 +71,10 @@ def _recover(options: argparse.Namespace) -> object:
         seed=options.seed,
     )
     with processes.joined():
-        converted = _read_bundle(Path(options.bundle), *read_model(options))
+        converted = dataclasses.replace(
+            _read_bundle(Path(options.bundle), *read_model(options)),
+            runtime=Runtime(provider=options.provider, options=dict(options.options)),
+        )
         result = recover(
             converted,
             images,

@@ -40,6 +40,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--level", nargs="+", choices=_LEVELS, default=["all", "extended"], help="of onnxruntime's optimisations"
     )
+    shared.add_provider(bench)
     shared.add_json(bench)
 
 
@@ -62,7 +63,9 @@ def _bench(options: argparse.Namespace) -> object:
         *options.files,
         pairs=options.pairs,
         threads=options.threads,
-        levels=options.level,
+        levels=options.level if options.provider == "CPUExecutionProvider" else options.level[:1],
+        provider=options.provider,
+        options=dict(options.options),
         batch=options.batch,
         sizes=dict(options.sizes),
         progress=not options.json,

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from convsurgeon.base.errors import LatencyError, first_line, reason
 from convsurgeon.onnxnet import proto
@@ -56,8 +55,8 @@ def file_bytes(path: Path, model: ModelProto) -> int:
     return path.stat().st_size + outside
 
 
-def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> Feed:
-    """Return inputs of the graph's own shapes: normal noise for floats, zeros for integers, true for booleans.
+def random_feed(path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> Feed:
+    """Return inputs of a file's own shapes: normal noise for floats, zeros for integers, true for booleans.
 
     A symbolic first dimension becomes `batch`, another one what `sizes` says of its name, or 64.
 
@@ -67,10 +66,11 @@ def random_feed(session: ort.InferenceSession, path: Path, seed: int, batch: int
     if batch < 1:
         raise LatencyError(f"batch={batch}: pass 1 or more")
     random = np.random.default_rng(seed)
-    return {
-        value.name: _values(random, value.type, bound_shape(value.shape, batch, sizes), path)
-        for value in session.get_inputs()
-    }
+    graph = onnx.load(path, load_external_data=False).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    given = [info for info in graph.input if info.name not in stored]
+    shapes = [bound_shape(shape, batch, sizes) for _, shape in proto.signature(given)]
+    return {info.name: _values(random, info, shape, path) for info, shape in zip(given, shapes, strict=True)}
 
 
 def bound_shape(shape: Sequence[object], batch: int, sizes: Mapping[str, int]) -> list[int]:
@@ -87,14 +87,14 @@ def labels(paths: Sequence[Path]) -> list[str]:
     return [str(path) if names.count(path.name) > 1 and len(set(paths)) > 1 else path.name for path in paths]
 
 
-def _values(random: np.random.Generator, kind: str, shape: list[int], path: Path) -> npt.NDArray[Any]:
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    name = {"float": "float32", "double": "float64", "bool": "bool_"}.get(name, name)
-    dtype = getattr(np, name, None)
-    if dtype is None or not kind.startswith("tensor("):
+def _values(random: np.random.Generator, info: ValueInfoProto, shape: list[int], path: Path) -> npt.NDArray[Any]:
+    number = info.type.tensor_type.elem_type  # 0 for what is not a tensor
+    dtype = helper.tensor_dtype_to_np_dtype(number) if number else np.dtype(object)
+    if dtype.kind not in "fiub":
+        kind = TensorProto.DataType.Name(number).lower() if number else info.type.WhichOneof("value")
         raise LatencyError(f"{path}: has an input of type {kind}, which cannot be drawn; time it without that input")
     if any(size < 0 for size in shape) or math.prod(shape) > _MOST_VALUES:
         raise LatencyError(f"{path}: has an input of {'x'.join(map(str, shape))} values; pass another batch or sizes")
-    if np.issubdtype(dtype, np.floating):
+    if dtype.kind == "f":
         return random.standard_normal(shape).astype(dtype)
-    return np.full(shape, name == "bool_", dtype=dtype)
+    return np.full(shape, dtype.kind == "b", dtype=dtype)

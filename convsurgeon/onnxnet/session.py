@@ -15,25 +15,16 @@ from onnx import ModelProto
 from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.files import scratch
 from convsurgeon.base.normal import check_resources
-from convsurgeon.onnxnet import standalone
+from convsurgeon.onnxnet.measuring.engine import CPU, LEVELS, Engine, MeasureError, base_options
 
 Level = Literal["all", "extended", "basic", "off"]
 Feed = dict[str, npt.NDArray[Any]]
 
-CPU = standalone.CPU
-
-_LEVELS = {
-    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-}
 LARGEST_BYTES = 2**31 - 2**20
 """Of one protobuf message; a larger model keeps its weights in a file of their own."""
 
 # Names that the runtime makes up. tests/onnxnet/test_session.py fails where a release changes one of them.
 
-KERNEL_EVENT = standalone.KERNEL_EVENT
 LAYOUT_CHANGES = ("ReorderInput", "ReorderOutput", "Transpose")
 """Operators that the runtime inserts to change the memory layout of a value."""
 BLOCKED = "_nchwc"
@@ -62,13 +53,18 @@ def session_options(threads: int | None = None, level: Level = "all", *, spinnin
     Raises:
         LatencyError: There is no such level, or no machine has so many threads.
     """
-    if level not in _LEVELS:
-        raise LatencyError(f"level {level!r}: choose one of {', '.join(_LEVELS)}")
+    check_level(level)
     if threads is not None:
         check_threads(threads)
-    options: ort.SessionOptions = standalone.base_options(threads, spinning)
-    options.graph_optimization_level = _LEVELS[level]
+    options: ort.SessionOptions = base_options(threads, spinning=spinning)
+    options.graph_optimization_level = LEVELS[level]
     return options
+
+
+def check_level(level: str) -> None:
+    """Refuse a level of graph optimisations that is not one of the runtime's."""
+    if level not in LEVELS:
+        raise LatencyError(f"level {level!r}: choose one of {', '.join(LEVELS)}")
 
 
 def check_threads(threads: int) -> None:
@@ -83,29 +79,43 @@ def check_threads(threads: int) -> None:
         raise LatencyError(f"threads={threads}: this machine has {cores} cores; pass 1 to {most}")
 
 
-def check_provider(provider: str) -> None:
-    """Refuse an execution provider that this build of the runtime lacks.
+def check_engine(engine: Engine) -> None:
+    """Refuse threads, a level, a provider or options that this machine lacks, before anything heavy is done.
 
     Raises:
-        LatencyError: It is not among the available ones, which are named.
+        LatencyError: One is not to be had here, and what is.
     """
-    available = ort.get_available_providers()
-    if provider not in available:
-        raise LatencyError(f"provider {provider!r}: not in this onnxruntime; it has {', '.join(available)}")
+    check_threads(engine.threads)
+    check_level(engine.level)
+    try:
+        engine.check()
+    except MeasureError as error:
+        raise LatencyError(str(error)) from error
 
 
-def open_session(
-    model: Path | ModelProto, options: ort.SessionOptions | None = None, *, provider: str = CPU
-) -> ort.InferenceSession:
-    """Open a session of a file, or of a graph in memory; the CPU runs the nodes that the provider cannot.
+def open_timed(path: Path, engine: Engine, log: Path | None = None) -> Any:
+    """Open a session of a file to be timed, see `Engine.open`.
 
     Raises:
-        LatencyError: The provider is not available, or the runtime cannot load the model.
+        LatencyError: The runtime cannot load it.
         ResourceError: There is not enough memory, or no thread can be started.
     """
-    check_provider(provider)
+    try:
+        return engine.open(path, log)
+    except MeasureError as error:
+        check_resources(error)
+        raise LatencyError(str(error)) from error
+
+
+def open_session(model: Path | ModelProto, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
+    """Open a session of a file, or of a graph in memory, on the CPU.
+
+    Raises:
+        LatencyError: The runtime cannot load the model.
+        ResourceError: There is not enough memory, or no thread can be started.
+    """
     how = session_options() if options is None else options
-    providers = list(dict.fromkeys((provider, CPU)))
+    providers = [CPU]
     try:
         if isinstance(model, Path):
             return ort.InferenceSession(str(model), how, providers=providers, enable_fallback=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.onnx.exporter import OnnxFile
 from convsurgeon.onnx.metadata import Preparation
+from convsurgeon.onnxnet.measuring.engine import CPU
 from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.benchmark import Bench
 from convsurgeon.timing.comparison import ComparedFile
@@ -83,6 +84,8 @@ class Recommended:
         threads: `intra_op_num_threads`; `inter_op_num_threads` is 1.
         spinning: `session.intra_op.allow_spinning`.
         level: `graph_optimization_level`.
+        provider: execution provider of onnxruntime, or "openvino".
+        options: of the provider or the session.
     """
 
     name: str
@@ -94,6 +97,8 @@ class Recommended:
     threads: int
     spinning: bool
     level: Level
+    provider: str = CPU
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,16 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from convsurgeon.base.errors import LatencyError, WriteError, reason
 from convsurgeon.base.files import scratch
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds
 from convsurgeon.graph.capture import Capture
-from convsurgeon.onnxnet import standalone as measuring
+from convsurgeon.onnxnet.measuring.clock import busy_share
+from convsurgeon.onnxnet.measuring.engine import Engine
+from convsurgeon.onnxnet.measuring.files import FORMAT, read_json, write_json
+from convsurgeon.onnxnet.measuring.place import machine
 from convsurgeon.runtime.attribution import attribute
 from convsurgeon.runtime.latencies import BUSY
 from convsurgeon.runtime.measurements import MARK, Measurements, read_measurements
@@ -30,7 +32,7 @@ _CLOCK = "processor"
 
 
 @contextmanager
-def cache_file(folder: str | Path | None, seen: Capture, setting: list[Any]) -> Iterator[Path]:
+def cache_file(folder: str | Path | None, seen: Capture, engine: Engine, precision: Precision) -> Iterator[Path]:
     """Give the file of one network, machine, version of onnxruntime and setting.
 
     Where it cannot be written, give a copy that is gone afterwards.
@@ -39,8 +41,8 @@ def cache_file(folder: str | Path | None, seen: Capture, setting: list[Any]) -> 
         WriteError: the folder cannot be made.
     """
     place = _cache_folder() if folder is None else Path(folder)
-    here = {name: value for name, value in measuring.machine().items() if name != "load"}
-    key = json.dumps([measuring.FORMAT, _CLOCK, fingerprint(seen), here, *setting])
+    here = {name: value for name, value in machine(engine.provider).items() if name != "load"}
+    key = json.dumps([FORMAT, _CLOCK, fingerprint(seen), here, precision, vars(engine)], sort_keys=True)
     target = place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
         place.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,7 @@ def read_cache(file: Path, precision: Precision, forms: Kinds, threads: int) -> 
     if not file.exists():
         return None
     try:
-        if read_measurements(file).busy > BUSY and measuring.busy_share(threads) < BUSY / 2:
+        if read_measurements(file).busy > BUSY and busy_share(threads) < BUSY / 2:
             _forget_busy(file)
         found = read_measurements(file).known(forms).select(precision)
         attribute(found, forms)
@@ -84,10 +86,10 @@ def read_cache(file: Path, precision: Precision, forms: Kinds, threads: int) -> 
 
 def _forget_busy(file: Path) -> None:
     """Leave the samples of a quiet machine in a file of measurements, or delete it where there are none."""
-    raw = measuring.read_json(file, MARK)
+    raw = read_json(file, MARK)
     quiet = [sample for sample in raw["samples"] if sample.get("busy", 0.0) <= BUSY]
     if quiet:
-        measuring.write_json(file, {**raw, "samples": quiet})
+        write_json(file, {**raw, "samples": quiet})
     else:
         file.unlink()
 

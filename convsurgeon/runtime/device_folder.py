@@ -3,7 +3,7 @@
     dense.onnx, candidate-00.onnx, ...    graphs without large weights; of int8 dense-int8.onnx, candidate-00-int8.onnx
     weights.bin                           noise that all of them read as their weights
     manifest.json                         what each file is, and what its nodes stand for
-    measure.py                            in a folder for a device: the script that times them there
+    measure.py, measuring/                in a folder for a device: the script that times them there
 
 Every network reads the weights of its layers from places of their own, as the real one would: layers that shared their
 memory would find it in the cache. Nobody learns the model from the folder, because large weights are noise.
@@ -12,6 +12,7 @@ memory would find it in the cache. Nobody learns the model from the folder, beca
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.model_files import Model
-from convsurgeon.onnxnet import proto, standalone as measuring
+from convsurgeon.onnxnet import measuring, proto
+from convsurgeon.onnxnet.measuring.files import DENSE_OF, FORMAT, MANIFEST, digest, write_json
 from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.candidates import Candidate, candidates_of
@@ -42,7 +44,19 @@ from convsurgeon.runtime.network_graph import (
 )
 from convsurgeon.runtime.network_int8 import quantize_graph
 
-_WEIGHTS, _SCRIPT = "weights.bin", "measure.py"
+_WEIGHTS, _SCRIPT, _SOURCE = "weights.bin", "measure.py", "measuring"
+_START = '''\
+"""Time the networks of this folder and write device.json; `python measure.py --help` says how."""
+
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))
+from measuring.main import main  # noqa: E402
+
+sys.exit(main(FOLDER))
+'''
 _MOST = 100
 _ALIGNED, _PAGE = 64, 4096
 _NOISE = 1 << 20
@@ -83,7 +97,7 @@ def write_device_folder(
         WriteError: the folder exists or cannot be written.
     """
     names = {_file_name(number, precision) for number in range(_MOST) for precision in PRECISIONS}
-    with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, measuring.MANIFEST, _SCRIPT})) as draft:
+    with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, MANIFEST, _SCRIPT, _SOURCE})) as draft:
         seen = capture_in_rows(model, example)
         candidates = candidates_of(seen, forms, policy)
         if not candidates:
@@ -91,8 +105,9 @@ def write_device_folder(
         if len(candidates) >= _MOST:
             raise FormError(f"forms: {len(candidates)} networks to time; pass fewer than {_MOST}")
         write_candidates(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS)
-        source = Path(measuring.__file__).read_text(encoding="utf-8")
-        (draft / _SCRIPT).write_text(source, encoding="utf-8")
+        source = Path(str(measuring.__file__)).parent
+        shutil.copytree(source, draft / _SOURCE, ignore=shutil.ignore_patterns("__pycache__"))
+        (draft / _SCRIPT).write_text(_START, encoding="utf-8")
     return len(candidates) * len(PRECISIONS)
 
 
@@ -109,7 +124,7 @@ def write_candidates(
     for precision in precisions:
         own = [one.without(barred) for one in candidates]
         changed = {one.key(precision): one for one in own if one.chosen}
-        named = {measuring.DENSE_OF[precision]: Candidate("dense", {}), **changed}
+        named = {DENSE_OF[precision]: Candidate("dense", {}), **changed}
         for number, (key, one) in enumerate(named.items()):
             made = build_graph(bare, one.chosen)
             graphs[key] = quantize_graph(made) if precision == "int8" else made
@@ -128,7 +143,7 @@ def write_candidates(
     files = [_WEIGHTS, *(entry["file"] for entry in entries.values())]
     kinds = {info.name: info.type.tensor_type.elem_type for info in bare.model.graph.input}
     manifest = {
-        "convsurgeon_candidates": measuring.FORMAT,
+        "convsurgeon_candidates": FORMAT,
         "network": fingerprint(seen),
         "model": type(seen.model).__name__,
         "example": str(seen.example),
@@ -139,9 +154,9 @@ def write_candidates(
             for name, shape in proto.signature(bare.model.graph.input)
         ],
         "networks": entries,
-        "files": {name: measuring.digest(folder / name) for name in files},
+        "files": {name: digest(folder / name) for name in files},
     }
-    measuring.write_json(folder / measuring.MANIFEST, manifest)
+    write_json(folder / MANIFEST, manifest)
 
 
 def _file_name(number: int, precision: Precision) -> str:

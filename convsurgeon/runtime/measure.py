@@ -13,8 +13,10 @@ from convsurgeon.base.precision import Precision
 from convsurgeon.base.progress import bar
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.graph.capture import Capture
-from convsurgeon.onnxnet import standalone as measuring
-from convsurgeon.onnxnet.session import check_provider, check_threads
+from convsurgeon.onnxnet.measuring import folder as folders
+from convsurgeon.onnxnet.measuring.engine import Engine, MeasureError
+from convsurgeon.onnxnet.measuring.files import RESULT, read_manifest
+from convsurgeon.onnxnet.session import check_engine
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.attribution import attribute
 from convsurgeon.runtime.candidates import Candidate, check_timeable
@@ -34,15 +36,13 @@ class Settings:
         LatencyError: a value is out of range, or not available here.
     """
 
-    threads: int
+    engine: Engine
     precision: Precision
-    provider: str
     passes: int
     progress: bool
 
     def __post_init__(self) -> None:
-        check_threads(self.threads)
-        check_provider(self.provider)
+        check_engine(self.engine)
         if self.passes < 1:
             raise LatencyError(f"passes={self.passes}: pass at least 1")
 
@@ -62,7 +62,7 @@ def time_plans(seen: Capture, plans: Sequence[Plan], how: Settings) -> tuple[flo
         check_timeable(one.chosen)
     kinds = kinds_of(form for one in made for form in one.chosen.values())
     with scratch() as folder:
-        raw = measure_candidates(seen, [one for one in made if one.chosen], folder / measuring.RESULT, how)
+        raw = measure_candidates(seen, [one for one in made if one.chosen], folder / RESULT, how)
     for name in {name for one in made for name in one.chosen} & set(raw.barred):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw.barred[name]}; leave it out of the plan")
     return raw.total_ms, tuple(_network_time(raw, one, kinds) for one in made)
@@ -101,9 +101,9 @@ def compare_plan(seen: Capture, plan: Plan, how: Settings) -> Verdict:
     check_timeable(one.chosen)
     with scratch() as folder:
         write_candidates(folder, seen, export_skeleton(seen, progress=how.progress), [one], [how.precision])
-        files = [folder / str(entry["file"]) for entry in measuring.read_manifest(folder)["networks"].values()]
+        files = [folder / str(entry["file"]) for entry in read_manifest(folder)["networks"].values()]
         base, again, other = time_interleaved(
-            files, MIN_PAIRS, threads=how.threads, level="all", batch=1, sizes={}, seed=0, progress=False
+            files, MIN_PAIRS, engine=how.engine, batch=1, sizes={}, seed=0, progress=False
         )
     return judge(base.samples, again.samples, other.samples)
 
@@ -130,10 +130,9 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
         try:
             skeleton = export_skeleton(seen, progress=how.progress)
             write_candidates(folder, seen, skeleton, candidates, [how.precision])
-            seconds = measuring.SECONDS
-            measuring.measure_folder(folder, target, how.threads, how.passes, tell, seconds, folder, how.provider)
+            folders.measure_folder(folder, target, how.engine, how.passes, tell, logs=folder)
             return read_measurements(target).select(how.precision)
-        except measuring.MeasureError as error:
+        except MeasureError as error:
             raise LatencyError(str(error)) from error
         except OSError as error:
             raise WriteError(

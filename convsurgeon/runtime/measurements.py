@@ -13,8 +13,8 @@ from convsurgeon.base.errors import LatencyError, reason
 from convsurgeon.base.files import read_bytes
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds, is_known
-from convsurgeon.onnxnet.session import CPU
-from convsurgeon.onnxnet.standalone import DENSE_OF, FORMAT
+from convsurgeon.onnxnet.measuring.engine import CPU, Engine
+from convsurgeon.onnxnet.measuring.files import DENSE_OF, FORMAT
 
 MARK = "convsurgeon_device"
 _DAY_MS = 8.64e7
@@ -76,6 +76,9 @@ class Measurements(Struct, frozen=True):
     samples: tuple[Sample, ...]
     barred: dict[str, str] = {}
     provider: str = CPU
+    options: dict[str, str] = {}
+    power: str = ""
+    """Power mode of the device, as its user calls it."""
 
     def __post_init__(self) -> None:
         for key, network in self.networks.items():
@@ -85,6 +88,11 @@ class Measurements(Struct, frozen=True):
                 raise ValueError(f"network {key[:40]!r} has a node that belongs to a node that does not exist")
         if unknown := sorted({sample.network for sample in self.samples} - set(self.networks)):
             raise ValueError(f"a sample is of network {unknown[0][:40]!r}, which is not in the file")
+
+    @property
+    def engine(self) -> Engine:
+        """Return how the networks were run."""
+        return Engine(self.threads, self.provider, self.options)
 
     @property
     def precision(self) -> Precision:

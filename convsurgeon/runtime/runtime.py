@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -20,27 +21,36 @@ from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.latencies import Latencies, NetworkTime
 
 # Modules that load onnx and onnxruntime are imported where they are used.
+if TYPE_CHECKING:
+    from convsurgeon.onnxnet.measuring.engine import Engine
+
+_CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """onnxruntime on this machine, or on the device that a file of measurements comes from.
+    """onnxruntime or OpenVINO on this machine, or on the device that a file of measurements comes from.
 
     Args:
-        threads: of onnxruntime.
+        threads: of the runtime.
         precision: of the file that ships: "fp32" or "int8".
-        provider: onnxruntime's execution provider.
-        cache: folder of earlier measurements, one file per network, machine, version of onnxruntime and settings; the
+        provider: onnxruntime's execution provider, or "openvino" for OpenVINO without onnxruntime.
+        options: by the runtime's own names: of the provider (`{"device_type": "GPU"}`), of onnxruntime's session
+            (`{"enable_cpu_mem_arena": False}`), or entries of its configuration, which have a dot in them
+            (`{"session.intra_op.allow_spinning": "0"}`).
+        cache: folder of earlier measurements, one file per network, machine, version of the runtime and settings; the
             user's cache folder if not given.
         table: milliseconds measured before, a `LatencyTable` or anything that answers the same questions.
 
     Raises:
-        LatencyError: the precision is not one of the two, or the table is of the other one.
+        LatencyError: the precision is not one of the two, the table is of the other one, or this machine lacks the
+            provider or its options.
     """
 
     threads: int = 1
     precision: Precision = "fp32"
-    provider: str = "CPUExecutionProvider"
+    provider: str = _CPU
+    options: Mapping[str, object] = field(default_factory=dict)
     cache: str | Path | None = None
     table: Latencies | None = None
 
@@ -53,6 +63,10 @@ class Runtime:
                 f"precision={self.precision!r}: the table was measured in {found}; pass precision={found!r}, or "
                 f"measure a table in {self.precision}"
             )
+        if self.table is None and (self.provider != _CPU or self.options):
+            from convsurgeon.onnxnet.session import check_engine
+
+            check_engine(self.engine)
 
     @staticmethod
     def load(path: str | Path, *, precision: Precision = "fp32", forms: Kinds = ()) -> Runtime:
@@ -69,7 +83,22 @@ class Runtime:
         from convsurgeon.runtime.table import LatencyTable
 
         table = LatencyTable.load(path, forms, precision=precision)
-        return Runtime(threads=table.measurements.threads, precision=precision, table=table)
+        raw = table.measurements
+        return Runtime(raw.threads, precision, raw.provider, raw.options, table=table)
+
+    @property
+    def engine(self) -> Engine:
+        """Return how files are run."""
+        from convsurgeon.onnxnet.measuring.engine import Engine
+
+        return Engine(self.threads, self.provider, self.options)
+
+    @property
+    def where(self) -> str:
+        """Return what runs the network, in words."""
+        plain = {_CPU: "onnxruntime", "openvino": "OpenVINO"}
+        options = "".join(f", {name}={value}" for name, value in self.options.items())
+        return plain.get(self.provider, f"onnxruntime's {self.provider}") + options
 
     @in_normal_mode
     def measure(
@@ -104,7 +133,7 @@ class Runtime:
         from convsurgeon.runtime.measure import Settings
         from convsurgeon.runtime.table import measure_table
 
-        how = Settings(self.threads, self.precision, self.provider, passes, progress)
+        how = Settings(self.engine, self.precision, passes, progress)
         return measure_table(seen, forms, policy, how, cache=self.cache, prune=prune)
 
     @in_normal_mode
@@ -121,7 +150,7 @@ class Runtime:
         """
         from convsurgeon.runtime.measure import Settings, time_plans
 
-        return time_plans(seen, plans, Settings(self.threads, self.precision, self.provider, passes, progress))
+        return time_plans(seen, plans, Settings(self.engine, self.precision, passes, progress))
 
     def deployed(self, model: nn.Module, batches: Sequence[Example]) -> nn.Module:
         """Return a model that computes what the file that ships computes: itself in fp32, the int8 network in int8.

@@ -24,7 +24,9 @@ from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import Kinds, kinds_of
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
-from convsurgeon.onnxnet import standalone as measuring
+from convsurgeon.onnxnet.measuring.clock import busy_share
+from convsurgeon.onnxnet.measuring.files import FORMAT
+from convsurgeon.onnxnet.measuring.place import machine, same_machine
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.attribution import Row, attribute
@@ -65,7 +67,7 @@ class LatencyTable:
         Raises:
             WriteError: the file exists, or its folder is missing.
         """
-        values = {MARK: measuring.FORMAT, **msgspec.to_builtins(self.measurements)}
+        values = {MARK: FORMAT, **msgspec.to_builtins(self.measurements)}
         with new_file(path, overwrite) as draft:
             draft.write_text(json.dumps(values) + "\n", encoding="utf-8")
 
@@ -125,9 +127,7 @@ class LatencyTable:
         if not self._is_of(seen):
             return None
         raw = self.measurements
-        dense_ms, found = time_plans(
-            seen, plans, Settings(raw.threads, raw.precision, raw.provider, raw.passes, progress)
-        )
+        dense_ms, found = time_plans(seen, plans, Settings(raw.engine, raw.precision, raw.passes, progress))
         scale = self.total_ms / dense_ms
         return tuple(
             replace(one, total_ms=scale * one.total_ms, sites={site: scale * ms for site, ms in one.sites.items()})
@@ -143,15 +143,16 @@ class LatencyTable:
             ExportError: the model has no ONNX form.
             LatencyError: the plan changes a conv that cannot be timed.
         """
-        raw, cores = self.measurements, int(measuring.machine()["cores"])
-        if not self._is_of(seen) or cores == raw.threads or measuring.busy_share(cores) > BUSY:
+        raw, cores = self.measurements, int(machine()["cores"])
+        if not self._is_of(seen) or cores == raw.threads or busy_share(cores) > BUSY:
             return None
-        return compare_plan(seen, plan, Settings(cores, raw.precision, raw.provider, 1, progress))
+        engine = replace(raw.engine, threads=cores)
+        return compare_plan(seen, plan, Settings(engine, raw.precision, 1, progress))
 
     def _is_of(self, seen: Capture) -> bool:
         """Return whether the table was measured on this machine and with this input."""
         raw = self.measurements
-        return measuring.same_machine(dict(raw.machine), measuring.machine()) and str(seen.example) == raw.example
+        return same_machine(dict(raw.machine), machine(raw.provider)) and str(seen.example) == raw.example
 
     @property
     def table(self) -> Table:
@@ -165,11 +166,11 @@ class LatencyTable:
                 label = _label(row.form) or "dense"
                 rows.append((row.site, label, row.ms, row.spread, speedup))
         raw = self.measurements
-        cpu, version = raw.machine.get("cpu", "?"), raw.machine.get("onnxruntime", "?")
+        own = raw.provider if raw.provider in raw.machine else "onnxruntime"
+        cpu, version = raw.machine.get("cpu", "?"), f"{own} {raw.machine.get(own, '?')}"
         title = (
             f"Latency of {raw.model} on {raw.example}: {self.total_ms:.3f} ms, {self.rest_ms:.3f} of it in no conv "
-            f"listed here\n{self.precision}, {raw.passes} passes, threads {raw.threads}, {cpu}, "
-            f"onnxruntime {version}"
+            f"listed here\n{self.precision}, {raw.passes} passes, {raw.engine}, {cpu}, {version}"
         )
         return Table(title, columns, tuple(rows))
 
@@ -194,8 +195,8 @@ def measure_table(
     kinds = kinds_of(forms)
     sites = {site.name: site for site in seen.sites}
     wanted = candidates_of(seen, forms, policy)
-    with cache_file(cache, seen, [how.threads, how.precision, how.provider]) as target:
-        raw = read_cache(target, how.precision, kinds, how.threads)
+    with cache_file(cache, seen, how.engine, how.precision) as target:
+        raw = read_cache(target, how.precision, kinds, how.engine.threads)
         first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
         if first or raw is None:
             raw = measure_candidates(seen, first, target, how).known(kinds)

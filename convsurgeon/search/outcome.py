@@ -11,6 +11,7 @@ from torch import nn
 
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.runtime.latencies import BUSY
+from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Within
 from convsurgeon.search.study import Study
 from convsurgeon.search.trial import Trial
@@ -75,18 +76,18 @@ def describe_times(trial: Trial) -> str:
     return f"{trial.speed_up:.2f} times as fast ({low:.2f} to {high:.2f})"
 
 
-def describe_gain(taken: Trial, precision: str) -> str:
+def describe_gain(taken: Trial, runtime: Runtime) -> str:
     """Return what a plan does to the milliseconds, in one sentence."""
     if not math.isfinite(taken.speed_up):
         return ""
     if taken.network is None:
-        return describe_speed(taken.dense_ms, taken.predicted_ms, "by the table of latencies", precision)
+        return describe_speed(taken.dense_ms, taken.predicted_ms, "by the table of latencies", runtime.precision)
     low, high = taken.interval
     if taken.network.busy > BUSY and taken.spread > _SURE and low > 1:
-        against = _against(precision)
-        return f"At least {low:.2f} times as fast{against}, measured in onnxruntime; the machine was busy."
-    how = f"measured in onnxruntime ({low:.2f} to {high:.2f})"
-    return describe_speed(taken.dense_ms, taken.measured_ms, how, precision)
+        against = _against(runtime.precision)
+        return f"At least {low:.2f} times as fast{against}, measured in {runtime.where}; the machine was busy."
+    how = f"measured in {runtime.where} ({low:.2f} to {high:.2f})"
+    return describe_speed(taken.dense_ms, taken.measured_ms, how, runtime.precision)
 
 
 def describe_speed(before_ms: float, after_ms: float, how: str, precision: str) -> str:

@@ -90,7 +90,7 @@ def meet_budget(study: Study, budget: Budget) -> Outcome:
         missed = (
             f"The budget was missed: latency {asked:.2f} of the original's was asked for, {reached:.2f} is reached. "
         )
-    gain = describe_gain(best, study.runtime.precision)
+    gain = describe_gain(best, study.runtime)
     return Outcome(best.plan, mark(trials, best, None), str(budget), f"{missed}{gain}")
 
 
@@ -128,7 +128,7 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
         low, high = verdict.interval
         why = f"with all cores the best plan is {verdict.speedup:.2f} times as fast ({low:.2f} to {high:.2f}): slower"
         return leave(study, goal, trials, why)
-    gain = describe_gain(taken, study.runtime.precision)
+    gain = describe_gain(taken, study.runtime)
     return Outcome(taken.plan, mark(trials, taken, goal), str(goal), gain)
 
 

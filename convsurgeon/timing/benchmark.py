@@ -16,6 +16,7 @@ from typing import Any
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.tables import Table
+from convsurgeon.onnxnet.measuring.engine import CPU
 from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.comparison import ComparedFile, Comparison, compare
 from convsurgeon.timing.machine import read_machine
@@ -104,8 +105,7 @@ class Bench:
             interval = row.interval if row.verdict != "baseline" else None
             peak_bytes = peak.peak_bytes if peak else None
             rows.append((*times, peak_bytes, work.macs, ratio, row.speedup, interval, str(row.verdict)))
-        threads = f"{self.main.threads} thread{'s' if self.main.threads > 1 else ''}"
-        return Table(f"Latency, {threads}, optimisation level {self.main.level}", columns, tuple(rows))
+        return Table(f"Latency, {self.main.engine}, optimisation level {self.main.level}", columns, tuple(rows))
 
     @property
     def settings(self) -> Table:
@@ -151,6 +151,8 @@ def bench(
     pairs: int = 100,
     threads: Sequence[int] = (),
     levels: Sequence[Level] = LEVELS,
+    provider: str = CPU,
+    options: Mapping[str, object] | None = None,
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
@@ -163,6 +165,8 @@ def bench(
         pairs: Interleaved rounds in the first setting; the others take 50.
         threads: Of the runtime; 1 and the number of cores if not given.
         levels: Of the runtime's graph optimisations. Every thread count is tried with every level.
+        provider: Execution provider of onnxruntime, or "openvino" for OpenVINO without it.
+        options: Of the provider or the session, by the runtime's own names.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name; 64 for those not named.
         seed: Of the inputs and the bootstrap.
@@ -173,7 +177,7 @@ def bench(
     """
     counts = dict.fromkeys(threads) or dict.fromkeys((1, read_machine().cores))
     settings: list[dict[str, Any]] = [
-        {"threads": count, "level": level, "batch": batch, "sizes": sizes}
+        {"threads": count, "level": level, "provider": provider, "options": options, "batch": batch, "sizes": sizes}
         for count in counts
         for level in dict.fromkeys(levels)
     ]

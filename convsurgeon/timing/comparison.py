@@ -7,7 +7,7 @@ timing.speedup, timing.interval, timing.verdict      # 2.31, (2.27, 2.36), "fast
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.onnx.files import file_bytes, labels, load_checked
+from convsurgeon.onnxnet.measuring.engine import CPU, Engine
 from convsurgeon.onnxnet.session import Level
 from convsurgeon.timing.interleaved import RunTimes, time_interleaved
 from convsurgeon.timing.machine import Machine, read_machine
@@ -65,6 +66,8 @@ class Comparison:
     batch: int
     machine: Machine
     notes: tuple[str, ...]
+    provider: str = CPU
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def speedup(self) -> float:
@@ -81,6 +84,11 @@ class Comparison:
         """`faster`, `slower` or `no measurable difference`."""
         return self.rows[1].verdict
 
+    @property
+    def engine(self) -> Engine:
+        """How the files were run."""
+        return Engine(self.threads, self.provider, dict(self.options), self.level)
+
     def moved_to(self, folder: Path) -> Comparison:
         """Return the same figures of the files in another folder."""
         return replace(self, rows=tuple(replace(row, path=str(folder / row.name)) for row in self.rows))
@@ -88,7 +96,7 @@ class Comparison:
     def conditions(self) -> tuple[str, ...]:
         """Return lines on how it was measured: rounds, setting, noise, drift, machine, notes."""
         how = (
-            f"{self.pairs} interleaved rounds, threads {self.threads}, optimisation level {self.level}, batch "
+            f"{self.pairs} interleaved rounds, {self.engine}, optimisation level {self.level}, batch "
             f"{self.batch}; the baseline differs by {self.noise - 1:.1%} from itself, and took {self.drift:.3f} times "
             "as long at the end as at the beginning"
         )
@@ -116,12 +124,14 @@ def compare(
     pairs: int = 100,
     threads: int = 1,
     level: Level = "all",
+    provider: str = CPU,
+    options: Mapping[str, object] | None = None,
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
-    """Time ONNX files against the first of them, in interleaved rounds on the CPU.
+    """Time ONNX files against the first of them, in interleaved rounds.
 
     Args:
         paths: Two or more files. They may be any ONNX models; the same file twice is a check of the machine.
@@ -129,6 +139,8 @@ def compare(
             made of files so slow that they would take more than ten seconds.
         threads: Of the runtime, within an operator.
         level: The runtime's graph optimisations: all, extended, basic or off.
+        provider: Execution provider of onnxruntime, or "openvino" for OpenVINO without it.
+        options: Of the provider or the session, by the runtime's own names.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name; 64 for those not named.
         seed: Of the inputs and the bootstrap.
@@ -142,12 +154,12 @@ def compare(
         raise LatencyError("compare: needs two files or more, the first is the baseline; pass it twice to see noise")
     check_pairs(pairs)
     models = [load_checked(path) for path in files]
+    engine = Engine(threads, provider, options or {}, level)
     machine = read_machine()  # before the measurement raises the load itself
     base, again, *others = time_interleaved(
         files,
         pairs,
-        threads=threads,
-        level=level,
+        engine=engine,
         batch=batch,
         sizes=dict(sizes or {}),
         seed=seed,
@@ -168,6 +180,8 @@ def compare(
         threads=threads,
         level=level,
         batch=batch,
+        provider=engine.provider,
+        options=engine.options,
         machine=machine,
         notes=(*_notes(models, machine, threads), *_slowed(labels(files), [base, *others])),
     )

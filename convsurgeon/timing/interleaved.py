@@ -16,15 +16,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 
 from convsurgeon.base.progress import Bar, bar
 from convsurgeon.onnx.files import random_feed
-from convsurgeon.onnxnet.session import CPU, Feed, Level, open_session, run_session, session_options
-from convsurgeon.onnxnet.standalone import Clock
+from convsurgeon.onnxnet.measuring.clock import Clock
+from convsurgeon.onnxnet.measuring.engine import Engine
+from convsurgeon.onnxnet.session import Feed, check_engine, open_timed, run_session
 from convsurgeon.timing.verdict import LEAST_PAIRS, TimeSamples
 
 BLOCKS = 5
@@ -55,7 +56,7 @@ class RunTimes:
 class _Slot:
     """One session of one block."""
 
-    session: ort.InferenceSession
+    session: Any
     feed: Feed
     create_s: float
     first_s: float
@@ -67,8 +68,7 @@ def time_interleaved(
     paths: Sequence[Path],
     pairs: int,
     *,
-    threads: int,
-    level: Level,
+    engine: Engine,
     batch: int,
     sizes: Mapping[str, int],
     seed: int,
@@ -79,8 +79,7 @@ def time_interleaved(
     Args:
         paths: of the files.
         pairs: rounds at most.
-        threads: of the runtime.
-        level: of its graph optimisations.
+        engine: how the files are run.
         batch: for a symbolic first dimension.
         sizes: for other symbolic dimensions.
         seed: of the inputs.
@@ -92,9 +91,9 @@ def time_interleaved(
 
     def open_slot(path: Path, first: bool) -> _Slot:
         started = time.perf_counter()
-        session = open_session(path, session_options(threads, level))
+        session = open_timed(path, engine)
         create_s = time.perf_counter() - started
-        feed = random_feed(session, path, seed, batch, sizes)
+        feed = random_feed(path, seed, batch, sizes)
         started = time.perf_counter()
         run_session(session, feed, path)
         first_s = time.perf_counter() - started
@@ -104,7 +103,8 @@ def time_interleaved(
             fastest_s = min(_time(session, feed, clock)[1] for _ in range(runs))
         return _Slot(session, feed, create_s, first_s, fastest_s, plain_s / fastest_s)
 
-    clock = Clock(threads, CPU)
+    check_engine(engine)
+    clock = engine.clock()
     files = [paths[0], *paths]
     rounds = math.ceil(pairs / BLOCKS)
 
@@ -172,7 +172,7 @@ def _order(count: int, turn: int) -> list[int]:
     return order if turn % 2 == 0 else order[::-1]
 
 
-def _time(session: ort.InferenceSession, feed: Feed, clock: Clock) -> tuple[float, float]:
+def _time(session: Any, feed: Feed, clock: Clock) -> tuple[float, float]:
     """Return the seconds of one run, by the wall clock and of the processor."""
     wall, own = clock.read()
     session.run(None, feed)

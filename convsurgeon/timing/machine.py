@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from convsurgeon.base.processor import processor_flags
-from convsurgeon.onnxnet import standalone
+from convsurgeon.onnxnet.measuring import place
 
 # What the runtime's convolution kernels choose by.
 _TELLING_FLAGS = (
@@ -43,7 +43,7 @@ def read_machine() -> Machine:
     """Return the facts of this machine, now."""
     flags = processor_flags() or ()
     return Machine(
-        **standalone.machine(),
+        **place.machine(),
         isa=tuple(flag for flag in _TELLING_FLAGS if flag in flags),
         python=platform.python_version(),
         onnx=onnx.__version__,

@@ -6,6 +6,7 @@ process that has done other things before. The child loads the runtime and numpy
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ import numpy as np
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.files import scratch
 from convsurgeon.onnx.files import load_checked, random_feed
-from convsurgeon.onnxnet.session import Level, open_session, session_options
+from convsurgeon.onnxnet.measuring.engine import CPU, Engine
+from convsurgeon.onnxnet.session import Level, check_engine
 
 _TIMEOUT_S = 600
 _STATUS = Path("/proc/self/status")
@@ -39,7 +41,14 @@ def can_read_memory() -> bool:
 
 
 def peak_memory(
-    path: str | Path, *, threads: int = 1, level: Level = "all", batch: int = 1, sizes: Mapping[str, int] | None = None
+    path: str | Path,
+    *,
+    threads: int = 1,
+    level: Level = "all",
+    provider: str = CPU,
+    options: Mapping[str, object] | None = None,
+    batch: int = 1,
+    sizes: Mapping[str, int] | None = None,
 ) -> PeakMemory:
     """Run a file in a fresh process and return its peak memory.
 
@@ -50,11 +59,12 @@ def peak_memory(
     if not can_read_memory():
         raise LatencyError("peak memory: is read from /proc, which this system lacks; measure on Linux")
     load_checked(file)
-    how = session_options(threads, level)
-    feed = random_feed(open_session(file, how), file, 0, batch, dict(sizes or {}))
+    engine = Engine(threads, provider, options or {}, level)
+    check_engine(engine)
+    feed = random_feed(file, 0, batch, dict(sizes or {}))
     with scratch() as folder:
         np.savez(folder / "feed.npz", **feed)  # type: ignore[arg-type]
-        arguments = [str(file), str(folder / "feed.npz"), str(threads), str(int(how.graph_optimization_level))]
+        arguments = [str(file), str(folder / "feed.npz"), json.dumps(vars(engine))]
         # -P: the child's folder holds modules of ours, which must not stand in for others of the same name.
         command = [sys.executable, "-P", str(_CHILD), *arguments]
         try:

@@ -1,15 +1,20 @@
 """Run an ONNX file in a fresh process and print its resident bytes before, and its peak.
 
-This script imports nothing of the package.
+This script imports nothing of the package but what a device has, too.
 
-Arguments: the ONNX file, its inputs as npz, threads, the number of the optimisation level.
+Arguments: the ONNX file, its inputs as npz, an `Engine` as JSON.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "onnxnet"))
+from measuring.engine import Engine
+
+sys.path.pop(0)
 
 
 def read_status(field: str) -> int:
@@ -20,15 +25,12 @@ def read_status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    path, feed, threads, level = sys.argv[1:]
+    path, feed, setting = sys.argv[1:]
     with np.load(feed) as arrays:
         inputs = dict(arrays)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = int(threads), 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel(int(level))
-    options.log_severity_level = 4
+    engine = Engine(**json.loads(setting))
     before = read_status("VmRSS")
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = engine.open(Path(path))
     for _ in range(3):
         session.run(None, inputs)
     print(before, read_status("VmHWM"))

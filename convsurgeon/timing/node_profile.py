@@ -23,15 +23,9 @@ from convsurgeon.base.errors import LatencyError, first_line
 from convsurgeon.base.files import scratch
 from convsurgeon.onnx.files import load_checked, random_feed
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.session import (
-    CPU,
-    Level,
-    open_session,
-    run_session,
-    session_options,
-    strip_suffixes,
-)
-from convsurgeon.onnxnet.standalone import Clock, read_kernels, watched_rounds
+from convsurgeon.onnxnet.measuring.engine import CPU, Engine, read_profile
+from convsurgeon.onnxnet.measuring.rounds import watched_rounds
+from convsurgeon.onnxnet.session import Level, check_engine, open_timed, run_session, strip_suffixes
 
 LAYOUT = "(layout)"
 """Stands for nodes that the runtime inserted."""
@@ -96,6 +90,8 @@ def profile(
     runs: int = 30,
     threads: int = 1,
     level: Level = "all",
+    provider: str = CPU,
+    options: Mapping[str, object] | None = None,
     batch: int = 1,
     sizes: Mapping[str, int] | None = None,
 ) -> Profile:
@@ -106,6 +102,8 @@ def profile(
         runs: Measured runs, after three that are not; fewer where they would take more than two seconds.
         threads: Of the runtime.
         level: The runtime's graph optimisations.
+        provider: Execution provider of onnxruntime, or "openvino".
+        options: Of the provider or the session.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name.
 
@@ -114,19 +112,18 @@ def profile(
     """
     file = Path(path)
     model = load_checked(file)
-    options = session_options(threads, level)
-    options.enable_profiling = True
+    engine = Engine(threads, provider, options or {}, level)
+    check_engine(engine)
     with scratch() as folder:
-        options.profile_file_prefix = str(folder / "profile")
-        session = open_session(file, options)
-        feed = random_feed(session, file, 0, batch, dict(sizes or {}))
+        session = open_timed(file, engine, folder / "profile")
+        feed = random_feed(file, 0, batch, dict(sizes or {}))
         started = time.perf_counter()
         for _ in range(_WARMUP):
             run_session(session, feed, file)
         most = int(_MOST_S * _WARMUP / (time.perf_counter() - started))
-        stamps, watch = watched_rounds([("", session)], feed, Clock(threads, CPU), max(min(runs, max(most, _LEAST)), 1))
+        stamps, watch = watched_rounds([("", session)], feed, engine.clock(), max(min(runs, max(most, _LEAST)), 1))
         try:
-            kernels = read_kernels(Path(session.end_profiling()), stamps[""], watch)
+            kernels = read_profile(session, stamps[""], watch)
         except (OSError, ValueError, KeyError) as error:
             raise LatencyError(f"{file}: the runtime's profile cannot be read: {first_line(error)}") from error
     return Profile(_read_shares(kernels, model.graph), threads, level)

@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 import convsurgeon as cs
 from convsurgeon.graph.load import load_weights
-from convsurgeon.onnxnet.standalone import FORMAT
+from convsurgeon.onnxnet.measuring.files import FORMAT
 from tests import nets
 
 DEVICE: dict[str, Any] = {

@@ -18,7 +18,7 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon import cli
-from convsurgeon.onnxnet import standalone
+from convsurgeon.onnxnet.measuring import files, folder
 from convsurgeon.runtime.attribution import Row
 from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, leave_out_slow
 from convsurgeon.runtime.table import LatencyTable
@@ -82,17 +82,17 @@ def test_what_was_measured_is_not_measured_again(
     def measured(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(standalone, "measure_folder", measured)
+    monkeypatch.setattr(folder, "measure_folder", measured)
     again = _measure(cache)
     assert again.rows == table.rows
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convsurgeon.runtime.cache.BUSY", 2.0)  # a busy machine's figures stay
-    monkeypatch.setattr(standalone, "SECONDS", 0.02)
-    monkeypatch.setattr(standalone, "GROUP", 1)  # results are written network by network
+    monkeypatch.setattr(folder, "SECONDS", 0.02)
+    monkeypatch.setattr(folder, "GROUP", 1)  # results are written network by network
     timed: list[tuple[int, str]] = []
-    honest = standalone._group
+    honest = folder._group
 
     def group(*args: Any) -> Any:
         if len(timed) == 2:
@@ -100,7 +100,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
         timed.extend((args[3], name) for name in args[2][1:])
         return honest(*args)
 
-    monkeypatch.setattr(standalone, "_group", group)
+    monkeypatch.setattr(folder, "_group", group)
     with pytest.raises(KeyboardInterrupt):
         _measure(tmp_path, passes=2)
     (stored,) = tmp_path.glob("latency-*.json")
@@ -111,7 +111,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
         timed.extend((args[3], name) for name in args[2][1:])
         return honest(*args)
 
-    monkeypatch.setattr(standalone, "_group", rest)
+    monkeypatch.setattr(folder, "_group", rest)
     table = _measure(tmp_path, passes=2)
     assert len(timed) == len(set(timed)) <= 2 * len(FORMS)  # each network once in each pass, none again
     assert json.loads(stored.read_text())["samples"][: len(before)] == before
@@ -220,7 +220,7 @@ def test_what_was_measured_on_a_busy_machine_is_measured_again_on_a_quiet_one(
         sample["total_ms"] *= 1000
         sample["dense_ms"] *= 1000
     (tmp_path / stored.name).write_text(json.dumps(values))
-    monkeypatch.setattr(standalone, "busy_share", lambda _: now)
+    monkeypatch.setattr("convsurgeon.runtime.cache.busy_share", lambda _: now)
     assert (_measure(tmp_path, passes=1).total_ms > 50) == kept
 
 
@@ -300,7 +300,7 @@ def test_a_provider_that_is_not_there_is_refused_with_those_that_are(tmp_path: P
 def test_networks_in_int8_run_in_int8_kernels(in_int8: LatencyTable, cache: Path) -> None:
     """And every node of a form is its site's: joined branches, the Concat between them, what is rounded on the way."""
     raws = [json.loads(path.read_text()) for path in cache.glob("latency-*.json")]
-    (raw,) = (one for one in raws if standalone.DENSE_OF["int8"] in one["networks"])
+    (raw,) = (one for one in raws if files.DENSE_OF["int8"] in one["networks"])
     for sample in raw["samples"]:
         kinds = [operator for _, operator, _ in sample["nodes"]]
         assert "QLinearConv" in kinds

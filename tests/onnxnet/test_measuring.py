@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convsurgeon.onnxnet import standalone
-from convsurgeon.onnxnet.standalone import Clock, Watch, busy_share, read_kernels
+from convsurgeon.onnxnet.measuring import rounds
+from convsurgeon.onnxnet.measuring.clock import Clock, Watch, busy_share
+from convsurgeon.onnxnet.measuring.engine import Engine
+from convsurgeon.onnxnet.measuring.profiles import read_kernels
 
 
 def _stamps(*clocks: tuple[float, float, float, float]) -> np.ndarray:  # type: ignore[type-arg]
@@ -29,7 +31,7 @@ def _log(path: Path, *events: tuple[str, float, float]) -> Path:
 
 def test_waiting_for_the_processor_is_not_a_nodes_time(tmp_path: Path) -> None:
     """Two nodes of 10 ms; the second one waited for 30 ms more, as the notes tell."""
-    watch = Watch(Clock(1, standalone.CPU))
+    watch = Watch(Clock(True))
     watch._noted = [(1000.0 + wall, own) for wall, own in ((10, 10), (15, 15), (45, 15), (50, 20))]
     stamps = _stamps((1000, 0, 1050, 20))
     watch.add(stamps)
@@ -41,7 +43,7 @@ def test_waiting_for_the_processor_is_not_a_nodes_time(tmp_path: Path) -> None:
 
 def test_names_with_escapes_are_read(tmp_path: Path) -> None:
     stamps = _stamps((0, 0, 1, 1))
-    watch = Watch(Clock(2, standalone.CPU))
+    watch = Watch(Clock(False))
     watch.add(stamps)
     name = 'a"b\\c'
     log = _log(tmp_path / "log.json", ("model_run", 0, 900), (f"{name}_kernel_time", 0, 800))
@@ -51,20 +53,24 @@ def test_names_with_escapes_are_read(tmp_path: Path) -> None:
 def test_only_the_last_runs_count(tmp_path: Path) -> None:
     events = [("model_run", 0, 900), ("a_kernel_time", 0, 800), ("model_run", 1000, 300), ("a_kernel_time", 1000, 200)]
     stamps = _stamps((5, 0, 5.3, 0.3))
-    watch = Watch(Clock(2, standalone.CPU))
+    watch = Watch(Clock(False))
     watch.add(stamps)
     ((name, facts, wall, own),) = read_kernels(_log(tmp_path / "log.json", *events), stamps, watch)
     assert (name, facts["op_name"], wall, own) == ("a", "Conv", 0.2, 0.2)  # with two threads the wall clock counts
 
 
 def test_the_processor_time_is_the_calling_threads_own() -> None:
-    clock = Clock(1, standalone.CPU)
+    clock = Engine(1).clock()
     before = clock.read()
     time.sleep(0.05)
     wall, own = np.subtract(clock.read(), before)
     assert wall >= 0.05
     assert own < 0.5 * wall
-    for other in (Clock(2, standalone.CPU), Clock(1, "CUDAExecutionProvider")):
+    for other in (
+        Engine(2).clock(),
+        Engine(1, "CUDAExecutionProvider").clock(),
+        Engine(1, "openvino", {"device_type": "GPU"}).clock(),
+    ):
         wall, own = other.read()
         assert wall == own
 
@@ -73,19 +79,19 @@ def test_rounds_end_when_the_ratio_is_known(monkeypatch: pytest.MonkeyPatch) -> 
     random = np.random.default_rng(0)
 
     def rounds_at(noise: float) -> int:
-        def rounds(sessions: list[tuple[str, float]], _feeds: object, _clock: object, runs: int) -> object:
+        def made_up(sessions: list[tuple[str, float]], _feeds: object, _clock: object, runs: int) -> object:
             def stamps(ms: float) -> np.ndarray:  # type: ignore[type-arg]
                 taken = ms * (1 + noise * random.random(runs))
                 return np.stack([np.zeros((runs, 2)), np.stack([taken, taken], axis=1)], axis=1)
 
             return {name: stamps(ms) for name, ms in sessions}
 
-        monkeypatch.setattr(standalone, "_rounds", rounds)
-        found = standalone._time([("dense", 2.0), ("one", 1.0)], {}, Clock(1, standalone.CPU), 160)
+        monkeypatch.setattr(rounds, "_rounds", made_up)
+        found = rounds.time_rounds([("dense", 2.0), ("one", 1.0)], {}, Clock(True), 160)
         assert {times.shape for times in found.values()} == {(len(found["one"]), 2)}
         return len(found["one"])
 
-    assert 2 * rounds_at(0.001) == standalone._FIRST_RUNS
+    assert 2 * rounds_at(0.001) == rounds._FIRST_RUNS
     assert 2 * rounds_at(1.0) == 160
 
 
@@ -106,8 +112,8 @@ def test_no_place_in_the_round_is_better_than_another() -> None:
             return now[0], now[0]
 
     sessions = [(name, Session(name)) for name in "abcde"]
-    times = standalone._time(sessions, {}, Ticks(1, standalone.CPU), 80)
-    assert {float(standalone._low(one[:, 1])) for one in times.values()} == {1e3}
+    times = rounds.time_rounds(sessions, {}, Ticks(True), 80)
+    assert {float(rounds.low(one[:, 1])) for one in times.values()} == {1e3}
 
 
 @pytest.mark.parametrize("threads", [1, 1000])

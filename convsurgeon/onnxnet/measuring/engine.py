@@ -1,0 +1,181 @@
+"""How a network is run: threads, execution provider and options; and sessions that run it so."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+
+from .clock import Clock, Times, Watch
+from .openvino import OpenVino
+from .profiles import Kernel, read_kernels
+
+CPU = "CPUExecutionProvider"
+OPENVINO = "openvino"
+"""Stands for OpenVINO itself, without onnxruntime."""
+LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_OWN_THREADS = {"OpenVINOExecutionProvider": "num_of_threads", "XnnpackExecutionProvider": "intra_op_num_threads"}
+"""What providers with threads of their own call their number."""
+_SESSION = (
+    *("enable_cpu_mem_arena", "enable_mem_pattern", "enable_mem_reuse"),
+    *("inter_op_num_threads", "use_deterministic_compute"),
+)
+"""Attributes of a session's options that may be set; what has a dot in its name is an entry of its configuration."""
+_SMALLEST = (
+    b'\x08\x07:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
+"""An ONNX file of one ReLU."""
+
+
+class MeasureError(Exception):
+    """The folder is not complete, or the runtime cannot run what is in it."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How networks are run.
+
+    Args:
+        threads: of the runtime.
+        provider: onnxruntime's execution provider, or `OPENVINO`.
+        options: of the provider, of the session, and entries of its configuration, all by their names there.
+        level: of onnxruntime's graph optimisations.
+    """
+
+    threads: int = 1
+    provider: str = CPU
+    options: Mapping[str, Any] = field(default_factory=dict)
+    level: str = "all"
+
+    def __post_init__(self) -> None:
+        given = {name: str(int(one) if isinstance(one, bool) else one) for name, one in self.options.items()}
+        object.__setattr__(self, "options", given)
+
+    def __str__(self) -> str:
+        options = [f"{name}={value}" for name, value in self.options.items()]
+        return ", ".join([f"threads {self.threads}", *([] if self.provider == CPU else [self.provider]), *options])
+
+    def check(self) -> None:
+        """Refuse what this machine lacks, before anything heavy is done.
+
+        Raises:
+            MeasureError: the provider is not there, or refuses its options.
+        """
+        if self.provider == OPENVINO:
+            try:
+                importlib.import_module("openvino")
+            except ImportError as error:
+                raise MeasureError(f"provider 'openvino': {error}; pip install openvino") from None
+        elif self.provider not in ort.get_available_providers():
+            there = ", ".join(ort.get_available_providers())
+            raise MeasureError(
+                f"provider {self.provider!r}: not in this onnxruntime {ort.__version__}, which has {there}; pass one "
+                "of these, or install a build of onnxruntime with it"
+            )
+        if self.provider != CPU or self.options:
+            self.open(_SMALLEST)
+
+    def open(self, model: Path | bytes, log: Path | None = None) -> Any:
+        """Return a session of a file, or of one in memory; the CPU runs the nodes that the provider cannot.
+
+        Args:
+            model: the file.
+            log: beginning of the name of the file that the runtime's profile goes to, if it is to be kept.
+
+        Raises:
+            MeasureError: the runtime cannot load it, or does without the provider.
+        """
+        where = str(model) if isinstance(model, Path) else f"provider {self.provider!r}"
+        runtime = "OpenVINO" if self.provider == OPENVINO else "onnxruntime"
+        try:
+            if self.provider == OPENVINO:
+                return OpenVino(model, self.threads, self.options, profiled=log is not None)
+            source = str(model) if isinstance(model, Path) else model
+            session = ort.InferenceSession(source, self._of_session(log), providers=self.providers(), enable_fallback=0)
+        except Exception as error:  # the runtimes' exceptions share no base class but Exception
+            raise MeasureError(f"{where}: {runtime} cannot load it: {first_line(error)} ({self})") from None
+        if session.get_providers()[0] != self.provider:
+            raise MeasureError(f"{where}: onnxruntime does without {self}: is its device there?")
+        return session
+
+    def clock(self) -> Clock:
+        """Return the clock: a single thread is that which calls, on the CPU."""
+        on_cpu = self.provider in (CPU, OPENVINO, *_OWN_THREADS)
+        return Clock(self.threads == 1 and on_cpu and self.options.get("device_type", "CPU") == "CPU")
+
+    def providers(self) -> list[Any]:
+        """Return the execution providers with their options, as a session takes them.
+
+        Raises:
+            ValueError: an option is none of the session, and the CPU's provider has none.
+        """
+        own = {name: one for name, one in self.options.items() if "." not in name and name not in _SESSION}
+        if self.provider == CPU:
+            if own:
+                raise ValueError(f"{next(iter(own))} is not an option; those without a dot are {', '.join(_SESSION)}")
+            return [CPU]
+        name = _OWN_THREADS.get(self.provider)
+        return [(self.provider, own if name is None else {name: str(self.threads), **own}), CPU]
+
+    def session_entries(self) -> dict[str, str]:
+        """Return the options that are entries of a session's configuration."""
+        return {name: one for name, one in self.options.items() if "." in name}
+
+    def session_attributes(self) -> dict[str, Any]:
+        """Return the options that are attributes of a session's options."""
+        usual = ort.SessionOptions()
+        return {name: type(getattr(usual, name))(int(self.options[name])) for name in _SESSION if name in self.options}
+
+    def _of_session(self, log: Path | None) -> Any:
+        """Return the options of a session."""
+        options = base_options(self.threads, self.session_entries())
+        options.graph_optimization_level = LEVELS[self.level]
+        for name, value in self.session_attributes().items():
+            setattr(options, name, value)
+        if log is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(log)
+        return options
+
+
+def read_profile(session: Any, stamps: Times, watch: Watch) -> list[Kernel]:
+    """Return what every node took in the last runs, and end the profile; see `read_kernels`."""
+    if isinstance(session, OpenVino):
+        return session.end_profiling(stamps)
+    return read_kernels(Path(session.end_profiling()), stamps, watch)
+
+
+def base_options(threads: int | None = None, entries: dict[str, str] | None = None, spinning: bool = True) -> Any:
+    """Return options under which a network runs as it does in use, and does not disturb others that are being timed.
+
+    The runtime's workers spin between the nodes of a run, which decides what short nodes cost. By default they also
+    spin between runs, and take the cores from other sessions; that is left out.
+
+    Args:
+        threads: of the runtime; all cores if not given.
+        entries: of the session's configuration, which take precedence.
+        spinning: whether workers spin.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if threads is not None:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    usual = {"session.intra_op.allow_spinning": str(int(spinning))}
+    usual.update({"session.force_spinning_stop": "1"} if spinning else {})
+    for name, value in {**usual, **(entries or {})}.items():
+        options.add_session_config_entry(name, value)
+    return options
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,131 @@
+"""A folder of networks, timed pass by pass.
+
+A pass opens fresh sessions on the dense network and a few candidates of the same precision, runs them in turns, first
+with the runtime's profiler and then without it, and keeps for every node the mean over its fastest quarter. Times of
+one pass are to be compared with the dense network of the same pass only: the machine may have been busier in another.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .clock import Times, Watch, busy_share
+from .engine import Engine, read_profile
+from .files import DENSE_OF, Raw, dense_of, missing, read_manifest, resume, write_json
+from .place import free_bytes, heat
+from .rounds import effort, low, make_feeds, middle, scatter, time_rounds, watched_rounds
+
+GROUP = 4
+"""Candidates that are open at once, beside the dense network; their results are written together."""
+SECONDS = 0.5
+"""Of a core, spent at most on each network in each pass, and a quarter of it with the profiler."""
+
+_LEAST_RUNS = 4
+_MOST = ((0.25, 30), (1.0, 240))
+"""Share of the seconds, and most runs: with the profiler, and without."""
+_TICK_MS = 1e-3
+"""Of the profiler's clock."""
+_SESSION_BYTES = 1.5e9
+
+Progress = Callable[[str], None]
+
+
+def measure_folder(
+    folder: Path,
+    target: Path,
+    engine: Engine,
+    passes: int,
+    progress: Progress,
+    *,
+    power: str = "",
+    logs: Path | None = None,
+) -> Raw:
+    """Time every network of a folder that the target file does not hold yet, and write the results there bit by bit.
+
+    Args:
+        folder: With the manifest and the networks.
+        target: Where the results are, and go.
+        engine: How the networks are run.
+        passes: Sets of fresh sessions.
+        progress: Called with the label of a network whenever it has been timed in a pass.
+        power: The device's power mode, as its user calls it.
+        logs: A folder for the profiler's files, if not that for temporary ones.
+
+    Raises:
+        MeasureError: The folder or the target is damaged, or a network cannot be run.
+    """
+    manifest = read_manifest(folder)
+    raw = resume(manifest, target, engine, power)
+    for number in range(passes):
+        for group in _groups(manifest, raw, number):
+            raw["samples"] += _group(folder, manifest, group, number, engine, logs)
+            write_json(target, raw)
+            for name in group[1:]:
+                progress(str(manifest["networks"][name]["label"]))
+    return raw
+
+
+def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
+    """Yield what to open together within the memory, the dense network first; that alone if there is no candidate."""
+    networks = manifest["networks"]
+    room = min(_SESSION_BYTES, 0.4 * free_bytes())
+    for dense in DENSE_OF.values():
+        own = [name for name in networks if dense_of(networks[name]) == dense]
+        names = [name for name in missing(manifest, raw, number) if name in own]
+        if len(own) == 1 and all(sample["network"] != dense for sample in raw["samples"]):
+            yield own
+        names = names if number % 2 == 0 else names[::-1]
+        while names:
+            group = [dense, names[0]]
+            for name in names[1:GROUP]:
+                if sum(2.0 * float(networks[one]["weight_bytes"]) + 5e7 for one in (*group, name)) > room:
+                    break
+                group.append(name)
+            yield group
+            names = names[len(group) - 1 :]
+
+
+def _group(folder: Path, manifest: Raw, names: list[str], number: int, engine: Engine, logs: Path | None) -> list[Raw]:
+    """Time the dense network, which is the first, and some candidates in one pass, by node and in all."""
+    networks, clock, threads = manifest["networks"], engine.clock(), engine.threads
+    with tempfile.TemporaryDirectory(dir=logs) as place:
+        sessions = []
+        for name in names if number % 2 == 0 else names[::-1]:
+            file = networks[name]["file"]
+            sessions.append((name, engine.open(folder / file, Path(place) / file)))
+        feeds = make_feeds(manifest["inputs"])
+        warm = float(np.mean([min(effort(session, feeds, threads) for _ in range(2)) for _, session in sessions]))
+        most = [min(max(int(share * SECONDS / warm), _LEAST_RUNS), limit) for share, limit in _MOST]
+        stamps, watch = watched_rounds(sessions, feeds, clock, most[0])
+        profiles = {name: _profile(session, stamps[name], watch) for name, session in sessions}
+        busy = busy_share(threads)
+        times = time_rounds(sessions, feeds, clock, most[1])
+    samples: list[Raw] = []
+    for name in names:
+        wall, total = (float(low(times[name][:, column])) for column in (0, 1))
+        dense = samples[0]["total_ms"] if samples else total
+        off = max(scatter(times[name][:, 1], times[names[0]][:, 1]))
+        sample = {"pass": number, "network": name, "total_ms": total, "dense_ms": dense, "wall_ms": wall, **heat()}
+        samples.append({**sample, "scatter": off, "busy": busy, "nodes": profiles[name]})
+    return samples
+
+
+def _profile(session: Any, stamps: Times, watch: Watch) -> list[list[Any]]:
+    """Return [name, operator, ms] of every node as executed, over the last runs.
+
+    A node takes what its fastest quarter of runs takes, or its middle half of the processor, if that is less.
+    """
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for name, facts, wall, own in read_profile(session, stamps, watch):
+        times.setdefault((name, str(facts["op_name"])), []).append((wall, own))
+    nodes: list[list[Any]] = []
+    for (name, operator), found in times.items():
+        walls, owns = np.array(found).T
+        taken = max(min(float(low(walls)), middle(owns)), _TICK_MS / 2)
+        nodes.append([name, operator, taken * max(1, round(len(found) / len(stamps)))])
+    return nodes

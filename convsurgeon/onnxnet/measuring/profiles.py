@@ -1,0 +1,64 @@
+"""The runtime's profile: what every node took, by the wall clock and of the processor."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .clock import Times, Watch
+
+Kernel = tuple[str, dict[str, Any], float, float]
+"""Name, facts, and two times in ms."""
+
+KERNEL_EVENT = "_kernel_time"
+"""End of the name of a profiler's event that is the run of one node."""
+
+_WHOLE_RUN = "model_run"
+_EVENT = re.compile(r'"dur"\s*:\s*(\d+),\s*"ts"\s*:\s*(\d+),.*?"name"\s*:\s*"([^"\\]*)"')
+_FACTS = re.compile(r'"(op_name|node_index)"\s*:\s*"([^"\\]*)"')
+
+
+def read_kernels(log: Path, stamps: Times, watch: Watch) -> list[Kernel]:
+    """Return name, facts, and ms by the wall clock and of the processor, of every node that ran in the last runs.
+
+    Args:
+        log: The runtime's profile.
+        stamps: Both clocks before and after these runs, as `Watch.add` takes them.
+        watch: Watched them.
+    """
+    events = list(_read_events(log))
+    whole = sorted((start, taken) for name, _, start, taken in events if name == _WHOLE_RUN)[-len(stamps) :]
+    kernels = [event for event in events if event[0] != _WHOLE_RUN and whole and event[2] >= whole[0][0]]
+    if not kernels:
+        return []
+    starts, walls = np.array([[start, taken] for _, _, start, taken in kernels]).T
+    # from the profiler's clock to ours: a run ends for the profiler just before it ends here
+    behind = min(ended - start - taken for ended, (start, taken) in zip(stamps[:, 1, 0], whole))  # noqa: B905
+    owns = watch.own_ms(starts + behind, walls)
+    return [
+        (name[: -len(KERNEL_EVENT)], facts, float(wall), float(own))
+        for (name, facts, _, _), wall, own in zip(kernels, walls, owns)  # noqa: B905  # Python 3.9
+    ]
+
+
+def _read_events(log: Path) -> Iterator[Kernel]:
+    """Yield name, facts, start and duration in ms of every event of a profile that is a run, or a node of one.
+
+    The runtime writes one event a line; a whole profile is too long to be parsed at once.
+    """
+    with log.open(encoding="utf-8") as lines:
+        for line in lines:
+            if KERNEL_EVENT in line or _WHOLE_RUN in line:
+                found, facts = _EVENT.search(line), dict(_FACTS.findall(line))
+                if found is None:  # a name with escapes, or another order
+                    event = json.loads(line.rstrip().rstrip(","))
+                    taken, start, name, facts = event["dur"], event["ts"], str(event["name"]), event["args"]
+                else:
+                    taken, start, name = found.groups()
+                if name == _WHOLE_RUN or name.endswith(KERNEL_EVENT):
+                    yield name, facts, 1e-3 * float(start), 1e-3 * float(taken)

@@ -1,0 +1,78 @@
+"""How networks are run: providers and options that are there, and a sentence for those that are not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+from convsurgeon.base.errors import LatencyError
+from convsurgeon.onnxnet.measuring.engine import CPU, OPENVINO, Engine
+from convsurgeon.onnxnet.session import check_engine
+from tests.onnx.small import conv_stack
+
+OPTIONS = {
+    "session.intra_op.allow_spinning": "0",
+    "mlas.enable_gemm_fastmath_arm64_bfloat16": True,
+    "enable_cpu_mem_arena": False,
+    "inter_op_num_threads": 2,
+}
+
+
+def test_options_go_where_the_runtime_wants_them() -> None:
+    made = Engine(3, options=OPTIONS)._of_session(None)
+    assert made.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert made.get_session_config_entry("mlas.enable_gemm_fastmath_arm64_bfloat16") == "1"
+    assert (made.enable_cpu_mem_arena, made.inter_op_num_threads, made.intra_op_num_threads) == (False, 2, 3)
+    check_engine(Engine(options=OPTIONS))
+
+
+def test_providers_get_their_options_and_the_number_of_threads() -> None:
+    options = {"device_type": "CPU", "session.x": 1, "enable_mem_pattern": 0}
+    found = Engine(2, "OpenVINOExecutionProvider", options).providers()
+    assert found == [("OpenVINOExecutionProvider", {"num_of_threads": "2", "device_type": "CPU"}), CPU]
+    found = Engine(2, "XnnpackExecutionProvider", {"intra_op_num_threads": 1}).providers()
+    assert found == [("XnnpackExecutionProvider", {"intra_op_num_threads": "1"}), CPU]
+
+
+@pytest.mark.parametrize(
+    ("engine", "named"),
+    [
+        (Engine(1, "NoProvider"), r"NoProvider.*CPUExecutionProvider"),
+        (Engine(1, CPU, {"use_arena": 0}), "use_arena"),
+        (Engine(1, CPU, {"enable_mem_reuse": "perhaps"}), "perhaps"),
+        (Engine(0), "threads=0"),
+        (Engine(1, level="fastest"), "fastest"),
+    ],
+)
+def test_what_is_not_here_is_refused_with_what_is(engine: Engine, named: str) -> None:
+    with pytest.raises(LatencyError, match=named) as error:
+        check_engine(engine)
+    assert "\n" not in str(error.value)
+
+
+def test_openvino_that_is_not_installed_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(LatencyError, match=r"openvino.*pip install openvino"):
+        check_engine(Engine(1, OPENVINO))
+
+
+@pytest.mark.parametrize("provider", [OPENVINO, "OpenVINOExecutionProvider", "XnnpackExecutionProvider"])
+def test_other_runtimes_compute_the_same(provider: str, tmp_path: Path) -> None:
+    if provider == OPENVINO:
+        pytest.importorskip("openvino")
+    elif provider not in ort.get_available_providers():
+        pytest.skip(f"this onnxruntime lacks {provider}")
+    engine, file = Engine(1, provider), conv_stack(tmp_path / "a.onnx", 3)
+    check_engine(engine)
+    session = Engine().open(file)
+    feed = {session.get_inputs()[0].name: np.random.default_rng(0).random(session.get_inputs()[0].shape, np.float32)}
+    for found, wanted in zip(engine.open(file).run(None, feed), session.run(None, feed), strict=True):
+        assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
+    with pytest.raises(LatencyError, match="nonsense"):
+        check_engine(Engine(1, provider, {"nonsense": "1"}))
+    with pytest.raises(LatencyError, match="GPU"):
+        check_engine(Engine(1, provider, {"device_type": "GPU"}))
