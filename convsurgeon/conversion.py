@@ -8,6 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
 from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
+from convsurgeon.runtime.threads import only_free_cores
 from convsurgeon.search.goal import Budget, Goal, Within
 from convsurgeon.search.outcome import Outcome, describe_speed
 from convsurgeon.search.outlook import describe_outlook
@@ -164,7 +166,7 @@ def convert(
             which the report says; False takes the weights alone, which at low rank is not enough.
         forms: what convs may become: a list of candidates; by hand a mapping of names or globs to a form, or None for
             dense; or a whole plan.
-        policy: which sites may be changed; the default leaves the stem alone, unless milliseconds decide.
+        policy: which sites may be changed; by default all, without a search (`forms` by hand) all but the stem.
         goal: what is asked for: a `Budget`, or the fastest network `Within` a tolerance.
         runtime: where the network will run: threads, precision, provider, or a device's latency table.
         minutes: after which a search for the fastest network tries no further plan; Ctrl-C, too, takes the best so far.
@@ -193,8 +195,9 @@ def convert(
     ends = math.inf if minutes is None else began + 60 * minutes
     call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, seed, progress, ends)
     say(f"looking at {'the file' if isinstance(model, str | os.PathLike) else type(model).__name__}", show=progress)
-    many = processes.size() > 1
-    result = _receive(model, example, call) if many else call.run(capture_in_rows(model, example))
+    with nullcontext() if calibration is False else only_free_cores():
+        many = processes.size() > 1
+        result = _receive(model, example, call) if many else call.run(capture_in_rows(model, example))
     seconds, processor_seconds = time.monotonic() - began, time.process_time() - worked
     report = dataclasses.replace(result.report, seconds=seconds, processor_seconds=processor_seconds)
     return dataclasses.replace(result, report=report)

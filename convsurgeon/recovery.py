@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from convsurgeon.graph.subgraphs import operators_without_gradient
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import as_exported, learn_rounded
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.runtime.threads import only_free_cores
 
 SYNTHETIC = 1024
 """Images that are made up at most."""
@@ -86,7 +88,8 @@ def recover(
     recipe = dataclasses.replace(recipe, precision=recipe.precision or result.precision)
     _check(result)
     check_run(run, resume)
-    with kept_chance(), keep_state(result.original):
+    threads = nullcontext() if run else only_free_cores()  # a run is resumed to the bit, which the threads decide
+    with kept_chance(), keep_state(result.original), threads:
         given = _synthetic(result, recipe, progress) if images is None else images
         job = _Job(result, given, recipe)
         folder = None if run is None else RunFolder(run, _settings(result, job))

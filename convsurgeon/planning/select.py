@@ -3,7 +3,8 @@
     kernel_size(3, 5) & min_channels(32) & ~named(conv1, layer4.*)
 
 A policy prints as the text it is read from, `parse(str(policy)) == policy`. Any function of a site is a policy too. The
-stem stays dense unless a policy asks for it: by its exact name, with `stem()` or with `everything()`.
+stem stays dense unless a policy asks for it: by its exact name, with `stem()` or with `everything()`, which is what a
+search begins with.
 """
 
 from __future__ import annotations

@@ -215,15 +215,13 @@ def open_study(
         data: images, or None.
         runtime: where it will run.
         forms: candidates for every site.
-        policy: which sites may be changed; None leaves the stem alone, unless milliseconds decide.
+        policy: which sites may be changed; all by default.
         allow_growth: whether a form may have more MACs or parameters than the conv; milliseconds decide then.
         seed: of what is drawn.
         progress: whether to show progress.
         ends: when the search must come to an end, as `time.monotonic` tells.
     """
     kernels = kernels_of(seen)
-    if policy is None and allow_growth:
-        policy = everything()
-    base = plan_captured(seen, forms, policy, allow_growth, kernels)
+    base = plan_captured(seen, forms, everything() if policy is None else policy, allow_growth, kernels)
     options = candidates(base, kernels, forms, allow_growth)
     return Study(seen, data, runtime, base, options, seed, progress, ends=ends)

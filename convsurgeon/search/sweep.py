@@ -28,6 +28,7 @@ from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.runtime import Runtime
+from convsurgeon.runtime.threads import only_free_cores
 from convsurgeon.search.goal import Budget, Metric, measure
 from convsurgeon.search.problem import Problem
 from convsurgeon.search.study import open_study
@@ -151,6 +152,7 @@ def check_drawable(path: str | os.PathLike[str]) -> None:
 
 
 @in_normal_mode
+@only_free_cores()
 def sweep(
     model: Model,
     example: object = None,

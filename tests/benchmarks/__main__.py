@@ -25,6 +25,7 @@ NAMES = (
     "int8",
     "popular",
     "networks",
+    "alternatives",
     "files",
     "conversion_time",
     "verdict",

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import random
 import re
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -66,6 +67,11 @@ def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
     """Return what a function of a module gives in a process of its own, so that its peak of memory is its own too."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def processor_seconds() -> float:
+    """Return what this process and those that it waited for have used."""
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def memory_mb(field: str) -> float:

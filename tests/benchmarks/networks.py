@@ -11,32 +11,25 @@ may be of several revisions, which they name.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
 import os
 import re
-import resource
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.report.sentence import sentence
 from tests.benchmarks.cases import add_networks, add_seeds
-from tests.benchmarks.measure import compare_files, compare_models, in_fresh_process, memory_mb, saving
+from tests.benchmarks.measure import compare_models, in_fresh_process, memory_mb, processor_seconds, saving
 from tests.benchmarks.runner import Row, revision
 from tests.benchmarks.subjects import SUBJECTS, Subject
 
-ALTERNATIVES = ("weights alone", "int8 of onnxruntime")
 _TOLD = re.compile(
     r"do not (fit|show)|not the network's|decisions|loses|lost|of the classes|synthesised", re.IGNORECASE
 )
@@ -47,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_networks(parser, list(SUBJECTS), list(SUBJECTS))
     add_seeds(parser)
     parser.add_argument("--within", nargs="*", default=[], metavar="network", help="also Within(metric=...) on these")
-    parser.add_argument("--others", nargs="*", default=[], metavar="network", help="also the alternatives on these")
     parser.add_argument("--pairs", type=int, default=50, help="of the measurement afterwards")
     parser.add_argument("--resume", action="store_true", help="keep the rows that the JSON file holds")
 
@@ -57,7 +49,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     held = json.loads(options.out.read_text())["rows"] if options.resume and options.out.exists() else []
     kept = {(row["network"], row["seed"], row["goal"]): row for row in held}
     for name in options.networks:
-        goals = ["default", *["within"] * (name in options.within), *ALTERNATIVES * (name in options.others)]
+        goals = ["default", *["within"] * (name in options.within)]
         for seed, goal in ((seed, goal) for seed in options.seeds for goal in goals):
             row = kept.get((name, seed, goal))
             yield row or in_fresh_process(convert, name, seed, goal, options.threads, options.pairs)
@@ -84,8 +76,6 @@ def convert(name: str, seed: int, goal: str, threads: int, pairs: int) -> Row:
         warnings.simplefilter("always")
         os.environ["CONVSURGEON_CACHE"] = cache
         try:
-            if goal in ALTERNATIVES:
-                return row | _alternative(goal, subject, pairs)
             row |= _converted(subject, seed, goal, pairs)
         except cs.ConvSurgeonError as error:
             return row | {"refused": f"{type(error).__name__}: {error}"}
@@ -110,15 +100,15 @@ def _misled(row: Row, subject: Subject) -> str:
 
 def _converted(subject: Subject, seed: int, goal: str, pairs: int) -> Row:
     """Return what a conversion gives: the default's, or within what may be lost of a metric on other test images."""
-    started, model, images, batches = _processor_seconds(), subject.make(), subject.images(seed), list(subject.test())
+    started, model, images, batches = processor_seconds(), subject.make(), subject.images(seed), list(subject.test())
     wanted = None
     if goal == "within":
         given, batches = batches[::2], batches[1::2]
         wanted = cs.Within(subject.metric.allowed, metric=lambda one: measure_metric(subject, one, given))
-    example = _example(subject, images)
+    example = sample_of(subject, images)
     result = cs.convert(model, example, calibration=images, goal=wanted, seed=seed, progress=False)
-    row = saving(result) | {"processor s": round(_processor_seconds() - started), "peak MB": round(memory_mb("VmHWM"))}
-    row |= _judged(subject, model, result.model.eval(), batches)
+    row = saving(result) | {"processor s": round(processor_seconds() - started), "peak MB": round(memory_mb("VmHWM"))}
+    row |= judged(subject, model, result.model.eval(), batches)
     report, said = result.report, sentence(result.report)
     found = re.search(r"(\d+\.\d+) times as fast", said)
     row["claimed"] = float(found[1]) if found and result.changes else 1.0
@@ -129,56 +119,9 @@ def _converted(subject: Subject, seed: int, goal: str, pairs: int) -> Row:
     return row | {"notes": list(report.notes), "trials": report.tried.records()}
 
 
-def _example(subject: Subject, images: Tensor) -> Tensor:
+def sample_of(subject: Subject, images: Tensor) -> Tensor:
+    """Return what a network is timed with."""
     return images[:1] if images.shape[1:] == subject.shape[1:] else torch.zeros(subject.shape)
-
-
-def _alternative(goal: str, subject: Subject, pairs: int) -> Row:
-    """Return what something else gives: separable convs from the weights alone, or onnxruntime's own int8."""
-    model, images = subject.make(), subject.images(0)
-    example = _example(subject, images)
-    if goal == ALTERNATIVES[0]:
-        forms = [cs.DepthwiseSeparable(rank=2)]
-        bare = cs.convert(model, example, forms=forms, calibration=False, progress=False)
-        row = saving(bare) | _judged(subject, model, bare.model.eval(), list(subject.test()))
-        return row | compare_models(model, bare.model, example, 1, pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        float_file, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        cs.onnx.export(model, example, float_file)
-        _quantise(float_file, file, images[:100])
-        row = _judged(subject, model, InRuntime(file), list(subject.test()))
-        return row | compare_files(float_file, file, threads=1, pairs=pairs)
-
-
-def _quantise(float_file: Path, file: Path, images: Tensor) -> None:
-    """Write onnxruntime's static int8 of a file, as its documentation recommends it."""
-    quantization = importlib.import_module("onnxruntime.quantization")
-    name = ort.InferenceSession(float_file, providers=["CPUExecutionProvider"]).get_inputs()[0].name
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
-        """Feeds one image at a time."""
-
-        def __init__(self) -> None:
-            self.feeds = ({name: image[None].numpy()} for image in images)
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.feeds, None)
-
-    ready = file.with_name("ready.onnx")
-    quantization.quant_pre_process(str(float_file), str(ready), skip_symbolic_shape=True)
-    quantization.quantize_static(str(ready), str(file), Reader(), per_channel=True)
-
-
-class InRuntime(nn.Module):
-    """A file in onnxruntime, which takes one image at a time."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-
-    def forward(self, x: Tensor) -> Tensor:
-        name = self.session.get_inputs()[0].name
-        return torch.cat([torch.from_numpy(self.session.run(None, {name: one[None].numpy()})[0]) for one in x])
 
 
 @torch.inference_mode()
@@ -188,7 +131,7 @@ def measure_metric(subject: Subject, model: nn.Module, batches: Sequence[tuple[T
 
 
 @torch.inference_mode()
-def _judged(subject: Subject, before: nn.Module, after: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Row:
+def judged(subject: Subject, before: nn.Module, after: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Row:
     """Return the metric before and after, what is lost with its standard error, and what stays."""
     metric, first, second = subject.metric, [], []
     same = asked = noise = power = 0.0
@@ -205,8 +148,3 @@ def _judged(subject: Subject, before: nn.Module, after: nn.Module, batches: Sequ
     kept = f"{100 * same / max(asked, 1):.1f} %" if metric.decide else near
     values = [metric.together(torch.cat(counts)) for counts in (first, second)]
     return {"unit": metric.unit, "before": values[0], "after": values[1], "lost": lost, "±": off, "stay": kept}
-
-
-def _processor_seconds() -> float:
-    """Return what this process and those that it waited for have used."""
-    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
