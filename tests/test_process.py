@@ -10,6 +10,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -251,3 +252,38 @@ def test_conversions_in_several_threads_are_what_they_are_alone() -> None:
         together = list(pool.map(lambda model: _convert(model, goal=cs.Budget(macs=0.6)).model.state_dict(), models))
     _assert_same(together, alone)
     assert (nn.Module.__call__, nn.Module.__getattr__) == before
+
+
+def test_where_python_may_recurse_little_it_ends() -> None:
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(200)
+    try:
+        with ThreadPoolExecutor(1) as pool:  # with a stack of its own, not pytest's
+            assert pool.submit(_convert, _model(), forms=FORMS).result(timeout=200).changes
+    finally:
+        sys.setrecursionlimit(before)
+
+
+EVERY_WARNING = """
+import sys
+import torch
+from torch import nn
+import convsurgeon as cs
+from convsurgeon.cli.main import main
+
+images = torch.randn(24, 3, 12, 12)
+model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+for goal in (None, cs.Budget(macs=0.6)):
+    result = cs.convert(model, images[:1], calibration=images, goal=goal)
+cs.recover(result, images, recipe=cs.Recipe(epochs=1))
+cs.export(result, sys.argv[1] + "/out", int8=True, calibration=images, pairs=0)
+cs.convert(sys.argv[1] + "/out/original.onnx", calibration=images, forms=[cs.DepthwiseSeparable(rank=1)])
+sys.exit(main(["inspect", sys.argv[1] + "/out/model.onnx"]))
+"""
+
+
+def test_nothing_warns_even_while_it_is_imported(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-c", EVERY_WARNING, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr

@@ -107,6 +107,7 @@ def scales(answers: Sequence[Sequence[Tensor]]) -> list[list[Scale]]:
         answers: what the original is judged at for some batches.
     """
     found = []
+    _check_numbers([len(answer) for answer in answers])
     for column in zip(*answers, strict=True):
         sizes: dict[torch.Size, _Moments] = {}
         for values in column:
@@ -114,6 +115,16 @@ def scales(answers: Sequence[Sequence[Tensor]]) -> list[list[Scale]]:
         largest = max(sizes.values(), key=lambda one: one.images)
         found.append([Scale(axis, 1 / torch.where(own == 0, 1.0, own)) for axis, own in largest.variances()])
     return found
+
+
+def _check_numbers(numbers: Sequence[int]) -> None:
+    """Refuse a network that is judged at another number of tensors for another number of images."""
+    if len(set(numbers)) > 1:
+        few, many = min(numbers), max(numbers)
+        raise CalibrationError(
+            f"output: the network picks from {few} tensors in one batch and from {many} in another, as where "
+            "it decides image by image; have forward return what it decides from, and decide outside of it"
+        )
 
 
 def weigh(values: Tensor, axes: Sequence[Scale]) -> Tensor:
@@ -136,6 +147,7 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor], own: Seque
         CalibrationError: there is nothing to compare, or they have different shapes.
     """
     parts = []
+    _check_numbers([len(wanted), len(own)])
     for (one, two), axes in zip(pair_outputs(wanted, found), own, strict=True):
         dtype = torch.promote_types(one.dtype, torch.float32)
         squared = (two.to(dtype) - one.to(dtype)).square()

@@ -11,6 +11,7 @@ Law: in every pass the sites and everything else add up to the whole network.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,9 +69,7 @@ def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
     for sample in raw.samples:
         found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, alone, Counter(layout)))
     rows = {(site, ""): _row(site, None, found[raw.dense[0].network]) for site in raw.sites}
-    if rows and not any(row.ms for row in rows.values() if row.site not in raw.barred):
-        version = raw.machine.get("onnxruntime", "?")
-        raise LatencyError(f"no conv was recognised among the nodes of onnxruntime {version}; use another version")
+    _check_recognised({row.site: row.ms for row in rows.values() if row.site not in raw.barred}, raw)
     for key, passes in found.items():
         for site, values in raw.networks[key].forms.items():
             try:
@@ -79,6 +78,20 @@ def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
                 raise LatencyError(f"{site}: its form is damaged ({error}); measure again") from error
             rows.setdefault((site, form.label), _row(site, form, passes))
     return tuple(rows.values())
+
+
+def _check_recognised(times: Mapping[str, float], raw: Measurements) -> None:
+    """Refuse or warn where sites have no time, as with a runtime that calls its nodes something else."""
+    silent = [site for site, ms in times.items() if not ms]
+    if not silent:
+        return
+    version = raw.machine.get("onnxruntime", "?")
+    if len(silent) == len(times):
+        raise LatencyError(f"no conv was recognised among the nodes of onnxruntime {version}; use another version")
+    text = (
+        f"{', '.join(silent[:3])}: not recognised among the nodes of onnxruntime {version}, so nothing is gained there"
+    )
+    warnings.warn(text, stacklevel=3)
 
 
 def _row(site: str, form: Form | None, passes: Sequence[Mapping[str, float]]) -> Row:

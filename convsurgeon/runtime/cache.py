@@ -38,7 +38,7 @@ def cache_file(folder: str | Path | None, seen: Capture, engine: Engine, precisi
     Where it cannot be written, give a copy that is gone afterwards.
 
     Raises:
-        WriteError: the folder cannot be made.
+        WriteError: a folder that was asked for cannot be made.
     """
     place = _cache_folder() if folder is None else Path(folder)
     here = {name: value for name, value in machine(engine.provider).items() if name != "load"}
@@ -46,11 +46,10 @@ def cache_file(folder: str | Path | None, seen: Capture, engine: Engine, precisi
     target = place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
     try:
         place.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # a NUL in it
-        raise WriteError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
-    try:
         tempfile.TemporaryFile(dir=place).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a NUL in it
+        if folder is not None and not place.exists():
+            raise WriteError(f"{place}: cannot be made ({reason(error)}); pass another cache folder") from error
         with scratch() as instead:
             copy = instead / target.name
             if target.exists():
@@ -98,10 +97,14 @@ def _cache_folder() -> Path:
     """Return the user's folder: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
     if own := os.environ.get("CONVSURGEON_CACHE"):
         return Path(own)
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one, as in containers
+        home = Path(tempfile.gettempdir())
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
+        base = home / "Library" / "Caches"
     else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
     return base / "convsurgeon"

@@ -166,3 +166,14 @@ def test_digits_that_decide_keep_their_accuracy(decide: str) -> None:
     better = cs.recover(result, images, recipe=cs.Recipe(epochs=1), progress=False).report.recovery
     assert better is not None
     assert better.after.error <= better.before.error
+
+
+def test_decisions_image_by_image_are_one_line() -> None:
+    class Words(nn.Conv2d):
+        def forward(self, x: Tensor) -> list[str]:  # type: ignore[override]
+            return ["yes" if value > 0 else "no" for value in super().forward(x).mean((1, 2, 3))]
+
+    model, images = nn.Sequential(nn.Conv2d(3, 8, 3), Words(8, 8, 1)).eval(), torch.randn(40, 3, 8, 8)
+    forms = {"0": cs.DepthwiseSeparable(rank=1)}
+    with pytest.raises(cs.errors.CalibrationError, match="picks from"):
+        cs.recover(cs.convert(model, images[:1], calibration=images, forms=forms), images, recipe=cs.Recipe(epochs=1))

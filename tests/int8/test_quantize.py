@@ -163,6 +163,16 @@ def test_a_residual_network_with_branches(tmp_path: Path) -> None:
     assert done.agreement > 0.7
 
 
+def test_an_interrupt_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convsurgeon.int8.quantize.measure_agreement", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(plain, tmp_path / "small.onnx", [images()])
+    assert not list(tmp_path.iterdir())
+
+
 def test_refusals(plain: Path, tmp_path: Path) -> None:
     target = tmp_path / "int8.onnx"
     with pytest.raises(ExportError, match=r"calibration: does not fill one batch of x \[1, 3, 12, 12\]"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import json
@@ -64,6 +65,22 @@ def test_what_is_of_another_kind_is_named(place: tuple[Any, ...], value: object,
     (tmp_path / "device.json").write_text(json.dumps(_with(place, value)))
     with pytest.raises(cs.errors.LatencyError, match=rf"device\.json: .*{message}"):
         LatencyTable.load(tmp_path / "device.json")
+
+
+@pytest.mark.parametrize(("name", "recognised"), [("node-1_fused_anew", True), ("fused_7", False)])
+def test_nodes_that_the_runtime_renames_are_recognised_or_told(name: str, recognised: bool) -> None:
+    raw = copy.deepcopy(DEVICE)
+    raw["sites"].append("tail")
+    for network in raw["networks"].values():
+        network["nodes"][1] = ["Conv", "tail", "tail", -1]
+    raw["networks"].pop("one")
+    raw["samples"] = raw["samples"][:1]
+    raw["samples"][0]["nodes"].insert(1, [name, "Conv", 0.3])
+    found = parse_measurements(raw).select("fp32")
+    with contextlib.nullcontext() if recognised else pytest.warns(UserWarning, match="tail"):
+        rows = {row.site: row.ms for row in attribute(found)}
+    assert bool(rows["tail"]) is recognised
+    assert rows["body"] > 0
 
 
 times = st.floats(1e-4, 10.0)
