@@ -107,6 +107,15 @@ def test_outputs_in_a_mapping_and_weights_without_a_plan(tmp_path: Path) -> None
     assert torch.equal(fresh(X)["logits"], result.model(X)["logits"])
 
 
+def test_the_frames_of_a_video_are_run_as_a_batch() -> None:
+    class Video(nets.Plain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)
+
+    result = _convert(Video().eval(), torch.randn(1, 4, 3, 12, 12), torch.randn(8, 4, 3, 12, 12))
+    assert set(result.changes) == {"body", "down"}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_quantised_linear_layer_may_follow_fitted_convs() -> None:
     assert _convert(torch.ao.quantization.quantize_dynamic(nets.Plain().eval())).changes

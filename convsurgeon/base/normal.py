@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from convsurgeon.base.errors import ResourceError
+from convsurgeon.base.errors import ConvSurgeonError, ResourceError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LOCK = threading.RLock()
@@ -43,8 +43,11 @@ def in_normal_mode(function: F) -> F:
         with normal_mode():
             try:
                 return function(*args, **kwargs)
-            except (MemoryError, OSError, RuntimeError) as error:
-                check_resources(error)
+            except (MemoryError, OSError, RuntimeError, ConvSurgeonError) as error:
+                cause: BaseException | None = error
+                while cause is not None and not isinstance(cause, ResourceError):
+                    check_resources(cause)
+                    cause = cause.__cause__
                 raise
 
     return cast(F, run)

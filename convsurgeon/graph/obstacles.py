@@ -195,7 +195,7 @@ def _computed_by(layer: nn.Module) -> str:
 def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
     """Return why a layer computes something else than its plain class; empty if it does not."""
     if any(name in vars(layer) for name in ("forward", "_conv_forward")):
-        return "its forward is replaced on the instance"
+        return "its forward is replaced on the instance, as by hooks of accelerate (remove_hook_from_module)"
     for cls in type(layer).__mro__:
         if cls is plain:
             return ""
