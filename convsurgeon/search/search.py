@@ -138,7 +138,7 @@ def _go_by_the_clock(study: Study, goal: Within, trials: list[Trial]) -> list[Tr
     for _ in range(MOST_TIMINGS):
         timed = dataclasses.replace(best, network=time_plan(study, best.plan).network)
         trials = [timed if trial is best else trial for trial in trials]
-        if timed.network is None or timed.agrees or time.monotonic() + timed.seconds > study.ends:
+        if timed.network is None or timed.agrees or _is_over(study, trials, timed.seconds):
             break
         assert study.table is not None
         study = study.with_table(CorrectedTable.of(study.table, timed.plan, timed.network))
@@ -171,7 +171,7 @@ def _search_on(study: Study, goal: Within, timed: Trial, trials: list[Trial]) ->
         place = predict(table, trial.plan) / table.total_ms
         if not trial.good_enough and bracket.bad < place < share:
             bracket = bracket.narrowed(place, goal.spent(trial.value), enough=False)
-    if not first.good_enough or bracket.closed:
+    if not first.good_enough or bracket.closed or _is_over(study, [*trials, first], first.seconds):
         return [first]
     return [first, *_close_in(study, goal, bracket, first, MOST_TRIALS_MORE)]
 
@@ -214,10 +214,7 @@ def _close_in(
             if bracket.closed or len(trials) == most:
                 return None
             following = Aim.at(study, goal, bracket, trial)
-            if time.monotonic() + trial.seconds < study.ends:
-                return following
-            study.remarks.append(_remark("The time for the search was up", trials, following))
-            return None
+            return None if _is_over(study, trials, trial.seconds, following) else following
 
         try:
             run_trials(Aim.at(study, goal, start, last), attempt, narrow, most)
@@ -227,6 +224,14 @@ def _close_in(
             say("the search ends with the best plan so far; Ctrl-C once more ends everything", show=study.progress)
             study.remarks.append(_remark("The search was interrupted", trials))
         return trials
+
+
+def _is_over(study: Study, trials: list[Trial], seconds: float, following: Aim | None = None) -> bool:
+    """Return whether there is no time for another trial of so many seconds, which the study then remarks."""
+    if time.monotonic() + seconds < study.ends:
+        return False
+    study.remarks.append(_remark("The time for the search was up", trials, following))
+    return True
 
 
 def _remark(why: str, trials: list[Trial], following: Aim | None = None) -> str:

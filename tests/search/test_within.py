@@ -6,8 +6,10 @@ import dataclasses
 import itertools
 import math
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -392,6 +394,24 @@ def test_an_interrupt_before_there_is_a_network_ends_the_call(monkeypatch: pytes
     _never_close(monkeypatch, stop_at=1)
     with pytest.raises(KeyboardInterrupt):
         converted(MadeUpTable(), cs.Within(0.5))
+
+
+def test_minutes_bound_the_search_after_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = 0.0
+
+    class Slow(MadeUpTable):
+        def time(self, *given: Any, **choices: Any) -> Any:
+            nonlocal late
+            late = 3600.0
+            return super().time(*given, **choices)
+
+    tables = [kind(beside=(1.0, 1.5, 1.0)) for kind in (MadeUpTable, Slow)]
+    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    free, bound = (converted(table, cs.Within(0.5), minutes=60) for table in tables)
+    assert [table.timed > 1 for table in tables] == [True, False]
+    assert free.changes
+    assert bound.changes
+    assert [any("time for the search" in note for note in one.report.notes) for one in (free, bound)] == [False, True]
 
 
 def test_minutes_bound_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
