@@ -25,14 +25,14 @@ Metric = Callable[[nn.Module], float]
 DEFAULT_ERROR = 0.003
 """Relative error of the output on held-out images that the default allows."""
 
-DEFAULT_ERROR_CLASSES = 0.03
+DEFAULT_ERROR_CLASSES = 0.015
 """The same of scores over classes, one for each image, of which only the largest matters."""
 
 DEFAULT_ERROR_ADDED = 0.002
 """The same, relative to what the network adds, where that is next to nothing beside its input; between the two where it
 is more."""
 
-DEFAULT_DECISIONS = 0.0075
+DEFAULT_DECISIONS = 0.004
 """Share of right decisions that the default may lose, by the original's own probabilities (see `graph.decisions`)."""
 
 DEFAULT_LOSS = {"higher": 0.003, "lower": 0.02}
