@@ -6,6 +6,7 @@ The table "With other packages" in `examples/guide.md` says the same.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def test_a_model_of_transformers_is_saved_and_built_again(tmp_path: Path) -> Non
         result.model.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="from_pretrained"):
         copy.deepcopy(result.model).resnet.save_pretrained(tmp_path / "part")
+    assert torch.equal(pickle.loads(pickle.dumps(result.model))(example).logits, result.model(example).logits)
     built = cs.rebuild(type(original)(original.config).eval(), result.plan, tmp_path / "model.safetensors")
     assert torch.equal(built(example).logits, result.model(example).logits)
     assert cs.onnx.export(result.model, example, tmp_path / "net.onnx").parity.passed

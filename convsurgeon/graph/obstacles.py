@@ -39,7 +39,7 @@ def check_model(model: object) -> None:
         where, kind = f"model: {name or 'it'}", type(module)
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise CaptureError(
-                f"{where} is compiled (torch.compile, compile()); pass the model as before, compile the result"
+                f"{where} is compiled (torch.compile, compile()); pass the model from before, and compile the result"
             )
         if isinstance(module, jit.ScriptModule):
             raise CaptureError(f"{where} is a TorchScript module, whose layers are compiled; put back the original")
@@ -186,10 +186,8 @@ def _computed_by(layer: nn.Module) -> str:
     hooks = [type(hook) for hook in layer._forward_pre_hooks.values()]
     if any(issubclass(kind, prune.BasePruningMethod) for kind in hooks):
         return "a pruning mask; call torch.nn.utils.prune.remove(layer, 'weight') first"
-    return (
-        f"a hook ({', '.join(kind.__name__ for kind in hooks)}); call torch.nn.utils.remove_weight_norm or "
-        "remove_spectral_norm on it first"
-    )
+    names = ", ".join(kind.__name__ for kind in hooks) or "of its own"
+    return f"a hook ({names}); call torch.nn.utils.remove_weight_norm or remove_spectral_norm on it first"
 
 
 def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
