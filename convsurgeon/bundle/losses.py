@@ -32,6 +32,15 @@ def known_values(result: Result) -> dict[str, float]:
     return known if result.precision == "int8" and result.searched else known | {CONVERTED: after[within.name]}
 
 
+def doubts(result: Result, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the standard errors of the files' metric against the original's, where each image has a value."""
+    within = result.within
+    found = {
+        name: None if within is None else within.doubt(value) for name, value in values.items() if name != ORIGINAL
+    }
+    return {name: doubt for name, doubt in found.items() if doubt is not None}
+
+
 def ask_metric(result: Result, files: Sequence[Quantized]) -> tuple[dict[str, float], tuple[str, ...]]:
     """Return what the user's metric gives for int8 files, nan where it fails on one, and notes on those."""
     within = result.within

@@ -21,7 +21,7 @@ from convsurgeon.base.errors import ExportError, ParityError
 from convsurgeon.base.progress import bar
 from convsurgeon.bundle.int8_files import MIXED, compare_files, make_noise, single_batches, write_int8, write_mixed
 from convsurgeon.bundle.loading import sha256
-from convsurgeon.bundle.losses import allowed_loss, ask_metric, chosen_file, known_values, losses
+from convsurgeon.bundle.losses import allowed_loss, ask_metric, chosen_file, doubts, known_values, losses
 from convsurgeon.bundle.mobile import mobile_check
 from convsurgeon.bundle.recommend import recommend
 from convsurgeon.calibration.dataset import Calibration, images_in
@@ -99,7 +99,8 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
         if request.pairs and len(distinct) + len(quantized) > 1:
             bundle = _recommend(bundle, result, fitted, shown, request)
         steps.update()
-    return dataclasses.replace(bundle, sha256={name: sha256(folder / name) for name in bundle.sizes})
+    sums = {name: sha256(folder / name) for name in bundle.sizes}
+    return dataclasses.replace(bundle, sha256=sums, doubts=doubts(result, bundle.values))
 
 
 def _recommend(

@@ -18,7 +18,8 @@ from convsurgeon.graph.load import load_function, load_model, load_weights
 from convsurgeon.graph.model_files import is_onnx, open_model
 from convsurgeon.planning.linear import linear_as_conv
 from convsurgeon.runtime.runtime import Runtime
-from convsurgeon.search.goal import Goal, Metric, Within
+from convsurgeon.search.goal import Goal, Within
+from convsurgeon.search.metric import Metric
 
 
 def read_model(options: argparse.Namespace) -> tuple[nn.Module, Example]:

@@ -23,7 +23,8 @@ from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill
 from convsurgeon.recovery import recover
 from convsurgeon.runtime.runtime import Runtime
-from convsurgeon.search.goal import Within, measure
+from convsurgeon.search.goal import Within
+from convsurgeon.search.metric import measure
 
 
 def add(commands: Any, name: str) -> None:

@@ -26,7 +26,9 @@ def draw_cards(report: Report, bundle: Bundle | None) -> list[Card]:
         found.append((f"{best.speedup:.2f}×", "as fast as the original", where))
     for metric, before, after in report.metrics:
         shown = after if bundle is None else bundle.values.get(bundle.shown, after)
-        found.append((f"{shown:.4g}", metric, f"{before:.4g} before"))
+        doubt = None if bundle is None else bundle.doubts.get(bundle.shown)
+        sure = f"; the difference is sure to ± {doubt:.2g}, one standard error" if doubt else ""
+        found.append((f"{shown:.4g}", metric, f"{before:.4g} before{sure}"))
     if not report.metrics:
         found += _near_cards(report, bundle)
     if bundle is not None:

@@ -87,7 +87,8 @@ def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
     if report.metrics and (bundle is None or name == CONVERTED or name in bundle.values):
         metric, before, after = report.metrics[-1]
         after = after if bundle is None else bundle.values.get(name, after)
-        return f"{metric} {before:.4g} -> {after:.4g}"
+        doubt = None if bundle is None else bundle.doubts.get(name)
+        return f"{metric} {before:.4g} -> {after:.4g}{f' (± {doubt:.2g})' if doubt else ''}"
     near = None if bundle is None else bundle.near.get(name)
     found: Agreement | Fidelity | None = near or report.fidelity
     if found is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 
 from torch import nn
 
+from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import first_batches
 from convsurgeon.distill.record import Score
@@ -17,10 +18,9 @@ from convsurgeon.fit.fidelity import DECIDES, added_share
 from convsurgeon.graph.decisions import Decisions
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import outputs
-from convsurgeon.graph.state import undisturbed
+from convsurgeon.search.metric import Metric, measure
 
 Amount = float | int | str
-Metric = Callable[[nn.Module], float]
 
 DEFAULT_ERROR = 0.003
 """Relative error of the output on held-out images that the default allows."""
@@ -127,6 +127,7 @@ class Within:
             the error relative to what the network adds to its input. None is the default's tolerance: of a metric
             0.3 % of the original's where higher is better, 2 % where lower is.
         metric: the user's own measure, model -> number. It decides which plan is taken and which file is recommended.
+            It may give one number for each test image instead: then their mean counts, and its standard error is known.
         better: whether a `"higher"` or a `"lower"` metric is better.
 
     Raises:
@@ -144,6 +145,8 @@ class Within:
     """The share of right decisions that may be lost; the search fills it in."""
     usual: bool = field(default=False, repr=False)
     """Whether the tolerance is the default's; the search fills it in."""
+    images: dict[float, Array] = field(default_factory=dict, repr=False, compare=False)
+    """What a metric gave for each image, by the mean; filled in whenever it is asked."""
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
@@ -164,7 +167,7 @@ class Within:
         if self.before is not None:
             return self
         if self.metric is not None:
-            before = measure(self.metric, model)
+            before = measure(self.metric, model, self.images)
             return dataclasses.replace(self, tolerance=self._allow(before), before=before)
         scale = added_share(model, first_batches(held_out, _KIND_IMAGES))
         filled = dataclasses.replace(self, better="lower", scale=scale, before=0.0)
@@ -225,7 +228,7 @@ class Within:
         """
         assert self.metric is not None
         assert self.before is not None
-        value = measure(self.metric, model)
+        value = measure(self.metric, model, self.images)
         if self.lost(value) < -REVERSED * abs(self.before):
             other = "lower" if self.better == "higher" else "higher"
             raise BudgetError(
@@ -233,6 +236,14 @@ class Within:
                 f"original; if {other} is better, pass better={other!r} (--better {other})"
             )
         return value
+
+    def doubt(self, value: float) -> float | None:
+        """Return the standard error of a figure's difference from the original's; None without values of each image."""
+        pair = [self.images.get(one) for one in (self.before, value) if one is not None]
+        if len(pair) < 2 or pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+            return None
+        apart = pair[1] - pair[0]
+        return float(apart.std(ddof=1) / math.sqrt(len(apart)))
 
     def keeps(self, value: float) -> bool:
         """Return whether a figure is good enough."""
@@ -267,25 +278,6 @@ def _classifies(model: nn.Module, batches: Sequence[Example]) -> bool:
 
 
 Goal = Budget | Within
-
-
-def measure(metric: Metric, model: nn.Module) -> float:
-    """Return the user's metric of a model.
-
-    Raises:
-        BudgetError: it is not a finite number.
-    """
-    name = getattr(metric, "__name__", "metric")
-    with undisturbed(model):
-        value = metric(model)
-    try:
-        number = math.nan if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, RuntimeError) as error:  # the last of a tensor of several values
-        size = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-        raise BudgetError(f"{name}: gives a {type(value).__name__}{size}; a metric gives a number") from error
-    if not math.isfinite(number):
-        raise BudgetError(f"{name}: gives {value!r}; a metric gives a finite number")
-    return number
 
 
 def _number_or_text(text: str) -> Amount:

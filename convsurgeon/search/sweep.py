@@ -29,7 +29,8 @@ from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.runtime.threads import only_free_cores
-from convsurgeon.search.goal import Budget, Metric, measure
+from convsurgeon.search.goal import Budget
+from convsurgeon.search.metric import Metric, measure
 from convsurgeon.search.problem import Problem
 from convsurgeon.search.study import open_study
 

@@ -209,6 +209,6 @@ def _notes(models: list[ModelProto], machine: Machine, threads: int) -> tuple[st
     if machine.load + threads > machine.cores:
         notes.append(
             f"note: load {machine.load:.1f} on {machine.cores} cores when it began; "
-            "p50 and p90 hold what other programs took"
+            "p50 (the median) and p90 hold what other programs took"
         )
     return tuple(notes)
