@@ -15,6 +15,7 @@ from convsurgeon.base.errors import CaptureError, LoadError, first_line, reason
 from convsurgeon.base.files import read_bytes
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import FileInput
+from convsurgeon.onnxnet.rows import put_in_rows
 from convsurgeon.onnxnet.session import BLOCKED_DOMAIN, OPTIMISED
 
 OLDEST = 7
@@ -89,6 +90,7 @@ def read_source(path: str | Path) -> SourceFile:
         if places:
             onnx.load_external_data_for_model(model, str(place.parent))
         proto.normalise(model.graph)
+        put_in_rows(model.graph, proto.opset_of(model))
     except Exception as error:  # the checker's errors share no base class
         raise LoadError(f"{place}: is not a valid ONNX file: {first_line(error)}; export it again") from error
     _check_operators(place, model)
