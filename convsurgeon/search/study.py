@@ -129,16 +129,16 @@ class Study:
         The first trial tells how scores and errors go together. What a later one has too much or too little is put down
         to the sites that no earlier one changed in this way, as far as they are a good part of the plan.
         """
-        made = {(change.name, change.form.label) for change in plan.changes.values()}
-        old, new = (sum(self.scores[key] for key in keys) for keys in (made & self.tried, made - self.tried))
+        made = [(change.name, change.form.label) for change in plan.changes.values()]
+        old, new = (sum(self.scores[key] for key in made if (key in self.tried) == known) for known in (True, False))
         if old + new <= 0 or not math.isfinite(error):
             return
-        blamed = {name for name, _ in made - self.tried} if self.tried else set(self.options)
+        blamed = {name for name, label in made if (name, label) not in self.tried} if self.tried else set(self.options)
         to_new = new**2 / (new**2 + (_KNOWN * old) ** 2)
         apart = error - old - new
         for key, score in self.scores.items():
             if key in self.tried:
-                self.scores[key] = score * (1 + (1 - to_new) * apart / old if key in made else 1)
+                self.scores[key] = score * (max(1 + (1 - to_new) * apart / old, _KNOWN) if key in made else 1)
             elif key[0] in blamed:
                 self.scores[key] = score * max(1 + to_new * apart / new, _KNOWN) if new else score
         self.tried.update(made)
