@@ -273,6 +273,7 @@ def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
         BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)),
         RuntimeError("can't start new thread"),
+        OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
     ],
 )
 def test_what_the_system_refuses_is_one_line(error: Exception) -> None:

@@ -55,7 +55,7 @@ class ParityError(ExportError):
 
 
 class ResourceError(ConvSurgeonError):
-    """The system refuses memory, processes or threads."""
+    """The system refuses memory, processes, threads or files."""
 
 
 class LatencyError(ConvSurgeonError):

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from convsurgeon.base.errors import WriteError, reason
 
 _OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "._")
 """How the names of files begin that a file manager leaves in a folder that somebody looked into."""
+_FULL_BYTES = 1 << 18
+"""A disk with less free space is full."""
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -48,14 +52,39 @@ def scratch() -> Iterator[Path]:
     """Give a temporary folder, and delete it at the end.
 
     Raises:
-        WriteError: the system has no place for one.
+        WriteError: the system has no place for one, or something failed inside the block and the disk is full.
     """
     try:
         held = tempfile.TemporaryDirectory(prefix="convsurgeon-", ignore_cleanup_errors=True)
     except OSError as error:
         raise WriteError(f"no temporary folder can be made ({reason(error)}); set TMPDIR to one") from error
     with held as folder:
-        yield Path(folder)
+        try:
+            yield Path(folder)
+        except Exception as error:  # as others' code has it, onnxruntime's "protobuf serialization failed" among them
+            if shutil.disk_usage(folder).free > _FULL_BYTES:
+                raise
+            place = tempfile.gettempdir()
+            raise WriteError(
+                f"{place}: there is no space for temporary files; set TMPDIR to a larger folder"
+            ) from error
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Give a temporary file its size, with space on the disk, since a full one kills whoever writes to a mapped file.
+
+    Raises:
+        WriteError: there is no space.
+    """
+    try:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        place = tempfile.gettempdir()
+        raise WriteError(
+            f"{place}: cannot hold activations ({reason(error)}); set TMPDIR to a larger folder"
+        ) from error
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:

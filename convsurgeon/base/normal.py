@@ -58,7 +58,7 @@ _PROCESSES = ("can't start new thread", "pthread_create failed")
 
 
 def check_resources(error: BaseException) -> None:
-    """Do nothing, unless an error says that the system refuses memory, processes or threads.
+    """Do nothing, unless an error says that the system refuses memory, processes, threads or files.
 
     Raises:
         ResourceError: it does; the message says at which layer, where that is known, and what to do.
@@ -72,6 +72,8 @@ def check_resources(error: BaseException) -> None:
         raise ResourceError(
             "processes: the system starts no more processes or threads; end some, or raise the limit (ulimit -u)"
         ) from error
+    if "Too many open files" in text:
+        raise ResourceError("files: the system opens no more; close some, or raise the limit (ulimit -n)") from error
 
 
 def _layer(error: BaseException) -> str:

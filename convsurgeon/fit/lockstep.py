@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from convsurgeon.base.files import scratch
+from convsurgeon.base.files import reserve, scratch
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.trace import UntracedRoot
@@ -147,7 +147,7 @@ def _on_disk(value: Any) -> Any:
             return leaf
         strides = torch.empty_like(leaf, device="meta").stride()
         with scratch() as folder, (folder / "values").open("w+b") as file:  # it stays as long as it is mapped
-            file.truncate(leaf.nbytes)
+            reserve(file, leaf.nbytes)
             pages = mmap.mmap(file.fileno(), leaf.nbytes)
         mapped = torch.frombuffer(pages, dtype=leaf.dtype).as_strided(leaf.shape, strides).copy_(leaf)
         mapped.pages = pages  # type: ignore[attr-defined]

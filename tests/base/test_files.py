@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from convsurgeon.base.errors import WriteError
-from convsurgeon.base.files import check_folder, new_file, new_folder, read_text
+from convsurgeon.base.files import check_folder, new_file, new_folder, read_text, reserve, scratch
 
 NAMES = frozenset({"a", "b"})
 
@@ -116,3 +119,27 @@ def test_a_file_of_text_is_read_as_utf_8(tmp_path: Path) -> None:
         read_text(tmp_path / "text")
     with pytest.raises(FileNotFoundError, match="nothing"):
         read_text(tmp_path / "nothing")
+
+
+def test_a_disk_without_space_for_activations_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mapped file of a size that the disk cannot hold would kill the process."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with scratch() as folder, (folder / "values").open("w+b") as file:
+        reserve(file, 5000)
+        assert os.fstat(file.fileno()).st_size == 5000
+        assert os.fstat(file.fileno()).st_blocks * 512 >= 5000
+        monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+        with pytest.raises(WriteError, match="TMPDIR"):
+            reserve(file, 9000)
+
+
+@pytest.mark.parametrize(("free", "raised"), [(0, WriteError), (1 << 30, ValueError)])
+def test_what_fails_on_a_full_disk_is_said_as_that(
+    free: int, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(raised), scratch():
+        raise ValueError("protobuf serialization failed")
