@@ -25,6 +25,7 @@ def _add_device(commands: Any) -> None:
     shared.add_model(device)
     shared.add_forms(device)
     shared.add_output(device, "DIR", "where the folder for the device goes", required=True)
+    device.add_argument("--provider", default="CPUExecutionProvider", metavar="NAME", help="that the device will use")
 
 
 def _add_bench(commands: Any) -> None:
@@ -49,7 +50,9 @@ def _device(options: argparse.Namespace) -> None:
 
     model, example = read_model(options)
     forms = read_forms(options) or BUDGET_FORMS
-    count = write_device_folder(model, example, forms, options.out, options.select, overwrite=options.force)
+    count = write_device_folder(
+        model, example, forms, options.out, options.select, provider=options.provider, overwrite=options.force
+    )
     size = sum(path.stat().st_size for path in Path(options.out).iterdir())
     print(f"{options.out}: the dense network and {count} candidates in fp32 and int8, {size / 1e6:.1f} MB")
     print(f"On the device: python {Path(options.out) / 'measure.py'}, which needs numpy and onnxruntime and writes")

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import GraphProto, TensorProto, helper
 
 from convsurgeon.base.errors import FormError
 from convsurgeon.base.files import new_folder
@@ -29,6 +29,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.onnxnet import measuring, proto
+from convsurgeon.onnxnet.measuring.engine import CPU, fuses
 from convsurgeon.onnxnet.measuring.files import DENSE_OF, FORMAT, MANIFEST, digest, write_json
 from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
@@ -43,6 +44,7 @@ from convsurgeon.runtime.network_graph import (
     fingerprint,
 )
 from convsurgeon.runtime.network_int8 import quantize_graph
+from convsurgeon.runtime.stretches import cut_stretches
 
 _WEIGHTS, _SCRIPT, _SOURCE = "weights.bin", "measure.py", "measuring"
 _START = '''\
@@ -57,7 +59,8 @@ from measuring.main import main  # noqa: E402
 
 sys.exit(main(FOLDER))
 '''
-_MOST = 100
+_MOST, _MOST_STRETCHES = 100, 10_000
+_STRETCH = "stretch-{:04}.onnx"
 _ALIGNED, _PAGE = 64, 4096
 _NOISE = 1 << 20
 _BYTES = -1
@@ -72,6 +75,7 @@ def write_device_folder(
     folder: str | Path,
     policy: Predicate | None = None,
     *,
+    provider: str = CPU,
     overwrite: bool = False,
 ) -> int:
     """Write the networks to be timed on a device, in fp32 and int8, and the script that does it.
@@ -84,6 +88,7 @@ def write_device_folder(
         forms: candidates for every site.
         folder: where to write.
         policy: which sites may be changed; all by default.
+        provider: that the device will use; one that fuses all nodes needs further files.
         overwrite: whether an older folder may be replaced, if it holds nothing else and no result.
 
     Returns:
@@ -97,6 +102,7 @@ def write_device_folder(
         WriteError: the folder exists or cannot be written.
     """
     names = {_file_name(number, precision) for number in range(_MOST) for precision in PRECISIONS}
+    names |= {_STRETCH.format(number) for number in range(_MOST_STRETCHES)}
     with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, MANIFEST, _SCRIPT, _SOURCE})) as draft:
         seen = capture_in_rows(model, example)
         candidates = candidates_of(seen, forms, policy)
@@ -104,7 +110,7 @@ def write_device_folder(
             raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")
         if len(candidates) >= _MOST:
             raise FormError(f"forms: {len(candidates)} networks to time; pass fewer than {_MOST}")
-        write_candidates(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS)
+        write_candidates(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS, provider)
         source = Path(str(measuring.__file__)).parent
         shutil.copytree(source, draft / _SOURCE, ignore=shutil.ignore_patterns("__pycache__"))
         (draft / _SCRIPT).write_text(_START, encoding="utf-8")
@@ -112,11 +118,16 @@ def write_device_folder(
 
 
 def write_candidates(
-    folder: Path, seen: Capture, bare: Skeleton, candidates: Sequence[Candidate], precisions: Sequence[Precision]
+    folder: Path,
+    seen: Capture,
+    bare: Skeleton,
+    candidates: Sequence[Candidate],
+    precisions: Sequence[Precision],
+    provider: str = CPU,
 ) -> None:
     """Write the dense network and candidates in every precision into an empty folder, with a manifest.
 
-    Sites that cannot be timed are left out.
+    Sites that cannot be timed are left out. For a provider that fuses all nodes there are stretches of all networks.
     """
     barred = find_barred(bare)
     entries: dict[str, dict[str, Any]] = {}
@@ -135,13 +146,16 @@ def write_candidates(
                 "forms": {site: form.to_dict() for site, form in one.chosen.items()},
                 "nodes": msgspec.to_builtins(made.nodes),
             }
+    stretches = _cut_all(graphs, entries) if fuses(provider) else {}
     regions = _regions(graphs.values())
     _write_noise(folder / _WEIGHTS, regions)
     for key, network in graphs.items():
         entries[key]["weight_bytes"] = _place(network, regions)
         (folder / entries[key]["file"]).write_bytes(network.model.SerializeToString(deterministic=True))
-    files = [_WEIGHTS, *(entry["file"] for entry in entries.values())]
-    kinds = {info.name: info.type.tensor_type.elem_type for info in bare.model.graph.input}
+    for name, network in stretches.items():
+        _place(network, regions)
+        (folder / name).write_bytes(network.model.SerializeToString(deterministic=True))
+    files = [_WEIGHTS, *(entry["file"] for entry in entries.values()), *stretches]
     manifest = {
         "convsurgeon_candidates": FORMAT,
         "network": fingerprint(seen),
@@ -149,14 +163,33 @@ def write_candidates(
         "example": str(seen.example),
         "barred": barred,
         "sites": list(bare.sites),
-        "inputs": [
-            {"name": name, "dtype": str(helper.tensor_dtype_to_np_dtype(kinds[name])), "shape": list(shape)}
-            for name, shape in proto.signature(bare.model.graph.input)
-        ],
+        "inputs": _inputs(bare.model.graph),
+        "stretches": {name: _inputs(network.model.graph) for name, network in stretches.items()},
         "networks": entries,
         "files": {name: digest(folder / name) for name in files},
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def _cut_all(graphs: Mapping[str, NetworkGraph], entries: dict[str, dict[str, Any]]) -> dict[str, NetworkGraph]:
+    """Return every stretch once, by the name of its file, and enter in each network's entry which are its own."""
+    found: dict[tuple[bytes, str], tuple[str, NetworkGraph]] = {}
+    for key, network in graphs.items():
+        own = {}
+        for node, stretch in cut_stretches(network).items():
+            same = stretch.model.SerializeToString(deterministic=True), str(stretch.weights)
+            own[node] = found.setdefault(same, (_STRETCH.format(len(found)), stretch))[0]
+        entries[key]["stretches"] = own
+    return dict(found.values())
+
+
+def _inputs(graph: GraphProto) -> list[dict[str, Any]]:
+    """Return what a network takes, for the manifest."""
+    kinds = {info.name: info.type.tensor_type.elem_type for info in graph.input}
+    return [
+        {"name": name, "dtype": str(helper.tensor_dtype_to_np_dtype(kinds[name])), "shape": list(shape)}
+        for name, shape in proto.signature(graph.input)
+    ]
 
 
 def _file_name(number: int, precision: Precision) -> str:

@@ -129,7 +129,7 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
 
         try:
             skeleton = export_skeleton(seen, progress=how.progress)
-            write_candidates(folder, seen, skeleton, candidates, [how.precision])
+            write_candidates(folder, seen, skeleton, candidates, [how.precision], how.engine.provider)
             folders.measure_folder(folder, target, how.engine, how.passes, tell, logs=folder)
             return read_measurements(target).select(how.precision)
         except MeasureError as error:

@@ -22,6 +22,7 @@ NAMES = (
     "calibration",
     "recover",
     "forms",
+    "places",
     "int8",
     "popular",
     "networks",

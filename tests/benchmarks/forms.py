@@ -46,8 +46,8 @@ def _rows(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Itera
     runtime = cs.Runtime(threads=options.threads)
     table: Any = runtime.measure(seen, forms, policy, progress=False)
     alone = {form.label: cs.plan(model, example, forms=[form], policy=policy) for form in forms}
-    mixes = {f"mix {seed}": _mix(list(alone.values()), table, seed) for seed in range(options.mixes)}
-    plans = {"dense": _mix(list(alone.values()), None, 0), **alone, **mixes}
+    mixes = {f"mix {seed}": mix(list(alone.values()), table, seed) for seed in range(options.mixes)}
+    plans = {"dense": mix(list(alone.values()), None, 0), **alone, **mixes}
     for label, plan in plans.items():
         (found,) = table.time(seen, [plan], progress=False)
         promised, measured = table.total_ms / table.predict(plan), table.total_ms / found.total_ms
@@ -66,7 +66,7 @@ def _rows(name: str, forms: list[cs.Form], options: argparse.Namespace) -> Itera
             )
 
 
-def _mix(plans: list[cs.Plan], table: Any, seed: int) -> cs.Plan:
+def mix(plans: list[cs.Plan], table: Any, seed: int) -> cs.Plan:
     """Return a plan in which every conv is dense or in one of the forms that were measured for it, if any were."""
     draw, first = random.Random(seed), plans[0]
     steps = []

@@ -30,7 +30,7 @@ _SESSION = (
     *("inter_op_num_threads", "use_deterministic_compute"),
 )
 """Attributes of a session's options that may be set; what has a dot in its name is an entry of its configuration."""
-_SMALLEST = (
+SMALLEST = (
     b'\x08\x07:3\n\x0c\n\x01x\x12\x01y"\x04Relu\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
@@ -39,6 +39,11 @@ _SMALLEST = (
 
 class MeasureError(Exception):
     """The folder is not complete, or the runtime cannot run what is in it."""
+
+
+def fuses(provider: str) -> bool:
+    """Return whether a provider's nodes are one in the runtime's profile."""
+    return provider not in (CPU, "XnnpackExecutionProvider", "CUDAExecutionProvider", "DmlExecutionProvider")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Engine:
                 "of these, or install a build of onnxruntime with it"
             )
         if self.provider != CPU or self.options:
-            self.open(_SMALLEST)
+            self.open(SMALLEST)
 
     def open(self, model: Path | bytes, log: Path | None = None) -> Any:
         """Return a session of a file, or of one in memory; the CPU runs the nodes that the provider cannot.

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from .clock import Times, Watch, busy_share
-from .engine import Engine, read_profile
+from .engine import Engine, MeasureError, fuses, read_profile
 from .files import DENSE_OF, Raw, dense_of, missing, read_manifest, resume, write_json
 from .place import free_bytes, heat
 from .rounds import effort, low, make_feeds, middle, scatter, time_rounds, watched_rounds
+from .stretches import Stretches
 
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
@@ -60,10 +61,13 @@ def measure_folder(
         MeasureError: The folder or the target is damaged, or a network cannot be run.
     """
     manifest = read_manifest(folder)
+    if fuses(engine.provider) and not manifest.get("stretches"):
+        raise MeasureError(f"{folder}: is not for {engine.provider}; write it with --provider {engine.provider}")
     raw = resume(manifest, target, engine, power)
     for number in range(passes):
+        alone = Stretches(folder, manifest, engine)
         for group in _groups(manifest, raw, number):
-            raw["samples"] += _group(folder, manifest, group, number, engine, logs)
+            raw["samples"] += _group(folder, manifest, group, number, engine, logs, alone)
             write_json(target, raw)
             for name in group[1:]:
                 progress(str(manifest["networks"][name]["label"]))
@@ -90,19 +94,27 @@ def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
             names = names[len(group) - 1 :]
 
 
-def _group(folder: Path, manifest: Raw, names: list[str], number: int, engine: Engine, logs: Path | None) -> list[Raw]:
+def _group(
+    folder: Path,
+    manifest: Raw,
+    names: list[str],
+    number: int,
+    engine: Engine,
+    logs: Path | None,
+    alone: Stretches,
+) -> list[Raw]:
     """Time the dense network, which is the first, and some candidates in one pass, by node and in all."""
-    networks, clock, threads = manifest["networks"], engine.clock(), engine.threads
+    networks, clock, threads, fused = manifest["networks"], engine.clock(), engine.threads, fuses(engine.provider)
     with tempfile.TemporaryDirectory(dir=logs) as place:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
             file = networks[name]["file"]
-            sessions.append((name, engine.open(folder / file, Path(place) / file)))
+            sessions.append((name, engine.open(folder / file, None if fused else Path(place) / file)))
         feeds = make_feeds(manifest["inputs"])
         warm = float(np.mean([min(effort(session, feeds, threads) for _ in range(2)) for _, session in sessions]))
         most = [min(max(int(share * SECONDS / warm), _LEAST_RUNS), limit) for share, limit in _MOST]
-        stamps, watch = watched_rounds(sessions, feeds, clock, most[0])
-        profiles = {name: _profile(session, stamps[name], watch) for name, session in sessions}
+        stamps, watch = watched_rounds(sessions, feeds, clock, 1 if fused else most[0])
+        profiles = {} if fused else {name: _profile(one, stamps[name], watch) for name, one in sessions}
         busy = busy_share(threads)
         times = time_rounds(sessions, feeds, clock, most[1])
     samples: list[Raw] = []
@@ -111,7 +123,8 @@ def _group(folder: Path, manifest: Raw, names: list[str], number: int, engine: E
         dense = samples[0]["total_ms"] if samples else total
         off = max(scatter(times[name][:, 1], times[names[0]][:, 1]))
         sample = {"pass": number, "network": name, "total_ms": total, "dense_ms": dense, "wall_ms": wall, **heat()}
-        samples.append({**sample, "scatter": off, "busy": busy, "nodes": profiles[name]})
+        nodes = alone.share(networks[name], total) if fused else profiles[name]
+        samples.append({**sample, "scatter": off, "busy": busy, "nodes": nodes})
     return samples
 
 

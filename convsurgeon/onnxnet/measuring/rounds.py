@@ -15,6 +15,7 @@ _FIRST_RUNS = 20
 _NARROW = 0.02
 """Width of the interval of a ratio of two networks' times at which it counts as known."""
 _RESAMPLES = 200
+_LEAST_ALONE, _MOST_ALONE = 8, 100
 
 
 def make_feeds(inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,6 +86,13 @@ def _run(session: Any, feeds: dict[str, Any], clock: Clock) -> tuple[tuple[float
     except Exception as error:  # the runtimes' exceptions share no base class but Exception
         raise MeasureError(f"a network cannot be run: {first_line(error)}") from None
     return started, clock.read()
+
+
+def time_alone(session: Any, feeds: dict[str, Any], clock: Clock, seconds: float) -> Times:
+    """Return the milliseconds of runs of one network, of the processor where that is known."""
+    first = np.diff(np.array([_run(session, feeds, clock) for _ in range(3)])[..., 1], axis=1).min()
+    runs = int(min(max(seconds / max(float(first), 1e-6), _LEAST_ALONE), _MOST_ALONE))
+    return 1e3 * np.diff(np.array([_run(session, feeds, clock) for _ in range(runs)])[..., 1], axis=1)[:, 0]
 
 
 def effort(session: Any, feeds: dict[str, Any], threads: int) -> float:
