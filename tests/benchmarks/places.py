@@ -1,7 +1,7 @@
-"""What a table of milliseconds is worth in other runtimes, and what a plan costs that was made for another one.
+"""What is a table of milliseconds worth in other runtimes, and what does a plan cost that was made for another one?
 
 `off by` is what a network of mixed forms takes against what the table of its place promised. Then every place plans for
-half of its milliseconds, and every plan is timed everywhere: `made for` and `timed in`.
+half of its milliseconds, if that can be had, and every plan is timed everywhere: `made for` and `timed in`.
 
 Needs those providers: a Python with onnxruntime-openvino (which replaces onnxruntime) and openvino has three.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import onnxruntime as ort
@@ -61,8 +62,9 @@ def _rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
             goal = cs.Budget(latency=options.budget)
             where = cs.Runtime(precision=options.precision, provider=provider, table=table)
             how: dict[str, Any] = {"goal": goal, "runtime": where, "calibration": False, "progress": False}
-            plans[provider] = cs.convert(model, example, forms=forms, **how).plan
-    for provider in options.providers if options.budget else ():
+            with suppress(cs.errors.BudgetError):
+                plans[provider] = cs.convert(model, example, forms=forms, **how).plan
+    for provider in options.providers if plans else ():
         dense_ms, found = places[provider].time_plans(seen, list(plans.values()), passes=1, progress=False)
         for made_for, one in zip(plans, found, strict=True):
             yield _row(name, provider, f"made for {made_for}", dense_ms, dense_ms / one.total_ms, options)
