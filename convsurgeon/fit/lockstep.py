@@ -7,6 +7,7 @@ the network, at such a node only: it may be spilled to disk.
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Collection, Iterator, Sequence
 from operator import attrgetter
@@ -146,11 +147,12 @@ def _on_disk(value: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":
             return leaf
         strides = torch.empty_like(leaf, device="meta").stride()
-        with scratch() as folder, (folder / "values").open("w+b") as file:  # it stays as long as it is mapped
-            reserve(file, leaf.nbytes)
-            pages = mmap.mmap(file.fileno(), leaf.nbytes)
-        mapped = torch.frombuffer(pages, dtype=leaf.dtype).as_strided(leaf.shape, strides).copy_(leaf)
-        mapped.pages = pages  # type: ignore[attr-defined]
+        with scratch() as folder:  # the name goes, the file stays as long as it is mapped, and is not open
+            with (folder / "values").open("wb") as file:
+                reserve(file, leaf.nbytes)
+            whole = torch.from_file(str(folder / "values"), shared=True, size=leaf.numel(), dtype=leaf.dtype)
+        mapped = whole.as_strided(leaf.shape, strides).copy_(leaf)
+        mapped.is_mapped = True  # type: ignore[attr-defined]
         return mapped
 
     moved = pytree.tree_map(move, value)
@@ -161,6 +163,6 @@ def _on_disk(value: Any) -> Any:
 def page_out(values: Any) -> None:
     """Give back the memory of values on disk: pages that were written or read stay resident otherwise."""
     for leaf in pytree.tree_leaves(values):
-        pages = getattr(leaf, "pages", None)
-        if isinstance(pages, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            pages.madvise(mmap.MADV_DONTNEED)
+        if getattr(leaf, "is_mapped", False) and hasattr(mmap, "MADV_DONTNEED"):
+            place, size = ctypes.c_void_p(leaf.data_ptr()), ctypes.c_size_t(leaf.nbytes)
+            ctypes.CDLL(None).madvise(place, size, mmap.MADV_DONTNEED)
