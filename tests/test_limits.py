@@ -40,11 +40,11 @@ small, forms = torch.randn(16, 3, 12, 12), {"2": cs.DepthwiseSeparable(rank=2)}
 result = convert(net(), small, forms=forms)  # everything is loaded
 """
 MEMORY = """
-wide, large, many = net(64), torch.randn(24, 3, 512, 512), torch.randn(16, 3, 512, 512)
+wide, large, one = net(64), torch.randn(24, 3, 512, 512), torch.randn(1, 3, 1024, 1024)
 used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
 resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
 tried(lambda: convert(wide, large, forms=forms))
-tried(lambda: cs.convert(wide, many, calibration=False, forms=forms, progress=False))
+tried(lambda: cs.convert(wide, one, calibration=False, forms=forms, progress=False))
 tried(lambda: convert(net(), small, forms=forms))
 """
 PROCESSES = """
