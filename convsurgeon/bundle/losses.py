@@ -18,6 +18,8 @@ from convsurgeon.int8.quantize import Quantized
 from convsurgeon.report.bundle import CONVERTED, DENSE_INT8, INT8, ORIGINAL
 from convsurgeon.search.goal import Within
 
+_FLOAT = (ORIGINAL, CONVERTED)
+
 RUINED = 0.25
 """Loss from which on a converted network is not taken for what its user wants: an error, or a share of the metric."""
 
@@ -26,7 +28,9 @@ def known_values(result: Result) -> dict[str, float]:
     """Return what the user's metric gives for the float files, which were asked in torch; empty without a metric."""
     within = result.within
     if within is None or within.metric is None or within.before is None:
-        return {}
+        return {
+            name: value for _, *both in result.report.metrics[-1:] for name, value in zip(_FLOAT, both, strict=True)
+        }
     after = {name: now for name, _, now in result.report.metrics}
     known = {ORIGINAL: within.before}
     return known if result.precision == "int8" and result.searched else known | {CONVERTED: after[within.name]}

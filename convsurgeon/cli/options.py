@@ -160,7 +160,9 @@ def add_images(command: argparse.ArgumentParser, name: str, words: str) -> None:
 
 def add_metric(command: argparse.ArgumentParser) -> None:
     """Add the user's own measure."""
-    command.add_argument("--metric", metavar="FILE.py:FUNCTION", help="model -> number, which decides, see --within")
+    command.add_argument(
+        "--metric", metavar="FILE.py:FUNCTION", help="model -> number, or one for each image; it decides"
+    )
 
 
 def add_better(command: argparse.ArgumentParser) -> None:
