@@ -3,11 +3,11 @@
 A vector of scores, or one at every place of a map, is decided by its largest channel; a single channel, and channels
 that are each between 0 and 1, by whether they are above their middle. Outputs that measure something (coordinates, a
 depth, a colour, a heat map) have the same shapes: decisions are those that tell images or places apart with confidence,
-as probabilities. What changed decisions cost in accuracy is estimated without labels, as if the original's
-probabilities were right: for one decision an image by how much less likely the other's choice is than its own, and as
-some share of the changed ones at least; for maps by the intersection over union that is to be expected. Where there is
-one decision an image, few images hold few that change: so each is also decided with the errors that the other network
-makes on other images.
+as probabilities. What changed decisions cost in accuracy is
+estimated without labels, as if the original's probabilities were right: for one decision an image by how much less
+likely the other's choice is than its own, for maps by the intersection over union that is to be expected. Where there
+is one decision an image, few images hold few that change: so each is also decided with the errors that the other
+network makes on other images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ _SURE = 1.96
 _SHIFTS = 32
 """Images whose errors are tried on each image."""
 _LEAST = 1e-30
-_OFTEN = 0.15
-"""Share of the changed choices of a class that cost a right one, at least: a network is surer of the images that it was
-trained on, which are often the calibration set, than it is right about others."""
 _TOLD = 0.25
 """Share of the entropy of what is chosen that an output of decisions takes away, at least."""
 _STEEP = 30.0
@@ -143,7 +140,7 @@ class _Sums:
         found = torch.stack(self.images)  # (images, 5, classes)
         whole, count, right, other, hit = found.unbind(1)
         if self.alike:
-            each, counted = max(self._exchanged(), key=torch.mean), (right - hit).sum(1)
+            each, counted = self._exchanged(), (right - hit).sum(1)
             sure = counted.mean() - _SURE * counted.std() / math.sqrt(len(counted)) if len(counted) > 1 else 0.0
             lost, shifts = max(float(each.mean()), float(sure)), each / len(each)
         else:
@@ -157,22 +154,18 @@ class _Sums:
             shifts = (parts[0][1] - parts[1][1])[:, occurs].mean(1)
         return lost, float(shifts.std()) * math.sqrt(len(shifts)) if len(shifts) > 1 else lost
 
-    def _exchanged(self) -> tuple[Tensor, Tensor]:
-        """Return what every image loses, the mean over the errors of several images, its own among them.
-
-        By the original's probabilities, and by how often the choice is another.
-        """
+    def _exchanged(self) -> Tensor:
+        """Return what every image loses, the mean over the errors of several images, its own among them."""
         chances, others = torch.stack(self.chances, 1)
         scores = chances.clamp_min(_LEAST).log()
         errors = others.clamp_min(_LEAST).log() - scores
-        own, choice = chances.max(1)
-        each, moved = torch.zeros_like(own), torch.zeros_like(own)
+        own = chances.amax(1)
+        each = torch.zeros_like(own)
         tried = range(0, len(own), max(1, len(own) // _SHIFTS))
         for shift in tried:
-            picks = (scores + errors.roll(shift, 0)).argmax(1)
-            each += own - chances.gather(1, picks[:, None])[:, 0]
-            moved += picks != choice
-        return each / len(tried), _OFTEN * moved / len(tried)
+            picks = (scores + errors.roll(shift, 0)).argmax(1, keepdim=True)
+            each += own - chances.gather(1, picks)[:, 0]
+        return each / len(tried)
 
 
 def _kind(values: Tensor) -> str:

@@ -25,16 +25,15 @@ Amount = float | int | str
 DEFAULT_ERROR = 0.003
 """Relative error of the output on held-out images that the default allows."""
 
-DEFAULT_ERROR_CLASSES = 0.025
+DEFAULT_ERROR_CLASSES = 0.02
 """The same of scores over classes, one for each image, of which only the largest matters."""
 
 DEFAULT_ERROR_ADDED = 0.002
 """The same, relative to what the network adds, where that is next to nothing beside its input; between the two where it
 is more."""
 
-DEFAULT_DECISIONS = 0.0075
-"""Share of right decisions that the default may lose, by the estimate of `graph.decisions`: of a class for each image
-one choice in twenty may be another."""
+DEFAULT_DECISIONS = 0.005
+"""Share of right decisions that the default may lose, by the original's own probabilities (see `graph.decisions`)."""
 
 DEFAULT_LOSS = {"higher": 0.003, "lower": 0.02}
 """Share of the original's own metric that may be lost where no tolerance is given, by which values are better.
