@@ -1,7 +1,8 @@
 """A network written back into its own file: each conv that became something else is replaced, and nothing else.
 
-Every other node, initializer, name and entry of the file stays byte for byte. Of a weight that nobody reads any more
-the initializer goes, with the nodes that did nothing but compute it. New weights are stored in the old one's type.
+Every other node, initializer, name and entry of the file stays byte for byte, except that 1-d convs are convs of one
+row (see `rows`). Of a weight that nobody reads any more the initializer goes, with the nodes that did nothing but
+compute it. New weights are stored in the old one's type.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.rows import put_in_rows
 
 Array = npt.NDArray[Any]
 SIZE = 9
@@ -370,6 +371,8 @@ def nothing_else_touched(path: Path, made: Path, replaced: Collection[str]) -> N
         replaced: outputs of the convs that are others now.
     """
     before, after = onnx.load(path), onnx.load(made)
+    if replaced:
+        put_in_rows(before.graph, proto.opset_of(before))
     spare = _spare(before.graph, replaced)
     left = [
         node.SerializeToString()
