@@ -32,6 +32,8 @@ BETTER, NEAR = 4.0, 0.2
 """Other numbers are named where the divergence is so many times smaller in them, and at most this."""
 BEYOND = 16.0
 """Multiple of the example's largest value, either way, that is another scale."""
+BELOW = 0.05
+"""Share of the images' values below zero from which on they are in other numbers than an example without any."""
 LARGER = 4.0
 """Multiple of the example's pixels that tensors may have."""
 PROBES, _PROBE_MACS = 16, 4e9
@@ -149,11 +151,15 @@ def _as_code(values: list[float]) -> str:
 
 
 def _compare_with_example(like: Tensor, given: Tensor) -> None:
-    """Refuse images of another scale than the example's, if that is an image."""
-    largest, reached = (float(one.detach().abs().max()) for one in (like, given))
-    if bool((like == like.flatten()[0]).all()) or BEYOND**-1 < reached / largest < BEYOND:
+    """Refuse images of another scale than the example's, or below zero where it is not, if that is an image."""
+    if bool((like == like.flatten()[0]).all()):
+        return
+    (low, high), (least, most) = ([float(one) for one in images.detach().aminmax()] for images in (like, given))
+    scale = max(abs(least), abs(most)) / max(abs(low), abs(high))
+    if BEYOND**-1 < scale < BEYOND and (low < 0 or float((given < 0).float().mean()) < BELOW):
         return
     raise CalibrationError(
-        f"calibration: the images reach {reached:.4g}, the example {largest:.4g}; pass cs.Images(..., mean=..., "
-        f"std=...) for what the network was trained on, one of its own images as the example, {_TRUST}"
+        f"calibration: the images hold values from {least:.4g} to {most:.4g}, the example from {low:.4g} to "
+        f"{high:.4g}; pass cs.Images(..., mean=..., std=...) for what the network was trained on, one of its own "
+        f"images as the example, {_TRUST}"
     )

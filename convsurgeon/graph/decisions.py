@@ -3,11 +3,11 @@
 A vector of scores, or one at every place of a map, is decided by its largest channel; a single channel, and channels
 that are each between 0 and 1, by whether they are above their middle. Outputs that measure something (coordinates, a
 depth, a colour, a heat map) have the same shapes: decisions are those that tell images or places apart with confidence,
-as probabilities. What changed decisions cost in accuracy is
-estimated without labels, as if the original's probabilities were right: for one decision an image by how much less
-likely the other's choice is than its own, for maps by the intersection over union that is to be expected. Where there
-is one decision an image, few images hold few that change: so each is also decided with the errors that the other
-network makes on other images.
+as probabilities. What changed decisions cost in accuracy is estimated without labels, as if the original's
+probabilities were right: for one decision an image by how much less likely the other's choice is than its own, and as a
+share of the changed ones at least; for maps by the intersection over union that is to be expected. Where there is one
+decision an image, few images hold few that change: so each is also decided with the errors that the other network makes
+on other images.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ _SURE = 1.96
 _SHIFTS = 32
 """Images whose errors are tried on each image."""
 _LEAST = 1e-30
+_CHANGED = 0.13
+"""Share of the changed choices that cost a right one, at least: probabilities say too little of a network that is less
+sure of itself than it is right."""
 _TOLD = 0.25
 """Share of the entropy of what is chosen that an output of decisions takes away, at least."""
 _STEEP = 30.0
@@ -138,34 +141,50 @@ class _Sums:
         With its standard error over images, to first order.
         """
         found = torch.stack(self.images)  # (images, 5, classes)
-        whole, count, right, other, hit = found.unbind(1)
-        if self.alike:
-            each, counted = self._exchanged(), (right - hit).sum(1)
-            sure = counted.mean() - _SURE * counted.std() / math.sqrt(len(counted)) if len(counted) > 1 else 0.0
-            lost, shifts = max(float(each.mean()), float(sure)), each / len(each)
-        else:
-            parts = []
-            for inside, picked in ((right, count), (hit, other)):
-                union = whole + picked - inside
-                share = inside.sum(0) / union.sum(0).clamp_min(1e-300)
-                parts.append((share, (inside - share * union) / union.sum(0).clamp_min(1e-300)))
-            occurs = count.sum(0) > 0
-            lost = float((parts[0][0] - parts[1][0])[occurs].mean())
-            shifts = (parts[0][1] - parts[1][1])[:, occurs].mean(1)
-        return lost, float(shifts.std()) * math.sqrt(len(shifts)) if len(shifts) > 1 else lost
+        return self._right_lost(found) if self.alike else _overlap_lost(found)
 
-    def _exchanged(self) -> Tensor:
-        """Return what every image loses, the mean over the errors of several images, its own among them."""
+    def _right_lost(self, found: Tensor) -> tuple[float, float]:
+        """Return the largest of three estimates: exchanged errors, how many choices change, and what surely is lost."""
+        each = max(self._exchanged(), key=torch.mean)
+        counted = (found[:, 2] - found[:, 4]).sum(1)
+        sure = float(counted.mean()) - _SURE * _standard_error(counted) if len(counted) > 1 else 0.0
+        return max(float(each.mean()), sure), _standard_error(each)
+
+    def _exchanged(self) -> tuple[Tensor, Tensor]:
+        """Return what every image loses by probabilities, and by changed choices: means over the errors of several images.
+
+        Its own are among them.
+        """
         chances, others = torch.stack(self.chances, 1)
         scores = chances.clamp_min(_LEAST).log()
         errors = others.clamp_min(_LEAST).log() - scores
-        own = chances.amax(1)
-        each = torch.zeros_like(own)
+        own, choice = chances.max(1)
+        each, moved = torch.zeros_like(own), torch.zeros_like(own)
         tried = range(0, len(own), max(1, len(own) // _SHIFTS))
         for shift in tried:
-            picks = (scores + errors.roll(shift, 0)).argmax(1, keepdim=True)
-            each += own - chances.gather(1, picks)[:, 0]
-        return each / len(tried)
+            picks = (scores + errors.roll(shift, 0)).argmax(1)
+            each += own - chances.gather(1, picks[:, None])[:, 0]
+            moved += picks != choice
+        return each / len(tried), _CHANGED * moved / len(tried)
+
+
+def _overlap_lost(found: Tensor) -> tuple[float, float]:
+    """Return what is lost of the intersection over union that is to be expected, and its standard error."""
+    whole, count, right, other, hit = found.unbind(1)
+    parts = []
+    for inside, picked in ((right, count), (hit, other)):
+        union = whole + picked - inside
+        share = inside.sum(0) / union.sum(0).clamp_min(1e-300)
+        parts.append((share, (inside - share * union) / union.sum(0).clamp_min(1e-300)))
+    occurs = count.sum(0) > 0
+    lost = float((parts[0][0] - parts[1][0])[occurs].mean())
+    shifts = (parts[0][1] - parts[1][1])[:, occurs].mean(1)
+    return lost, float(shifts.std()) * math.sqrt(len(shifts)) if len(shifts) > 1 else lost
+
+
+def _standard_error(each: Tensor) -> float:
+    """Return the standard error of a mean over images; of one image that is as large."""
+    return float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else float(each.mean())
 
 
 def _kind(values: Tensor) -> str:

@@ -25,7 +25,7 @@ Amount = float | int | str
 DEFAULT_ERROR = 0.003
 """Relative error of the output on held-out images that the default allows."""
 
-DEFAULT_ERROR_CLASSES = 0.02
+DEFAULT_ERROR_CLASSES = 0.025
 """The same of scores over classes, one for each image, of which only the largest matters."""
 
 DEFAULT_ERROR_ADDED = 0.002
@@ -33,7 +33,7 @@ DEFAULT_ERROR_ADDED = 0.002
 is more."""
 
 DEFAULT_DECISIONS = 0.005
-"""Share of right decisions that the default may lose, by the original's own probabilities (see `graph.decisions`)."""
+"""Share of right decisions that the default may lose, by the estimate of `graph.decisions`."""
 
 DEFAULT_LOSS = {"higher": 0.003, "lower": 0.02}
 """Share of the original's own metric that may be lost where no tolerance is given, by which values are better.

@@ -142,10 +142,13 @@ def test_the_same_answer_for_all_is_refused_unless_the_network_has_no_other() ->
 
 def test_without_batch_norms_the_example_is_what_is_known() -> None:
     example = torch.rand(1, 3, 16, 16)
-    with pytest.raises(cs.errors.CalibrationError, match="reach 25"):
+    with pytest.raises(cs.errors.CalibrationError, match="images hold values from 0 to 255"):
         _gathered(PIXELS * 255, _plain(), example)
-    with pytest.raises(cs.errors.CalibrationError, match="the example 25"):
+    with pytest.raises(cs.errors.CalibrationError, match=r"the example from .* to 25"):
         _gathered(PIXELS, _plain(), example * 255)
+    with pytest.raises(cs.errors.CalibrationError, match="images hold values from -"):
+        _gathered((PIXELS - 0.45) / 0.225, _plain(), example)
+    assert not _gathered((PIXELS - 0.45) / 0.225, _plain(), example - 0.5).warning
     assert not _gathered(PIXELS, _plain(), example).warning
     assert not _gathered(PIXELS * 255, _plain(), torch.zeros(1, 3, 16, 16)).warning
 

@@ -139,3 +139,13 @@ def test_the_doubt_is_the_scatter_over_draws_of_images() -> None:
     drawn = [_decisions(wanted[at], found[at]).with_doubt() for at in torch.arange(6400).split(64)]
     values, doubts = torch.tensor(drawn).T
     assert float(doubts.mean()) == pytest.approx(float(values.std()), rel=0.2)
+
+
+def test_many_changed_choices_cost_something_whatever_probabilities_say() -> None:
+    wanted = 9 * torch.eye(6)[torch.arange(120) % 6]
+    wanted[:, 0] += 1e-3 + wanted.amax(1) * (wanted[:, 0] == 0)  # 0 is as likely as the right one, or a little more
+    found = wanted.clone()
+    found[:, 0] -= 0.01
+    made = _decisions(wanted, found)
+    assert made.agreement == pytest.approx(1 / 6)
+    assert made.lost == pytest.approx(0.13 * 5 / 6, abs=0.02)
