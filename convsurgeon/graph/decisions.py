@@ -151,9 +151,9 @@ class _Sums:
         return max(float(each.mean()), sure), _standard_error(each)
 
     def _exchanged(self) -> tuple[Tensor, Tensor]:
-        """Return what every image loses by probabilities, and by changed choices: means over the errors of several images.
+        """Return what every image loses, by probabilities and by changed choices.
 
-        Its own are among them.
+        Means over the errors of several images, its own among them.
         """
         chances, others = torch.stack(self.chances, 1)
         scores = chances.clamp_min(_LEAST).log()
