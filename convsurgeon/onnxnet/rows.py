@@ -32,17 +32,13 @@ def put_in_rows(graph: GraphProto, opset: int) -> None:
     nodes = [
         part
         for node in graph.node
-        for part in (_in_row(node, axes, opset, taken) if node in own.get(_weight(node), ()) else [node])
+        for part in (_in_row(node, axes, opset, taken) if node.op_type == "Conv" and node.input[1] in rows else [node])
     ]
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(nodes)
     if opset >= _AXES_ARE_INPUTS:
         graph.initializer.add(name=axes, data_type=TensorProto.INT64, dims=[1], int64_data=[2])
-
-
-def _weight(node: NodeProto) -> str:
-    return node.input[1] if len(node.input) > 1 else ""
 
 
 def _in_row(node: NodeProto, axes: str, opset: int, taken: set[str]) -> list[NodeProto]:

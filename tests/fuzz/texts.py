@@ -215,4 +215,5 @@ def arguments(rng: random.Random) -> None:
     assert code in (0, 1, 2), (given, code)
     assert "internal error" not in said, (given, said)
     assert "Traceback" not in said, (given, said)
-    assert code != 1 or len(said.splitlines()) == 1, (given, said)
+    lines = [line for line in said.splitlines() if not line.startswith("convsurgeon: looking at ")]  # which is progress
+    assert code != 1 or len(lines) == 1, (given, said)

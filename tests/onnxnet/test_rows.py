@@ -84,3 +84,18 @@ def test_a_file_of_lines_is_converted_and_rebuilt(tmp_path: Path) -> None:
     fresh = cs.rebuild(tmp_path / "line.onnx", result.plan)
     fresh.load_state_dict(result.model.state_dict())
     assert torch.equal(fresh(x), result.model(x))
+
+
+def test_a_conv_whose_weight_something_else_reads_stays_beside_others_in_rows() -> None:
+    x = np.random.default_rng(1).standard_normal((2, 4, 20)).astype(np.float32)
+    made = [_model(17, kernel_shape=[3], strides=[1], dilations=[1], group=1, pads=[1, 1]) for _ in range(2)]
+    for model in made:
+        other = numpy_helper.from_array(np.full((4, 4, 3), 0.5, np.float32), "v")
+        model.graph.initializer.append(other)
+        model.graph.node[2].input[1] = "v"
+        model.graph.node.append(helper.make_node("ReduceSum", ["v"], ["sum"], keepdims=0))
+        model.graph.node.append(helper.make_node("Add", ["y", "sum"], ["z"]))
+        model.graph.output[0].name = "z"
+    put_in_rows(made[1].graph, 17)
+    assert [node.op_type for node in made[1].graph.node].count("Unsqueeze") == 1
+    np.testing.assert_allclose(_run(made[1], x), _run(made[0], x), atol=1e-5)
