@@ -32,7 +32,7 @@ DEFAULT_ERROR_ADDED = 0.002
 """The same, relative to what the network adds, where that is next to nothing beside its input; between the two where it
 is more."""
 
-DEFAULT_DECISIONS = 0.005
+DEFAULT_DECISIONS = 0.0075
 """Share of right decisions that the default may lose, by the estimate of `graph.decisions`."""
 
 DEFAULT_LOSS = {"higher": 0.003, "lower": 0.02}

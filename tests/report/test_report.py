@@ -64,19 +64,21 @@ def test_a_metric_joins_the_summary(result: cs.Result) -> None:
 
 
 def test_fidelity_of_equal_and_of_other_outputs() -> None:
-    a = torch.tensor([[1.0, 2.0], [4.0, 3.0]])
+    a = torch.tensor([[1.0, 4.0], [9.0, 2.0]])
     same = fidelity([a], [a.clone()])
     assert (same.sqnr_db, same.cosine, same.agreement, same.rows) == (math.inf, pytest.approx(1.0), 1.0, 2)
-    other = fidelity([a], [a + torch.tensor([[0.0, 0.0], [0.0, 3.0]])])
-    assert other.sqnr_db == pytest.approx(10 * math.log10(30 / 9))
+    other = fidelity([a], [a + torch.tensor([[0.0, 0.0], [0.0, 8.0]])])
+    assert other.sqnr_db == pytest.approx(10 * math.log10(102 / 64))
     assert other.agreement == 0.5
     assert fidelity([torch.ones(2, 3, 4)], [torch.ones(2, 3, 4)]).agreement is None
     assert math.isnan(fidelity([a], [a * math.nan]).sqnr_db)
     for broken in (fidelity([a * math.nan], [a * math.nan]), fidelity([a], [a * math.nan])):
         assert math.isnan(broken.sqnr_db)
         assert math.isnan(broken.cosine)
-        assert broken.agreement is not None
-        assert math.isnan(broken.agreement)
+    assert fidelity([a * math.nan], [a * math.nan]).agreement is None
+    agreement = fidelity([a], [a * math.nan]).agreement
+    assert agreement is not None
+    assert math.isnan(agreement)
     assert sqnr_db(0.0, 1.0) == -math.inf
 
 
