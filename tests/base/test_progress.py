@@ -19,7 +19,7 @@ def test_a_log_has_a_line_when_a_stage_begins_and_later_how_far_it_is(
             shown.update()
     assert capsys.readouterr().err.splitlines() == [
         "convsurgeon: fitting, 4 sites",
-        "convsurgeon: fitting 2 of 4, 6 s, about 6 s left; site 1",
+        "convsurgeon: fitting 2 of 4, 6 s, about 6 s of this left; site 1",
     ]
 
 
