@@ -145,10 +145,10 @@ class _Sums:
 
     def _right_lost(self, found: Tensor) -> tuple[float, float]:
         """Return the largest of three estimates: exchanged errors, how many choices change, and what surely is lost."""
-        each = max(self._exchanged(), key=torch.mean)
+        each, moved = self._exchanged()
         counted = (found[:, 2] - found[:, 4]).sum(1)
         sure = float(counted.mean()) - _SURE * _standard_error(counted) if len(counted) > 1 else 0.0
-        return max(float(each.mean()), sure), _standard_error(each)
+        return max(float(each.mean()), float(moved.mean()), sure), _standard_error(each)
 
     def _exchanged(self) -> tuple[Tensor, Tensor]:
         """Return what every image loses, by probabilities and by changed choices.
