@@ -71,11 +71,7 @@ def scratch() -> Iterator[Path]:
 
 
 def reserve(file: IO[bytes], size: int) -> None:
-    """Give a temporary file its size, with space on the disk, since a full one kills whoever writes to a mapped file.
-
-    Raises:
-        WriteError: there is no space.
-    """
+    """Give a temporary file its size, with space on the disk: a full one kills whoever writes to a mapped file."""
     try:
         file.truncate(size)
         if hasattr(os, "posix_fallocate"):
@@ -88,11 +84,7 @@ def reserve(file: IO[bytes], size: int) -> None:
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """Return the path if `new_file` can write there; also asked before long work.
-
-    Raises:
-        WriteError: as `new_file`.
-    """
+    """Return the path if `new_file` can write there; also asked before long work."""
     target = _path(path)
     if target.is_dir():
         raise WriteError(f"{target}: is a folder; name a file in it")
@@ -119,11 +111,7 @@ def new_file(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[
 
 
 def check_folder(path: str | os.PathLike[str], overwrite: bool, ours: frozenset[str] = frozenset()) -> Path:
-    """Return the absolute path if `new_folder` can write there; also asked before long work.
-
-    Raises:
-        WriteError: as `new_folder`.
-    """
+    """Return the absolute path if `new_folder` can write there; also asked before long work."""
     target = _path(path).absolute()
     if not str(target).isascii() and str(target) != str(target).encode(errors="replace").decode():
         raise WriteError(

@@ -58,11 +58,7 @@ _PROCESSES = ("can't start new thread", "pthread_create failed")
 
 
 def check_resources(error: BaseException) -> None:
-    """Do nothing, unless an error says that the system refuses memory, processes, threads or files.
-
-    Raises:
-        ResourceError: it does; the message says at which layer, where that is known, and what to do.
-    """
+    """Raise a ResourceError if an error says that the system refuses memory, processes, threads or files."""
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in text for part in _MEMORY):
         raise ResourceError(

@@ -121,12 +121,7 @@ def _named(temporary: Path, folder: Path) -> Iterator[None]:
 
 
 def check_export(*, int8: bool, calibration: object, pairs: int, engine: Engine) -> None:
-    """Refuse what cannot work; also asked before a conversion, which may take long.
-
-    Raises:
-        CalibrationError: int8 with `calibration=False`.
-        LatencyError: a timing setting is out of range.
-    """
+    """Refuse what cannot work; also asked before a conversion, which may take long."""
     if int8 and calibration is False:
         raise CalibrationError("int8: its ranges are found on images; pass calibration, or leave int8 out")
     if pairs:

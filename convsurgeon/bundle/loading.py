@@ -26,9 +26,6 @@ def check_bundle(folder: Path, original: nn.Module) -> None:
     """Check that the plan and weights in a folder are what `export` wrote, and that its original is this one.
 
     A file that the folder does not hold is not checked.
-
-    Raises:
-        LoadError: a file is not what the checksums say, or the bundle was made from another original.
     """
     sums = _sums(folder)
     for name, wanted in sums.items():

@@ -211,11 +211,7 @@ def _time(paths: Sequence[Path], like: Example, result: Result, request: Request
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write a state dict under all its names; of an ONNX file's network only what is not the file's.
-
-    Raises:
-        ExportError: a tensor is sparse.
-    """
+    """Write a state dict under all its names; of an ONNX file's network only what is not the file's."""
     state: Mapping[str, Tensor] = new_weights(model) if isinstance(model, OnnxNetwork) else model.state_dict()
     if sparse := [name for name, tensor in state.items() if tensor.layout is not torch.strided]:
         raise ExportError(f"{sparse[0]}: is sparse, which safetensors does not hold; register it with persistent=False")

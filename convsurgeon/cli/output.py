@@ -15,13 +15,7 @@ if TYPE_CHECKING:  # which loads onnx
 
 
 def check_output(options: argparse.Namespace, calibration: object) -> None:
-    """Refuse what cannot work before any work is done.
-
-    Raises:
-        WriteError: the folder exists or cannot be written.
-        CalibrationError: int8 without images.
-        LatencyError: too few rounds, or no threads.
-    """
+    """Refuse what cannot work before any work is done."""
     if not options.out:
         return
     from convsurgeon.bundle.export import CONTENTS, check_export

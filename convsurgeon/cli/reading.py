@@ -23,13 +23,7 @@ from convsurgeon.search.metric import Metric
 
 
 def read_model(options: argparse.Namespace) -> tuple[nn.Module, Example]:
-    """Return the model with its weights, in eval mode, and noise of the inputs' shapes.
-
-    Raises:
-        LoadError: no such model, or no shape for a model that needs one.
-        CaptureError: the size of an ONNX file's input is open, and was not said.
-        PolicyError: `--linear` does not name a linear layer.
-    """
+    """Return the model with its weights, in eval mode, and noise of the inputs' shapes."""
     if is_onnx(options.model):
         return _read_onnx(options)
     if not options.input:
@@ -83,11 +77,7 @@ def read_forms(options: argparse.Namespace) -> list[Form] | None:
 
 
 def read_goal(options: argparse.Namespace, metric: Metric | None) -> Goal | None:
-    """Return the budget or the tolerance that was asked for; a metric alone asks for the default's tolerance of it.
-
-    Raises:
-        BudgetError: both were.
-    """
+    """Return the budget or the tolerance that was asked for; a metric alone asks for the default's tolerance of it."""
     if options.within is not None and options.budget is not None:
         raise BudgetError("--within: it asks for the fastest network, --budget for a cost; leave one of them out")
     by_hand = options.budget or options.plan or options.form or options.rank or options.images == NONE
@@ -98,11 +88,7 @@ def read_goal(options: argparse.Namespace, metric: Metric | None) -> Goal | None
 
 
 def read_runtime(options: argparse.Namespace) -> Runtime:
-    """Return where the network will run: this machine, or the device that a file was measured on.
-
-    Raises:
-        LatencyError: the file is damaged, or of another precision.
-    """
+    """Return where the network will run: this machine, or the device that a file was measured on."""
     if options.device:
         return Runtime.load(options.device, precision=options.precision)
     threads = 1 if options.threads is None else options.threads
@@ -110,11 +96,7 @@ def read_runtime(options: argparse.Namespace) -> Runtime:
 
 
 def read_metric(options: argparse.Namespace) -> Metric | None:
-    """Return the user's measure of a model, under its own name, if one was given.
-
-    Raises:
-        LoadError: there is no such function; or later, when it is called, that it fails.
-    """
+    """Return the user's measure of a model, under its own name, if one was given."""
     if not options.metric:
         return None
     function: Any = load_function(options.metric)

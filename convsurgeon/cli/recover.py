@@ -95,11 +95,7 @@ def _recover(options: argparse.Namespace) -> object:
 
 
 def _read_bundle(bundle: Path, model: nn.Module, example: Example) -> Result:
-    """Return the conversion that a bundle holds.
-
-    Raises:
-        LoadError: it has no plan or no weights, was changed, or was made from another original.
-    """
+    """Return the conversion that a bundle holds."""
     from convsurgeon.bundle.loading import check_bundle
 
     for name in ("plan.json", "weights.safetensors"):

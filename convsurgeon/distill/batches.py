@@ -69,9 +69,6 @@ def training_set(images: object, like: Example, limit: int | None = None) -> Tra
 
     Labels beside the inputs are not used. `like` is the example that the model was captured on; `limit` says how many
     images of an iterable to read, which is needed where it has no end.
-
-    Raises:
-        CalibrationError: nothing to read, or batches that the model cannot take.
     """
     if isinstance(images, DataLoader) and not isinstance(images.dataset, IterableDataset):
         return TrainingSet(images.dataset, images.collate_fn, like, images.num_workers)
@@ -88,11 +85,7 @@ def training_set(images: object, like: Example, limit: int | None = None) -> Tra
 
 
 def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the images to train on and of those held back, drawn at random.
-
-    Raises:
-        CalibrationError: fewer than two images.
-    """
+    """Return the numbers of the images to train on and of those held back, drawn at random."""
     if count < 2:
         raise CalibrationError(f"recover: {count} images; pass at least two, a few thousand do best")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
@@ -110,9 +103,6 @@ class Stream:
         batch_size: of all processes together.
         seed: of the order, and of what data set and transform draw.
         transform: of the inputs, or None.
-
-    Raises:
-        RecoveryError: the batch size is not a multiple of the number of processes.
     """
 
     images: TrainingSet

@@ -20,12 +20,7 @@ VERSION = 1
 
 
 def check_run(path: str | os.PathLike[str] | None, resume: bool) -> None:
-    """Refuse a run that could neither begin nor go on, before any work is done.
-
-    Raises:
-        WriteError: the folder holds a run already and `resume` is false.
-        RecoveryError: `resume` without a folder.
-    """
+    """Refuse a run that could neither begin nor go on, before any work is done."""
     if path is None and resume:
         raise RecoveryError("recover: resume needs the folder of the run; pass run= (--run)")
     if path is not None and (Path(path) / LAST).exists() and not resume:
@@ -38,9 +33,6 @@ class RunFolder:
     Args:
         path: made if it does not exist.
         settings: what the run was started with; another run's checkpoint is refused.
-
-    Raises:
-        WriteError: it cannot be made.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
@@ -51,11 +43,7 @@ class RunFolder:
             raise WriteError(f"{self.path}: cannot be made ({reason(error)}); choose another place") from error
 
     def load(self) -> dict[str, Any] | None:
-        """Return the last checkpoint; None where there is none.
-
-        Raises:
-            RecoveryError: it cannot be read, is of another version, or another run's.
-        """
+        """Return the last checkpoint; None where there is none."""
         if not (self.path / LAST).exists():
             return None
         try:

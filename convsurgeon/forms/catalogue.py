@@ -43,9 +43,6 @@ def form_from_dict(values: Mapping[str, Any], forms: Kinds = ()) -> Form:
     Args:
         values: the form as JSON.
         forms: kinds that may be in it beside those that ship.
-
-    Raises:
-        FormError: an unknown form or field, or a value out of range.
     """
     fields = dict(values)
     name = fields.pop("form", None)

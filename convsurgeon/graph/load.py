@@ -30,9 +30,6 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
         name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME`, where the
             name may begin with a family (`torchvision:detection.ssd300_vgg16`), or `timm:NAME`.
         arguments: keyword arguments for the factory.
-
-    Raises:
-        LoadError: no such module, file or factory, or it does not return a module.
     """
     where, _, factory = name.partition(":")
     arguments = dict(arguments or {})
@@ -53,11 +50,7 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
 
 
 def load_function(name: str) -> Any:
-    """Return what `package.module:attribute` or `path/to/file.py:attribute` names.
-
-    Raises:
-        LoadError: no such module, file or attribute, or its code fails.
-    """
+    """Return what `package.module:attribute` or `path/to/file.py:attribute` names."""
     where, colon, attribute = name.rpartition(":")
     if not colon or not where or not attribute:
         raise LoadError(
@@ -76,10 +69,6 @@ def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = 
         model: what to fill.
         path: of the file.
         optional: names that may be missing in it.
-
-    Raises:
-        LoadError: the file is missing, empty, damaged or of a kind that would have to be executed, or its tensors are
-            not the model's, or hold NaN; they are listed.
     """
     tensors = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()

@@ -36,10 +36,6 @@ def open_model(
         example: for a file a tensor, a tuple of them in the file's order, or a dict by the inputs' names. Not needed
             where the sizes of its inputs are fixed, but for the batch.
         shapes: in place of an example, of the inputs of a file whose sizes are open, by name or by place.
-
-    Raises:
-        CaptureError: a size is open, or onnxruntime does not run the file on the example.
-        LoadError: it is not an ONNX file, or its convs are quantised.
     """
     if isinstance(model, OnnxNetwork):
         return model, _inputs(model.file_inputs, example)

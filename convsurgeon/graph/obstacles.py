@@ -19,11 +19,7 @@ _ASKED = ("modules", "named_modules", "parameters", "named_parameters", "buffers
 
 
 def check_model(model: object) -> None:
-    """Refuse wrappers of a model, compiled and quantised layers, and objects that are not modules.
-
-    Raises:
-        CaptureError: always with what to do next.
-    """
+    """Refuse wrappers of a model, compiled and quantised layers, and objects that are not modules."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if hasattr(model, "_orig_mod"):

@@ -41,30 +41,18 @@ class OutputError:
         self._outputs: dict[int, dict[torch.Size, _Moments]] = {}
 
     def add(self, wanted: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-        """Add what both networks are judged at for one batch, in the same order.
-
-        Raises:
-            CalibrationError: they have different shapes.
-        """
+        """Add what both networks are judged at for one batch, in the same order."""
         for index, (one, two) in enumerate(pair_outputs(wanted, found)):
             if one.numel():
                 _moments(self._outputs.setdefault(index, {}), one).add_errors((_rows(one) - _rows(two)).square_())
 
     @property
     def value(self) -> float:
-        """Return the error so far; infinite where an output is not finite.
-
-        Raises:
-            CalibrationError: nothing was compared.
-        """
+        """Return the error so far; infinite where an output is not finite."""
         return self.with_doubt()[0]
 
     def with_doubt(self) -> tuple[float, float]:
-        """Return the error, and its standard error over images; of one image that is as large.
-
-        Raises:
-            CalibrationError: as `value`.
-        """
+        """Return the error, and its standard error over images; of one image that is as large."""
         if not self._outputs:
             raise CalibrationError(
                 "error: there is no floating-point output to compare; convert the part of the model before its "
@@ -142,9 +130,6 @@ def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor], own: Seque
         found: what a converted network is judged at.
         wanted: the same of the original.
         own: from `scales`.
-
-    Raises:
-        CalibrationError: there is nothing to compare, or they have different shapes.
     """
     parts = []
     _check_numbers([len(wanted), len(own)])

@@ -46,9 +46,6 @@ def answer(model: Callable[..., Any], example: Example, parts: Iterable[nn.Modul
         model: a module, or another function.
         example: the batch.
         parts: modules of a function that is no module.
-
-    Raises:
-        CalibrationError: there is nothing that it could be judged at.
     """
     own = example.map(torch.clone)
     picking = Picking(own.tensors())
@@ -94,11 +91,7 @@ def leaves_in(value: object) -> list[Any]:
 
 
 def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return the outputs of two networks for the same input, in pairs.
-
-    Raises:
-        CalibrationError: they are of other sizes.
-    """
+    """Return the outputs of two networks for the same input, in pairs."""
     if _shapes(wanted) != _shapes(found):
         raise CalibrationError(
             f"output: of shape {_in_words(wanted)} from the original, {_in_words(found)} from the converted network "
@@ -108,11 +101,7 @@ def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tupl
 
 
 def check_output_sizes(model: nn.Module, example: Example) -> None:
-    """Refuse a network whose output has another size for another image of the same size.
-
-    Raises:
-        CalibrationError: it does, with what to convert instead; or nothing that it gives has a floating point.
-    """
+    """Refuse a network whose output has another size for another image of the same size."""
     generator = torch.Generator().manual_seed(0)
 
     def mixed(tensor: Tensor) -> Tensor:

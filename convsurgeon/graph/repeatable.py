@@ -15,11 +15,7 @@ from convsurgeon.graph.state import undisturbed
 
 
 def check_repeatable(model: nn.Module, example: Example) -> None:
-    """Refuse a network that keeps state between forwards, and warn of one that draws random numbers in eval mode.
-
-    Raises:
-        CaptureError: it gives something else for the same input once it has run.
-    """
+    """Refuse a network that keeps state between forwards, and warn of one that draws random numbers in eval mode."""
     try:
         with undisturbed(model):
             torch.manual_seed(0)

@@ -59,11 +59,7 @@ class LayerError:
 
 
 def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Agreement:
-    """Compare two files in the optimised runtime; images may have other sizes than the files are for.
-
-    Raises:
-        LatencyError: One of them cannot be loaded.
-    """
+    """Compare two files in the optimised runtime; images may have other sizes than the files are for."""
     energies, error, decisions, rows = np.zeros(2), OutputError(), Decisions(), 0
     for _, wanted, found in run_both(reference, other, feeds):
         if [one.shape for one in wanted] != [two.shape for two in found]:
@@ -87,11 +83,7 @@ def measure_agreement(reference: Path, other: Path, feeds: Sequence[Feed]) -> Ag
 
 
 def run_both(reference: Path, other: Path, feeds: Sequence[Feed]) -> Iterator[tuple[Feed, list[Array], list[Array]]]:
-    """Yield every feed with what both files are judged at.
-
-    Raises:
-        LatencyError: One of them cannot be loaded.
-    """
+    """Yield every feed with what both files are judged at."""
     opened = [_open(path, feeds) for path in (reference, other)]
     for feed in feeds:
         wanted, found = (session.run(names, feed) for session, names in opened)

@@ -41,9 +41,6 @@ def make_feeds(model: ModelProto, calibration: Any) -> list[Feed]:
     Args:
         model: The graph; where its batch is symbolic, 16 images go together.
         calibration: A tensor or array with one image per row, or an iterable of these, or of dicts by input name.
-
-    Raises:
-        ExportError: They do not fill one batch, or an input is missing.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = proto.signature(info for info in model.graph.input if info.name not in stored)

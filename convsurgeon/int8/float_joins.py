@@ -39,9 +39,6 @@ def find_float_joins(model: ModelProto, feeds: Sequence[Feed], target: Target) -
         model: A float graph; it is not changed.
         feeds: Inputs to look at.
         target: What it is for; one that wants all nodes rounded gets them.
-
-    Raises:
-        Exception: Of the runtime, where the graph cannot be run on the inputs.
     """
     if target.whole:
         return frozenset()

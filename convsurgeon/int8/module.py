@@ -78,11 +78,7 @@ class Int8Module(nn.Module):
 
 
 def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
-    """Return a float model, which stays as it is, as its int8 file calibrated on the examples would compute it.
-
-    Raises:
-        ExportError: The model has no ONNX form, or the quantiser fails on it.
-    """
+    """Return a float model, which stays as it is, as its int8 file calibrated on the examples would compute it."""
     graph, feeds = build_float_graph(model, examples)
     target = Target.onnxruntime()
     try:
@@ -96,11 +92,7 @@ def as_int8(model: nn.Module, examples: Sequence[Example]) -> Int8Module:
 
 
 def build_float_graph(model: nn.Module, examples: Sequence[Example]) -> tuple[ModelProto, list[Feed]]:
-    """Return the model's graph in float, and as many calibration inputs as ranges are taken from.
-
-    Raises:
-        ExportError: The model has no ONNX form.
-    """
+    """Return the model's graph in float, and as many calibration inputs as ranges are taken from."""
     arranged = [inputs.order_example(model, one) for one in examples]
     pixels = max(1, sum(one[0].numel() for one in arranged[0].tensors() if one.dim()))
     size = min(_BATCH, images_in(arranged[0]), max(1, _VALUES // pixels))

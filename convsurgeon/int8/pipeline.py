@@ -25,11 +25,7 @@ def prepare(model: ModelProto, feeds: Sequence[Feed], calibrator: Calibrator = "
 def round_graph(
     model: ModelProto, ranges: Ranges, feeds: Sequence[Feed], target: Target, left: Collection[str] = ()
 ) -> ModelProto:
-    """Return the int8 version of a float graph that `prepare` made, which stays as it is; `left` are nodes in float.
-
-    Raises:
-        ExportError: The quantiser fails on it.
-    """
+    """Return the int8 version of a float graph that `prepare` made, which stays as it is; `left` are nodes in float."""
     rough = insert_qdq(model, ranges, target, left)
     exact = ModelProto.FromString(model.SerializeToString())
     scales = round_weights(exact, rough, feeds, target, left)

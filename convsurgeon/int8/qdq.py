@@ -32,9 +32,6 @@ def insert_qdq(
     """Return a float graph in int8, which stays as it is; the nodes in `left` are not rounded.
 
     `scales` are those of weights that lie on a grid already; other weights are rounded to the nearest.
-
-    Raises:
-        ExportError: The quantiser fails on it.
     """
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     exact = ModelProto.FromString(model.SerializeToString())

@@ -121,12 +121,7 @@ def export(
 def write_exported(
     data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any]
 ) -> OnnxFile:
-    """Write a file from what `export_graph` gave for a model earlier, as `export` would.
-
-    Raises:
-        ParityError: the model computes something else by now, or the file cannot be run. Nothing is written.
-        WriteError: the file exists or cannot be written.
-    """
+    """Write a file from what `export_graph` gave for a model earlier, as `export` would."""
     subject, inputs = copy_to_cpu(model), order_example(model, example)
     with new_file(target) as draft:
         exported = onnx.load_from_string(data)
@@ -159,12 +154,7 @@ def _write_graph(
 
 
 def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
-    """Copy the user's own file to a path byte for byte, and the files that its weights lie in beside it.
-
-    Raises:
-        ParityError: torch computes something else than the file.
-        WriteError: A file of weights would lie outside of the folder.
-    """
+    """Copy the user's own file to a path byte for byte, and the files that its weights lie in beside it."""
     source = network.source
     path.write_bytes(source.data)
     for place in source.places:
@@ -179,12 +169,7 @@ def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[A
 
 
 def export_graph(model: nn.Module, example: Any) -> ModelProto:
-    """Return the graph that `export` would write, neither checked nor written: for looking at and for timing.
-
-    Raises:
-        CaptureError: The example holds no tensor.
-        ExportError: The model has no ONNX form, or is not float32.
-    """
+    """Return the graph that `export` would write, neither checked nor written: for looking at and for timing."""
     if isinstance(model, OnnxNetwork):
         return timing_graph(model)
     exported = _torch_graph(copy_to_cpu(model), order_example(model, example), _OPSET, None)

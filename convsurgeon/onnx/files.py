@@ -21,11 +21,7 @@ _MOST_VALUES = 2**31  # of one input
 
 
 def load_checked(path: Path) -> ModelProto:
-    """Return the graph of a file that onnx's checker accepts; external weights must be there but are not read.
-
-    Raises:
-        LatencyError: The file is missing, unreadable, not ONNX, or not valid.
-    """
+    """Return the graph of a file that onnx's checker accepts; external weights must be there but are not read."""
     if not path.is_file():
         what = "is a folder, a device or a pipe" if path.exists() else "no such file"
         raise LatencyError(f"{path}: {what}; pass the path of an ONNX file")
@@ -59,9 +55,6 @@ def random_feed(path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> 
     """Return inputs of a file's own shapes: normal noise for floats, zeros for integers, true for booleans.
 
     A symbolic first dimension becomes `batch`, another one what `sizes` says of its name, or 64.
-
-    Raises:
-        LatencyError: A size is too small, or an input would be larger than anything that is timed.
     """
     if batch < 1:
         raise LatencyError(f"batch={batch}: pass 1 or more")

@@ -17,11 +17,7 @@ from convsurgeon.graph.example import Example
 
 
 def order_example(model: nn.Module, example: object) -> Example:
-    """Return what a user passes as `example` on the CPU and without gradients, keywords in `forward`'s order.
-
-    Raises:
-        CaptureError: The example holds no tensor.
-    """
+    """Return what a user passes as `example` on the CPU and without gradients, keywords in `forward`'s order."""
     given = Example.of(example)
     order = {name: index for index, name in enumerate(inspect.signature(model.forward).parameters)}
     names = sorted(given.kwargs, key=lambda name: order.get(name, len(order)))

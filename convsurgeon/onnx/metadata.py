@@ -31,11 +31,7 @@ class Preparation:
     std: tuple[float, ...] = ()
 
     def check(self, inputs: Signature) -> None:
-        """Compare the fields with the inputs of a file.
-
-        Raises:
-            ExportError: There is another number of values than of channels, or one of `std` is not above 0.
-        """
+        """Compare the fields with the inputs of a file."""
         shape = inputs[0][1]
         channels = {shape[1], shape[3]} if len(shape) == 4 else {None}  # some files have them last
         for name, values in (("mean", self.mean), ("std", self.std)):

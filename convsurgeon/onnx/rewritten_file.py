@@ -22,12 +22,7 @@ from convsurgeon.onnxnet.write import changed_convs, rewrite, save_network
 def write_network(
     network: OnnxNetwork, example: Example, target: Path, overwrite: bool, images: Sequence[Any]
 ) -> Parity:
-    """Write a network's file, and that of its weights where it has one, unless the parity that is returned fails.
-
-    Raises:
-        ExportError: A form has no counterpart in the file's operator set.
-        WriteError: The file exists, or cannot be written.
-    """
+    """Write a network's file, and that of its weights where it has one, unless the parity that is returned fails."""
     with scratch() as folder:
         draft = folder / target.name
         save_network(network, draft)

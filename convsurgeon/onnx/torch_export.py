@@ -31,11 +31,7 @@ _AXES: dict[str, dict[int, str]] = {"batch": {0: "batch"}, "size": {2: "height",
 
 
 def run_exporter(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """Return the graph of a model on the CPU, as torch writes it; another opset than the one asked for may come out.
-
-    Raises:
-        ExportError: The model does not run, writes to its own weights, or neither exporter takes it.
-    """
+    """Return the graph of a model on the CPU, as torch writes it; another opset than the one asked for may come out."""
     name = type(model).__name__
     try:
         changed = written_parameters(model, lambda: example.run(model))

@@ -36,11 +36,7 @@ _Left = list[tuple[NodeProto, _Calls | None]]
 
 
 def build_network(source: SourceFile, inputs: tuple[FileInput, ...], feed: Mapping[str, Array]) -> OnnxNetwork:
-    """Build the network of a file, as it runs on the example: `feed`, in the file's types.
-
-    Raises:
-        CaptureError: onnxruntime does not run the file on the example.
-    """
+    """Build the network of a file, as it runs on the example: `feed`, in the file's types."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of modules that are tried and thrown away
         return _Builder(source, inputs, Values(source, feed)).build()

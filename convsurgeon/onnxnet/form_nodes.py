@@ -75,9 +75,6 @@ def form_nodes(
         source: what the module reads, where that is not what the conv reads.
         padding: that the conv has and the module has not.
         size: spatial size of the conv's input, where it is always the same.
-
-    Raises:
-        ExportError: The module computes something else, or the operator set has no node for it.
     """
     writer = _Writer(module, conv, prefix, names, put, opset)
     if isinstance(module, nn.modules.conv._ConvNd):  # of the same kind, with other weights

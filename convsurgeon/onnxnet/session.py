@@ -49,9 +49,6 @@ def session_options(threads: int | None = None, level: Level = "all", *, spinnin
     """Return options of a session that prints nothing and leaves the processor alone between its runs.
 
     Without `threads` it takes all cores; with `spinning` its threads spin between the nodes of a run, as in use.
-
-    Raises:
-        LatencyError: There is no such level, or no machine has so many threads.
     """
     check_level(level)
     if threads is not None:
@@ -68,11 +65,7 @@ def check_level(level: str) -> None:
 
 
 def check_threads(threads: int) -> None:
-    """Refuse a number of threads that no machine can start.
-
-    Raises:
-        LatencyError: It is less than one, or far more than there are cores.
-    """
+    """Refuse a number of threads that no machine can start."""
     cores = os.cpu_count() or 1
     most = max(64, 4 * cores)
     if not 1 <= threads <= most:
@@ -80,11 +73,7 @@ def check_threads(threads: int) -> None:
 
 
 def check_engine(engine: Engine) -> None:
-    """Refuse threads, a level, a provider or options that this machine lacks, before anything heavy is done.
-
-    Raises:
-        LatencyError: One is not to be had here, and what is.
-    """
+    """Refuse threads, a level, a provider or options that this machine lacks, before anything heavy is done."""
     check_threads(engine.threads)
     check_level(engine.level)
     try:
@@ -94,12 +83,7 @@ def check_engine(engine: Engine) -> None:
 
 
 def open_timed(path: Path, engine: Engine, log: Path | None = None) -> Any:
-    """Open a session of a file to be timed, see `Engine.open`.
-
-    Raises:
-        LatencyError: The runtime cannot load it.
-        ResourceError: There is not enough memory, or no thread can be started.
-    """
+    """Open a session of a file to be timed, see `Engine.open`."""
     try:
         return engine.open(path, log)
     except MeasureError as error:
@@ -108,12 +92,7 @@ def open_timed(path: Path, engine: Engine, log: Path | None = None) -> Any:
 
 
 def open_session(model: Path | ModelProto, options: ort.SessionOptions | None = None) -> ort.InferenceSession:
-    """Open a session of a file, or of a graph in memory, on the CPU.
-
-    Raises:
-        LatencyError: The runtime cannot load the model.
-        ResourceError: There is not enough memory, or no thread can be started.
-    """
+    """Open a session of a file, or of a graph in memory, on the CPU."""
     how = session_options() if options is None else options
     providers = [CPU]
     try:
@@ -139,11 +118,7 @@ def weight_bytes_of(model: ModelProto) -> int:
 
 
 def run_session(session: ort.InferenceSession, feed: Feed, path: Path) -> None:
-    """Run a session once, for its errors.
-
-    Raises:
-        LatencyError: The runtime fails on this input.
-    """
+    """Run a session once, for its errors."""
     try:
         session.run(None, feed)
     except Exception as error:  # likewise

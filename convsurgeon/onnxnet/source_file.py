@@ -64,11 +64,7 @@ class SourceFile:
 
 
 def read_source(path: str | Path) -> SourceFile:
-    """Read an ONNX file with the weights that lie beside it.
-
-    Raises:
-        LoadError: It is missing, damaged, or not a model; or its convs are quantised, or bound to one processor.
-    """
+    """Read an ONNX file with the weights that lie beside it."""
     place = Path(path)
     try:
         data = read_bytes(place)
@@ -160,9 +156,6 @@ def inputs_of(source: SourceFile, shapes: Mapping[Any, tuple[int, ...]]) -> tupl
     """Return the inputs of a file, on an example whose tensors have these shapes, by name or by place.
 
     Where an input is not among them the file must state its size, but for the batch, which is 1 where it is open.
-
-    Raises:
-        CaptureError: An input is not a tensor of numbers, a size is open, or the example has another one.
     """
     stored = {tensor.name for tensor in source.model.graph.initializer}
     infos = {info.name: info for info in source.model.graph.input if info.name not in stored}

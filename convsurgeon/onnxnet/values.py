@@ -27,9 +27,6 @@ class Values:
     Args:
         source: the file.
         feed: arrays for its inputs.
-
-    Raises:
-        CaptureError: onnxruntime does not run it on them.
     """
 
     def __init__(self, source: SourceFile, feed: Mapping[str, Array]) -> None:

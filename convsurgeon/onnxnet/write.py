@@ -38,11 +38,7 @@ def changed_convs(network: OnnxNetwork) -> dict[str, FileConv]:
 
 
 def rewrite(network: OnnxNetwork) -> ModelProto:
-    """Return the file's graph with the network's convs in it.
-
-    Raises:
-        ExportError: a form holds what the file's operator set has no node for.
-    """
+    """Return the file's graph with the network's convs in it."""
     model = ModelProto()
     model.CopyFrom(network.source.model)
     if found := changed_convs(network):
@@ -51,11 +47,7 @@ def rewrite(network: OnnxNetwork) -> ModelProto:
 
 
 def save_network(network: OnnxNetwork, path: Path) -> None:
-    """Write a network's file; weights go into `NAME.data` beside it where the original's do, or must.
-
-    Raises:
-        ExportError: as `rewrite`, or the graph is not valid.
-    """
+    """Write a network's file; weights go into `NAME.data` beside it where the original's do, or must."""
     if not changed_convs(network) and not network.source.places:
         path.write_bytes(network.source.data)
         return

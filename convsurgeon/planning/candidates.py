@@ -108,12 +108,7 @@ def forms_for(forms: Forms, site: Site) -> tuple[Sequence[Form], str, bool]:
 
 
 def check_forms(forms: Forms, sites: Sequence[Site]) -> None:
-    """Check that there are forms, and that each of their names fits a conv.
-
-    Raises:
-        FormError: there are none, or a value is not a form.
-        PolicyError: a name fits no conv.
-    """
+    """Check that there are forms, and that each of their names fits a conv."""
     if isinstance(forms, Form) or not forms:
         found = f"{forms.label} is not a list" if isinstance(forms, Form) else "nothing is given"
         raise FormError(f"forms: {found}; pass a list of forms, for example [DepthwiseSeparable(rank=2)]")

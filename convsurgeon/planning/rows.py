@@ -19,11 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def capture_in_rows(model: Model, example: object) -> Capture:
-    """Return the capture of a model with convs of one row for its `Conv1d` layers.
-
-    Raises:
-        CaptureError: the model does not run on the example.
-    """
+    """Return the capture of a model with convs of one row for its `Conv1d` layers."""
     try:
         return capture(with_rows(model) if isinstance(model, nn.Module) else model, example)
     except CaptureError as error:

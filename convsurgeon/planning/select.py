@@ -96,11 +96,7 @@ def _join(sign: str, *policies: Predicate) -> Policy:
 
 
 def as_policy(value: Predicate) -> Policy:
-    """Return a policy as it is, or one made of a function of a site.
-
-    Raises:
-        PolicyError: the value cannot be called.
-    """
+    """Return a policy as it is, or one made of a function of a site."""
     if isinstance(value, Policy):
         return value
     if not callable(value):
@@ -258,11 +254,7 @@ def _number(text: str) -> int | float | tuple[int, ...]:
 
 
 def resolve(policy: Predicate | None, sites: Sequence[Site]) -> tuple[Policy, set[str]]:
-    """Return the policy that holds, without the stem unless it is asked for, and the exact names that are demanded.
-
-    Raises:
-        PolicyError: a name or pattern that fits no conv; the nearest names are given.
-    """
+    """Return the policy that holds, without the stem unless it is asked for, and the exact names that are demanded."""
     chosen = default_policy() if policy is None else as_policy(policy)
     tests = list(chosen.leaves())
     globs = [(glob, positive) for leaf, positive in tests if leaf.name == "named" for glob in leaf.values]
@@ -275,11 +267,7 @@ def resolve(policy: Predicate | None, sites: Sequence[Site]) -> tuple[Policy, se
 
 
 def check_glob(what: str, glob: str, sites: Iterable[Site]) -> None:
-    """Check that a name or pattern fits a conv.
-
-    Raises:
-        PolicyError: it fits none; the nearest names are given.
-    """
+    """Check that a name or pattern fits a conv."""
     sites = list(sites)
     if not any(matches(site, glob) for site in sites):
         known = [name for site in sites for name in site.names]

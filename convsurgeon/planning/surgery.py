@@ -42,10 +42,6 @@ def operate(model: Model, plan: Plan, example: object = None) -> tuple[nn.Module
 
     Returns:
         The converted model, and the plan as it was carried out: a site that turned out not to run is a skip in it.
-
-    Raises:
-        PlanError: the plan was made for another model.
-        CaptureError: the model cannot be copied, or the copy does not run.
     """
     model, example = open_model(model, example)
     inputs = Example.of(example)
@@ -100,11 +96,7 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
 
 
 def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
-    """Load the weights of a bundle into the structure that was made from its original.
-
-    Raises:
-        LoadError: the weights are not those of the converted model.
-    """
+    """Load the weights of a bundle into the structure that was made from its original."""
     untouched = set(original.state_dict()) if isinstance(original, OnnxNetwork) else set()  # the file has those
     load_weights(converted, weights, untouched)
 

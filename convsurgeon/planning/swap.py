@@ -12,11 +12,7 @@ from convsurgeon.base.errors import CaptureError, describe
 
 
 def swap_modules(model: nn.Module, new: dict[int, Any]) -> nn.Module:
-    """Return a copy of a model with new modules in the places of some, by the `id` of what they replace.
-
-    Raises:
-        CaptureError: the model cannot be copied.
-    """
+    """Return a copy of a model with new modules in the places of some, by the `id` of what they replace."""
     try:
         converted = copy.deepcopy(model, new | _detached(model))
         placed = {id(module) for module in converted.modules()}  # fails where the copy is half-made
