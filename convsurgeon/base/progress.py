@@ -32,15 +32,9 @@ def bar(
     items: Iterable[Any] | None = None, *, total: int | None = None, desc: str, unit: str = "it", show: bool = True,
     delay: float = 0.0,
 ) -> Bar:  # fmt: skip
-    """Return a progress bar, over `items` or over `total` updates by hand.
+    """Return a progress bar, over `items` or over `total` updates by hand, that appears after `delay` seconds.
 
-    Args:
-        items: what is iterated over, if the bar is used in a loop.
-        total: number of updates, if `items` does not say it.
-        desc: the stage, for example "fitting".
-        unit: of what is counted.
-        show: False hides it; so does every process but the first.
-        delay: seconds before it appears.
+    `desc` names the stage, for example "fitting". `show=False` hides it, and so does every process but the first.
     """
     hidden = not show or processes.rank() > 0 or sys.stderr is None  # as with pythonw, or in a service
     if not hidden and not sys.stderr.isatty():

@@ -25,12 +25,7 @@ _MOST_LEFT = 0.5
 
 
 def write_int8(files: Sequence[OnnxFile], fitted: Sequence[Example]) -> tuple[list[Quantized], tuple[str, ...]]:
-    """Write `NAME-int8.onnx` beside float files, with ranges from the images.
-
-    Returns:
-        The files that could be written, and notes on those that could not: too far from their float file, or of a kind
-        that the quantiser does not take.
-    """
+    """Write `NAME-int8.onnx` beside float files, with ranges from the images; return them, and notes on what failed."""
     made, notes = [], []
     for file in files:
         place = file.path.with_name(f"{file.path.stem}-int8.onnx")
@@ -46,16 +41,8 @@ def write_mixed(
 ) -> tuple[Quantized | None, str]:
     """Write the converted network with the layers in float that add most noise, as `MIXED`: in two tries at most.
 
-    Args:
-        file: the converted network in float.
-        rounded: its int8 version, which says what noise its layers add.
-        fitted: images.
-        share: of the noise that may stay.
-        is_enough: tells whether a file is near enough.
-
-    Returns:
-        The file, or None where it would not be near enough with half of the layers in float; and a note on what was
-        tried.
+    `rounded` says what noise the layers add, and `share` how much of it may stay. Returns the file, or None where it
+    would not be near enough with half of the layers in float; and a note on what was tried.
     """
     noise = [max(one.added, 0.0) for one in rounded.worst]
     most = int(_MOST_LEFT * len(noise))

@@ -18,11 +18,7 @@ def recommend(
 ) -> Recommended:
     """Return the fastest file within a loss in any of the settings that were timed; there is one at least.
 
-    Args:
-        timings: of all files, setting by setting.
-        lost: what every file but the original loses.
-        allowed: the most that one may lose.
-        chosen: the file that a search found good enough, on other images; it may be recommended.
+    The file `chosen`, which a search found good enough on other images, may be recommended too.
     """
     known = {**lost, ORIGINAL: 0.0}
     near = {name for name, loss in known.items() if loss <= allowed or (name == chosen and math.isfinite(loss))}

@@ -30,13 +30,9 @@ HELD_BACK_SHARE = 0.1
 
 
 class TrainingSet:
-    """A numbered collection of images, and how a batch is made of some of them.
+    """A numbered collection of images: a map-style data set, and how `collate` makes a batch of a list of its items.
 
-    Args:
-        dataset: map-style; its items are what `collate` takes a list of.
-        collate: list of items -> batch, as a `DataLoader` has it.
-        like: the example that the model was captured on.
-        workers: processes that load images.
+    `like` is the example that the model was captured on.
     """
 
     def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any], like: Example, workers: int = 0) -> None:
@@ -95,14 +91,9 @@ def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Stream:
-    """The batches of a training run.
+    """The batches of a training run: of the images of these numbers, `batch_size` of all processes together.
 
-    Args:
-        images: the training set.
-        numbers: of the images to train on.
-        batch_size: of all processes together.
-        seed: of the order, and of what data set and transform draw.
-        transform: of the inputs, or None.
+    The seed is that of the order, and of what data set and transform draw.
     """
 
     images: TrainingSet

@@ -28,12 +28,7 @@ def check_run(path: str | os.PathLike[str] | None, resume: bool) -> None:
 
 
 class RunFolder:
-    """The folder that a run saves itself in.
-
-    Args:
-        path: made if it does not exist.
-        settings: what the run was started with; another run's checkpoint is refused.
-    """
+    """The folder that a run saves itself in; a checkpoint of a run with other settings is refused."""
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.path, self.settings = Path(path), dict(settings)

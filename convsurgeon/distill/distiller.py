@@ -88,12 +88,7 @@ class Distiller:
     ) -> str:  # fmt: skip
         """Take the steps that are left and put the best weights into the student; return why it ended.
 
-        Args:
-            batches: one for every step that is left; of all processes this one's share.
-            desc: what the progress bar says.
-            progress: whether to show it.
-            save: writes a checkpoint.
-            save_every: steps between two of them.
+        There is a batch for every step that is left; of all processes this one's share. `save` writes a checkpoint.
         """
         began = time.monotonic() - self.seconds
         ends = {math.ceil(self.steps * quarter / QUARTERS) for quarter in range(QUARTERS + 1)}

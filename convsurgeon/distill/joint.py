@@ -61,17 +61,7 @@ def fit_jointly(
     seed: int,
     progress: bool,
 ) -> None:
-    """Move the rewritten convs of a fitted model together, in place, to where `judge` finds the least error.
-
-    Args:
-        seen: capture of the original, which is not changed.
-        converted: what `operate` made of it, fitted.
-        plan: as it was carried out.
-        batches: images to fit to.
-        judge: scores a model by the held-back images.
-        seed: of the images that a step takes.
-        progress: whether to show a bar over the steps.
-    """
+    """Move the rewritten convs of a fitted model together, in place, to where `judge` finds the least error."""
     nodes, norms = _points(seen, plan)
     sites = [change.name for change in plan.changes.values() if change.form.fittable]
     modules = [converted.get_submodule(name) for name in (*sites, *norms)]

@@ -29,11 +29,7 @@ def answer_loss(
 ) -> Callable[[Example], Tensor]:
     """Return the loss of a batch, a mean over its images: how far the student's outputs are from the original's.
 
-    Args:
-        original: the teacher.
-        student: the converted model.
-        sample: batches that the variances of the outputs are measured on.
-        loss: the user's own, or None for the error of the outputs.
+    That is the user's `loss`, or the error of the outputs, whose variances are measured on the batches of `sample`.
     """
     own = scales([outputs(original, batch) for batch in sample])
 
@@ -49,13 +45,7 @@ def answer_loss(
 
 
 class OutputJudge:
-    """Scores models by their outputs on held-back batches.
-
-    Args:
-        original: whose outputs are the truth.
-        batches: that nothing was fitted to.
-        loss: the user's own measure, or None for the error of the outputs.
-    """
+    """Scores models by their outputs on held-back batches: by the user's `loss`, or by the error of the outputs."""
 
     def __init__(self, original: nn.Module, batches: Sequence[Example], loss: Loss | None = None) -> None:
         self.batches, self._loss = batches, loss

@@ -74,17 +74,9 @@ def reconstruct(
 ) -> Reconstruction:
     """Fit a converted model's weights to calibration data, in place; its error on the held-back images never rises.
 
-    Args:
-        seen: capture of the original, which is not changed.
-        converted: what `operate` made of it.
-        plan: as it was carried out.
-        data: calibration batches.
-        seed: of the output positions that are drawn.
-        progress: whether to show a bar over the sites.
-        jointly: whether to fit all sites together after one by one, where the error is not small already.
-        metrics: of every site (see `sensitivity`), where they are known already.
-        effort: the share of the usual steps that a site's fit may take.
-        starts: earlier fits of these sites, see `fit_in_order`.
+    All sites are fitted together after one by one if `jointly`, where the error is not small already. `metrics` are
+    those of every site (see `sensitivity`), `starts` earlier fits of these sites (see `fit_in_order`), where they are
+    known already, and `effort` is the share of the usual steps that a site's fit may take.
     """
     judge = OutputJudge(seen.model, data.held_back)
     best = judge.score(converted)

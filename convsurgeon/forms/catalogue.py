@@ -38,12 +38,7 @@ INSPECTED: tuple[Factorised, ...] = (DepthwiseSeparable(), Blueprint())
 
 
 def form_from_dict(values: Mapping[str, Any], forms: Kinds = ()) -> Form:
-    """Read what `to_dict` wrote; no code is ever imported by a name that a file holds.
-
-    Args:
-        values: the form as JSON.
-        forms: kinds that may be in it beside those that ship.
-    """
+    """Read what `to_dict` wrote; no code is ever imported by a name that a file holds."""
     fields = dict(values)
     name = fields.pop("form", None)
     kinds = {kind.name: kind for kind in (*FORMS, *forms)}

@@ -29,14 +29,10 @@ class InPlaceOfLayer(nn.Module):
 
 
 class SummedBranches(InPlaceOfLayer):
-    """`sum_t branches[t](x)`, each branch a chain of plain convs with telling names.
+    """`sum_t branches[t](x)`, each branch a chain of plain convs with telling names, one at least.
 
     The attributes of the conv it replaces that other code likes to read (`out_channels`, `stride`, ...) are kept. It
     has no `weight`: code that folds a batch norm into a conv would put a dense one in its place, or lose what it folds.
-
-    Args:
-        branches: chains of equal input and output shape; at least one.
-        geometry: of the conv that they replace.
     """
 
     instead = (
@@ -84,9 +80,7 @@ def chain(
 def compose(stages: Sequence[tuple[Tensor, int]], groups: int) -> Tensor:
     """Return the dense kernel (O, C/groups, kh, kw) that convs in a row compute; no two windows may share an axis.
 
-    Args:
-        stages: kernel (outputs, inputs per group, kh, kw) and groups of every conv, in order.
-        groups: of the whole, a divisor of each stage's.
+    `stages` holds kernel (outputs, inputs per group, kh, kw) and groups of every conv; `groups` divides those of each.
     """
     (first, parts), *rest = stages
     dense = first.unflatten(0, (groups, parts // groups, -1))  # group, part, output, input of the part, window

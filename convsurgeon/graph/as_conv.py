@@ -12,13 +12,10 @@ from convsurgeon.forms.modules import InPlaceOfLayer
 
 
 class LinearAsConv(InPlaceOfLayer):
-    """What `nn.Linear` computes, as `conv` of size 1x1 over the layer's positions.
+    """What `nn.Linear` computes, as `conv` of size 1x1 over the layer's positions, with a copy of its weights.
 
     Vectors (N, C) are maps of one position; tokens (N, T, C) and maps with channels last (N, H, W, C) have more.
-
-    Args:
-        linear: whose weights are copied.
-        dims: of what it reads, 2 to 4. It is said here because a trace cannot ask.
+    `dims`, of what it reads, is said here because a trace cannot ask.
     """
 
     DIMS = (2, 3, 4)
@@ -45,12 +42,9 @@ class LinearAsConv(InPlaceOfLayer):
 
 
 class Conv1dAsConv(InPlaceOfLayer):
-    """What `nn.Conv1d` computes, as `conv` with a window of one row over a map of one row.
+    """What `nn.Conv1d` computes, as `conv` with a window of one row over a map of one row, with a copy of its weights.
 
     onnxruntime has its fast layouts for 2-d convs only, so this is faster by itself.
-
-    Args:
-        layer: whose weights are copied.
     """
 
     instead = "a conv of one row took the place of the Conv1d, and `.conv` has its weights"

@@ -24,12 +24,10 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build a model from its name.
+    """Build a model from its name, with keyword arguments for the factory.
 
-    Args:
-        name: `package.module:factory`, `path/to/file.py:factory`, `torchvision:NAME`, where the
-            name may begin with a family (`torchvision:detection.ssd300_vgg16`), or `timm:NAME`.
-        arguments: keyword arguments for the factory.
+    Names are `package.module:factory`, `path/to/file.py:factory`, `timm:NAME` and `torchvision:NAME`, where the last
+    may begin with a family (`torchvision:detection.ssd300_vgg16`).
     """
     where, _, factory = name.partition(":")
     arguments = dict(arguments or {})
@@ -63,12 +61,7 @@ def load_function(name: str) -> Any:
 def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = ()) -> None:
     """Load a safetensors file, or a checkpoint of tensors and plain values only, into a model.
 
-    `state_dict` and `model` wrappers and `module.` prefixes are taken off.
-
-    Args:
-        model: what to fill.
-        path: of the file.
-        optional: names that may be missing in it.
+    `state_dict` and `model` wrappers and `module.` prefixes are taken off. Names in `optional` may be missing.
     """
     tensors = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()

@@ -31,11 +31,8 @@ def open_model(
 ) -> tuple[nn.Module, object]:
     """Return a module and an example of its inputs; a module that is given comes back as it is.
 
-    Args:
-        model: a module, or the path of an ONNX file.
-        example: for a file a tensor, a tuple of them in the file's order, or a dict by the inputs' names. Not needed
-            where the sizes of its inputs are fixed, but for the batch.
-        shapes: in place of an example, of the inputs of a file whose sizes are open, by name or by place.
+    The example of a file is a tensor, a tuple of them in the file's order, or a dict by the inputs' names. It is not
+    needed where all sizes but the batch are fixed; `shapes`, by name or by place, may stand for it where they are open.
     """
     if isinstance(model, OnnxNetwork):
         return model, _inputs(model.file_inputs, example)

@@ -34,12 +34,7 @@ _ADDITIONS = {operator.add, operator.iadd, torch.add}
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of single values.
-
-    Args:
-        function: any shape to the same; it may work in place.
-        slopes: of a PReLU below zero, one per channel (O,).
-    """
+    """A function of single values, which may work in place; `slopes` (O,) are those of a PReLU below zero."""
 
     function: Callable[[Tensor], Tensor]
     slopes: Tensor | None = None

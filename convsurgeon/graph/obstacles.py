@@ -110,11 +110,9 @@ _GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) -> str:
-    """Why a module cannot be rewritten whatever the form; empty where it can.
+    """Why a conv module of any kind cannot be rewritten whatever the form; empty where it can.
 
-    Args:
-        conv: a conv module of any kind.
-        holders: the modules that hold each parameter, by `id`.
+    `holders` are the modules that hold each parameter, by `id`.
     """
     if not isinstance(conv, nn.Conv2d):
         return f"{type(conv).__name__}: only Conv2d is rewritten"

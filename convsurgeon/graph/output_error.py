@@ -89,11 +89,7 @@ class Scale:
 
 
 def scales(answers: Sequence[Sequence[Tensor]]) -> list[list[Scale]]:
-    """Return the scales of every output, along every axis that may be that of the channels.
-
-    Args:
-        answers: what the original is judged at for some batches.
-    """
+    """Return the scales of every output for some batches, along every axis that may be that of the channels."""
     found = []
     _check_numbers([len(answer) for answer in answers])
     for column in zip(*answers, strict=True):
@@ -126,10 +122,7 @@ def weigh(values: Tensor, axes: Sequence[Scale]) -> Tensor:
 def relative_error(found: Sequence[Tensor], wanted: Sequence[Tensor], own: Sequence[Sequence[Scale]]) -> Tensor:
     """Return the error as a loss: a mean with constant variances, so that a batch's is the mean of its parts'.
 
-    Args:
-        found: what a converted network is judged at.
-        wanted: the same of the original.
-        own: from `scales`.
+    The variances are from `scales`.
     """
     parts = []
     _check_numbers([len(wanted), len(own)])
@@ -151,8 +144,7 @@ def by_channel(values: Tensor) -> Tensor:
 class _Moments:
     """Sums over the images of one size, of every element of one output.
 
-    Args:
-        origin: an image's values; sums are of the distances from it, so that what never changes is exactly constant.
+    They are of the distances from an image's values, `origin`, so that what never changes is exactly constant.
     """
 
     def __init__(self, origin: Tensor) -> None:
@@ -242,11 +234,8 @@ def channel_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _steadied(own: Tensor, count: int, bounded: Tensor, *, split: bool) -> Tensor:
     """Return variances that are drawn towards the mean of their kind where few values are known, and never far below.
 
-    Args:
-        own: variances of the channels.
-        count: degrees of freedom of each.
-        bounded: whether a channel's values are between 0 and 1, as scores are: a kind of its own.
-        split: whether the others are of several kinds, where their variances have gaps.
+    Each has `count` degrees of freedom. Channels that are `bounded` between 0 and 1, as scores are, are a kind of their
+    own. With `split` the others are of several kinds, where their variances have gaps.
     """
     found = own.clone()
     for kind in _kinds(own, bounded, split):

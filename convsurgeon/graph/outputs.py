@@ -26,12 +26,9 @@ _MIXED = 3
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model gives for one batch.
+    """What a model gives for one batch: the output, and the floating-point tensors that it is judged at.
 
-    Args:
-        output: as it is.
-        judged: the floating-point tensors that it is judged at.
-        where: these are, in words; empty where they are the outputs.
+    `where` says in words where these are; empty where they are the outputs.
     """
 
     output: Any
@@ -40,13 +37,7 @@ class Answer:
 
 
 def answer(model: Callable[..., Any], example: Example, parts: Iterable[nn.Module] = ()) -> Answer:
-    """Return what a model gives for copies of a batch.
-
-    Args:
-        model: a module, or another function.
-        example: the batch.
-        parts: modules of a function that is no module.
-    """
+    """Return what a model, or another function with modules as `parts`, gives for copies of a batch."""
     own = example.map(torch.clone)
     picking = Picking(own.tensors())
     with picking.through(model.modules() if isinstance(model, nn.Module) else parts):

@@ -54,11 +54,7 @@ class _Origin:
 
 
 class Picking(TorchFunctionMode):
-    """Follows the tensors of a forward pass.
-
-    Args:
-        inputs: of the pass.
-    """
+    """Follows the tensors of a forward pass, from its inputs on."""
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
         super().__init__()
@@ -70,11 +66,7 @@ class Picking(TorchFunctionMode):
             self._origins[tensor] = _Origin(False, {})
 
     def judged(self, leaves: Sequence[Any]) -> list[Judged]:
-        """Return the tensors that an output is judged at, each once.
-
-        Args:
-            leaves: of the output, tensors and others.
-        """
+        """Return the tensors that an output is judged at, each once; `leaves` are the output's values."""
         found: Picked = {}
         others: Picked = {}
         for leaf in leaves:

@@ -149,10 +149,8 @@ def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
 def readers_of_input(graph: fx.GraphModule, run: Collection[nn.Module], functions: Collection[object]) -> set[int]:
     """Return the ids of the conv modules that read the input: nothing that another conv has made reaches them.
 
-    Args:
-        graph: of the network.
-        run: the conv modules in the order in which they run; where the graph shows no reader, the first stands for it.
-        functions: convs that are called as functions.
+    `run` are the conv modules as they run: where the graph shows no reader, the first stands for it. `functions` are
+    convs that are called as functions.
     """
     made: dict[fx.Node, bool] = {}  # whether a conv had a part in a node's value
     found: set[int] = set()

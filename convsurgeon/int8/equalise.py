@@ -38,8 +38,7 @@ class _Seam:
 def equalise(model: ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
     """Even out the channels of every value that allows it, in place.
 
-    Returns:
-        What the channels (C,) that a conv reads were divided by, by the name of the conv's node.
+    Return what the channels (C,) that a conv reads were divided by, by the name of the conv's node.
     """
     graph = model.graph
     seams = _find_seams(graph)

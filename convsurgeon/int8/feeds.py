@@ -36,11 +36,9 @@ def expose_values(model: ModelProto, names: Iterable[str]) -> ort.InferenceSessi
 
 
 def make_feeds(model: ModelProto, calibration: Any) -> list[Feed]:
-    """Return calibration inputs in batches of the size that the graph takes; a remainder is dropped.
+    """Return calibration inputs in batches of the size that the graph takes, or of 16; a remainder is dropped.
 
-    Args:
-        model: The graph; where its batch is symbolic, 16 images go together.
-        calibration: A tensor or array with one image per row, or an iterable of these, or of dicts by input name.
+    They are given as a tensor or array with one image per row, or an iterable of these, or of dicts by input name.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = proto.signature(info for info in model.graph.input if info.name not in stored)

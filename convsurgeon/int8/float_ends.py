@@ -30,13 +30,8 @@ _Shapes = Mapping[str, tuple[int | str, ...]]
 def find_float_ends(model: ModelProto, target: Target) -> frozenset[str]:
     """Return the names of the nodes from an input image to its first convs and from the last ones to an output image.
 
-    Args:
-        model: A float graph of any batch and size; it is not changed.
-        target: What it is for.
-
-    Returns:
-        None at all where the target wants all nodes rounded, or where no input image is added to an output image (four
-        axes, few channels, more than one pixel).
+    None where the target wants all nodes rounded, or where no input image is added to an output image (four axes, few
+    channels, more than one pixel). The graph may have any batch and size; it is not changed.
     """
     outputs = [name for name, shape in proto.signature(model.graph.output) if _is_image(shape)]
     if target.whole or not outputs:

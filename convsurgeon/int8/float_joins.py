@@ -35,10 +35,7 @@ _PART = 0.1
 def find_float_joins(model: ModelProto, feeds: Sequence[Feed], target: Target) -> frozenset[str]:
     """Return the names of the nodes behind the last convs, if values far apart meet there; none otherwise.
 
-    Args:
-        model: A float graph; it is not changed.
-        feeds: Inputs to look at.
-        target: What it is for; one that wants all nodes rounded gets them.
+    A target that wants all nodes rounded gets them. Where the graph cannot be run on the inputs the runtime raises.
     """
     if target.whole:
         return frozenset()

@@ -34,11 +34,9 @@ _VALUES, _ALL_VALUES = 300_000, 6_000_000
 
 
 class Int8Module(nn.Module):
-    """Runs an int8 graph in the runtime; takes and gives what the model does.
+    """Runs an int8 graph of fixed shapes in the runtime, on other sizes and numbers of images too.
 
-    Args:
-        graph: With fixed shapes; it is run on other sizes of images too, and on any number of them.
-        exact: The network in float, for code that asks a model for its parameters, their device or dtype.
+    `exact` is the network in float, for code that asks a model for its parameters, their device or dtype.
     """
 
     def __init__(self, graph: ModelProto, exact: nn.Module) -> None:

@@ -140,10 +140,8 @@ def path_of(name: str) -> str:
 def free_path(wanted: str, taken: dict[str, bool], reserved: Collection[str]) -> str:
     """Return a name as a path in a tree of modules that is free, with a number where it is not, and take it.
 
-    Args:
-        wanted: The name.
-        taken: Every path that is there -> whether it is a module's, or that of a folder of modules.
-        reserved: Attributes of the root, which no module may hide.
+    `taken` tells of every path that is there whether it is a module's, or that of a folder of modules; no module may
+    hide an attribute of the root that is `reserved`.
     """
     parts = [part for part in _UNUSABLE.sub("_", wanted.replace("/", ".")).split(".") if part]
     base = ".".join(f"{part}_" if part in reserved else part for part in parts) or "node"

@@ -63,11 +63,11 @@ def form_nodes(
     padding: Padding | None = None,
     size: Sequence[int] | None = None,
 ) -> list[NodeProto]:
-    """Return the nodes that compute a module in the place of a conv node.
+    """Return the nodes that compute a module in the place of a conv node; the last gives its output.
 
     Args:
         module: convs, sums, norms and activations, in any order that `torch.fx` can trace.
-        conv: the node; the last new one gives its output.
+        conv: the node.
         prefix: of the names of weights, and of the new nodes where the conv has no name.
         names: that are taken.
         put: stores a weight.

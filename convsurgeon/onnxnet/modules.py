@@ -20,13 +20,7 @@ class Leaf(nn.Module):
 
 
 class Operator(Leaf):
-    """One operator.
-
-    Args:
-        function: what it computes, of its inputs in ONNX's order.
-        settings: attributes, by name.
-        constants: inputs that are fixed, by position; None for one that is left out.
-    """
+    """A function of inputs in ONNX's order, with attributes by name and constants by position; None is left out."""
 
     def __init__(
         self,

@@ -58,15 +58,8 @@ class OnnxNetwork(nn.Module):
     """A network from an ONNX file. It is for inference: its batch norms keep what the file says.
 
     Called with its inputs in the file's order, or by name; gives its output, or a tuple of them in the file's order.
-
-    Args:
-        source: the file.
-        inputs: of the file.
-        outputs: names of its outputs.
-        calls: in order.
-        convs: path of every conv -> what it stands for in the file.
-        modules: path -> module.
-        half: whether some of it computes in half precision, which is float32 here.
+    `convs` says what each conv, by its path, stands for in the file; `half` whether some of the file computes in half
+    precision, which is float32 here.
     """
 
     def __init__(

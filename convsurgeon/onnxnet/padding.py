@@ -14,11 +14,9 @@ from torch.nn import functional as F
 class Padding:
     """What is added around the spatial axes of an input before a window runs over it.
 
-    Args:
-        pads: all beginnings, then all ends; zeros where they follow from the size.
-        rule: `"SAME_UPPER"` or `"SAME_LOWER"` where they follow from the size, else empty.
-        spans: extent of the window along every axis, dilation included.
-        strides: of the window along every axis.
+    `pads` are all beginnings, then all ends; where they follow from the size they are zeros, and `rule` is "SAME_UPPER"
+    or "SAME_LOWER". `spans` are the extents of the window, dilation included, and `strides` its steps, along every
+    axis.
     """
 
     pads: tuple[int, ...]

@@ -40,13 +40,8 @@ _TYPES: dict[int, torch.dtype] = {
 class SourceFile:
     """A file's graph with all its weights, and how it was stored; one for all copies of a network.
 
-    It has no `__dict__` on purpose: whoever restores what a run of a model has changed need not look into it.
-
-    Args:
-        path: Of the file.
-        data: The bytes of the file itself.
-        model: Its graph.
-        places: Names of the files that its weights lie in, relative to its folder; empty where it holds them itself.
+    `places` are the files that its weights lie in, relative to its folder; empty where it holds them itself. It has no
+    `__dict__` on purpose: whoever restores what a run of a model has changed need not look into it.
     """
 
     path: Path

@@ -22,12 +22,7 @@ _HALVES = ("tensor(float16)", "tensor(bfloat16)")
 
 
 class Values:
-    """The values of the outermost graph, by name.
-
-    Args:
-        source: the file.
-        feed: arrays for its inputs.
-    """
+    """The values of the outermost graph of a file, by name, as they are for a feed."""
 
     def __init__(self, source: SourceFile, feed: Mapping[str, Array]) -> None:
         self.source, self.graph = source, source.model.graph

@@ -36,12 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that were not fitted to, and what became of them.
-
-    Args:
-        lead: what is shown, in a sentence.
-        rows: images with their outputs.
-    """
+    """Images that were not fitted to, and what became of them; `lead` says what is shown."""
 
     lead: str
     rows: tuple[Row, ...]
@@ -50,11 +45,7 @@ class HeldOut:
 def compare_images(original: Path, other: Path, feeds: Sequence[Feed], *, maps_decide: bool) -> HeldOut | None:
     """Return what two files give for the same images; None where neither pictures nor decisions come out.
 
-    Args:
-        original: the reference.
-        other: the file to look at.
-        feeds: one batch each.
-        maps_decide: whether a map is of decisions at every place, not an image.
+    `maps_decide` tells whether a map is of decisions at every place, not an image.
     """
     first = next(_pairs(original, other, feeds[:1]), None)
     if first is None:

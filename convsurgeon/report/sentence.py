@@ -32,14 +32,7 @@ def sentence(report: Report, bundle: Bundle | None = None) -> str:
 
 
 def lines(report: Report, bundle: Bundle | None = None, *, where: str, notes: Sequence[str] = ()) -> list[str]:
-    """Return the ten lines that are printed of a conversion.
-
-    Args:
-        report: of the conversion.
-        bundle: what was exported, if anything was.
-        where: what to look at next, which is the last line.
-        notes: further remarks, as many as there is room for.
-    """
+    """Return the ten lines that are printed of a conversion: `where` to look next is the last, notes fill the room."""
     first = [
         *filter(None, (report.warning, _headline(report, bundle))),
         _done(report, bundle),
