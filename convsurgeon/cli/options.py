@@ -12,6 +12,7 @@ from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.cli.commands import COMMANDS, Command
 from convsurgeon.forms.catalogue import FORMS
+from convsurgeon.onnxnet.measuring.options import read_option
 from convsurgeon.planning.select import parse
 from convsurgeon.search.goal import Budget
 
@@ -143,7 +144,7 @@ def add_provider(options: Any) -> None:
         "--options",
         nargs="+",
         default=[],
-        type=_option,
+        type=read_option,
         metavar="NAME=VALUE",
         help="of the provider or the session, by their names there: session.intra_op.allow_spinning=0",
     )
@@ -201,13 +202,6 @@ def _read_input(text: str) -> tuple[str, tuple[int, ...]]:
     if math.prod(sizes) > _MOST_VALUES:
         raise argparse.ArgumentTypeError(f"{text[:80]!r} has more than {_MOST_VALUES:,} values; pass a smaller shape")
     return name, sizes
-
-
-def _option(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not NAME=VALUE")
-    return name, value
 
 
 def _read_seed(text: str) -> int:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
+import convsurgeon as cs
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.onnxnet.measuring.engine import CPU, OPENVINO, Engine
+from convsurgeon.onnxnet.measuring.options import why_unknown
 from convsurgeon.onnxnet.session import check_engine
 from tests.onnx.small import conv_stack
 
@@ -51,6 +54,84 @@ def test_providers_get_their_options_and_the_number_of_threads() -> None:
 def test_what_is_not_here_is_refused_with_what_is(engine: Engine, named: str) -> None:
     with pytest.raises(LatencyError, match=named) as error:
         check_engine(engine)
+    assert "\n" not in str(error.value)
+
+
+OTHERS: dict[str, dict[str, object]] = {
+    "XnnpackExecutionProvider": {"intra_op_num_threads": 2},
+    "CoreMLExecutionProvider": {"ModelFormat": "MLProgram", "RequireStaticInputShapes": True},
+    "CUDAExecutionProvider": {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": False},
+    "TensorrtExecutionProvider": {"trt_fp16_enable": True},
+}
+GIVEN = {"True": "1"}
+"""What CoreML reads in place of the words that the others read."""
+
+
+@pytest.mark.parametrize("provider", OTHERS)
+def test_a_provider_that_is_not_here_is_refused_in_a_line(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["AzureExecutionProvider", CPU])
+    with pytest.raises(LatencyError, match=provider) as error:
+        cs.Runtime(provider=provider, options=OTHERS[provider])
+    assert "\n" not in str(error.value)
+    assert CPU in str(error.value)
+
+
+@pytest.mark.parametrize("provider", OTHERS)
+def test_a_provider_that_is_here_gets_its_options(
+    provider: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened: list[tuple[Any, Any]] = []
+
+    class Session:
+        def __init__(self, _model: object, options: Any, *, providers: list[Any], enable_fallback: int) -> None:
+            opened.append((options, providers))
+            assert not enable_fallback
+
+        def get_providers(self) -> list[str]:
+            return [opened[-1][1][0][0]]
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [provider, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    options = {**OTHERS[provider], "session.intra_op.allow_spinning": False, "enable_mem_pattern": False}
+    engine = cs.Runtime(provider=provider, options=options).engine
+    engine.open(tmp_path / "a.onnx")
+    wanted = {name: str(value) for name, value in OTHERS[provider].items()}
+    if provider.startswith("CoreML"):
+        wanted = {name: GIVEN.get(value, value) for name, value in wanted.items()}
+    for how, providers in opened:
+        assert providers == [(provider, wanted), CPU]
+        assert how.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+        assert not how.enable_mem_pattern
+    assert len(opened) == 2
+
+    monkeypatch.setattr(Session, "get_providers", lambda _: [CPU])  # the provider is built in, and its device is not
+    with pytest.raises(LatencyError, match=provider):
+        check_engine(engine)
+
+
+DOCUMENTED = (
+    *("session.intra_op.allow_spinning", "session.force_spinning_stop", "session.set_denormal_as_zero"),
+    *("session.load_model_format", "session.use_ort_model_bytes_directly", "session.disable_prepacking"),
+    *("session.qdqisint8allowed", "session.x64quantprecision", "session.dynamic_block_base"),
+)
+"""Entries that onnxruntime has read since 1.13; some of them lie in pieces in its library."""
+
+
+def test_an_entry_that_onnxruntime_reads_is_taken() -> None:
+    assert [why for why in map(why_unknown, DOCUMENTED) if why] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("session.intra_op.allow_spining", "session.intra_op.allow_spinning"),
+        ("session.set_denormals_as_zero", "session.set_denormal_as_zero"),
+        ("session.xyzzy", ""),
+    ],
+)
+def test_an_entry_that_onnxruntime_would_overlook_is_refused(name: str, near: str) -> None:
+    with pytest.raises(LatencyError, match=rf"{name}.*{near}") as error:
+        cs.Runtime(options={name: "0"})
     assert "\n" not in str(error.value)
 
 

@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from .clock import Clock, Times, Watch
 from .openvino import OpenVino
+from .options import why_unknown
 from .profiles import Kernel, read_kernels
 
 CPU = "CPUExecutionProvider"
@@ -63,18 +64,22 @@ class Engine:
     level: str = "all"
 
     def __post_init__(self) -> None:
-        given = {name: str(int(one) if isinstance(one, bool) else one) for name, one in self.options.items()}
-        object.__setattr__(self, "options", given)
+        object.__setattr__(self, "options", {name: self._text(name, one) for name, one in self.options.items()})
 
     def __str__(self) -> str:
         options = [f"{name}={value}" for name, value in self.options.items()]
         return ", ".join([f"threads {self.threads}", *([] if self.provider == CPU else [self.provider]), *options])
 
+    def _text(self, name: str, value: object) -> str:
+        """Return an option as its reader takes it: sessions and CoreML want 1, TensorRT and OpenVINO want True."""
+        numeric = "." in name or name in _SESSION or self.provider == "CoreMLExecutionProvider"
+        return str(int(value) if isinstance(value, bool) and numeric else value)
+
     def check(self) -> None:
         """Refuse what this machine lacks, before anything heavy is done.
 
         Raises:
-            MeasureError: the provider is not there, or refuses its options.
+            MeasureError: the provider is not there or refuses its options, or onnxruntime has no entry of that name.
         """
         if self.provider == OPENVINO:
             try:
@@ -87,6 +92,9 @@ class Engine:
                 f"provider {self.provider!r}: not in this onnxruntime {ort.__version__}, which has {there}; pass one "
                 "of these, or install a build of onnxruntime with it"
             )
+        for name in self.options if self.provider != OPENVINO else ():
+            if name.startswith("session.") and (why := why_unknown(name)):
+                raise MeasureError(why)
         if self.provider != CPU or self.options:
             self.open(SMALLEST)
 

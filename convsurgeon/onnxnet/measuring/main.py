@@ -10,6 +10,7 @@ from pathlib import Path
 from .engine import CPU, Engine, MeasureError
 from .files import RESULT, missing, read_manifest, resume
 from .folder import measure_folder
+from .options import read_option
 from .place import slowed_by_heat
 
 
@@ -50,17 +51,12 @@ def _read_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="of the runtime (default 1)")
     parser.add_argument("--passes", type=int, default=3, help="sets of fresh sessions (default 3)")
     parser.add_argument("--provider", default=CPU, help=f"of onnxruntime, or openvino (default {CPU})")
-    parser.add_argument("--options", nargs="+", default=[], type=_option, metavar="NAME=VALUE", help="of the provider")
+    parser.add_argument(
+        "--options", nargs="+", default=[], type=read_option, metavar="NAME=VALUE", help="of the provider"
+    )
     parser.add_argument("--power", default="", metavar="NAME", help="power mode of the device, to be written down")
     parser.add_argument("--out", default=None, help="where to write (default: device.json in the folder)")
     return parser.parse_args()
-
-
-def _option(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
 
 
 def _minutes(seconds: float) -> str:

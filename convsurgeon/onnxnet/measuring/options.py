@@ -1,0 +1,39 @@
+"""Options as they are typed, and which entries of its configuration the installed onnxruntime knows."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import re
+from pathlib import Path
+
+_PIECE = 8
+"""Bytes of a text that a compiler keeps together at least."""
+_ENTRY = re.compile(rb"session\.[a-z0-9_.]{4,}")
+
+
+def read_option(text: str) -> tuple[str, str]:
+    """Return the name and the value of NAME=VALUE, as argparse reads an option."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is not NAME=VALUE")
+    return name, value
+
+
+@functools.cache
+def why_unknown(name: str) -> str:
+    """Return why the runtime would overlook an entry of its session's configuration; empty if it knows the name.
+
+    The runtime takes any name in silence. Those that it reads stand in its library, whole or in pieces.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state
+
+    library, key = Path(onnxruntime_pybind11_state.__file__).read_bytes(), name.encode()
+    starts = (min(start, len(key) - _PIECE) for start in range(0, len(key), _PIECE))
+    found = _ENTRY.findall(library)
+    if not found or all(key[start : start + _PIECE] in library for start in starts):
+        return ""
+    near = difflib.get_close_matches(name, sorted({one.decode() for one in found}), n=1)
+    return f"{name}: onnxruntime {onnxruntime.__version__} has no such entry" + (f"; is it {near[0]}?" if near else "")
