@@ -65,9 +65,7 @@ def scratch() -> Iterator[Path]:
             if shutil.disk_usage(folder).free > _FULL_BYTES:
                 raise
             place = tempfile.gettempdir()
-            raise WriteError(
-                f"{place}: there is no space for temporary files; set TMPDIR to a larger folder"
-            ) from error
+            raise WriteError(f"{place}: no space for temporary files; set TMPDIR to a larger folder") from error
 
 
 def reserve(file: IO[bytes], size: int) -> None:
@@ -78,9 +76,7 @@ def reserve(file: IO[bytes], size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         place = tempfile.gettempdir()
-        raise WriteError(
-            f"{place}: cannot hold activations ({reason(error)}); set TMPDIR to a larger folder"
-        ) from error
+        raise WriteError(f"{place}: cannot hold activations ({reason(error)}); set TMPDIR to a larger one") from error
 
 
 def check_file(path: str | os.PathLike[str], overwrite: bool) -> Path:

@@ -62,11 +62,11 @@ def check_resources(error: BaseException) -> None:
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(part in text for part in _MEMORY):
         raise ResourceError(
-            f"memory: there is not enough{_layer(error)}; pass fewer or smaller images (limit=, size=, --limit)"
+            f"memory: not enough{_layer(error)}; pass fewer or smaller images (limit=, size=, --limit)"
         ) from error
     if isinstance(error, BlockingIOError) or any(part in text for part in _PROCESSES):
         raise ResourceError(
-            "processes: the system starts no more processes or threads; end some, or raise the limit (ulimit -u)"
+            "processes: no more processes or threads are started; end some, or raise ulimit -u"
         ) from error
     if "Too many open files" in text:
         raise ResourceError("files: the system opens no more; close some, or raise the limit (ulimit -n)") from error

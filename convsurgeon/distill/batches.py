@@ -104,9 +104,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         if self.batch_size % processes.size():
-            raise RecoveryError(
-                f"recover: batch_size {self.batch_size} is not a multiple of {processes.size()} processes"
-            )
+            raise RecoveryError(f"batch_size={self.batch_size}: is not a multiple of {processes.size()} processes")
 
     @property
     def epoch(self) -> int:

@@ -68,9 +68,7 @@ class Form(ABC):
             if (value := getattr(self, field)) not in allowed:
                 raise FormError(f"{where}: {field} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
         if self.init == "factor" and (self.norm or self.activation):
-            raise FormError(
-                f"{where}: norm and activation change what the layer computes; pass init='random' with them"
-            )
+            raise FormError(f"{where}: norm and activation change what the layer computes; pass init='random' too")
         if self.init == "random" and isinstance(self.rank, Energy):
             raise FormError(f"{where}: a rank rule reads the weights that init='random' throws away; pass an int")
 

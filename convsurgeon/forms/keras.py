@@ -68,9 +68,7 @@ def _branches(layer: nn.Module) -> list[nn.Module]:
     branches = list(layer.branches) if isinstance(layer, SummedBranches) else []
     names = [[name for name, _ in branch.named_children()] for branch in branches]
     if not branches or any(name != ["depthwise", "pointwise"] for name in names):
-        raise FormError(
-            f"layer: a {type(layer).__name__} is not a separable layer; pass one made by DepthwiseSeparable"
-        )
+        raise FormError(f"layer: a {type(layer).__name__} is not separable; pass one made by DepthwiseSeparable")
     if any(_convs(branch)[1].groups > 1 for branch in branches):
         raise FormError("layer: it has groups, which Keras' SeparableConv2D has not")
     return branches

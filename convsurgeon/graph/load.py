@@ -41,9 +41,7 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
         found = load_function(name)
     made = found if isinstance(found, nn.Module) else _call(name, found, arguments)
     if not isinstance(made, nn.Module):
-        raise LoadError(
-            f"{name}: gives a {type(made).__name__}, not a torch.nn.Module; name a function that returns one"
-        )
+        raise LoadError(f"{name}: gives a {type(made).__name__}, not a torch.nn.Module; name a function that gives one")
     return made
 
 
@@ -120,9 +118,7 @@ def _read_checkpoint(path: Path) -> Any:
                 f"{path}: holds pickled objects besides tensors, which loading would execute; "
                 "save model.state_dict() with safetensors where you trust the file"
             ) from error
-        raise LoadError(
-            f"{path}: is not a weight file ({type(error).__name__}); pass safetensors or a checkpoint"
-        ) from error
+        raise LoadError(f"{path}: is not a weight file ({type(error).__name__}); pass safetensors") from error
 
 
 def _refuse_programs(path: Path) -> None:

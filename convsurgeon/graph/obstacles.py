@@ -34,9 +34,7 @@ def check_model(model: object) -> None:
     for name, module in _named_modules(model):
         where, kind = f"model: {name or 'it'}", type(module)
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise CaptureError(
-                f"{where} is compiled (torch.compile, compile()); pass the model from before, and compile the result"
-            )
+            raise CaptureError(f"{where} is compiled; pass the model from before, and compile the result")
         if isinstance(module, jit.ScriptModule):
             raise CaptureError(f"{where} is a TorchScript module, whose layers are compiled; put back the original")
         if "quantized" in kind.__module__ and hasattr(module, "_packed_params") and hasattr(module, "kernel_size"):
@@ -88,9 +86,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     while waiting:
         path, module, above = waiting.pop()
         if id(module) in above:
-            raise CaptureError(
-                "model: one of its modules contains itself; keep references to a parent out of the modules"
-            )
+            raise CaptureError("model: one of its modules contains itself; keep references to a parent elsewhere")
         yield path, module
         children = [(name, child) for name, child in module._modules.items() if child is not None]
         inside = above | {id(module)} if children else above

@@ -21,7 +21,7 @@ from convsurgeon.onnx import graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import DEQUANTISED, Feed, open_session, session_options
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BATCHES = 16
 """Batches that layers are compared on: all values of the graph are computed for each."""
 
@@ -102,7 +102,7 @@ def compare_layers(
         after = readers.get(end, ())
         if end not in values and len(after) == 1 and after[0].op_type in ("Relu", "Clip"):
             end = after[0].output[0]  # the runtime rounds behind the ReLU only
-        if node.op_type in _LAYERS and end in values:
+        if node.op_type in LAYERS and end in values:
             before = max((_noise(values[name]) for name in node.input if name in values), default=0.0)
             layers.append(LayerError(node.name, values[end], _noise(values[end]) - before, node.name in left))
     return tuple(layers)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.int8.feeds import expose_values
@@ -60,7 +60,7 @@ def equalise(model: ModelProto, feeds: Sequence[Feed]) -> dict[str, Array]:
 
 
 def _find_seams(graph: GraphProto) -> list[_Seam]:
-    made, counts, read, known = proto.producers(graph), proto.uses(graph), proto.readers(graph), _stored(graph)
+    made, counts, read, known = proto.producers(graph), proto.uses(graph), proto.readers(graph), proto.stored(graph)
 
     def own_conv(node: NodeProto) -> bool:
         return node.op_type == "Conv" and owns_constants(node, known, counts)
@@ -94,7 +94,7 @@ def _find_seams(graph: GraphProto) -> list[_Seam]:
 
 def _scale(graph: GraphProto, seam: _Seam, peaks: Array) -> Array:
     """Return what every channel (C,) of a seam is divided by."""
-    known = _stored(graph)
+    known = proto.stored(graph)
     kernels = [proto.array(known[node.input[1]]) for node in seam.readers]
     shares = [_shares(kernel, _groups(node)) for kernel, node in zip(kernels, seam.readers, strict=True)]
     share = np.max(shares, axis=0)
@@ -108,7 +108,7 @@ def _scale(graph: GraphProto, seam: _Seam, peaks: Array) -> Array:
 
 def _apply(graph: GraphProto, seam: _Seam, scale: Array) -> None:
     """Divide what makes a seam and multiply what reads it."""
-    known = _stored(graph)
+    known = proto.stored(graph)
     for node, first in seam.makers:
         for name in filter(None, node.input[1:]):
             values = proto.array(known[name])
@@ -132,7 +132,3 @@ def _shares(kernel: Array, groups: int) -> Array:
 
 def _groups(node: NodeProto) -> int:
     return int(proto.number_attribute(node, "group", 1))
-
-
-def _stored(graph: GraphProto) -> dict[str, TensorProto]:
-    return {tensor.name: tensor for tensor in graph.initializer}

@@ -40,8 +40,7 @@ def make_feeds(model: ModelProto, calibration: Any) -> list[Feed]:
 
     They are given as a tensor or array with one image per row, or an iterable of these, or of dicts by input name.
     """
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = proto.signature(info for info in model.graph.input if info.name not in stored)
+    inputs = proto.signature(proto.free_inputs(model.graph))
     parts = [calibration] if isinstance(calibration, Tensor | np.ndarray) else list(calibration)
     feeds: list[Feed] = []
     for part in parts:

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from convsurgeon.base.arrays import Array
+from convsurgeon.int8.compare import LAYERS
 from convsurgeon.int8.feeds import expose_values
 from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph
@@ -22,7 +23,6 @@ from convsurgeon.onnxnet.session import Feed
 APART = 16.0
 """Times as wide as a channel that a whole value may be: the channel has as many of the 255 steps then."""
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BATCHES = 4
 _FEWEST = 8
 """Values of a channel that say how wide it is."""
@@ -64,7 +64,7 @@ def _tail(model: GraphProto) -> tuple[list[NodeProto], list[NodeProto]]:
         if node is None or node.name in seen:
             continue
         seen.add(node.name)
-        if node.op_type in _LAYERS:
+        if node.op_type in LAYERS:
             last.append(node)
         else:
             tail.append(node)

@@ -71,7 +71,7 @@ def round_weights(
 
 def find_roundable(graph: GraphProto) -> frozenset[str]:
     """Return the names of the convs of a float graph whose weights are rounded to what they compute."""
-    known, counts = {tensor.name: tensor for tensor in graph.initializer}, proto.uses(graph)
+    known, counts = proto.stored(graph), proto.uses(graph)
     return frozenset(node.name for node in graph.node if 0 < _inputs(node, known, counts) <= _LARGEST)
 
 
@@ -125,7 +125,7 @@ def _scales(kernel: Array, target: Target) -> Array:
 
 def _find_layers(model: ModelProto, rough: ModelProto) -> list[_Layer]:
     """Return the convs of images whose weights can be rounded by themselves."""
-    known, counts = {tensor.name: tensor for tensor in model.graph.initializer}, proto.uses(model.graph)
+    known, counts = proto.stored(model.graph), proto.uses(model.graph)
     made = proto.producers(rough.graph)
     return [
         _Layer(node, proto.array(known[node.input[1]]), int(proto.number_attribute(node, "group", 1)), seen)
@@ -189,7 +189,7 @@ def _patches(value: npt.NDArray[np.float32], one: _Layer, random: np.random.Gene
 
 def _store(graph: GraphProto, one: _Layer, kernel: Array, shift: Array) -> None:
     """Put a kernel into the graph, and its mean error into the bias, which is made if there is none."""
-    node, known = one.node, {tensor.name: tensor for tensor in graph.initializer}
+    node, known = one.node, proto.stored(graph)
     like = known[node.input[1]]
     proto.put(graph, node.input[1], kernel, like=like)
     if len(node.input) > 2 and node.input[2]:

@@ -111,46 +111,37 @@ def export(
         _require(parity, target, model)
         return _describe(target, parity)
     subject = copy_to_cpu(model)
-    exported = _torch_graph(subject, inputs, opset, dynamic)
-    _finish(exported, opset, input_names, output_names)
-    with new_file(target, overwrite) as draft:
-        parity = _write_graph(exported, opset, subject, inputs, draft, target, metadata or {}, images)
-    return _describe(target, parity)
+    exported = _torch_graph(subject, inputs, opset, dynamic, input_names, output_names)
+    return _write_graph(exported, subject, inputs, target, metadata or {}, images, opset, overwrite)
 
 
 def write_exported(
     data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any]
 ) -> OnnxFile:
     """Write a file from what `export_graph` gave for a model earlier, as `export` would."""
-    subject, inputs = copy_to_cpu(model), order_example(model, example)
-    with new_file(target) as draft:
-        exported = onnx.load_from_string(data)
-        parity = _write_graph(exported, _OPSET, subject, inputs, draft, target, metadata, images)
-    return _describe(target, parity)
+    exported = onnx.load_from_string(data)
+    return _write_graph(exported, copy_to_cpu(model), order_example(model, example), target, metadata, images)
 
 
 def _write_graph(
-    exported: ModelProto,
-    opset: int,
-    model: nn.Module,
-    example: Example,
-    draft: Path,
-    target: Path,
-    metadata: Mapping[str, str],
-    images: Sequence[Any],
-) -> Parity:
-    """Write a finished graph to a draft and return its parity with the model, which holds."""
-    _add_metadata(exported, metadata)
-    draft.write_bytes(_serialise(graph.infer_shapes(exported), opset))
+    exported: ModelProto, model: nn.Module, example: Example, target: Path, metadata: Mapping[str, str],
+    images: Sequence[Any], opset: int = _OPSET, overwrite: bool = False,
+) -> OnnxFile:  # fmt: skip
+    """Write a finished graph, unless parity with the model fails."""
+    entries = {**input_metadata(version(), proto.signature(exported.graph.input)), **metadata}
+    for key in sorted(entries):
+        exported.metadata_props.add(key=key, value=entries[key])
     picking = graph.picking_operators(exported.graph)
     advice = f"it picks among values ({picking}), where rounding counts: {instead_of(model)}" if picking else ""
-    try:
-        parity = check_parity(model, example, draft, images=images)
-    except ParityError as error:  # a file that does not even run may be of a network that picks
-        text = str(error).replace(str(draft), f"{target}: not written", 1)
-        raise ParityError(f"{text}; {advice}" if advice else text) from error
-    _require(parity, target, model, advice)
-    return parity
+    with new_file(target, overwrite) as draft:
+        draft.write_bytes(_serialise(graph.infer_shapes(exported), opset))
+        try:
+            parity = check_parity(model, example, draft, images=images)
+        except ParityError as error:  # a file that does not even run may be of a network that picks
+            text = str(error).replace(str(draft), f"{target}: not written", 1)
+            raise ParityError(f"{text}; {advice}" if advice else text) from error
+        _require(parity, target, model, advice)
+    return _describe(target, parity)
 
 
 def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[Any] = ()) -> OnnxFile:
@@ -172,13 +163,14 @@ def export_graph(model: nn.Module, example: Any) -> ModelProto:
     """Return the graph that `export` would write, neither checked nor written: for looking at and for timing."""
     if isinstance(model, OnnxNetwork):
         return timing_graph(model)
-    exported = _torch_graph(copy_to_cpu(model), order_example(model, example), _OPSET, None)
-    _finish(exported, _OPSET, None, None)
-    return exported
+    return _torch_graph(copy_to_cpu(model), order_example(model, example))
 
 
-def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """Return torch's graph of a model that can be checked against the runtime."""
+def _torch_graph(
+    model: nn.Module, example: Example, opset: int = _OPSET, dynamic: Dynamic = None,
+    inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None,
+) -> ModelProto:  # fmt: skip
+    """Return torch's graph of a model that can be checked against the runtime, tidy and with names of these inputs."""
     if opset not in _OPSETS:
         raise ExportError(f"opset {opset}: the exporter writes {_OPSETS[0]} to {_OPSETS[-1]}; choose one of those")
     if dynamic not in (None, "batch", "size"):
@@ -197,6 +189,7 @@ def _torch_graph(model: nn.Module, example: Example, opset: int, dynamic: Dynami
             f"{type(model).__name__}: its forward computes in bfloat16 (torch.autocast), which onnxruntime's convs "
             "do not take; leave autocast out of the forward and call the model under it"
         )
+    _finish(exported, opset, inputs, outputs)
     return exported
 
 
@@ -216,13 +209,6 @@ def _finish(model: ModelProto, opset: int, inputs: Sequence[str] | None, outputs
     model.graph.name = "model"
     model.producer_name, model.producer_version = "convsurgeon", version()
     model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
-
-
-def _add_metadata(model: ModelProto, metadata: Mapping[str, str]) -> None:
-    """Put our metadata into a finished graph."""
-    entries = {**input_metadata(version(), proto.signature(model.graph.input)), **metadata}
-    for key in sorted(entries):
-        model.metadata_props.add(key=key, value=entries[key])
 
 
 def _choose_names(option: str, given: Sequence[str] | None, usual: list[str]) -> list[str]:
@@ -251,9 +237,7 @@ def _require(parity: Parity, target: Path, model: nn.Module, advice: str = "") -
         return
     broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if broken:
-        raise ParityError(
-            f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before they diverged"
-        )
+        raise ParityError(f"{target}: not written, {broken[0]} holds NaN or infinity; load weights from before")
     raise ParityError(
         f"{target}: not written, parity fails by the fault of {parity.fault}: relative error {parity.relative:.1e} "
         f"(limit {parity.relative_limit:g}), SQNR {parity.sqnr_db:.1f} dB (limit {parity.sqnr_limit_db:g}); "
@@ -263,13 +247,12 @@ def _require(parity: Parity, target: Path, model: nn.Module, advice: str = "") -
 
 def _describe(path: Path, parity: Parity) -> OnnxFile:
     model = onnx.load(path, load_external_data=False)
-    stored = {tensor.name for tensor in model.graph.initializer}
     return OnnxFile(
         path=path,
         size_bytes=file_bytes(path, model),
         opset=proto.opset_of(model),
         ir_version=model.ir_version,
-        inputs=proto.signature(info for info in model.graph.input if info.name not in stored),
+        inputs=proto.signature(proto.free_inputs(model.graph)),
         outputs=proto.signature(model.graph.output),
         parity=parity,
     )

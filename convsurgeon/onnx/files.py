@@ -60,8 +60,7 @@ def random_feed(path: Path, seed: int, batch: int, sizes: Mapping[str, int]) -> 
         raise LatencyError(f"batch={batch}: pass 1 or more")
     random = np.random.default_rng(seed)
     graph = onnx.load(path, load_external_data=False).graph
-    stored = {tensor.name for tensor in graph.initializer}
-    given = [info for info in graph.input if info.name not in stored]
+    given = proto.free_inputs(graph)
     shapes = [bound_shape(shape, batch, sizes) for _, shape in proto.signature(given)]
     return {info.name: _values(random, info, shape, path) for info, shape in zip(given, shapes, strict=True)}
 

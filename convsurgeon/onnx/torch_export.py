@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import onnx
 import torch
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto
 from torch import nn
 
 from convsurgeon.base.errors import ExportError, describe, first_line
@@ -25,6 +25,7 @@ from convsurgeon.onnx.inputs import resize_example
 from convsurgeon.onnx.node_names import SCOPES
 from convsurgeon.onnx.quiet import quiet
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.convs import path_of
 
 Dynamic = Literal["batch", "size"] | None
 _AXES: dict[str, dict[int, str]] = {"batch": {0: "batch"}, "size": {2: "height", 3: "width"}}
@@ -113,7 +114,7 @@ def _name_like_captured(model: ModelProto) -> None:
     taken = {tensor.name for tensor in model.graph.initializer}
     renamed: dict[str, str] = {}
     for node in model.graph.node:
-        path = _path(node)
+        path = path_of(node.name)
         node.metadata_props.add(key=SCOPES, value=str([path, node.name] if path else []))
         if node.op_type in ("Conv", "ConvTranspose", "Gemm"):
             for old, part in zip(node.input[1:], ("weight", "bias"), strict=False):
@@ -122,16 +123,6 @@ def _name_like_captured(model: ModelProto) -> None:
                     renamed.setdefault(old, wanted)
                     taken.add(wanted)
     proto.rename(model.graph, renamed)
-
-
-def _path(node: NodeProto) -> str:
-    """Return `layer1.0.conv1` for `/layer1/layer1.0/conv1/Conv`: a part that begins like the one before replaces it."""
-    path: list[str] = []
-    for part in node.name.strip("/").split("/")[:-1]:
-        if path and part.startswith(f"{path[-1]}."):
-            path.pop()
-        path.append(part)
-    return ".".join(path)
 
 
 def _open_axes(tensor: torch.Tensor, dynamic: Dynamic) -> dict[int, str]:

@@ -99,9 +99,7 @@ class _Writer:
         try:
             graph = ThreadTracer().trace(self.root)
         except Exception as error:  # whatever a form's forward raises
-            raise ExportError(
-                f"{self.conv.output[0]}: its form cannot be written as ONNX nodes ({error}); choose another form"
-            ) from error
+            raise ExportError(f"{self.conv.output[0]}: its form has no ONNX nodes ({error}); choose another") from error
         taken = _convs_that_pad(graph, self.root, padding) if padding else {}
         if padding is not None and taken is None:
             by_size = padding.rule and size is None

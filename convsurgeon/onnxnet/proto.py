@@ -110,9 +110,20 @@ def readers(graph: GraphProto) -> dict[str, list[NodeProto]]:
     return found
 
 
+def stored(graph: GraphProto) -> dict[str, TensorProto]:
+    """Return initializers by name."""
+    return {tensor.name: tensor for tensor in graph.initializer}
+
+
+def free_inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that must be given: in old files every initializer is an input, too."""
+    known = stored(graph)
+    return [info for info in graph.input if info.name not in known]
+
+
 def constants(graph: GraphProto) -> dict[str, TensorProto]:
     """Return initializers and the outputs of `Constant` nodes, by name."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
+    found = stored(graph)
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t

@@ -152,14 +152,10 @@ def inputs_of(source: SourceFile, shapes: Mapping[Any, tuple[int, ...]]) -> tupl
 
     Where an input is not among them the file must state its size, but for the batch, which is 1 where it is open.
     """
-    stored = {tensor.name for tensor in source.model.graph.initializer}
-    infos = {info.name: info for info in source.model.graph.input if info.name not in stored}
+    infos = {info.name: info for info in proto.free_inputs(source.model.graph)}
     for info in source.model.graph.output:  # no export could write them again
         if info.type.WhichOneof("value") not in (None, "tensor_type") or _is_text(info):
-            raise CaptureError(
-                f"{source.path}: output {info.name} is not a tensor of numbers; cut the graph before it "
-                "(onnx.utils.extract_model)"
-            )
+            raise CaptureError(f"{source.path}: output {info.name} is not a tensor of numbers; cut the graph before it")
     if not infos:
         raise CaptureError(f"{source.path}: has no inputs; nothing in it depends on an image")
     for key in shapes:
@@ -178,9 +174,7 @@ def _is_text(info: ValueInfoProto) -> bool:
 def _input(source: SourceFile, info: ValueInfoProto, shape: tuple[int, ...] | None) -> FileInput:
     kind, declared = info.type.tensor_type.elem_type, info.type.tensor_type.shape.dim
     if not info.type.HasField("tensor_type") or kind not in _TYPES:
-        raise CaptureError(
-            f"{source.path}: input {info.name} is not a tensor of numbers; take that part of the graph out"
-        )
+        raise CaptureError(f"{source.path}: input {info.name} is not a tensor of numbers; cut that part off")
     sizes = tuple(dim.dim_value or 1 for dim in declared)
     named = [(axis, dim.dim_param or f"{info.name}.{axis}") for axis, dim in enumerate(declared) if not dim.dim_value]
     made = FileInput(info.name, _TYPES[kind], sizes, tuple(named), kind)
@@ -196,7 +190,6 @@ def _input(source: SourceFile, info: ValueInfoProto, shape: tuple[int, ...] | No
     fits = len(shape) == len(sizes) and all(axis in axes or sizes[axis] == size for axis, size in enumerate(shape))
     if info.type.tensor_type.HasField("shape") and not fits:
         raise CaptureError(
-            f"{source.path}: input {info.name} is {words}, the example has {'x'.join(map(str, shape))}; "
-            "pass one that fits"
+            f"{source.path}: input {info.name} is {words}, the example has {'x'.join(map(str, shape))}; pass another"
         )
     return replace(made, shape=shape)

@@ -26,7 +26,7 @@ class Values:
 
     def __init__(self, source: SourceFile, feed: Mapping[str, Array]) -> None:
         self.source, self.graph = source, source.model.graph
-        self._tensors = {tensor.name: tensor for tensor in self.graph.initializer}
+        self._tensors = proto.stored(self.graph)
         self._declared = proto.element_types(self.graph)
         self._arrays: dict[str, Array] = {}
         self.seen: dict[str, Any] = dict(feed)
@@ -40,10 +40,9 @@ class Values:
         probe.CopyFrom(self.source.model)
         made = [name for node in self.graph.node for name in node.output if name]
         outputs = [name for name in dict.fromkeys(made) if name not in self._tensors]
-        inputs = [info for info in self.graph.input if info.name not in self._tensors]
         del probe.graph.output[:], probe.graph.value_info[:], probe.graph.input[:]
         probe.graph.output.extend(self.declared(name) for name in outputs)
-        probe.graph.input.extend(inputs)
+        probe.graph.input.extend(proto.free_inputs(self.graph))
         probe.ir_version = max(4, probe.ir_version)  # before, weights had to be inputs, too
         try:
             session = open_session(probe, session_options(torch.get_num_threads(), "off", spinning=False))

@@ -73,9 +73,7 @@ def plan_captured(
             found = _first_change(site, kernels[site.name], offered, allow_growth or by_name)
             step = found if isinstance(found, Change) else Skip(site, found or why_none)
         if isinstance(step, Skip) and (not demanded.isdisjoint(site.names) or (by_name and offered)):
-            raise FormError(
-                f"{site.name}: {step.reason}; it was asked for by name: leave the name out to go on without"
-            )
+            raise FormError(f"{site.name}: {step.reason}; it was asked for by name: leave that out to go on without")
         steps.append(step)
     return Plan(tuple(steps), seen.cost, str(seen.example))
 

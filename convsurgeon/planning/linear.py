@@ -123,14 +123,11 @@ def _check_same(made: nn.Module, inputs: Example, outputs: list[Tensor]) -> None
             found = float_tensors(_placed(inputs, made).run(made))
     except Exception as error:  # whatever code around a layer reads of it
         raise CaptureError(
-            f"linear_as_conv: the model does not run with these layers as convs: {describe(error)}; pass the names of "
-            "the others"
+            f"linear_as_conv: with these layers as convs the model fails ({describe(error)}); name others"
         ) from error
     for one, two in zip(outputs, found, strict=True):
         if one.is_meta:
             return
         scale = float(one.abs().max()) if one.numel() else 0.0
         if not torch.allclose(one, two, rtol=1e-3, atol=1e-4 * scale, equal_nan=True):
-            raise CaptureError(
-                "linear_as_conv: the model gives something else with these layers as convs; pass the names of others"
-            )
+            raise CaptureError("linear_as_conv: the model gives something else with these layers as convs; name others")
