@@ -17,19 +17,20 @@ __version__ = "0.1.0"
 
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
+_MOVED = {
+    "errors": (
+        *("BudgetError", "CalibrationError", "CaptureError", "ExportError", "FormError", "LatencyError"),
+        *("LoadError", "ParityError", "PlanError", "PolicyError", "RecoveryError", "WriteError"),
+    ),
+    "select": (
+        *("everything", "kernel_size", "min_channels", "min_macs", "min_params"),
+        *("min_share", "named", "stem", "stride", "Policy"),
+    ),
+}
+"""What is public in a namespace of its own now."""
+
 _GONE = {
-    "BudgetError": "convsurgeon.errors.BudgetError",
-    "CalibrationError": "convsurgeon.errors.CalibrationError",
-    "CaptureError": "convsurgeon.errors.CaptureError",
-    "ExportError": "convsurgeon.errors.ExportError",
-    "FormError": "convsurgeon.errors.FormError",
-    "LatencyError": "convsurgeon.errors.LatencyError",
-    "LoadError": "convsurgeon.errors.LoadError",
-    "ParityError": "convsurgeon.errors.ParityError",
-    "PlanError": "convsurgeon.errors.PlanError",
-    "PolicyError": "convsurgeon.errors.PolicyError",
-    "RecoveryError": "convsurgeon.errors.RecoveryError",
-    "WriteError": "convsurgeon.errors.WriteError",
+    **{name: f"convsurgeon.{where}.{name}" for where, names in _MOVED.items() for name in names},
     "Table": "result.report",
     "Capture": "capture(model, example)",
     "Cost": "capture(model, example).cost",
@@ -51,16 +52,6 @@ _GONE = {
     "compare_latency": "convsurgeon.timing.compare",
     "convert_fp16": "convsurgeon.onnx.convert_fp16",
     "export_onnx": "convsurgeon.onnx.export",
-    "everything": "convsurgeon.select.everything",
-    "kernel_size": "convsurgeon.select.kernel_size",
-    "min_channels": "convsurgeon.select.min_channels",
-    "min_macs": "convsurgeon.select.min_macs",
-    "min_params": "convsurgeon.select.min_params",
-    "min_share": "convsurgeon.select.min_share",
-    "named": "convsurgeon.select.named",
-    "stem": "convsurgeon.select.stem",
-    "stride": "convsurgeon.select.stride",
-    "Policy": "convsurgeon.select.Policy",
     "measure_whole": "Runtime().time_plans(capture(model, example), plans)",
     "parse_policy": "convsurgeon.select.parse",
     "peak_memory": "convsurgeon.timing.peak_memory",
@@ -71,10 +62,6 @@ _GONE = {
     "stale_parameters": "a fresh optimizer of result.model.parameters()",
 }
 """Names of earlier versions, and what to write instead."""
-
-
-_NAMESPACES = {"onnx": "onnx", "select": "planning.select", "timing": "timing"}
-"""Modules whose functions are public under their own name, as `cs.onnx.export`."""
 
 
 def __getattr__(name: str) -> Any:

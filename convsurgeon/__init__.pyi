@@ -7,10 +7,7 @@ from .base.errors import (
 )
 from .bundle.export import export as export
 from .calibration.images import Images as Images
-from .conversion import (
-    Result as Result,
-    convert as convert,
-)
+from .conversion import convert as convert
 from .distill.recipe import Augment as Augment, Recipe as Recipe
 from .forms.blueprint import Blueprint as Blueprint
 from .forms.cp import CP as CP
@@ -48,6 +45,7 @@ from .planning.surgery import (
 )
 from .recovery import recover as recover
 from .report.report import Report as Report
+from .result import Result as Result
 from .runtime.device_folder import write_device_folder as write_device_folder
 from .runtime.runtime import Runtime as Runtime
 from .search.goal import (

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from convsurgeon.base import processes
 from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError, WriteError
 from convsurgeon.base.normal import in_normal_mode
-from convsurgeon.base.precision import Precision
 from convsurgeon.base.progress import say
 from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
@@ -25,18 +24,18 @@ from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
 from convsurgeon.graph.capture import Capture, capture
-from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.repeatable import check_repeatable
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_inputs, note_on_subgraphs
 from convsurgeon.graph.subnormal import note_on_subnormals
 from convsurgeon.planning.candidates import Forms, plan_captured
-from convsurgeon.planning.plan import Change, Plan, Skip
+from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
+from convsurgeon.result import Result
 from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.runtime.threads import only_free_cores
@@ -45,95 +44,6 @@ from convsurgeon.search.outcome import Outcome, describe_speed
 from convsurgeon.search.outlook import describe_outlook
 from convsurgeon.search.search import find_fastest, meet_budget
 from convsurgeon.search.study import Study, open_study
-from convsurgeon.search.trial import Trial
-
-
-@dataclass(frozen=True)
-class Result:
-    """A conversion: the new model, what was done to it, and the original it came from.
-
-    Args:
-        model: the converted model, of the original's class.
-        plan: what became of every conv.
-        report: before and after, as tables.
-        original: the model as it was handed in.
-        example: the inputs it was captured on.
-        held_back: calibration images that nothing was fitted to.
-        made_up: the images that the weights were fitted to, where they were synthesised.
-        runtime: where the network will run.
-        within: what its files are judged by; None for the default's error.
-        searched: whether the plan was chosen to keep within that, not by hand or by its cost.
-        exported: the original as an ONNX graph, where it was timed; `export` writes it and exports nothing twice.
-    """
-
-    model: nn.Module
-    plan: Plan
-    report: Report
-    original: nn.Module
-    example: Example
-    held_back: tuple[Example, ...] = ()
-    made_up: Calibration | None = None
-    runtime: Runtime = dataclasses.field(default_factory=Runtime)
-    within: Within | None = None
-    searched: bool = False
-    exported: bytes | None = dataclasses.field(default=None, repr=False)
-
-    def with_metric(self, name: str, before: float, after: float) -> Result:
-        """Return the result with one more line in its report."""
-        return dataclasses.replace(self, report=self.report.with_metric(name, before, after))
-
-    def judged_by(self, within: Within, known: float | None = None) -> Result:
-        """Return the result with a metric in its report, by which `export` judges files, too.
-
-        Args:
-            within: with a metric, resolved.
-            known: what the metric gives for the converted network, if that was asked.
-        """
-        assert within.metric is not None
-        assert within.before is not None
-        if known is None:
-            known = within.ask(self.model) if self.changes else within.before
-        return dataclasses.replace(self.with_metric(within.name, within.before, known), within=within)
-
-    @property
-    def changes(self) -> dict[str, Change]:
-        """Name -> form, rank, lost, parameters and MACs before and after."""
-        return self.plan.changes
-
-    @property
-    def skipped(self) -> tuple[Skip, ...]:
-        """Every conv that was left as it was, with the reason."""
-        return self.plan.skipped
-
-    @property
-    def trials(self) -> tuple[Trial, ...]:
-        """Every plan that the search tried: cost, error or metric, milliseconds, and which was taken."""
-        return self.report.trials
-
-    @property
-    def alternatives(self) -> tuple[Trial, ...]:
-        """The plans that the search allows and did not take, the fastest first, then those that lose too much.
-
-        `trial.why` says why; `convert(model, example, forms=trial.plan)` makes its network.
-        """
-        left = [trial for trial in self.trials if not trial.taken and trial.plan.changes]
-        return tuple(sorted(left, key=lambda trial: (not trial.good_enough, -trial.speed_up)))
-
-    @property
-    def precision(self) -> Precision:
-        """Of the file that it was planned for, which `export` writes."""
-        return self.runtime.precision
-
-    def __str__(self) -> str:
-        from convsurgeon.report.sentence import lines  # loads onnx
-
-        return "\n".join(lines(self.report, where="Every table: result.report. To ship it: cs.export(result, 'out/')."))
-
-    def _repr_html_(self) -> str:
-        from convsurgeon.report.notebook import to_html
-        from convsurgeon.report.sentence import sentence
-
-        return to_html(self.report, sentence(self.report))
 
 
 @in_normal_mode
@@ -242,7 +152,11 @@ class _Call:
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
         if isinstance(goal, Within):
             report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials))
-        result = dataclasses.replace(result, report=report, exported=_exported(seen) if speed else None)
+        if speed:
+            from convsurgeon.runtime.network_graph import exported_before  # loads onnx
+
+            result = dataclasses.replace(result, exported=exported_before(seen))
+        result = dataclasses.replace(result, report=report)
         if not isinstance(goal, Within):
             return result
         result = dataclasses.replace(result, within=goal, searched=True)
@@ -324,20 +238,7 @@ def carry_out(
     progress: bool = True,
     study: Study | None = None,
 ) -> Result:
-    """Return the result of a plan: surgery on a copy, a fit to the images, and before against after.
-
-    Args:
-        before: the captured original.
-        wanted: what becomes of its convs.
-        data: images to fit to; None leaves the weights as the forms approximate them.
-        runtime: where the network will run.
-        seed: of the output positions that are drawn.
-        progress: whether to show progress.
-        study: of the search that made the plan, whose fits are gone on from.
-
-    Raises:
-        PlanError: the plan was made for another model.
-    """
+    """Return the result of a plan: surgery on a copy, a fit to the images that goes on from the search's, a report."""
     model, example = before.model, before.example
     if study is not None and data is not None and wanted.changes:
         made = study.finish(wanted, progress=progress)
@@ -369,13 +270,6 @@ def carry_out(
         warning="" if data is None else data.warning,
     )
     return Result(converted, done, report, model, example, runtime=runtime)
-
-
-def _exported(seen: Capture) -> bytes | None:
-    """Return the original as an ONNX graph, where it was exported to be timed."""
-    from convsurgeon.runtime.network_graph import exported_before  # loads onnx
-
-    return exported_before(seen)
 
 
 def _receive(model: Model, example: object, call: _Call) -> Result:

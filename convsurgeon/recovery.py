@@ -20,7 +20,6 @@ from convsurgeon.base.errors import RecoveryError
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.synthetic import synthesise
-from convsurgeon.conversion import Result
 from convsurgeon.distill.batches import Stream, kept_chance, split, training_set
 from convsurgeon.distill.checkpoint import RunFolder, check_run
 from convsurgeon.distill.distiller import Distiller
@@ -35,6 +34,7 @@ from convsurgeon.graph.subgraphs import operators_without_gradient
 from convsurgeon.int8.target import Target
 from convsurgeon.int8.training import as_exported, learn_rounded
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.result import Result
 from convsurgeon.runtime.threads import only_free_cores
 
 SYNTHETIC = 1024

@@ -64,12 +64,15 @@ class Table:
         """For a spreadsheet: raw values, one header line; what it would take for a formula has an apostrophe."""
         target = io.StringIO()
         writer = csv.writer(target, lineterminator="\n")
-        writer.writerows([[_uncomputed(cell) for cell in row] for row in (self.headers, *self.rows)])
+        for row in (self.headers, *self.rows):
+            writer.writerow([f"'{one}" if isinstance(one, str) and one.startswith(_FORMULA) else one for one in row])
         return target.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
         """For JSON: raw values by column; numbers JSON has no word for (inf, nan) as text."""
-        rows = ([str(value) if _infinite(value) else value for value in row] for row in self.rows)
+        rows = [
+            [str(one) if isinstance(one, float) and not math.isfinite(one) else one for one in r] for r in self.rows
+        ]
         return [dict(zip(self.headers, row, strict=True)) for row in rows]
 
     def _draw(self, style: str) -> str:
@@ -93,11 +96,3 @@ def printable(text: str) -> str:
 def in_markdown(text: str) -> str:
     """Return a text with the special characters of Markdown and HTML escaped."""
     return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text.replace("\n", " ")), quote=False))
-
-
-def _uncomputed(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def _infinite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -23,7 +23,6 @@ from convsurgeon.calibration.collect import input_names, read
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.calibration.images import Images
 from convsurgeon.calibration.synthetic import synthesise
-from convsurgeon.conversion import Result
 from convsurgeon.graph.capture import capture
 from convsurgeon.onnx import inputs
 from convsurgeon.onnx.metadata import Preparation
@@ -36,6 +35,7 @@ from convsurgeon.report.bundle import Bundle
 from convsurgeon.report.held_out import HeldOut, compare_images
 from convsurgeon.report.page import page
 from convsurgeon.report.sentence import sentence
+from convsurgeon.result import Result
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.timing.verdict import check_pairs
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from convsurgeon.base.errors import describe
-from convsurgeon.conversion import Result
 from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.module import Int8Module
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.report.bundle import CONVERTED, DENSE_INT8, INT8, ORIGINAL
+from convsurgeon.result import Result
 from convsurgeon.search.goal import Within
 
 _FLOAT = (ORIGINAL, CONVERTED)

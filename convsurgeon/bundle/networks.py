@@ -25,7 +25,6 @@ from convsurgeon.bundle.losses import allowed_loss, ask_metric, chosen_file, dou
 from convsurgeon.bundle.mobile import mobile_check
 from convsurgeon.bundle.recommend import recommend
 from convsurgeon.calibration.dataset import Calibration, images_in
-from convsurgeon.conversion import Result
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.graph.state import undisturbed
@@ -39,6 +38,7 @@ from convsurgeon.onnx.torch_export import Dynamic
 from convsurgeon.onnxnet.measuring.engine import CPU, Engine
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.report.bundle import CONVERTED, INT8, ORIGINAL, Bundle
+from convsurgeon.result import Result
 from convsurgeon.search.goal import Within
 from convsurgeon.timing.benchmark import LEVELS, Bench, bench
 
@@ -160,35 +160,20 @@ def _add_mixed(
 
 
 def _write_float(result: Result, name: str, images: Sequence[Example], request: Request, folder: Path) -> OnnxFile:
-    """Write one of the two float32 files; the original of an ONNX file is copied byte for byte."""
+    """Write one of the two float files: an ONNX file's original byte for byte, what was exported already as it was."""
     is_original, images, place = name == ORIGINAL, images[:_PARITY_IMAGES], folder / name
     model, example = result.original if is_original else result.model, result.example
     if isinstance(model, OnnxNetwork):
         made = copy_file(model, example, place, images) if is_original else export(model, example, place, images=images)
     else:
         metadata = source_metadata(result.original, None if is_original else result.plan, request.preparation)
-        made = _write_again(result, is_original, place, request, metadata, images) or export(
-            model, example, place, dynamic=request.dynamic, metadata=metadata, images=images
-        )
+        again: OnnxFile | None = None
+        if result.exported is not None and request.dynamic is None and (is_original or not result.changes):
+            with contextlib.suppress(ParityError):  # its weights were changed since
+                again = write_exported(result.exported, model, example, place, metadata, images)
+        made = again or export(model, example, place, dynamic=request.dynamic, metadata=metadata, images=images)
     request.preparation.check(made.inputs)
     return made
-
-
-def _write_again(
-    result: Result,
-    is_original: bool,
-    place: Path,
-    request: Request,
-    metadata: Mapping[str, str],
-    images: Sequence[Example],
-) -> OnnxFile | None:
-    """Write the graph that the conversion exported of the original, if this is to be its file, and it still is so."""
-    if result.exported is None or request.dynamic is not None or not (is_original or not result.changes):
-        return None
-    model = result.original if is_original else result.model
-    with contextlib.suppress(ParityError):  # its weights were changed since
-        return write_exported(result.exported, model, result.example, place, metadata, images)
-    return None
 
 
 def _time(paths: Sequence[Path], like: Example, result: Result, request: Request) -> Bench:

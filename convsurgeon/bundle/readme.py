@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from convsurgeon.base.tables import in_markdown, printable
 from convsurgeon.onnx.metadata import Signature, layout
-from convsurgeon.report.bundle import Bundle, Recommended
+from convsurgeon.report.bundle import Bundle
 from convsurgeon.report.running import running_code
 
 _WHAT = {
@@ -89,19 +89,6 @@ _OF_A_FILE = {
 }
 
 
-def make_readme(title: str, bundle: Bundle, files: Iterable[str], of_file: bool = False) -> str:
-    """Return the text; `of_file` says that the original was an ONNX file."""
-    return _TEMPLATE.format(
-        title=in_markdown(title),
-        back=_FROM_THE_FILE if of_file else _IN_TORCH,
-        sentence=in_markdown(bundle.sentence),
-        recommended=_recommended(bundle.recommended),
-        inputs=_inputs(bundle),
-        files=_table(files, _WHAT | _OF_A_FILE if of_file else _WHAT),
-        bench=" ".join(bundle.sizes),
-    )
-
-
 _WHICH = """\
 ## Which file
 
@@ -113,11 +100,21 @@ _WHICH = """\
 """
 
 
-def _recommended(one: Recommended | None) -> str:
-    """Return how to run the file to ship; nothing where no file was timed."""
-    if one is None:
-        return ""
-    return _WHICH.format(name=one.name, speedup=one.speedup, code=running_code(one))
+def make_readme(title: str, bundle: Bundle, files: Iterable[str], of_file: bool = False) -> str:
+    """Return the text; `of_file` says that the original was an ONNX file."""
+    there, best = set(files), bundle.recommended
+    what = (_WHAT | _OF_A_FILE if of_file else _WHAT).items()
+    rows = [f"| `{name}` | {words} |" for name, words in what if name in there]
+    which = best and _WHICH.format(name=best.name, speedup=best.speedup, code=running_code(best))
+    return _TEMPLATE.format(
+        title=in_markdown(title),
+        back=_FROM_THE_FILE if of_file else _IN_TORCH,
+        sentence=in_markdown(bundle.sentence),
+        recommended=which or "",
+        inputs=_inputs(bundle),
+        files="\n".join(["| file | what it is |", "|---|---|", *rows]),
+        bench=" ".join(bundle.sizes),
+    )
 
 
 def _inputs(bundle: Bundle) -> str:
@@ -137,9 +134,3 @@ def _lines(word: str, values: Signature) -> list[str]:
         shown, sizes = printable(name).replace("`", "'"), " x ".join(map(str, shape)) or "a number"
         found.append(f"{word} `{shown}`: {sizes}{f' ({axes})' if axes else ''}")
     return found
-
-
-def _table(files: Iterable[str], what: Mapping[str, str]) -> str:
-    there = set(files)
-    rows = [f"| `{name}` | {words} |" for name, words in what.items() if name in there]
-    return "\n".join(["| file | what it is |", "|---|---|", *rows])

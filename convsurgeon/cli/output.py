@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from convsurgeon.base.files import check_folder
 from convsurgeon.base.tables import printable
-from convsurgeon.conversion import Result
+from convsurgeon.result import Result
 from convsurgeon.runtime.runtime import Runtime
 
 if TYPE_CHECKING:  # which loads onnx

@@ -15,7 +15,7 @@ from convsurgeon.cli.options import NONE, WORDS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
-from convsurgeon.graph.model_files import is_onnx, open_model
+from convsurgeon.graph.model_files import open_model
 from convsurgeon.planning.linear import linear_as_conv
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Goal, Within
@@ -24,7 +24,7 @@ from convsurgeon.search.metric import Metric
 
 def read_model(options: argparse.Namespace) -> tuple[nn.Module, Example]:
     """Return the model with its weights, in eval mode, and noise of the inputs' shapes."""
-    if is_onnx(options.model):
+    if options.model.lower().endswith(".onnx"):
         return _read_onnx(options)
     if not options.input:
         raise LoadError("--input: a model of Python needs the shape of its inputs; for example --input 1x3x224x224")

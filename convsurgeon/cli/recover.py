@@ -15,13 +15,14 @@ from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.cli import options as shared
 from convsurgeon.cli.output import check_output, write_output
 from convsurgeon.cli.reading import read_images, read_metric, read_model
-from convsurgeon.conversion import Result, convert
+from convsurgeon.conversion import convert
 from convsurgeon.distill.checkpoint import check_run
 from convsurgeon.distill.recipe import Augment, Recipe
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.surgery import fill
 from convsurgeon.recovery import recover
+from convsurgeon.result import Result
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Within
 from convsurgeon.search.metric import measure

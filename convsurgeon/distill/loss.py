@@ -53,10 +53,6 @@ class OutputJudge:
         with undisturbed(original):
             self._answers = [answer(original, batch) for batch in batches]
 
-    def error(self, model: nn.Module) -> float:
-        """Return the error; infinite where an output is not finite."""
-        return self.score(model).error
-
     def score(self, model: nn.Module) -> Score:
         """Return the error, and what becomes of the original's decisions."""
         error, decisions, own = OutputError(), Decisions(), 0.0

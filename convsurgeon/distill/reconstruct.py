@@ -32,13 +32,8 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 class Reconstruction:
     """What calibration did; errors are those of the output (see `graph.output_error`) on held-back images.
 
-    Args:
-        sites: the fit of every site.
-        images: that weights were fitted to.
-        held_back: images that judged.
-        positions: of all sites' outputs that were fitted to.
-        steps: (what was tried, the error with it, whether it was kept), beginning with the weights as they were.
-        score: of what was kept.
+    `steps` are (what was tried, the error with it, whether it was kept), beginning with the weights as they were;
+    `score` is that of what was kept. `positions` counts all sites' outputs that were fitted to.
     """
 
     sites: tuple[SiteFit, ...]

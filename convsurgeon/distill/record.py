@@ -33,19 +33,8 @@ class Score:
 class Recovery:
     """How a recovery went: scores on held-back images before and after, and the settings that were found.
 
-    Args:
-        before: the score at the start.
-        after: that of the weights that were kept.
-        best_step: the step whose weights were kept; 0 for those at the start.
-        steps: of the run.
-        batch_size: of all processes together.
-        images: that were learned from.
-        held_back: images that judged.
-        lr: the highest learning rate.
-        seconds: that training took.
-        ended: why it ended.
-        trials: (learning rate, error after a short run) of every rate that was tried.
-        rows: the log, a row for every time the model was judged.
+    `best_step` is the step whose weights were kept; 0 for those at the start. `trials` are (learning rate, error after
+    a short run) of every rate that was tried, and `rows` the log, one for every time the model was judged.
     """
 
     before: Score

@@ -21,11 +21,6 @@ Model = nn.Module | str | Path
 """A module, or the path of an ONNX file."""
 
 
-def is_onnx(name: str) -> bool:
-    """Whether a model is a file of ONNX, by its name."""
-    return name.lower().endswith(".onnx")
-
-
 def open_model(
     model: Model, example: object = None, shapes: Mapping[str | int, tuple[int, ...]] | None = None
 ) -> tuple[nn.Module, object]:

@@ -61,13 +61,8 @@ class Activation:
 class Neighbours:
     """What stands behind a conv; None where there is no such thing.
 
-    Args:
-        scale: of the batch norm (O,), ones where there is none.
-        shift: of it (O,), zeros where there is none.
-        norm: the batch norm's name.
-        shortcut: the node that is added.
-        activation: what follows.
-        end: the last node of these.
+    The batch norm `norm` has scale and shift (O,), ones and zeros where there is none; then come the node of a shortcut
+    that is added, and an activation. `end` is the last node of these.
     """
 
     scale: Tensor

@@ -67,7 +67,7 @@ class OutputError:
                 found *= (share / share.sum())[:, None]
                 errors.append(float(found[:, 0].sum()))
                 doubts.append(float(found[:, 1].norm()))
-        error = _root_mean_square(errors)
+        error = math.sqrt(sum(one * one for one in errors) / max(1, len(errors)))
         if not math.isfinite(error):
             return math.inf, 0.0
         return error, sum(a * b for a, b in zip(errors, doubts, strict=True)) / max(len(errors) * error, 1e-300)
@@ -255,7 +255,3 @@ def _kinds(own: Tensor, bounded: Tensor, split: bool) -> Iterator[Tensor]:
     ordered = own[places]
     gaps = (ordered[1:] > GAP * ordered[:-1]) & (ordered[:-1] > _EPS * ordered[-1:]) & split
     yield from (part for part in places.tensor_split((gaps.nonzero()[:, 0] + 1).cpu()) if len(part))
-
-
-def _root_mean_square(values: Sequence[float]) -> float:
-    return math.sqrt(sum(one * one for one in values) / len(values)) if values else 0.0

@@ -87,14 +87,9 @@ class HiddenConv:
 class Subgraph(Leaf):
     """A part of a network that onnxruntime runs, through which no gradients go; copies share its session.
 
-    Args:
-        session: a `LazySession`, which runs it.
-        operators: of its nodes, each once.
-        macs: of one run on the example.
-        params: floating-point weights that it holds.
-        weight_bytes: of those.
-        convs: in it, which are left alone.
-        cuts: of each input, whether its values are read, and not only its shape.
+    `session` is a `LazySession`, and `operators` are those of its nodes, each once. `macs` are of one run on the
+    example, `params` and `weight_bytes` of floating-point weights. `convs` are left alone. `cuts` tells of each input
+    whether its values are read, and not only its shape.
     """
 
     def __init__(

@@ -32,11 +32,9 @@ class ModuleCall:
 class FileConv:
     """What a conv module stands for in the file.
 
-    Args:
-        sizes: first output of each of its nodes -> spatial size of what the node reads on the example.
-        dtype: of its weight there, in numpy's words.
-        fingerprint: of its weights as they were read.
-        padding: that the module has not: other amounts at either end, or amounts that follow from the size.
+    `sizes` are, by the first output of each of its nodes, the spatial sizes of what the node reads on the example.
+    `dtype` is that of its weight there, in numpy's words, and `fingerprint` of its weights as they were read. `padding`
+    is what the module has not: other amounts at either end, or amounts that follow from the size.
     """
 
     sizes: dict[str, tuple[int, ...]]

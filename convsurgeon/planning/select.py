@@ -19,20 +19,6 @@ from typing import Any
 from convsurgeon.base.errors import PolicyError, nearest
 from convsurgeon.graph.site import Site
 
-__all__ = [
-    "Policy",
-    "everything",
-    "kernel_size",
-    "min_channels",
-    "min_macs",
-    "min_params",
-    "min_share",
-    "named",
-    "parse",
-    "stem",
-    "stride",
-]
-
 Predicate = Callable[[Site], bool]
 
 
@@ -187,6 +173,7 @@ TESTS: dict[str, Callable[..., Policy]] = {
     test.__name__: test
     for test in (everything, named, kernel_size, stride, min_channels, min_params, min_macs, min_share, stem)
 }
+__all__ = ["Policy", "parse", *TESTS]
 
 
 def parse(text: str) -> Policy:

@@ -44,18 +44,16 @@ def draw_cards(report: Report, bundle: Bundle | None) -> list[Card]:
 
 def _near_cards(report: Report, bundle: Bundle | None) -> list[Card]:
     """Return how near the outputs are, where there is no metric that says it better."""
-    near = None if bundle is None else bundle.near.get(bundle.shown)
+    near, found = None if bundle is None else bundle.near.get(bundle.shown), report.fidelity
     if bundle is not None and near is not None:
-        return [_near_card(near.sqnr_db, near.top1, bundle.agreement_on)]
-    found = report.fidelity
-    return [] if found is None else [_near_card(found.sqnr_db, found.agreement, "the example")]
-
-
-def _near_card(sqnr_db: float, top1: float | None, where: str) -> Card:
-    noise = "identical" if sqnr_db == math.inf else f"{sqnr_db:.1f} dB"
-    if top1 is None:
-        return (noise, "of signal over error (SQNR)", where)
-    return (f"{100 * top1:.1f} %", "of decisions stay", where)
+        sqnr_db, top1, where = near.sqnr_db, near.top1, bundle.agreement_on
+    elif found is not None:
+        sqnr_db, top1, where = found.sqnr_db, found.agreement, "the example"
+    else:
+        return []
+    if top1 is not None:
+        return [(f"{100 * top1:.1f} %", "of decisions stay", where)]
+    return [("identical" if sqnr_db == math.inf else f"{sqnr_db:.1f} dB", "of signal over error (SQNR)", where)]
 
 
 def draw_bars(report: Report, bundle: Bundle | None) -> list[Drawn]:

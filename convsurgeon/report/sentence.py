@@ -153,9 +153,8 @@ def _figures(report: Report, bundle: Bundle | None) -> list[str]:
 def _times(report: Report, bundle: Bundle | None, name: str) -> tuple[float, float] | None:
     """Return milliseconds before and after, in the setting that the headline speaks of."""
     if bundle is not None:
-        rows = (
-            {} if bundle.bench is None else {row.name: row.best_ms for row in main_setting(bundle).rows}
-        )  # as compared
+        timed = () if bundle.bench is None else main_setting(bundle).rows
+        rows = {row.name: row.best_ms for row in timed}
         return (rows[ORIGINAL], rows[name]) if name in rows else None
     taken = next((one for one in report.trials if one.taken and math.isfinite(one.measured_ms)), None)
     return None if taken is None else (taken.dense_ms, taken.measured_ms)

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 from convsurgeon.base.tables import Table
 
-PLAIN = frozenset(
-    {
-        *("", "file", "layer", "module", "reason", "note", "tensor", "shape", "elements", "before", "after", "ratio"),
-        *("provider", "weights", "kept", "taken", "in"),
-    }
-)
-"""Columns that need no explanation."""
-
 WORDS: dict[str, tuple[str, str]] = {
     "MB": ("MB", "the file with its weights, in millions of bytes"),
     "metric": ("metric", "your own measure"),

@@ -94,10 +94,10 @@ def _made(kind: type[nn.Module]) -> Made:
 
 def _fitted(made: Made, data: Calibration, seed: int = 0) -> tuple[float, float]:
     judge = OutputJudge(made.original, data.held_back)
-    before = judge.error(made.model)
+    before = judge.score(made.model).error
     seen = capture(made.original, _images(1))
     fit_jointly(seen, made.model, made.plan, data.fitted, judge.score, seed, progress=False)
-    return before, judge.error(made.model)
+    return before, judge.score(made.model).error
 
 
 def _data(count: int = 80) -> Calibration:

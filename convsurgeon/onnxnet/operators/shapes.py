@@ -119,10 +119,6 @@ def _reshape(view: NodeView) -> nn.Module:
     return Operator(reshape, {"allowzero": int(zero)}, fixed)
 
 
-def _transpose(view: NodeView) -> nn.Module:
-    return view.operator(torch.permute, dims=tuple(view.get("perm", reversed(range(len(view.shape()))))))
-
-
 def _dropout(view: NodeView) -> nn.Module | None:
     if view.outputs > 1 or view.varies(2):
         return None
@@ -140,7 +136,9 @@ TRANSLATORS: dict[str, Translator] = {
     "Unsqueeze": lambda view: view.older_operator(unsqueeze, "axes"),
     "Reshape": _reshape,
     "Flatten": lambda view: view.operator(flatten, axis=view.get("axis", 1)),
-    "Transpose": _transpose,
+    "Transpose": lambda view: view.operator(
+        torch.permute, dims=tuple(view.get("perm", reversed(range(len(view.shape())))))
+    ),
     "DepthToSpace": lambda view: view.operator(
         depth_to_space, size=view.get("blocksize"), crd=view.get("mode", "DCR") == "CRD"
     ),
