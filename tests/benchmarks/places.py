@@ -18,6 +18,7 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.runtime.latencies import predict
 from tests.benchmarks.cases import add_networks
 from tests.benchmarks.forms import mix
 from tests.benchmarks.runner import Row
@@ -53,7 +54,7 @@ def _rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
         mixes = [mix(alone, table, seed) for seed in range(options.mixes)]
         dense_ms, found = runtime.time_plans(seen, mixes, passes=1, progress=False)
         for seed, (plan, one) in enumerate(zip(mixes, found, strict=True)):
-            promised, measured = table.total_ms / table.predict(plan), dense_ms / one.total_ms
+            promised, measured = table.total_ms / predict(table, plan), dense_ms / one.total_ms
             yield _row(name, provider, f"mix {seed}", dense_ms, measured, options) | {
                 "promised": promised,
                 "off by": f"{promised / measured - 1:+.1%}",

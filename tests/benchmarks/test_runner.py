@@ -51,6 +51,24 @@ def test_a_run_keeps_its_rows_and_circumstances(tmp_path: Path, capsys: pytest.C
     assert "nested" not in shown
 
 
+def test_the_script_for_a_gpu_runs_tiny_networks_without_one(tmp_path: Path) -> None:
+    where = tmp_path / "gpu.json"
+    sizes = ["--tiny", "--device", "cpu", "--seconds", "16", "--runtimes", "torch", "onnxruntime"]
+    assert command.main(["gpu", "unet", *sizes, "--out", str(where)]) == 0
+    rows = json.loads(where.read_text(encoding="utf-8"))["rows"]
+    groups = {(row["runtime"], row["precision"]) for row in rows}
+    assert len(groups) == 4
+    timed = {row.get("form"): row for row in rows if row["runtime"] == "torch" and row["precision"] == "fp16"}
+    assert {"dense", "separable", "cp", "spatial"} <= set(timed)
+    assert all(row["ms"] > 0 for row in timed.values())
+
+
+def test_the_script_for_a_gpu_wants_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="CUDA"):
+        command.main(["gpu", "--out", str(tmp_path / "gpu.json")])
+
+
 def test_constants_are_where_the_page_says_with_the_value_that_it_says() -> None:
     house = runner.ROOT / "convsurgeon"
     lines = (runner.RESULTS.parent / "CONSTANTS.md").read_text(encoding="utf-8").splitlines()

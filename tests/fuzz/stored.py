@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import io
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 import convsurgeon as cs
+from convsurgeon.runtime.latencies import predict
 from convsurgeon.runtime.table import LatencyTable
 from tests import nets
 from tests.calibration.loading import load
@@ -48,8 +48,7 @@ def device(rng: random.Random) -> None:
     assert str(table)
     assert table.total_ms > 0
     made = cs.plan(captured().model, captured().example, forms=[cs.DepthwiseSeparable(rank=1)], allow_growth=True)
-    with contextlib.suppress(cs.errors.LatencyError):
-        assert table.predict(made) < 1e9
+    assert not predict(table, made) >= 1e9  # nan where a form was not measured
 
 
 @functools.cache

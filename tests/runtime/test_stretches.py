@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.onnxnet import measuring
-from convsurgeon.onnxnet.measuring import engine, folder, stretches
+from convsurgeon.onnxnet.measuring import engine, folder
 from convsurgeon.runtime import device_folder
 from convsurgeon.runtime.device_folder import write_device_folder
 from convsurgeon.runtime.table import LatencyTable
@@ -80,7 +80,7 @@ def test_sites_of_one_shape_are_written_and_timed_once(tmp_path: Path, monkeypat
         return honest(self, model)
 
     monkeypatch.setattr(engine.Engine, "open", noted)
-    alone = stretches.Stretches(out, manifest, engine.Engine())
+    alone = folder.Stretches(out, manifest, engine.Engine())
     nodes = [alone.share(network, 2.0) for network in manifest["networks"].values()]
     assert all(sum(ms for *_, ms in one) == pytest.approx(2.0) for one in nodes)
     assert len(opened) == len(set(opened)) == len(manifest["stretches"]) + 1  # and what every run takes

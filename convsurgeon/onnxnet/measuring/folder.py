@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 
 from .clock import Times, Watch, busy_share
-from .engine import Engine, MeasureError, fuses, read_profile
+from .engine import SMALLEST, Engine, MeasureError, fuses, read_profile
 from .files import DENSE_OF, Raw, dense_of, missing, read_manifest, resume, write_json
 from .place import free_bytes, heat
-from .rounds import effort, low, make_feeds, middle, scatter, time_rounds, watched_rounds
-from .stretches import Stretches
+from .rounds import effort, low, make_feeds, middle, scatter, time_alone, time_rounds, watched_rounds
 
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
@@ -32,8 +31,36 @@ _MOST = ((0.25, 30), (1.0, 240))
 _TICK_MS = 1e-3
 """Of the profiler's clock."""
 _SESSION_BYTES = 1.5e9
+_ALONE_S = 0.05
+"""Spent on each stretch."""
+_LEAST_SHARE = 0.05
+"""Of its time, that a stretch keeps at least when what every run takes is taken off."""
 
 Progress = Callable[[str], None]
+
+
+class Stretches:
+    """What stretches of networks take, each timed alone and once in a pass, as far as they have been timed."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], engine: Engine) -> None:
+        self._folder, self._inputs, self._engine = folder, manifest.get("stretches", {}), engine
+        self._times: dict[str, float] = {}
+
+    def share(self, network: dict[str, Any], total: float) -> list[list[Any]]:
+        """Return [name, operator, ms] of every stretch of a network, which share what the whole takes."""
+        empty = self._ms("", SMALLEST, {"x": np.zeros(1, np.float32)})
+        alone = {}
+        for name, file in network["stretches"].items():
+            ms = self._ms(file, self._folder / file, make_feeds(self._inputs[file]))
+            alone[name] = max(ms - empty, _LEAST_SHARE * ms)
+        scale = total / sum(alone.values())
+        return [[name, "Conv", scale * ms] for name, ms in alone.items()]
+
+    def _ms(self, name: str, model: Path | bytes, feeds: dict[str, Any]) -> float:
+        if name not in self._times:
+            times = time_alone(self._engine.open(model), feeds, self._engine.clock(), _ALONE_S)
+            self._times[name] = float(low(times))
+        return self._times[name]
 
 
 def measure_folder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ KERNEL_EVENT = "_kernel_time"
 """End of the name of a profiler's event that is the run of one node."""
 
 _WHOLE_RUN = "model_run"
-_EVENT = re.compile(r'"dur"\s*:\s*(\d+),\s*"ts"\s*:\s*(\d+),.*?"name"\s*:\s*"([^"\\]*)"')
-_FACTS = re.compile(r'"(op_name|node_index)"\s*:\s*"([^"\\]*)"')
 
 
 def read_kernels(log: Path, stamps: Times, watch: Watch) -> list[Kernel]:
@@ -54,11 +51,7 @@ def _read_events(log: Path) -> Iterator[Kernel]:
     with log.open(encoding="utf-8") as lines:
         for line in lines:
             if KERNEL_EVENT in line or _WHOLE_RUN in line:
-                found, facts = _EVENT.search(line), dict(_FACTS.findall(line))
-                if found is None:  # a name with escapes, or another order
-                    event = json.loads(line.rstrip().rstrip(","))
-                    taken, start, name, facts = event["dur"], event["ts"], str(event["name"]), event["args"]
-                else:
-                    taken, start, name = found.groups()
+                event = json.loads(line.rstrip().rstrip(","))
+                name = str(event["name"])
                 if name == _WHOLE_RUN or name.endswith(KERNEL_EVENT):
-                    yield name, facts, 1e-3 * float(start), 1e-3 * float(taken)
+                    yield name, event["args"], 1e-3 * event["ts"], 1e-3 * event["dur"]

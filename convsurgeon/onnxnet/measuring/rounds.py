@@ -90,9 +90,11 @@ def _run(session: Any, feeds: dict[str, Any], clock: Clock) -> tuple[tuple[float
 
 def time_alone(session: Any, feeds: dict[str, Any], clock: Clock, seconds: float) -> Times:
     """Return the milliseconds of runs of one network, of the processor where that is known."""
-    first = np.diff(np.array([_run(session, feeds, clock) for _ in range(3)])[..., 1], axis=1).min()
-    runs = int(min(max(seconds / max(float(first), 1e-6), _LEAST_ALONE), _MOST_ALONE))
-    return 1e3 * np.diff(np.array([_run(session, feeds, clock) for _ in range(runs)])[..., 1], axis=1)[:, 0]
+
+    def times(runs: int) -> Times:
+        return np.diff(_rounds([("", session)], feeds, clock, runs)[""], axis=1)[:, 0, 1]
+
+    return times(int(min(max(1e3 * seconds / max(float(times(4).min()), 1e-3), _LEAST_ALONE), _MOST_ALONE)))
 
 
 def effort(session: Any, feeds: dict[str, Any], threads: int) -> float:

@@ -7,12 +7,6 @@ const sizes = shape.split("x").map(Number);
 const bytes = fs.readFileSync(image);
 const values = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
 
-function median(list) {
-  const sorted = [...list].sort((a, b) => a - b);
-  const half = sorted.length >> 1;
-  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-}
-
 async function main() {
   if (kind === "web") ort.env.wasm.numThreads = 1;
   const how = { intraOpNumThreads: 1, interOpNumThreads: 1, graphOptimizationLevel: "all" };
@@ -35,10 +29,9 @@ async function main() {
       times[number].push(performance.now() - started);
     }
   }
-  const speedup = times.map((own) => median(own.map((ms, turn) => times[0][turn] / ms)));
   const versions = ort.env.versions || {};
   const version = versions[kind] || versions.common || "?";
-  console.log(JSON.stringify({ version, outputs, ms: times.map(median), speedup }));
+  console.log(JSON.stringify({ version, outputs, times }));
 }
 
 main().then(() => process.exit(0), (error) => { console.error(String(error)); process.exit(1); });
