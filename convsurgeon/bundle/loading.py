@@ -48,7 +48,6 @@ def check_bundle(folder: Path, original: nn.Module) -> None:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    """Return name -> SHA-256."""
     try:
         lines = read_text(folder / SUMS).splitlines()
     except FileNotFoundError:

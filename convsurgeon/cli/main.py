@@ -55,7 +55,6 @@ def _run(options: argparse.Namespace) -> None:
     told: set[str] = set()
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
-        """Print a warning once, in words."""
         if str(message) not in told:
             print(f"convsurgeon: warning: {printable(' '.join(str(message).split()))}", file=sys.stderr)
         told.add(str(message))
@@ -102,7 +101,6 @@ def load(given: Sequence[str]) -> str | None:
 
 
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
-    """Return the parser, with the options of one command."""
     parser = argparse.ArgumentParser(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
     parser.add_argument("--version", action="version", version=f"convsurgeon {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Command)

@@ -209,7 +209,6 @@ class _InMemory:
         return self._count
 
     def rows(self, indices: Sequence[int]) -> Example:
-        """Return the images of these numbers."""
         index = as_tensor(indices)
         return self._all.map(lambda tensor: tensor[index] if _has_rows(tensor, self._count) else tensor)
 

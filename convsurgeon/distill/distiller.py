@@ -68,7 +68,6 @@ class Distiller:
         self._restart(rate)
 
     def _restart(self, rate: float) -> None:
-        """Begin with a fresh optimiser here."""
         self.rate, self._since = rate, self.step
         self._optimizer = Soap(self._parameters, lr=rate)
 

@@ -178,7 +178,6 @@ class _Watching(fx.Interpreter):
         return found.judged, self._values
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return a node's value, which is kept if it is watched."""
         value = super().run_node(n)
         if n in self._wanted:
             self._values.extend(float_tensors(value))

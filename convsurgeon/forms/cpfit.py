@@ -145,7 +145,6 @@ class _Problem:
 
     @property
     def steps(self) -> int:
-        """How many steps a sweep takes."""
         least = _LEAST_STEPS if self.worth >= 1 else _LEAST_OF_WIDEST
         return int(max(least, self.normal.effort * min(STEPS, self.worth)))
 
@@ -208,7 +207,6 @@ class _Between:
 
     @staticmethod
     def of(normal: Normal, dense: Tensor) -> _Between:
-        """Return the problem, made once for all ranks."""
         found = normal.shared.get("between")
         if found is None or found.dense is not dense:
             channels = roots(normal.channels)
@@ -220,22 +218,18 @@ class _Between:
 
     @cached_property
     def terms(self) -> Parts:
-        """The principal terms of the kernel."""
         return tuple(part.to(self.kernel) for part in principal_terms(self.kernel.double()))
 
     def steps(self, rank: int) -> int:
-        """Return how many steps are worth their price."""
         worth = SWEEP_MACS / (2 * rank * self.kernel.numel())
         return int(max(_LEAST_STEPS, self.normal.effort * min(_BETWEEN_STEPS, worth)))
 
     def outside(self, parts: Parts) -> Parts:
-        """Return factors of the kernel itself."""
         reduce, window, expand = parts
         channels, taps, outputs = self.inverses
         return reduce @ channels, window @ taps, outputs @ expand
 
     def at(self, place: Tensor) -> _Point:
-        """Return the best expand for a reduce and a window, and the gradient."""
         reduce, window = _split(place, self.kernel)
         by_taps, by_channels = window @ window.T, reduce @ reduce.T
         gram, read = by_taps * by_channels, self.kernel.flatten(1) @ _rows(reduce, window).T
@@ -251,7 +245,6 @@ class _Between:
         return _Point(place, float(value), slope_of, (reduce, window, expand), coupling, gram, read)
 
     def hessian(self, point: _Point) -> Solver:
-        """Return a solver for reduce and window, each by itself."""
         reduce, window, _ = point.parts
         for_reduce = inverse(point.coupling * (window @ window.T))
         for_window = inverse(point.coupling * (reduce @ reduce.T))

@@ -86,7 +86,6 @@ class _Memory:
         self._products[: self.count, self.count - 1] = self._moved[: self.count] @ turned
 
     def direction(self, solve: Solver, scale: float, gradient: Tensor) -> Tensor:
-        """Return the direction from a point with a gradient."""
         if not self.count:
             return solve(gradient) * -scale
         moved, turned = self._moved[: self.count], self._turned[: self.count]

@@ -193,7 +193,6 @@ class _Watch(TorchFunctionMode):
 
     @contextmanager
     def following(self, counter: MacCounter) -> Iterator[None]:
-        """Installs the hooks and the function mode for the length of the block."""
         self._counter = counter
         before = hooks.register_module_forward_pre_hook(self._enter)
         after = hooks.register_module_forward_hook(self._leave, with_kwargs=True)

@@ -87,7 +87,6 @@ def _whole(tensor: Tensor, learned: bool) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """Return what a weight file holds."""
     if os.path.exists(path) and not path.is_file():  # noqa: PTH110  # Path.exists raises for a name that is too long
         raise LoadError(f"{path}: is a folder, a device or a pipe; pass a safetensors file or a checkpoint")
     try:
@@ -138,7 +137,6 @@ def _refuse_programs(path: Path) -> None:
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """Return the state dict inside a checkpoint."""
     for _ in range(3):
         if isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
             loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
@@ -169,7 +167,6 @@ def _module(name: str, asked: str) -> ModuleType:
 
 
 def _file(path: Path) -> ModuleType:
-    """Run a Python file as a module."""
     if not path.is_file():
         raise LoadError(f"{path}: no such file; pass path/to/file.py:factory")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -100,14 +100,12 @@ def _side_by_side(one: Tensor, two: Tensor, both: Tensor) -> bool:
 
 
 def _by_name(example: object) -> dict[str | int, Any]:
-    """Tensors by the names or the places of their inputs."""
     made = Example.of(_tensors(example))
     named: dict[str | int, Any] = {str(name): value for name, value in made.kwargs.items()}
     return dict(enumerate(made.args)) | named
 
 
 def _tensors(example: object) -> object:
-    """Arrays as tensors."""
     if isinstance(example, np.ndarray):
         return as_tensor(example)
     if isinstance(example, Mapping):

@@ -119,7 +119,6 @@ class Picking(TorchFunctionMode):
         return known
 
     def _note(self, name: str, given: list[Tensor], known: list[tuple[Tensor, _Origin]], result: Any) -> None:
-        """Remember where the results of a function come from."""
         results = [one for one in pytree.tree_leaves(result) if isinstance(one, Tensor)]
         if name in _LEAVING:
             self._left |= self._sources(name, known)

@@ -42,7 +42,6 @@ def check_repeatable(model: nn.Module, example: Example) -> None:
 
 
 def _alike(one: Sequence[Tensor], two: Sequence[Tensor]) -> bool:
-    """Return whether outputs are the same but for rounding."""
     if [a.shape for a in one] != [b.shape for b in two]:
         return False
     scales = [float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() else 0.0 for a in one]

@@ -140,7 +140,6 @@ def _decibels(energies: Array) -> float:
 
 
 def _noise(sqnr_db: float) -> float:
-    """Return noise over signal."""
     return float(10 ** (-sqnr_db / 10))
 
 

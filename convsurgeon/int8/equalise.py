@@ -107,7 +107,6 @@ def _scale(graph: GraphProto, seam: _Seam, peaks: Array) -> Array:
 
 
 def _apply(graph: GraphProto, seam: _Seam, scale: Array) -> None:
-    """Divide what makes a seam and multiply what reads it."""
     known = proto.stored(graph)
     for node, first in seam.makers:
         for name in filter(None, node.input[1:]):

@@ -35,7 +35,6 @@ def merge_sums(graph: GraphProto) -> int:
 
 
 def _find_pair(graph: GraphProto) -> tuple[NodeProto, NodeProto, NodeProto] | None:
-    """Return a sum and its two convs."""
     made, counts, known = proto.producers(graph), proto.uses(graph), proto.constants(graph)
     for node in graph.node:
         convs = [made.get(name) for name in node.input] if node.op_type == "Add" else []
@@ -64,7 +63,6 @@ def _settings(node: NodeProto, known: Mapping[str, TensorProto]) -> tuple[object
 
 
 def _merge(graph: GraphProto, total: NodeProto, first: NodeProto, second: NodeProto) -> None:
-    """Put one conv in the place of a sum of two."""
     known, made = proto.constants(graph), proto.producers(graph)
     taken = {tensor.name for tensor in graph.initializer}
     taken |= {name for node in graph.node for name in (*node.input, *node.output)}

@@ -175,7 +175,6 @@ def _read(origin: Path) -> ModelProto:
 
 
 def _check(model: ModelProto, calibrator: str, exclude: Sequence[str], target: Target) -> None:
-    """Refuse options that do not fit the file."""
     if calibrator not in CALIBRATORS:
         raise ExportError(f"calibrator {calibrator!r}: choose one of {', '.join(sorted(CALIBRATORS))}")
     known = {node.name for node in model.graph.node}

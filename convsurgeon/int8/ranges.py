@@ -52,7 +52,6 @@ def _float_values(model: ModelProto) -> list[str]:
 
 
 def _values(model: ModelProto, feeds: Sequence[Feed], names: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """Yield the named values for every feed."""
     inputs = {info.name for info in model.graph.input}
     inner = [name for name in names if name not in inputs]
     session = expose_values(model, inner)

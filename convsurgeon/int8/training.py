@@ -101,7 +101,6 @@ class _Rounding:
         return (self._input(args[0]), *args[1:])
 
     def leave(self, layer: nn.Module, args: object, output: object) -> None:
-        """Make the parameter the weight again."""
         layer.__dict__.pop("weight", None)
 
     def _input(self, values: Tensor) -> Tensor:

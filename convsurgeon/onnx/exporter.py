@@ -232,7 +232,6 @@ def _serialise(model: ModelProto, opset: int) -> bytes:
 
 
 def _require(parity: Parity, target: Path, model: nn.Module, advice: str = "") -> None:
-    """Raise unless parity holds."""
     if parity.passed:
         return
     broken = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]

@@ -167,7 +167,6 @@ def deviation(reference: Array, output: Array) -> tuple[float, float]:
 
 
 def _worst(reference: Sequence[Array], outputs: Sequence[Array]) -> tuple[float, float]:
-    """Return relative error and SQNR of the worst output."""
     if len(reference) != len(outputs):
         raise ParityError(f"{len(outputs)} outputs in the ONNX file, {len(reference)} in torch; return tensors only")
     pairs = [deviation(wanted, got) for wanted, got in zip(reference, outputs, strict=True)]

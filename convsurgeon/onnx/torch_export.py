@@ -70,7 +70,6 @@ def instead_of(model: nn.Module) -> str:
 
 
 def _capture(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """Return the graph as torch.export captures it."""
     # torch prints the whole graph to stderr where a guard fails
     with undisturbed(model), quiet(), contextlib.redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
@@ -88,7 +87,6 @@ def _capture(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -
 
 
 def _trace(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    """Return the graph of a traced run."""
     file = io.BytesIO()
     axes = {f"input_{index}": _open_axes(tensor, dynamic) for index, tensor in enumerate(example.tensors())}
     with undisturbed(model), quiet(), warnings.catch_warnings():

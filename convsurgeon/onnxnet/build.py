@@ -43,8 +43,6 @@ def build_network(source: SourceFile, inputs: tuple[FileInput, ...], feed: Mappi
 
 
 class _Builder:
-    """One network in the making."""
-
     def __init__(self, source: SourceFile, inputs: tuple[FileInput, ...], values: Values) -> None:
         self.source, self.inputs, self.values = source, inputs, values
         graph = source.model.graph

@@ -87,15 +87,12 @@ def form_nodes(
 
 
 class _Writer:
-    """Writes the nodes of one module."""
-
     def __init__(self, root: nn.Module, conv: NodeProto, prefix: str, names: TakenNames, put: Put, opset: int) -> None:
         self.root, self.conv, self.prefix, self.names, self.put, self.opset = root, conv, prefix, names, put, opset
         self.nodes: list[NodeProto] = []
         self.padded: dict[tuple[str, tuple[int, ...]], str] = {}
 
     def write_module(self, source: str, padding: Padding | None, size: Sequence[int] | None) -> None:
-        """Write a module that is traced."""
         try:
             graph = ThreadTracer().trace(self.root)
         except Exception as error:  # whatever a form's forward raises

@@ -71,15 +71,12 @@ def save_network(network: OnnxNetwork, path: Path) -> None:
 
 
 class _Writer:
-    """Puts nodes in the place of convs."""
-
     def __init__(self, network: OnnxNetwork, model: ModelProto) -> None:
         self.network, self.model, self.graph = network, model, model.graph
         self.names = TakenNames.of(model.graph)
         self.stored: dict[str, list[tuple[Tensor, str]]] = {}
 
     def write(self, found: Mapping[str, FileConv]) -> None:
-        """Replace the nodes of some convs."""
         owners = {output: (path, owner) for path, owner in found.items() for output in owner.sizes}
         open_sizes = any(axis for one in self.network.file_inputs for axis, _ in one.open)
         made: list[NodeProto] = []

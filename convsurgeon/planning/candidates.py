@@ -145,7 +145,6 @@ def kernels_of(seen: Capture) -> dict[str, Kernel]:
 
 
 def _first_change(site: Site, kernel: Kernel, forms: Sequence[Form], allow_growth: bool) -> Change | str:
-    """Return the first change that a form makes to a site, or why none makes one."""
     reasons: dict[str, None] = {}
     for form in forms:
         found = change_of(site, kernel, form, allow_growth)

@@ -117,7 +117,6 @@ def _shape_obstacle(dims: set[int]) -> str:
 
 
 def _check_same(made: nn.Module, inputs: Example, outputs: list[Tensor]) -> None:
-    """Raise where the convs do not compute what the layers did."""
     try:
         with undisturbed(made):
             found = float_tensors(_placed(inputs, made).run(made))

@@ -130,7 +130,6 @@ def _is_row(modules: Mapping[str, nn.Module], name: str) -> bool:
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:
-    """Return the module of every change, checked against the plan."""
     modules = dict(model.named_modules(remove_duplicate=False))
     found = []
     for name, change in plan.changes.items():

@@ -66,7 +66,6 @@ class _Upwards:
         return self._between(own if math.isfinite(own) else self.low), reach
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return values to write at the axis."""
         if not self.bundle.values:
             return [(0, "same"), *((_height(value), f"{value:.0f} dB") for value in (0, 20, 40))]
         return [(self._between(value), f"{value:.4g}") for value in dict.fromkeys((self.high, self.low))]

@@ -60,7 +60,6 @@ def compare_images(original: Path, other: Path, feeds: Sequence[Feed], *, maps_d
 
 
 def _changed(pairs: Sequence[Pair]) -> HeldOut:
-    """Return the images whose decision changed."""
     both = [(_decide(one), _decide(two)) for _, one, two in pairs]
     changed = [index for index, (one, two) in enumerate(both) if one != two]
     lead = f"{len(changed)} of {len(pairs)} decisions changed"

@@ -12,21 +12,8 @@ from convsurgeon.base.arrays import Array
 
 _LARGEST = 256
 """Pixels along a side; larger pictures are thinned out."""
-_PALETTE = np.array(
-    [
-        *(
-            [38, 70, 83],
-            [233, 196, 106],
-            [42, 157, 143],
-            [231, 111, 81],
-            [128, 90, 213],
-            [144, 190, 109],
-            [249, 132, 74],
-        ),
-        *([87, 117, 144], [240, 113, 178], [67, 170, 139], [181, 101, 29], [200, 200, 200]),
-    ],
-    dtype=np.uint8,
-)
+_COLOURS = bytes.fromhex("264653 e9c46a 2a9d8f e76f51 805ad5 90be6d f9844a 577590 f071b2 43aa8b b5651d c8c8c8")
+_PALETTE = np.frombuffer(_COLOURS, np.uint8).reshape(-1, 3)
 
 
 def draw_values(values: Array, low: float, high: float) -> str:

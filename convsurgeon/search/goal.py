@@ -89,11 +89,7 @@ class Budget:
 
     @staticmethod
     def parse(text: str) -> Budget:
-        """Read `macs=0.5,params=20M`.
-
-        Raises:
-            BudgetError: an unknown name, a name without a value, or a value that cannot be read.
-        """
+        """Read `macs=0.5,params=20M`."""
         known = [item.name for item in fields(Budget)]
         values: dict[str, Amount] = {}
         for part in filter(None, (piece.strip() for piece in text.split(","))):
@@ -104,11 +100,7 @@ class Budget:
         return Budget(**values)
 
     def limits(self, whole: Callable[[str], float]) -> dict[str, float]:
-        """Return name -> limit in the name's unit (MACs, parameters, bytes, milliseconds).
-
-        Args:
-            whole: gives what the original has of each.
-        """
+        """Return name -> limit in the name's unit (MACs, parameters, bytes, milliseconds)."""
         found = {}
         for name, value in vars(self).items():
             if value is not None:
@@ -155,15 +147,7 @@ class Within:
             _read_tolerance(self.tolerance, 1.0)
 
     def resolve(self, model: nn.Module, held_out: Sequence[Example]) -> Within:
-        """Return the goal with its tolerance as a number, and the original's metric measured once.
-
-        Args:
-            model: the original.
-            held_out: images to judge by.
-
-        Raises:
-            BudgetError: the metric does not give a finite number, or the tolerance is a good part of what it gives.
-        """
+        """Return the goal with its tolerance as a number, and the original's metric measured once."""
         if self.before is not None:
             return self
         if self.metric is not None:
@@ -221,11 +205,7 @@ class Within:
         return self.value(score.error + score.doubt[0], score.lost + score.doubt[1])
 
     def ask(self, model: nn.Module) -> float:
-        """Return what the metric gives for a network that approximates the original.
-
-        Raises:
-            BudgetError: it is not a finite number, or so much better than the original's that it must be the reverse.
-        """
+        """Return what the metric gives for a network that approximates the original."""
         assert self.metric is not None
         assert self.before is not None
         value = measure(self.metric, model, self.images)
@@ -262,9 +242,8 @@ class Within:
     def __str__(self) -> str:
         if self.metric is not None:
             return f"{self.most:.3g} of {self.name} ({self.before:.4g})"
-        text = (
-            f"an error of {self.most:.2g} of {'the output' if self.scale > DECIDES else 'what is added to the input'}"
-        )
+        whole = "the output" if self.scale > DECIDES else "what is added to the input"
+        text = f"an error of {self.most:.2g} of {whole}"
         return text if self.decisions == math.inf else f"{text} and {self.decisions:.2%} of right decisions"
 
 
