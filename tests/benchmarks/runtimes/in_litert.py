@@ -33,6 +33,8 @@ def run(made):
 
 
 with tempfile.TemporaryDirectory() as place:
+    os.chdir(place)  # where onnx2tf looks for images to check itself with before it fetches some
+    np.save("calibration_image_sample_data_20x128x128x3_float32", np.random.rand(20, 128, 128, 3).astype(np.float32))
     made = [interpreter(path, Path(place) / str(number)) for number, path in enumerate(sys.argv[4:])]
     runs = [lambda one=one: run(one) for one in made]
     version = f"{importlib.metadata.version('ai-edge-litert')}, onnx2tf {importlib.metadata.version('onnx2tf')}"
