@@ -57,11 +57,7 @@ class _Executed:
 
 
 def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
-    """Return every site as it is and in every form that was timed, from measurements of one precision.
-
-    Raises:
-        LatencyError: nothing was measured yet, a form is damaged, or times do not add up.
-    """
+    """Return every site as it is and in every form that was timed, from measurements of one precision."""
     dense = _executed(raw, raw.dense[0])
     alone = {(one.near, one.operator) for one in dense if one.index >= 0 and not one.site}
     layout = Counter((one.operator, one.near) for one in dense if one.index < 0)

@@ -36,9 +36,6 @@ def cache_file(folder: str | Path | None, seen: Capture, engine: Engine, precisi
     """Give the file of one network, machine, version of onnxruntime and setting.
 
     Where it cannot be written, give a copy that is gone afterwards.
-
-    Raises:
-        WriteError: a folder that was asked for cannot be made.
     """
     place = _cache_folder() if folder is None else Path(folder)
     here = {name: value for name, value in machine(engine.provider).items() if name != "load"}

@@ -50,10 +50,6 @@ def candidates_of(seen: Capture, forms: Iterable[Form], policy: Predicate | None
     """Return one candidate per form, with its settled form at every site that takes it, more MACs or fewer.
 
     Forms that share no site, those of k x k and of 1x1 convs, stand in one network: it takes as long to time as either.
-
-    Raises:
-        LatencyError: a form cannot be timed.
-        PolicyError: a name in the policy fits no conv.
     """
     chosen, _ = resolve(everything() if policy is None else policy, seen.sites)
     kernels = kernels_of(seen)
@@ -81,11 +77,7 @@ def _add(found: list[Candidate], one: Candidate) -> None:
 
 
 def check_timeable(forms: Mapping[str, Form]) -> None:
-    """Refuse forms of more than plain convs.
-
-    Raises:
-        LatencyError: there is one.
-    """
+    """Refuse forms of more than plain convs."""
     for name, form in forms.items():
         if not form.plain:
             raise LatencyError(f"{name}: {form.label} cannot be timed; only forms of plain convs can")

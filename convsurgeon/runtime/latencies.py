@@ -43,26 +43,21 @@ class Latencies(Protocol):
     @property
     def total_ms(self) -> float:
         """Return the milliseconds of the dense network."""
-        ...
 
     def has(self, site: str, form: Form | None) -> bool:
         """Return whether this was measured."""
-        ...
 
     def ms(self, site: str, form: Form | None) -> float:
         """Return the milliseconds of a site."""
-        ...
 
     def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan; None where that is not possible here."""
-        ...
 
     def with_all_cores(self, seen: Capture, plan: Plan, *, progress: bool) -> Verdict | None:
         """Compare a plan's network with the original on all cores, where that differs from the table's threads.
 
         None where it is not possible here, or where a busy machine would decide.
         """
-        ...
 
 
 class MacsTable:

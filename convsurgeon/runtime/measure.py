@@ -30,11 +30,7 @@ from convsurgeon.timing.verdict import MIN_PAIRS, Verdict, judge
 
 @dataclass(frozen=True)
 class Settings:
-    """How networks are timed: a `Runtime`, and in how many sets of fresh sessions.
-
-    Raises:
-        LatencyError: a value is out of range, or not available here.
-    """
+    """How networks are timed: a `Runtime`, and in how many sets of fresh sessions."""
 
     engine: Engine
     precision: Precision
@@ -48,24 +44,21 @@ class Settings:
 
 
 def time_plans(seen: Capture, plans: Sequence[Plan], how: Settings) -> tuple[float, tuple[NetworkTime, ...]]:
-    """Return the milliseconds of the dense network, and what the network of every plan takes.
-
-    Raises:
-        ExportError: the model has no ONNX form.
-        LatencyError: a plan holds a form, or changes a conv, that cannot be timed.
-    """
-    made = [
-        Candidate(f"plan {number}", {name: change.form for name, change in plan.changes.items()})
-        for number, plan in enumerate(plans)
-    ]
-    for one in made:
-        check_timeable(one.chosen)
+    """Return the milliseconds of the dense network, and what the network of every plan takes."""
+    made = [_candidate(plan, f"plan {number}") for number, plan in enumerate(plans)]
     kinds = kinds_of(form for one in made for form in one.chosen.values())
     with scratch() as folder:
         raw = measure_candidates(seen, [one for one in made if one.chosen], folder / RESULT, how)
     for name in {name for one in made for name in one.chosen} & set(raw.barred):
         raise LatencyError(f"{name}: cannot be timed in another form: {raw.barred[name]}; leave it out of the plan")
     return raw.total_ms, tuple(_network_time(raw, one, kinds) for one in made)
+
+
+def _candidate(plan: Plan, label: str) -> Candidate:
+    """Return the network of a plan, if it can be timed."""
+    made = Candidate(label, {name: change.form for name, change in plan.changes.items()})
+    check_timeable(made.chosen)
+    return made
 
 
 def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTime:
@@ -92,13 +85,8 @@ def compare_plan(seen: Capture, plan: Plan, how: Settings) -> Verdict:
         seen: the dense network.
         plan: what to compare with it.
         how: the setting.
-
-    Raises:
-        ExportError: the model has no ONNX form.
-        LatencyError: the plan changes a conv that cannot be timed.
     """
-    one = Candidate("plan", {name: change.form for name, change in plan.changes.items()})
-    check_timeable(one.chosen)
+    one = _candidate(plan, "plan")
     with scratch() as folder:
         write_candidates(folder, seen, export_skeleton(seen, progress=how.progress), [one], [how.precision])
         files = [folder / str(entry["file"]) for entry in read_manifest(folder)["networks"].values()]
@@ -112,10 +100,6 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
     """Time candidates beside the dense network; return everything in the target file that is of this precision.
 
     Results are added to the file bit by bit.
-
-    Raises:
-        LatencyError: a network cannot be run.
-        WriteError: the file cannot be written.
     """
     total = len(candidates) * how.passes
     with (
@@ -130,7 +114,7 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
         try:
             skeleton = export_skeleton(seen, progress=how.progress)
             write_candidates(folder, seen, skeleton, candidates, [how.precision], how.engine.provider)
-            folders.measure_folder(folder, target, how.engine, how.passes, tell, logs=folder)
+            folders.measure_folder(folder, target, how.engine, how.passes, tell)
             return read_measurements(target).select(how.precision)
         except MeasureError as error:
             raise LatencyError(str(error)) from error

@@ -101,11 +101,7 @@ class Measurements(Struct, frozen=True):
 
     @property
     def dense(self) -> list[Sample]:
-        """Return the samples of the dense network.
-
-        Raises:
-            LatencyError: there are none.
-        """
+        """Return the samples of the dense network."""
         found = [sample for sample in self.samples if sample.network == DENSE_OF[self.precision]]
         if not found:
             raise LatencyError("has no times of the dense network; run measure.py to its end first")
@@ -148,11 +144,7 @@ class Measurements(Struct, frozen=True):
 
 
 def parse_measurements(values: object) -> Measurements:
-    """Return typed measurements from JSON.
-
-    Raises:
-        LatencyError: it is of another version, or a value is not what belongs in its place, which is named.
-    """
+    """Return typed measurements from JSON."""
     found = values.get(MARK) if isinstance(values, dict) else None
     if found != FORMAT:
         raise LatencyError(f"has {MARK} {found!r}, and this version reads {FORMAT}; measure again")
@@ -163,11 +155,7 @@ def parse_measurements(values: object) -> Measurements:
 
 
 def read_measurements(path: Path) -> Measurements:
-    """Return the measurements in a file.
-
-    Raises:
-        LatencyError: it cannot be read, or `parse_measurements` refuses what is in it.
-    """
+    """Return the measurements in a file."""
     try:
         return parse_measurements(msgspec.json.decode(read_bytes(path)))
     except OSError as error:

@@ -70,11 +70,7 @@ def exported_before(seen: Capture) -> bytes | None:
 
 
 def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
-    """Return the graph that candidate networks are built from.
-
-    Raises:
-        ExportError: the model has no ONNX form.
-    """
+    """Return the graph that candidate networks are built from."""
     if seen.graph not in _EXPORTED:
         with bar(total=1, desc="exporting", unit="network", show=progress, delay=2.0):
             _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example), seen.sites)

@@ -25,11 +25,7 @@ from convsurgeon.runtime.network_graph import LARGE, NetworkGraph, Shape, replac
 
 
 def quantize_graph(network: NetworkGraph) -> NetworkGraph:
-    """Return the same network in int8.
-
-    Raises:
-        ExportError: the quantiser fails on it.
-    """
+    """Return the same network in int8."""
     model = ModelProto.FromString(network.model.SerializeToString())
     readers = proto.readers(model.graph)
     for name, shape in network.weights.items():

@@ -76,11 +76,7 @@ class Engine:
         return str(int(value) if isinstance(value, bool) and numeric else value)
 
     def check(self) -> None:
-        """Refuse what this machine lacks, before anything heavy is done.
-
-        Raises:
-            MeasureError: the provider is not there or refuses its options, or onnxruntime has no entry of that name.
-        """
+        """Refuse what this machine lacks, before anything heavy is done."""
         if self.provider == OPENVINO:
             try:
                 importlib.import_module("openvino")
@@ -104,9 +100,6 @@ class Engine:
         Args:
             model: the file.
             log: beginning of the name of the file that the runtime's profile goes to, if it is to be kept.
-
-        Raises:
-            MeasureError: the runtime cannot load it, or does without the provider.
         """
         where = str(model) if isinstance(model, Path) else f"provider {self.provider!r}"
         runtime = "OpenVINO" if self.provider == OPENVINO else "onnxruntime"
@@ -127,11 +120,7 @@ class Engine:
         return Clock(self.threads == 1 and on_cpu and self.options.get("device_type", "CPU") == "CPU")
 
     def providers(self) -> list[Any]:
-        """Return the execution providers with their options, as a session takes them.
-
-        Raises:
-            ValueError: an option is none of the session, and the CPU's provider has none.
-        """
+        """Return the execution providers with their options, as a session takes them."""
         own = {name: one for name, one in self.options.items() if "." not in name and name not in _SESSION}
         if self.provider == CPU:
             if own:

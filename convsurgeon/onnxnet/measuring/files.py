@@ -24,11 +24,7 @@ Raw = dict[str, Any]
 
 
 def read_manifest(folder: Path) -> Raw:
-    """Return the folder's list of networks, if its files are unchanged.
-
-    Raises:
-        MeasureError: Something is missing or damaged.
-    """
+    """Return the folder's list of networks, if its files are unchanged."""
     manifest = read_json(folder / MANIFEST, "convsurgeon_candidates")
     try:
         files = {**manifest["files"]}
@@ -47,11 +43,7 @@ def read_manifest(folder: Path) -> Raw:
 
 
 def read_json(path: Path, mark: str) -> Raw:
-    """Return a JSON object that bears a mark with this format's number.
-
-    Raises:
-        MeasureError: It cannot be read, or is of another kind.
-    """
+    """Return a JSON object that bears a mark with this format's number."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -71,7 +71,6 @@ def measure_folder(
     progress: Progress,
     *,
     power: str = "",
-    logs: Path | None = None,
 ) -> Raw:
     """Time every network of a folder that the target file does not hold yet, and write the results there bit by bit.
 
@@ -82,10 +81,6 @@ def measure_folder(
         passes: Sets of fresh sessions.
         progress: Called with the label of a network whenever it has been timed in a pass.
         power: The device's power mode, as its user calls it.
-        logs: A folder for the profiler's files, if not that for temporary ones.
-
-    Raises:
-        MeasureError: The folder or the target is damaged, or a network cannot be run.
     """
     manifest = read_manifest(folder)
     if fuses(engine.provider) and not manifest.get("stretches"):
@@ -94,7 +89,7 @@ def measure_folder(
     for number in range(passes):
         alone = Stretches(folder, manifest, engine)
         for group in _groups(manifest, raw, number):
-            raw["samples"] += _group(folder, manifest, group, number, engine, logs, alone)
+            raw["samples"] += _group(folder, manifest, group, number, engine, alone)
             write_json(target, raw)
             for name in group[1:]:
                 progress(str(manifest["networks"][name]["label"]))
@@ -127,12 +122,11 @@ def _group(
     names: list[str],
     number: int,
     engine: Engine,
-    logs: Path | None,
     alone: Stretches,
 ) -> list[Raw]:
     """Time the dense network, which is the first, and some candidates in one pass, by node and in all."""
     networks, clock, threads, fused = manifest["networks"], engine.clock(), engine.threads, fuses(engine.provider)
-    with tempfile.TemporaryDirectory(dir=logs) as place:
+    with tempfile.TemporaryDirectory() as place:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
             file = networks[name]["file"]
