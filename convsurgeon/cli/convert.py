@@ -52,7 +52,7 @@ def _add_sweep(commands: Any) -> None:
     command.add_argument("--of", choices=("macs", "latency"), default="macs", help="kind of budget (default macs)")
     command.add_argument("--shares", nargs="+", type=float, default=SHARES, help="budgets, as shares of the original's")
     shared.add_images(command, "--calibrate", "images to fit the weights to; synthetic ones if not given")
-    shared.add_metric(command)
+    shared.add_metric(command, better=False)
     shared.add_output(command, "PLOT.svg", "draw the curve: .svg, .png or .pdf (needs matplotlib)")
     shared.add_json(command)
 
@@ -74,7 +74,6 @@ def _add_convert(commands: Any) -> None:
         help="most that may be lost of --metric: 1.0, or 1%% of it (if not given 0.3%%, or 2%% where lower is better)",
     )
     shared.add_metric(command)
-    shared.add_better(command)
     shared.add_images(
         command, "--calibrate", "images to fit the weights to; synthetic ones if not given; none: weights alone"
     )

@@ -159,16 +159,13 @@ def add_images(command: argparse.ArgumentParser, name: str, words: str) -> None:
     options.add_argument("--trusted", action="store_true", help="use images that look wrong for the network")
 
 
-def add_metric(command: argparse.ArgumentParser) -> None:
-    """Add the user's own measure."""
+def add_metric(command: argparse.ArgumentParser, better: bool = True) -> None:
+    """Add the user's own measure, and which of its values are better."""
     command.add_argument(
         "--metric", metavar="FILE.py:FUNCTION", help="model -> number, or one for each image; it decides"
     )
-
-
-def add_better(command: argparse.ArgumentParser) -> None:
-    """Add which metric is better."""
-    command.add_argument("--better", choices=("higher", "lower"), default="higher", help="which --metric is better")
+    if better:
+        command.add_argument("--better", choices=("higher", "lower"), default="higher", help="which --metric is better")
 
 
 def add_seed(command: argparse.ArgumentParser) -> None:

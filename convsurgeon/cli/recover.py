@@ -49,7 +49,6 @@ def add(commands: Any, name: str) -> None:
     options.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (100)")
     shared.add_seed(command)
     shared.add_metric(command)
-    shared.add_better(command)
     command.add_argument("--threads", type=int, help="of onnxruntime when timing (default 1 and all cores)")
     shared.add_provider(command)
     shared.add_bundle(command)

@@ -234,9 +234,9 @@ def _refill_buffer(buffer: Tensor, value: Tensor) -> None:
 
 
 @contextmanager
-def watch_inputs(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...]], None]) -> Iterator[None]:
-    """Call `look` with a module and its positional arguments whenever one of the modules is run inside the block."""
-    handles = [module.register_forward_pre_hook(look) for module in modules]
+def watch_inputs(modules: Iterable[nn.Module], look: Callable[..., None], *, by_name: bool = False) -> Iterator[None]:
+    """Call `look` with a module and its positional arguments, and those by name, when one is run inside the block."""
+    handles = [module.register_forward_pre_hook(look, with_kwargs=by_name) for module in modules]
     try:
         yield
     finally:

@@ -16,7 +16,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.obstacles import check_model, holders_of, plain_obstacle
 from convsurgeon.graph.outputs import float_tensors
-from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.state import undisturbed, watch_inputs
 from convsurgeon.planning.select import fits
 from convsurgeon.planning.swap import swap_modules
 
@@ -86,8 +86,7 @@ def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tu
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         dims.setdefault(id(module), set()).add((args[0] if args else kwargs["input"]).dim())
 
-    with undisturbed(model):
-        handles = [linear.register_forward_pre_hook(note, with_kwargs=True) for linear in linears.values()]
+    with undisturbed(model), watch_inputs(linears.values(), note, by_name=True):
         try:
             return dims, float_tensors(_placed(inputs, model).run(model))
         except Exception as error:
@@ -96,9 +95,6 @@ def _run(model: nn.Module, inputs: Example, linears: dict[str, nn.Linear]) -> tu
                 f"linear_as_conv: {kind} does not run on an input of shape {inputs}: {describe(error)}; pass an "
                 "example that model(...) accepts"
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _placed(inputs: Example, model: nn.Module) -> Example:

@@ -73,7 +73,7 @@ def _impulses(module: nn.Module, geometry: Geometry) -> Tensor:
     return torch.cat([blocks[g, :, g] for g in range(geometry.groups)])
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(cases())
 def test_law_1_full_rank_reproduces_the_layer(case: Case) -> None:
     conv, x, kind = case

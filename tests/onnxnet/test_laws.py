@@ -31,35 +31,26 @@ def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Resu
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("kind", FORMS, ids=lambda kind: kind.__name__)
-def test_at_full_rank_the_file_computes_the_same(name: str, kind: Any, tmp_path: Path) -> None:
-    path = saved(FILES[name](), tmp_path)
-    _, made = converted(path, kind(rank=cs.Energy(1.0)), tmp_path)
+def test_at_full_rank_the_file_computes_the_same_and_nothing_else_is_touched(
+    name: str, kind: Any, tmp_path: Path
+) -> None:
+    model = FILES[name]()
+    path = saved(model, tmp_path)
+    data = path.read_bytes()
+    result, made = converted(path, kind(rank=cs.Energy(1.0)), tmp_path)
     feed = feed_of(path)
     for wanted, found in zip(run(path, feed), run(made, feed), strict=True):
         limit = 3e-2 if wanted.dtype == np.float16 else 1e-5
         assert np.abs(found.astype(float) - wanted).max() <= limit * np.abs(wanted).max()
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_nothing_else_is_touched(name: str, tmp_path: Path) -> None:
-    path = saved(FILES[name](), tmp_path)
-    data = path.read_bytes()
-    result, made = converted(path, cs.DepthwiseSeparable(rank=1), tmp_path)
     assert path.read_bytes() == data
     replaced = {output for name in result.changes for output in result.model.file_convs[name].sizes}
     nothing_else_touched(path, made, replaced)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_conv_is_changed_or_skipped_with_a_reason(name: str, tmp_path: Path) -> None:
-    model = FILES[name]()
-    path = saved(model, tmp_path)
-    plan = cs.plan(path, forms=[cs.DepthwiseSeparable(rank=1)], policy=cs.select.everything())
+    # and every conv is changed, or skipped with a reason
     nodes = [node for graph in proto.graphs(model.graph) for node in graph.node if "Conv" in node.op_type]
-    calls = sum(max(1, len(step.site.calls)) for step in plan.steps)
-    assert calls == len(nodes)
-    assert all(skip.reason for skip in plan.skipped)
-    assert len({step.name for step in plan.steps}) == len(plan.steps)
+    steps = result.plan.steps
+    assert sum(max(1, len(step.site.calls)) for step in steps) == len(nodes)
+    assert all(skip.reason for skip in result.skipped)
+    assert len({step.name for step in steps}) == len(steps)
 
 
 def test_a_file_that_stays_as_it_is_stays_so_to_the_byte(tmp_path: Path) -> None:
