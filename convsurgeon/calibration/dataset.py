@@ -30,6 +30,7 @@ class Calibration:
         notes: What a reader of the results must know about the images.
         synthetic: Whether the images are not the user's.
         warning: What the results may be wrong for, in one sentence; empty where nothing is known.
+        together: How many images the model takes at once, where the batches are smaller.
     """
 
     fitted: tuple[Example, ...]
@@ -37,6 +38,7 @@ class Calibration:
     notes: tuple[str, ...] = ()
     synthetic: bool = False
     warning: str = ""
+    together: int = 1
 
     @property
     def images(self) -> int:
@@ -91,6 +93,25 @@ def first_batches(batches: Iterable[Example], images: int) -> list[Example]:
             taken.append(batch if images_in(batch) <= images else first_images(batch, images))
             images -= images_in(taken[-1])
     return taken
+
+
+def join_batches(batches: Iterable[Example], images: int) -> list[Example]:
+    """Return the batches, neighbours of equal shapes joined to at most so many images."""
+    joined: list[Example] = []
+    for batch in batches:
+        shapes = [_shapes(one) for one in (*joined[-1:], batch)]
+        if len(shapes) == 2 and shapes[0] == shapes[1] and images_in(joined[-1]) + images_in(batch) <= images:
+            pairs = zip(joined[-1].tensors(), batch.tensors(), strict=True)
+            joined[-1] = joined[-1].with_tensors(torch.cat(pair) for pair in pairs)
+        else:
+            joined.append(batch)
+    return joined
+
+
+def _shapes(batch: Example) -> list[Sequence[int]]:
+    """Return the shapes of a batch's images; of what is not one row for each image a shape of its own."""
+    size = images_in(batch)
+    return [one.shape[1:] if one.dim() and len(one) == size else (id(batch),) for one in batch.tensors()]
 
 
 def split_batches(batches: Iterable[Example], size: int) -> tuple[Example, ...]:

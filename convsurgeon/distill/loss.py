@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from convsurgeon.distill.record import Score
 from convsurgeon.graph.decisions import Decisions
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.output_error import OutputError, relative_error, scales
-from convsurgeon.graph.outputs import answer, outputs
+from convsurgeon.graph.outputs import Answer, answer, outputs
 from convsurgeon.graph.state import evaluating, undisturbed
 
 Loss = Callable[[Any, Any], Tensor]
@@ -48,10 +49,13 @@ class OutputJudge:
     """Scores models by their outputs on held-back batches: by the user's `loss`, or by the error of the outputs."""
 
     def __init__(self, original: nn.Module, batches: Sequence[Example], loss: Loss | None = None) -> None:
-        self.batches, self._loss = batches, loss
+        self._original, self.batches, self._loss = original, batches, loss
         self.images = sum(map(images_in, batches))
-        with undisturbed(original):
-            self._answers = [answer(original, batch) for batch in batches]
+
+    @cached_property
+    def _answers(self) -> list[Answer]:
+        with undisturbed(self._original):
+            return [answer(self._original, batch) for batch in self.batches]
 
     def score(self, model: nn.Module) -> Score:
         """Return the error, and what becomes of the original's decisions."""

@@ -7,16 +7,18 @@ statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from convsurgeon.calibration.dataset import Calibration, first_batches
+from convsurgeon.calibration.dataset import Calibration, first_batches, join_batches
 from convsurgeon.distill.joint import NEAR, fit_jointly
 from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.record import Score
-from convsurgeon.fit.sequential import SiteFit, Starts, fit_in_order
+from convsurgeon.fit.known import Known
+from convsurgeon.fit.sequential import SiteFit, fit_in_order
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import copy_state, evaluating, restore_state
@@ -32,8 +34,9 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 class Reconstruction:
     """What calibration did; errors are those of the output (see `graph.output_error`) on held-back images.
 
-    `steps` are (what was tried, the error with it, whether it was kept), beginning with the weights as they were;
-    `score` is that of what was kept. `positions` counts all sites' outputs that were fitted to.
+    `steps` are (what was tried, the error with it, whether it was kept), beginning with the weights as they were, whose
+    error is infinite where nobody asked; `score` is that of what was kept. `positions` counts all sites' outputs that
+    were fitted to.
     """
 
     sites: tuple[SiteFit, ...]
@@ -63,18 +66,18 @@ def reconstruct(
     seed: int = 0,
     progress: bool = True,
     jointly: bool = True,
-    metrics: Mapping[str, Tensor] | None = None,
     effort: float = 1.0,
-    starts: Starts | None = None,
+    known: Known | None = None,
+    judge: OutputJudge | None = None,
 ) -> Reconstruction:
     """Fit a converted model's weights to calibration data, in place; its error on the held-back images never rises.
 
-    All sites are fitted together after one by one if `jointly`, where the error is not small already. `metrics` are
-    those of every site (see `sensitivity`), `starts` earlier fits of these sites (see `fit_in_order`), where they are
-    known already, and `effort` is the share of the usual steps that a site's fit may take.
+    All sites are fitted together after one by one if `jointly`, where the error is not small already; if not, the
+    weights as they were are not judged. `known` is from earlier fits to this network (see `fit_in_order`), `judge`
+    judges by the held-back images, and `effort` is the share of the usual steps that a site's fit may take.
     """
-    judge = OutputJudge(seen.model, data.held_back)
-    best = judge.score(converted)
+    judge = judge or OutputJudge(seen.model, data.held_back)
+    best = judge.score(converted) if jointly else Score(math.inf)
     steps = [("weights alone", best.error, True)]
     start = copy_state(converted)
 
@@ -89,9 +92,7 @@ def reconstruct(
             restore_state(converted, before)
         steps.append((what, score.error, kept))
 
-    sites = fit_in_order(
-        seen, converted, plan, data, seed=seed, progress=progress, metrics=metrics, effort=effort, starts=starts
-    )
+    sites = fit_in_order(seen, converted, plan, data, seed=seed, progress=progress, effort=effort, known=known)
     keep_or_restore("fitted to activations", start)
     if jointly and best.error >= NEAR:
         fitted = copy_state(converted)
@@ -99,7 +100,7 @@ def reconstruct(
         keep_or_restore("fitted together", fitted)
     if any(_renewable(module) for module in converted.modules()):
         fitted = copy_state(converted)
-        _renew_norms(converted, first_batches(data.fitted, RENEWED))
+        _renew_norms(converted, join_batches(first_batches(data.fitted, RENEWED), data.together))
         keep_or_restore("batch norm re-estimated", fitted)
     positions = sum(site.positions for site in sites)
     return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps), best)

@@ -54,7 +54,7 @@ class Runner(fx.Interpreter):
             if self._spill:
                 for node in nodes:
                     if node in environment:
-                        environment[node] = _on_disk(environment[node])
+                        environment[node] = on_disk(environment[node])
                 page_out(list(environment.values()))
 
     def drop(self, node: fx.Node) -> None:
@@ -140,7 +140,7 @@ def walk(graph: fx.Graph, runners: Sequence[Runner], stops: Collection[fx.Node])
         ahead, behind = [], [node]
 
 
-def _on_disk(value: Any) -> Any:
+def on_disk(value: Any) -> Any:
     """Return the same values, tensors of more than a megabyte in unnamed files that are read where they are used."""
 
     def move(leaf: Any) -> Any:

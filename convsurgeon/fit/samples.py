@@ -19,6 +19,9 @@ LEAST_PER_UNKNOWN = 14
 _MACS = 20_000_000_000
 """Multiply-accumulates of a layer's covariance, above which fewer rows are drawn, down to the least."""
 
+Positions = tuple[Tensor, Tensor, Tensor]
+"""Image, row and column of places in a batch's output."""
+
 _BLOCK_ROWS = 4096
 _BLOCK_COLUMNS = 384
 _BYTES = 1 << 29
@@ -33,7 +36,7 @@ class Samples:
     targets: Tensor
 
 
-def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> Positions:
     """Draw `count` positions of every image of an (N, O, H, W) output, without repeats: image, row, column."""
     images, height, width = shape[0], shape[-2], shape[-1]
     count = min(count, height * width)
@@ -52,7 +55,7 @@ def positions_per_image(images: int, patch_size: int) -> int:
     return max(1, min(wanted, most // max(1, images)))
 
 
-def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def patches(x: Tensor, conv: nn.Conv2d, where: Positions) -> Tensor:
     """Return the inputs (S, groups, C/groups * kh*kw) at output positions of a conv, padded as the conv pads."""
     image, row, column = (index.to(x.device) for index in where)
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -66,7 +69,7 @@ def patches(x: Tensor, conv: nn.Conv2d, where: tuple[Tensor, Tensor, Tensor]) ->
     return out.reshape(len(image), conv.groups, -1)
 
 
-def at(y: Tensor, where: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def at(y: Tensor, where: Positions) -> Tensor:
     """Return the values (S, O) of an (N, O, H, W) tensor at positions."""
     return y.permute(0, 2, 3, 1)[tuple(index.to(y.device) for index in where)].float()
 

@@ -43,11 +43,6 @@ _BYTES = 1 << 28
 """Activations that a backward pass may keep; it takes no more images at a time than that allows."""
 
 
-def metrics(model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int) -> dict[str, Tensor]:
-    """Return the metric (O, O) in float64 of every named conv; the identity where no gradient reaches it."""
-    return {name: mixed(moment) for name, moment in gradient_moments(model, names, batches, seed).items()}
-
-
 def gradient_moments(
     model: nn.Module, names: Iterable[str], batches: Sequence[Example], seed: int
 ) -> dict[str, Tensor]:

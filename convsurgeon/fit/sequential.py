@@ -7,9 +7,10 @@ network goes on with its solution, so later sites repair what earlier ones lost.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,23 +19,18 @@ from torch import Tensor, fx, nn
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.lockstep import Runner, converted_root, page_out, walk
-from convsurgeon.fit.samples import Samples, at, patches, positions, positions_per_image
+from convsurgeon.fit.known import Answers, Known, Places
+from convsurgeon.fit.lockstep import Runner, converted_root, walk
+from convsurgeon.fit.samples import Samples, patches, positions_per_image
 from convsurgeon.fit.site import Epilogue, Fitted, fit_site, site_error
-from convsurgeon.forms.leastsquares import Parts
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.neighbours import Neighbours, alone, callers, neighbours
 from convsurgeon.graph.state import evaluating, undisturbed
 from convsurgeon.graph.trace import UNTRACED
 from convsurgeon.planning.plan import Change, Plan
 
-JUDGED = 10
-"""Every tenth sample of a site is not fitted to but judges the fit."""
-_MOST_BYTES = 5e8
+_MOST_BYTES = 8e8
 """Live activations of both networks above which they are kept on disk."""
-
-Starts = dict[tuple[str, str], list[Parts]]
-"""(site, form's label) -> the factors by group of the last fit, which the next one begins with."""
 
 Columns = tuple[Tensor, ...]
 """Rows of patches, of targets and, where there is a shortcut, of its values in both networks."""
@@ -67,9 +63,8 @@ def fit_in_order(
     *,
     seed: int,
     progress: bool,
-    metrics: Mapping[str, Tensor] | None = None,
     effort: float = 1.0,
-    starts: Starts | None = None,
+    known: Known | None = None,
 ) -> list[SiteFit]:
     """Fit the changed sites of a converted model in place, in the order in which they run.
 
@@ -80,14 +75,12 @@ def fit_in_order(
         data: calibration set.
         seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
-        metrics: of every site (see `sensitivity`), where they are known already.
         effort: the share of the usual steps that a site's fit may take.
-        starts: earlier fits, which these are added to.
+        known: from earlier fits to this network; this one adds to it.
     """
     found = []
     with undisturbed(seen.model), evaluating(converted):
-        known = {} if starts is None else starts
-        fits = _SequentialFit(seen, converted, plan, data, seed, metrics, effort, known).run()
+        fits = _SequentialFit(seen, converted, plan, data, seed, effort, known or Known()).run()
         with bar(total=len(plan.changes), desc="fitting", unit="layer", show=progress) as shown:
             for done in fits:
                 found.append(done)
@@ -106,40 +99,44 @@ class _SequentialFit:
         plan: Plan,
         data: Calibration,
         seed: int,
-        metrics: Mapping[str, Tensor] | None,
         effort: float,
-        starts: Starts,
+        known: Known,
     ) -> None:
         fits = [change for change in plan.changes.values() if change.form.fittable]
         names = [change.name for change in fits]
         self.seen, self.converted, self.images, self.seed, self.effort = seen, converted, data.images, seed, effort
-        self.metrics = sensitivity.metrics(seen.model, names, data.fitted, seed) if metrics is None else metrics
-        self.starts = starts
+        self.known = known
+        if unknown := [name for name in names if name not in known.gradients]:
+            known.gradients.update(sensitivity.gradient_moments(seen.model, unknown, data.fitted, seed))
         self.changes = {name: change for change in fits for name in change.site.names}
-        live_bytes = 2 * seen.cost.peak_activation_bytes * data.images / max(1, images_in(seen.example))
+        self.calls = callers(seen.graph.graph, seen.graph)
+        self.opaque = {path or UNTRACED for path in seen.opaque} | ({""} if "" in seen.opaque else set())
+        wanted = self.changes.keys() | self.opaque
+        self.stops = {
+            node: index
+            for index, node in enumerate(seen.graph.graph.nodes)
+            if node.op == "call_module" and str(node.target) in wanted
+        }
+        self.answers_known = not self.opaque and all(
+            (self.images, index) in known.answers for index in self.stops.values()
+        )
+        networks = 1 if self.answers_known else 2
+        live_bytes = networks * seen.cost.peak_activation_bytes * data.images / max(1, images_in(seen.example))
         roots = (seen.graph, converted_root(seen, converted))
         self.original_run, self.converted_run = (
             Runner(root, seen.graph, data.fitted, spill=live_bytes > _MOST_BYTES) for root in roots
         )
-        self.calls = callers(seen.graph.graph, seen.graph)
-        self.opaque = {path or UNTRACED for path in seen.opaque} | ({""} if "" in seen.opaque else set())
         self.earlier: dict[str, tuple[Columns, Columns]] = {}
 
     def run(self) -> Iterator[SiteFit]:
         """Yield every site as it is fitted; one that is called again is fitted again, to all its calls so far."""
-        graph = self.seen.graph.graph
-        wanted = self.changes.keys() | self.opaque
-        stops = {
-            node: index
-            for index, node in enumerate(graph.nodes)
-            if node.op == "call_module" and str(node.target) in wanted
-        }
-        for node in walk(graph, (self.original_run, self.converted_run), stops):
+        runners = (self.converted_run,) if self.answers_known else (self.original_run, self.converted_run)
+        for node in walk(self.seen.graph.graph, runners, self.stops):
             change = self.changes.get(str(node.target))
             if change is not None:
-                yield self._fit_call(node, change, stops[node])
+                yield self._fit_call(node, change, self.stops[node])
             else:
-                yield from self._fit_inside(node, stops[node])
+                yield from self._fit_inside(node, self.stops[node])
 
     def _fit_call(self, node: fx.Node, change: Change, index: int) -> SiteFit:
         conv = self.seen.model.get_submodule(change.name)
@@ -148,11 +145,30 @@ class _SequentialFit:
         around = alone(conv) if shared else neighbours(node, self.seen.graph, conv, self.calls)
         source = node.args[0] if node.args else node.kwargs["input"]
         assert isinstance(source, fx.Node)
-        sides = []
-        if around.shortcut is not None and around.shortcut in self.original_run.environments[0]:
-            sides = [run.of(around.shortcut) for run in (self.original_run, self.converted_run)]
-        samples = self._samples(conv, self.converted_run.of(source), self.original_run.of(node), sides, index)
-        return self._fit(change, conv, around, *samples)
+        beside = around.shortcut
+        if beside not in self.converted_run.environments[0]:
+            beside = None
+        answers = self._answers(node, conv, beside, index)
+        side = None if beside is None else answers.places.rows(self.converted_run.of(beside))
+        return self._fit(change, conv, around, *_columns(conv, answers, self.converted_run.of(source), side))
+
+    def _answers(self, node: fx.Node, conv: nn.Conv2d, beside: fx.Node | None, index: int) -> Answers:
+        """Return what the original computes at a call, as it is known or now; then it is known."""
+        if self.answers_known:
+            return self.known.answers[self.images, index]
+        run = self.original_run
+        answers = self._draw(conv, run.of(node), index)
+        if beside is not None:
+            answers = dataclasses.replace(answers, shortcut=answers.places.rows(run.of(beside)))
+        self.known.answers[self.images, index] = answers.kept()
+        return answers
+
+    def _draw(self, conv: nn.Conv2d, targets: Sequence[Tensor], index: int) -> Answers:
+        """Return what a conv answers at random positions."""
+        count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
+        generators = [_generator(self.seed, index, number) for number in range(len(targets))]
+        places = Places.draw(targets, count, generators)
+        return Answers(places, places.rows(targets), None)
 
     def _fit_inside(self, node: fx.Node, index: int) -> Iterator[SiteFit]:
         """Yield the sites of a region that could not be traced, one run of the region for each."""
@@ -170,33 +186,8 @@ class _SequentialFit:
                 given = self.converted_run.watched(node, [inner], number)
                 targets.append(torch.cat([out for _, (_, out) in wanted]))
                 sources.append(torch.cat([x for _, (x, _) in given]))
-            samples = self._samples(conv, sources, targets, [], index + step * 7919)
-            yield self._fit(change, conv, alone(conv), *samples)
-
-    def _samples(
-        self, conv: nn.Conv2d, sources: Sequence[Tensor], targets: Sequence[Tensor], sides: Sequence[Sequence[Tensor]],
-        index: int,
-    ) -> tuple[Columns, Columns]:  # fmt: skip
-        """Return samples at random positions: those to fit to, and those that judge."""
-        count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
-        drawn = [positions(y.shape, count, _generator(self.seed, index, number)) for number, y in enumerate(targets)]
-        rows = [len(image) for image, _, _ in drawn]
-        first, last = 0, sum(rows)  # the places of the next samples, those that judge from the end
-        columns: Columns = ()
-        for number, (x, y) in enumerate(zip(sources, targets, strict=True)):
-            image, row, column = drawn[number]
-            aside = torch.arange(len(image), device="cpu") % JUDGED == 0
-            order = aside.to(torch.uint8).argsort(stable=True)
-            where = (image[order], row[order], column[order])
-            values = (patches(x, conv, where), at(y, where), *(at(side[number], where) for side in sides))
-            columns = columns or tuple(one.new_empty(sum(rows), *one.shape[1:]) for one in values)
-            judging = int(aside.sum())
-            for held, one in zip(columns, values, strict=True):
-                held[first : first + len(one) - judging] = one[: len(one) - judging]
-                held[last - judging : last] = one[len(one) - judging :]
-            first, last = first + rows[number] - judging, last - judging
-            page_out([x, y, *(side[number] for side in sides)])
-        return tuple(held[:first] for held in columns), tuple(held[first:] for held in columns)
+            answers = self._draw(conv, targets, index + step * 7919)
+            yield self._fit(change, conv, alone(conv), *_columns(conv, answers, sources, None))
 
     def _fit(
         self, change: Change, conv: nn.Conv2d, around: Neighbours, fitted_to: Columns, judged_by: Columns
@@ -206,18 +197,19 @@ class _SequentialFit:
                 earlier = self.earlier[change.name]
                 fitted_to, judged_by = _joined([earlier[0], fitted_to]), _joined([earlier[1], judged_by])
             self.earlier[change.name] = fitted_to, judged_by
-        module, form, metric = self.converted.get_submodule(change.name), change.form, self.metrics[change.name]
+        module, form = self.converted.get_submodule(change.name), change.form
+        metric = sensitivity.mixed(self.known.gradients[change.name])
         total = len(fitted_to[0]) + len(judged_by[0])
         try:
-            known = self.starts.get((change.name, form.label))
-            fitted = fit_site(form, conv, *_problem(fitted_to, conv, around), metric, self.effort, known)
+            start_at = self.known.starts.get((change.name, form.label))
+            fitted = fit_site(form, conv, *_problem(fitted_to, conv, around), metric, self.effort, start_at)
         except (MemoryError, RuntimeError) as error:
             error.add_note(change.name)  # which layer memory ran out at
             raise
         except FloatingPointError:
             warnings.warn(f"{change.name}: {_reason(fitted_to)}; its weights stay as they are", stacklevel=2)
             return SiteFit(change.name, math.nan, math.nan, total, kept=False)
-        self.starts[change.name, form.label] = fitted.factors
+        self.known.starts[change.name, form.label] = fitted.factors
         start = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         judged = _problem(judged_by, conv, around)
         before = site_error(*judged, form.dense(module, change.site.geometry), start, metric)
@@ -241,6 +233,24 @@ class _SequentialFit:
             own.copy_(original - fitted.bias)
 
 
+def _columns(
+    conv: nn.Conv2d, answers: Answers, sources: Sequence[Tensor], shortcut: Tensor | None
+) -> tuple[Columns, Columns]:
+    """Return samples of what a conv reads in the converted network and answers in the original, to fit to and to judge.
+
+    Args:
+        conv: the original.
+        answers: its own.
+        sources: what the converted network feeds it, by batch.
+        shortcut: what the converted network adds to its output there.
+    """
+    columns = [answers.places.rows(sources, lambda x, where: patches(x, conv, where)), answers.targets]
+    if answers.shortcut is not None and shortcut is not None:
+        columns += [answers.shortcut, shortcut]
+    first = sum(answers.places.fitted_to)
+    return tuple(one[:first] for one in columns), tuple(one[first:] for one in columns)
+
+
 def _joined(parts: Sequence[Columns]) -> Columns:
     """Return the rows of all parts; those of a single one are not copied."""
     return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -248,7 +258,8 @@ def _joined(parts: Sequence[Columns]) -> Columns:
 
 def _problem(columns: Columns, conv: nn.Conv2d, around: Neighbours) -> tuple[Samples, Epilogue]:
     """Return samples, and what follows the conv at their places."""
-    shortcut = columns[2:] or (torch.zeros_like(columns[1]), torch.zeros_like(columns[1]))
+    nothing = columns[1].new_zeros(1).expand_as(columns[1])
+    shortcut = columns[2:] or (nothing, nothing)
     all_known = len(columns) > 2 or around.shortcut is None
     epilogue = Epilogue(
         around.scale,

@@ -39,6 +39,7 @@ ROUNDS = 2
 sweep each; half for large layers."""
 
 _SMALL = 1e-3
+_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ def _fit_group(
         return Normal(regression.covariance, drawn, metric.to(regression.dtype), dense, effort), bias
 
     original = samples.targets * after.scale + after.shift + after.shortcut[0]
-    offset = after.shift + after.shortcut[1]
-    normal, bias = normal_equations((original - offset) / scale)
+    normal, bias = normal_equations((original - after.shift - after.shortcut[1]) / scale)
     large = normal.steps < CG_STEPS
     sweeps, rounds = (SWEEPS // 2, ROUNDS // 2) if large else (SWEEPS, ROUNDS)
     if near is None:
@@ -142,14 +142,12 @@ def _fit_group(
         factors = tuple(part.to(regression.dtype) for part in near)
         if after.activation is None:
             factors = alternate(scheme, normal, factors, rounds)
-    for _ in range(rounds):
-        if after.activation is None:
-            break
+    steepest = _steepest(after.activation, original)
+    for _ in range(rounds if after.activation else 0):
         dense = scheme.kernel(factors).flatten(1).double()
         constant = (bias - dense @ center).float()
-        predicted = (samples.patches @ dense.T.float() + constant) * scale + offset
-        target = predicted + _share(after.activation, predicted, original) * (original - predicted)
-        normal, bias = normal_equations((target - offset) / scale)
+        wanted = _targets(samples.patches, original, after, dense.float(), constant, steepest)
+        normal, bias = normal_equations(wanted)
         factors = alternate(scheme, normal, factors, 1)
     factors = tuple(part.double() for part in factors)
     return factors, bias - scheme.kernel(factors).flatten(1) @ center
@@ -170,13 +168,43 @@ def site_error(samples: Samples, epilogue: Epilogue, dense: Tensor, bias: Tensor
     return error / energy if energy > 0 else (0.0 if error == 0 else math.inf)
 
 
-def _share(activation: Activation, predicted: Tensor, original: Tensor) -> Tensor:
+def _targets(
+    patches: Tensor, original: Tensor, after: Epilogue, dense: Tensor, bias: Tensor, steepest: float
+) -> Tensor:
+    """Return a round's targets of the conv (S, O): from what it gives now a share of the way to the original.
+
+    Args:
+        patches: (S, p).
+        original: behind the shortcut (S, O).
+        after: what follows the conv, with an activation.
+        dense: what the conv is now (O, p).
+        bias: of it (O,).
+        steepest: see `_steepest`.
+    """
+    assert after.activation is not None
+    targets, scale = torch.empty_like(original), invertible(after.scale)
+    for first in range(0, len(original), _BLOCK_ROWS):  # what is worked out on the way is several times as large
+        rows = slice(first, first + _BLOCK_ROWS)
+        wanted, offset = original[rows], after.shift + after.shortcut[1][rows]
+        predicted = (patches[rows] @ dense.T + bias) * scale + offset
+        target = predicted + _share(after.activation, predicted, wanted, steepest) * (wanted - predicted)
+        targets[rows] = (target - offset) / scale
+    return targets
+
+
+def _share(activation: Activation, predicted: Tensor, original: Tensor, steepest: float) -> Tensor:
     """Return how far a round's target lies from the prediction towards the original; the top of this file says why."""
     apart = predicted - original
     secant = (activation(predicted) - activation(original)) / torch.where(apart == 0, 1.0, apart)
-    slope = activation.slope(original)
-    share = torch.maximum(secant * activation.slope(predicted), slope.square())
-    return (share / slope.square().max().clamp(min=1e-12)).clamp(0, 1)
+    share = torch.maximum(secant * activation.slope(predicted), activation.slope(original).square())
+    return (share / steepest).clamp(0, 1)
+
+
+def _steepest(activation: Activation | None, original: Tensor) -> float:
+    """Return the largest squared slope of an activation at the original's values, above 0; 1 without an activation."""
+    if activation is None:
+        return 1.0
+    return max([1e-12, *(float(activation.slope(rows).square().max()) for rows in original.split(_BLOCK_ROWS))])
 
 
 def invertible(scale: Tensor) -> Tensor:

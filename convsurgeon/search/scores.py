@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.dataset import images_in
 from convsurgeon.fit import sensitivity
+from convsurgeon.fit.known import Known
 from convsurgeon.fit.regression import MomentSum
 from convsurgeon.fit.samples import patches, positions, positions_per_image
-from convsurgeon.fit.sequential import Starts
 from convsurgeon.forms.covariance import Covariance
 from convsurgeon.forms.leastsquares import Normal, Parts, alternate, oas_ridge, precision
 from convsurgeon.graph.example import Example
@@ -34,7 +34,7 @@ Scores = dict[tuple[str, str], float]
 MOST_IMAGES = 256
 LEAST_IMAGES = 16
 
-MOST_MACS = 3e11
+MOST_MACS = 1e11
 """Multiply-accumulates of all forward passes together: large networks are scored on fewer images."""
 
 EFFORT = 0.5
@@ -55,11 +55,10 @@ def score_by_data(
     model: nn.Module,
     options: Mapping[str, Sequence[Change]],
     batches: Sequence[Example],
-    gradients: Mapping[str, Tensor],
+    known: Known,
     *,
     seed: int,
     progress: bool,
-    starts: Starts | None = None,
 ) -> Scores:
     """Return the first-order error of the network's output for every change.
 
@@ -67,17 +66,16 @@ def score_by_data(
         model: the original.
         options: the changes in question, by site.
         batches: calibration images.
-        gradients: second moments (O, O) of the gradients at each site's output, see `fit.sensitivity`.
+        known: the gradients at each site's output; the factors of every fit are added.
         seed: of the positions that are drawn.
         progress: whether to show a bar over the sites.
-        starts: where to keep the factors of every fit, see `fit_in_order`.
     """
     moments = _second_moments(model, list(options), batches, seed)
     scores: dict[tuple[str, str], float] = {}
     for name, changes in bar(options.items(), desc="scoring", unit="layer", show=progress):
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
-        site = _SiteScorer(conv, moments[name], gradients[name], {} if starts is None else starts)
+        site = _SiteScorer(name, conv, moments[name], known)
         if conv.weight[0].numel() >= WIDE:
             found = score_ranks(changes, site.score, partial(site.score, sweeps=0))
         else:
@@ -109,8 +107,8 @@ class _Moments:
 class _SiteScorer:
     """Scores the changes of one conv from its statistics."""
 
-    def __init__(self, conv: nn.Conv2d, moments: _Moments, gradient: Tensor, starts: Starts) -> None:
-        self.conv, self.moments, self.gradient, self.starts = conv, moments, gradient, starts
+    def __init__(self, name: str, conv: nn.Conv2d, moments: _Moments, known: Known) -> None:
+        self.conv, self.moments, self.gradient, self.starts = conv, moments, known.gradients[name], known.starts
         self.problems = [self._problem(group) for group in range(conv.groups)]
 
     def score(self, change: Change, sweeps: int = 1) -> float:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from convsurgeon.base.errors import BudgetError
 from convsurgeon.calibration.dataset import Calibration, first_batches
@@ -15,7 +15,7 @@ from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.reconstruct import Reconstruction, reconstruct
 from convsurgeon.distill.record import Score
 from convsurgeon.fit import sensitivity
-from convsurgeon.fit.sequential import Starts
+from convsurgeon.fit.known import Known
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.planning.candidates import candidates, kernels_of, plan_captured
@@ -75,8 +75,8 @@ class Study:
         table: milliseconds of every site in every form, where they are known.
         scores: what each change would lose; empty before `score`, corrected by every trial.
         tried: the changes in a network that was tried; filled in by every trial.
-        gradients: second moments of the gradients at every site, where there are images; filled in by `score`.
-        starts: the last fit of every site and form, from which the next one goes on; filled in by every fit.
+        known: what fits found out, from which the next one goes on; filled in by `score` and every fit.
+        judge: by held-out images; None where there are no images.
         kept: the best attempt of a search; filled in by the search.
         ends: when the search must come to an end, as `time.monotonic` tells; infinite where it may take its time.
         remarks: what a reader must know about the search, in sentences; filled in by the search.
@@ -92,8 +92,8 @@ class Study:
     table: Latencies | None = None
     scores: Scores = field(default_factory=dict)
     tried: set[tuple[str, str]] = field(default_factory=set)
-    gradients: dict[str, Tensor] = field(default_factory=dict)
-    starts: Starts = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
+    judge: OutputJudge | None = None
     kept: list[Attempt] = field(default_factory=list)
     ends: float = math.inf
     remarks: list[str] = field(default_factory=list)
@@ -113,10 +113,8 @@ class Study:
         if self.data is None:
             return dataclasses.replace(self, scores=score_by_weights(self.options))
         model, batches = self.seen.model, first_batches(self.data.fitted, images_for_scores(self.options))
-        self.gradients.update(sensitivity.gradient_moments(model, self.options, batches, self.seed))
-        scores = score_by_data(
-            model, self.options, batches, self.gradients, seed=self.seed, progress=self.progress, starts=self.starts
-        )
+        self.known.gradients.update(sensitivity.gradient_moments(model, self.options, batches, self.seed))
+        scores = score_by_data(model, self.options, batches, self.known, seed=self.seed, progress=self.progress)
         return dataclasses.replace(self, scores=scores)
 
     def predicted_error(self, plan: Plan) -> float:
@@ -166,9 +164,8 @@ class Study:
         converted, done = operate(self.seen.model, plan, self.seen.example)
         part = self.data
         if not final:
-            part = Calibration(
-                tuple(first_batches(self.data.fitted, images_for_scores(self.options))), self.data.held_back
-            )
+            images = images_for_scores(self.options)
+            part = dataclasses.replace(part, fitted=tuple(first_batches(part.fitted, images)))
         fits = reconstruct(
             self.seen,
             converted,
@@ -177,9 +174,9 @@ class Study:
             seed=self.seed,
             progress=progress,
             jointly=final,
-            metrics={name: sensitivity.mixed(self.gradients[name]) for name in done.changes},
             effort=1.0 if final else EFFORT,
-            starts=self.starts,
+            known=self.known,
+            judge=self.judge,
         )
         return Attempt(plan, converted, done, fits, *self._as_shipped(converted, fits.score), final)
 
@@ -188,8 +185,9 @@ class Study:
         if self.runtime.precision == "fp32":
             return model, score
         assert self.data is not None
+        assert self.judge is not None
         shipped = self.runtime.deployed(model, self.data.fitted)
-        return shipped, OutputJudge(self.seen.model, self.data.held_back).score(shipped)
+        return shipped, self.judge.score(shipped)
 
     def predicted_ms(self, plan: Plan) -> float:
         """Return the milliseconds of a plan's network by the table; nan where one of its forms was not measured."""
@@ -224,4 +222,5 @@ def open_study(
     kernels = kernels_of(seen)
     base = plan_captured(seen, forms, everything() if policy is None else policy, allow_growth, kernels)
     options = candidates(base, kernels, forms, allow_growth)
-    return Study(seen, data, runtime, base, options, seed, progress, ends=ends)
+    judge = None if data is None else OutputJudge(seen.model, data.held_back)
+    return Study(seen, data, runtime, base, options, seed, progress, judge=judge, ends=ends)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convsurgeon.calibration import layout
 from convsurgeon.calibration.collect import gather
-from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.dataset import Calibration, join_batches
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 
@@ -58,3 +58,31 @@ def test_a_batch_that_is_a_whole_data_set_is_never_run_whole(monkeypatch: pytest
     assert data is not None
     assert max(run) == 3
     assert torch.equal(torch.cat([one.tensors()[0] for one in (*data.fitted, *data.held_back)]), _images(40))
+
+
+def test_convs_of_grey_images_run_channels_last() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1)).eval()
+    images = torch.randn(6, 1, 16, 16)
+    seen = capture(model, images[:1])
+    data = layout.lay_out(seen, Calibration((Example.of(images),), (Example.of(images),)))
+    for batch in data.fitted:
+        assert batch.run(model).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_joined_batches_are_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = capture(Net("any").eval(), _images(1))
+    monkeypatch.setattr(layout, "BATCH_BYTES", 2.5 * seen.cost.peak_activation_bytes)
+    data = layout.lay_out(
+        seen, Calibration((Example.of(_images(40)), Example.of(_images(30))), (Example.of(_images(5)),))
+    )
+    assert {len(one.tensors()[0]) for one in data.fitted} == {2}
+    assert data.together == 32
+    joined = join_batches(data.fitted, data.together)
+    assert [len(one.tensors()[0]) for one in joined] == [32, 32, 6]
+    assert torch.equal(torch.cat([one.tensors()[0] for one in joined]), torch.cat([_images(40), _images(30)]))
+
+
+def test_batches_with_a_table_of_their_own_are_not_joined() -> None:
+    table = torch.randn(7, 2)
+    one, again, two = (Example.of((_images(3), each)) for each in (table, table, table + 1))
+    assert [len(batch.tensors()[0]) for batch in join_batches([one, again, two], 100)] == [3, 3, 3]

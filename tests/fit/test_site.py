@@ -74,7 +74,7 @@ def test_functions_are_read_with_their_arguments_and_others_are_none() -> None:
 
 def test_behind_a_relu_the_target_is_what_zhang_says() -> None:
     original, predicted = torch.randn(2, 500, 3).unbind()
-    share = _share(Activation(torch.relu), predicted, original)
+    share = _share(Activation(torch.relu), predicted, original, steepest=1.0)
     target = predicted + share * (original - predicted)
     torch.testing.assert_close(target, torch.where(original > 0, original, predicted.clamp(max=0)), atol=1e-6, rtol=0)
 

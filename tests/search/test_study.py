@@ -44,15 +44,31 @@ def test_a_trial_takes_half_of_the_steps_of_what_ships(monkeypatch: pytest.Monke
     monkeypatch.setattr(cpfit, "minimise", descended)
     study = _study([cs.CP(rank=8)])
     steps.clear()
-    study.starts.clear()
+    study.known.starts.clear()
     roughly = study.try_plan(study.base).error
     rough = list(steps)
     steps.clear()
-    study.starts.clear()
+    study.known.starts.clear()
     whole = study.try_plan(study.base, final=True).error
     assert rough == [EFFORT * count for count in steps]
     assert rough
     assert whole < 1.05 * roughly < 1.5 * whole
+
+
+def test_a_further_trial_does_not_run_the_original_again_and_finds_the_same() -> None:
+    study, fresh = _study(FORMS), _study(FORMS)
+    runs: list[int] = []
+    conv = next(module for module in study.seen.model.modules() if isinstance(module, nn.Conv2d))
+    conv.register_forward_hook(lambda module, args, _output: runs.append(len(args[0])) if module is conv else None)
+    fewer = study.base.without(dict.fromkeys(list(study.base.changes)[:1], "dense"))
+    study.try_plan(study.base)
+    assert runs
+    runs.clear()
+    for one in (study, fresh):
+        one.known.starts.clear()
+    again = study.try_plan(fewer)
+    assert not runs
+    assert again.error == fresh.try_plan(fewer).error > 0
 
 
 def test_a_network_on_trial_is_its_int8_file() -> None:
