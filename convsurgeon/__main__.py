@@ -16,11 +16,9 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGINT, _leave)  # importing torch takes seconds, and nothing is open yet
     logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it says what it does without triton
-    from convsurgeon.cli.main import INTERRUPTED, load, main as run
+    from convsurgeon.cli.main import INTERRUPTED, parse, run
 
-    load(sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = run()
+    code = run(parse(sys.argv[1:]), lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if code == INTERRUPTED:  # Python would end itself by the signal where it hit code made from text (dataclasses)
         sys.stdout.flush()

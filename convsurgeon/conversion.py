@@ -20,6 +20,7 @@ from convsurgeon.base.progress import say
 from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
 from convsurgeon.calibration.layout import lay_out
+from convsurgeon.calibration.normalisation import note_on_untrained
 from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
@@ -267,7 +268,7 @@ def carry_out(
             *note_on_subnormals(model),
             *note_on_inputs(model, done.changes),
         ),
-        warning="" if data is None else data.warning,
+        warning=(data.warning if data is not None else "") or note_on_untrained(model),
     )
     return Result(converted, done, report, model, example, runtime=runtime)
 

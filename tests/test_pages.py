@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
 import convsurgeon as cs
+from convsurgeon.cli.main import main, parse
 from tests import reference
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,11 +23,51 @@ FOLDERS = (".", "examples", "convsurgeon", "convsurgeon/*", ".github", "tests/be
 PAGES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md"))
 
 
-def _blocks(page: Path) -> Iterator[str]:
-    """Yield the Python blocks of a page, at the lines where they stand, so that an error names the right one."""
+README, GUIDE = ROOT / "README.md", ROOT / "examples" / "guide.md"
+
+
+def _blocks(page: Path, language: str = "python") -> Iterator[str]:
+    """Yield the blocks of a page, at the lines where they stand, so that an error names the right one."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+    for found in re.finditer(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         yield "\n" * text[: found.start(1)].count("\n") + found[1]
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """Return the arguments of every call of convsurgeon that a page shows for a shell."""
+    lines = "".join(_blocks(page, "sh")).replace("\\\n", "").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [one[one.index("convsurgeon") + 1 :] for one in words if "convsurgeon" in one and "..." not in one]
+
+
+def test_readmes_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (command,) = _commands(README)
+    assert main([str(tmp_path / word) if word == "lighter" else word for word in command]) == 0
+    printed = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line}
+    assert {"accuracy", "ms", "MB", "MACs", "How"} <= printed
+    assert (tmp_path / "lighter" / "report.html").exists()
+
+
+def test_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (24, 20, 16, 3), np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    for block in _blocks(README):
+        exec(compile(block, "README.md", "exec"), {"model": model, "example": torch.zeros(1, 3, 16, 16)})
+    assert (tmp_path / "lighter" / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.name)
+def test_commands_have_the_options_that_pages_show(page: Path) -> None:
+    commands = _commands(page)
+    assert commands
+    assert [parse(command).command for command in commands] == [command[0] for command in commands]
 
 
 def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +76,7 @@ def test_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     names: dict[str, object] = {}
-    for block in _blocks(ROOT / "examples" / "guide.md"):
+    for block in _blocks(GUIDE):
         exec(compile(block, "guide.md", "exec"), names)
     assert (tmp_path / "bundle" / "model.onnx").exists()
 

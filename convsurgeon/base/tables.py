@@ -7,18 +7,21 @@ terminal's cursor, be markup in Markdown or be computed in a spreadsheet is writ
 from __future__ import annotations
 
 import csv
-import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tabulate import tabulate
 
+from convsurgeon.base.words import heading, legend
+
 SHOWN: dict[str, Callable[[Any], str]] = {
     "text": str,
+    "name": heading,
     "count": lambda value: f"{value:,}",
     "share": lambda value: f"{100 * value:.1f} %",
     "ratio": lambda value: f"{value:.3f}",
@@ -31,6 +34,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {
 }
 """How a column's values are written: 0.113 is `11.3 %` as a share and `0.113` as a ratio."""
 
+_WIDTH = 120
 _MARKUP = re.compile(r"[|\[\]`*~]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -54,11 +58,14 @@ class Table:
     def text(self) -> str:
         """For a terminal."""
         title = "\n".join(map(printable, self.title.split("\n")))
-        return f"{title}\n{self._draw('simple')}" if title else self._draw("simple")
+        words = textwrap.fill("; ".join(f"{name}: {means}" for name, means in legend(self.filled().headers)), _WIDTH)
+        return "\n".join(filter(None, (title, self._draw("simple"), words)))
 
     def markdown(self) -> str:
         """For a page: the title as a heading, markup in names escaped."""
-        return f"## {in_markdown(self.title)}\n\n{self._draw('github')}"
+        words = "; ".join(f"{name}: {means}" for name, means in legend(self.filled().headers))
+        parts = (f"## {in_markdown(self.title)}", self._draw("github"), in_markdown(words))
+        return "\n\n".join(filter(None, parts))
 
     def csv(self) -> str:
         """For a spreadsheet: raw values, one header line; what it would take for a formula has an apostrophe."""
@@ -75,16 +82,23 @@ class Table:
         ]
         return [dict(zip(self.headers, row, strict=True)) for row in rows]
 
+    def filled(self) -> Table:
+        """Return the table without columns that hold nothing."""
+        held = [index for index in range(len(self.columns)) if any(row[index] is not None for row in self.rows)]
+        columns = tuple(self.columns[index] for index in held)
+        return Table(self.title, columns, tuple(tuple(row[index] for index in held) for row in self.rows))
+
     def _draw(self, style: str) -> str:
-        kinds = [kind for _, kind in self.columns]
+        table = self.filled()
+        kinds = [kind for _, kind in table.columns]
         cells = [
             ["-" if value is None else SHOWN[kind](value) for kind, value in zip(kinds, row, strict=True)]
-            for row in self.rows
+            for row in table.rows
         ]
         shown = in_markdown if style == "github" else printable
         cells = [[shown(cell) for cell in row] for row in cells]
-        align = ["left" if kind == "text" else "right" for kind in kinds]
-        headers = [shown(name) for name in self.headers]
+        align = ["left" if kind in ("text", "name") else "right" for kind in kinds]
+        headers = [shown(heading(name)) for name in table.headers]
         return tabulate(cells, headers, tablefmt=style, colalign=align if cells else None, disable_numparse=True)
 
 
@@ -95,4 +109,5 @@ def printable(text: str) -> str:
 
 def in_markdown(text: str) -> str:
     """Return a text with the special characters of Markdown and HTML escaped."""
-    return _MARKUP.sub(r"\\\g<0>", html.escape(printable(text.replace("\n", " ")), quote=False))
+    safe = printable(text.replace("\n", " ")).replace("&", "&amp;").replace("<", "&lt;")  # ">" reads as it is
+    return _MARKUP.sub(r"\\\g<0>", "&gt;" + safe[1:] if safe.startswith(">") else safe)

@@ -14,7 +14,7 @@ _WHAT = {
     "original.onnx": "the network as it was, float32: what everything here is compared with",
     "model-int8.onnx": "the converted network, static int8",
     "model-mixed.onnx": "the same with the layers in float that int8 hurts most",
-    "original-int8.onnx": "the original in int8 without any surgery: the baseline to beat",
+    "original-int8.onnx": "the original in int8, its convs as they were: the baseline to beat",
     "example_inputs.npz": "one input ...",
     "example_outputs.npz": "... and what the converted network gives for it in torch",
     "report.html": "before and after, layer by layer, with latency; one page, opens without a network",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError, describe
+from convsurgeon.base.progress import say
 from convsurgeon.calibration.coverage import complete
 from convsurgeon.calibration.dataset import (
     Calibration,
@@ -82,6 +83,8 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
         check_output_sizes(seen.model, seen.example)
     if images.source is None:
         return synthesise(seen, images.most, seed=seed, mean=images.mean, std=images.std, progress=progress)
+    if words := images.describe(seen.example):
+        say(f"looking at {words}", show=progress)
     names, own = input_names(seen.model, seen.example), images_in(seen.example)
 
     def check(batch: Example, whole: bool) -> None:

@@ -142,12 +142,17 @@ def _restated(way: Normalisation, images: Images, whole: bool) -> str:
         own = normalisation(images.mean, images.std, channels)
     mean = [m + s * one for m, s, one in zip(own.mean, own.std, way.mean, strict=True)]
     std = [s * one for s, one in zip(own.std, way.std, strict=True)]
-    return f"cs.Images(..., mean={_as_code(mean)}, std={_as_code(std)})"
+    options = f"--mean {_as_words(mean)} --std {_as_words(std)}"
+    return f"cs.Images(..., mean={_as_code(mean)}, std={_as_code(std)}) ({options})"
 
 
 def _as_code(values: list[float]) -> str:
     short = [f"{value:.4g}" for value in values]
     return short[0] if len(set(short)) == 1 else f"({', '.join(short)})"
+
+
+def _as_words(values: list[float]) -> str:
+    return _as_code(values).strip("()").replace(",", "")
 
 
 def _compare_with_example(like: Tensor, given: Tensor) -> None:

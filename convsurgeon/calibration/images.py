@@ -89,6 +89,19 @@ class Images:
             for batch in in_batches(map(_alone, items), channels, BATCH) if channels else items:
                 yield self._adapt(batch, like)
 
+    def describe(self, like: Example) -> str:
+        """Return how the pictures of a folder become what a network takes; empty for all other sources."""
+        if not isinstance(self.source, str | os.PathLike) or not Path(self.source).is_dir() or not _is_picture(like):
+            return ""
+        channels, *size = self._shape(like)
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size or size
+        colour = "RGB" if channels == 3 else "grey"
+        own = "" if self.transform is None else "your transform, "
+        scale = (
+            "" if self.mean is None and self.std is None else f", {normalisation(self.mean, self.std, channels).name}"
+        )
+        return f"{self.source}: {colour} from 0 to 1, {own}scaled to cover {height}x{width}, cut in the middle{scale}"
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What of a folder is not read."""
@@ -174,7 +187,13 @@ class Images:
         wanted = (self.size, self.size) if isinstance(self.size, int) else self.size or size
         if wanted is not None:
             pixels = image_files.cover(pixels, *wanted)
-        images = normalisation(self.mean, self.std, pixels.shape[1]).apply(pixels)
+        scale = normalisation(self.mean, self.std, pixels.shape[1])
+        if max(scale.mean) > 1 and not self.trusted and pixels.min() >= 0 and pixels.max() <= 1:
+            raise CalibrationError(
+                f"mean: {max(scale.mean):g} is of pixels from 0 to 255, and these are from 0 to 1; divide mean and std "
+                "by 255, or say trusted=True (--trusted)"
+            )
+        images = scale.apply(pixels)
         if not like.tensors()[0].is_floating_point():
             images = (255 * images).round().clamp(0, 255).to(like.tensors()[0].dtype)  # bytes, scaled in the graph
         return to_channels_last(images) if self._is_last(like) else images

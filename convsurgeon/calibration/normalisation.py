@@ -113,13 +113,28 @@ def guess_from_example(example: Tensor) -> Normalisation:
 def trained_norms(model: nn.Module) -> list[nn.Module]:
     """Return the batch norms of a model whose statistics are not those that they were built with."""
     found = []
-    for module in model.modules():
-        pair = (getattr(module, "running_mean", None), getattr(module, "running_var", None))
-        if all(isinstance(one, Tensor) and one.dim() == 1 and not one.is_meta for one in pair):
-            mean, variance = _statistics(module)
-            if bool(mean.any()) or not bool((variance == 1).all()):
-                found.append(module)
+    for module in _norms(model):
+        mean, variance = _statistics(module)
+        if bool(mean.any()) or not bool((variance == 1).all()):
+            found.append(module)
     return found
+
+
+def note_on_untrained(model: nn.Module) -> str:
+    """Return that all batch norms of a model are as they were built; empty where one is not, or there are none."""
+    if trained_norms(model) or not _norms(model):
+        return ""
+    return "The network looks untrained: its batch norms are as they were built. Load its weights first (--weights)."
+
+
+def _norms(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that hold a mean and a variance for every channel."""
+
+    def holds(module: nn.Module) -> bool:
+        pair = (getattr(module, "running_mean", None), getattr(module, "running_var", None))
+        return all(isinstance(one, Tensor) and one.dim() == 1 and not one.is_meta for one in pair)
+
+    return [module for module in model.modules() if holds(module)]
 
 
 def norm_divergence(model: nn.Module, norms: list[nn.Module], example: Example) -> Tensor:

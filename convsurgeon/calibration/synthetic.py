@@ -166,7 +166,7 @@ class _Maker:
             pixels, words = self._invert(pixels, scales, progress)
             notes.append(words)
         elif not notes and not stated:
-            notes.append("guessed from the example, because the network has no batch norms")
+            notes.append("guessed from the example, because the network has no trained batch norms")
         names = "; ".join(dict.fromkeys(scale.name for scale in scales))
         note = (
             f"No images were given, so {self.count} synthetic ones were made, in {'; '.join([names, *notes])}. "

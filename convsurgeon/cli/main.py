@@ -10,14 +10,16 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from convsurgeon.base.errors import ConvSurgeonError, describe, reason
 from convsurgeon.base.tables import printable
 from convsurgeon.base.version import version
+from convsurgeon.cli.arguments import add
 from convsurgeon.cli.commands import COMMANDS, Command
+from convsurgeon.cli.paths import check_paths
 
 INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells have it."""
@@ -26,14 +28,25 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(load(given))
+    return run(parse(sys.argv[1:] if arguments is None else arguments))
+
+
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command; end the process with a line where they cannot be read."""
+    parser = _parser(next((word for word in given if word in COMMANDS), None))
     for option, value in zip(("COMMAND", *given), given, strict=False):
         if not value or (value.startswith("--") and value.endswith("=")):  # such as an unset variable of a shell
             parser.error(f"argument {value.rstrip('=') or option}: is empty; say what is meant, or leave it out")
-    options = parser.parse_args(given)
+    return parser.parse_args(given)
+
+
+def run(options: argparse.Namespace, ready: Callable[[], object] = lambda: None) -> int:
+    """Run a command and return its exit code; `ready` is called once all is loaded, which takes seconds."""
     try:
-        _run(options)
+        check_paths(options)
+        command = load(options)
+        ready()
+        _run(command, options)
         if sys.stdout is not None:  # None: pythonw, a service
             sys.stdout.flush()
         return 0
@@ -50,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(command: Callable[[argparse.Namespace], object], options: argparse.Namespace) -> None:
     """Run a command; with --json nothing else goes to the standard output, whatever the user's own code prints."""
     told: set[str] = set()
 
@@ -61,7 +74,7 @@ def _run(options: argparse.Namespace) -> None:
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         warnings.showwarning = tell
-        values = options.run(options)
+        values = command(options)
     if values is not None:
         print(msgspec.json.format(msgspec.json.encode(values), indent=1).decode())
 
@@ -92,21 +105,20 @@ def _mute() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def load(given: Sequence[str]) -> str | None:
-    """Return the command that is asked for, its module loaded, or None: to load takes the seconds that torch takes."""
-    name = next((word for word in given if word in COMMANDS), None)
-    if name is not None:
-        importlib.import_module(f"convsurgeon.cli.{COMMANDS[name][0]}")
-    return name
+def load(options: argparse.Namespace) -> Callable[[argparse.Namespace], object]:
+    """Return what a command runs; loading it takes the seconds that torch takes."""
+    module = importlib.import_module(f"convsurgeon.cli.{COMMANDS[options.command][0]}")
+    found: Callable[[argparse.Namespace], object] = getattr(module, f"run_{options.command}")
+    return found
 
 
 def _parser(wanted: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
+    parser = Command(prog="convsurgeon", description="Lighter CNNs from pretrained ones.")
     parser.add_argument("--version", action="version", version=f"convsurgeon {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Command)
-    for name, (module, words) in COMMANDS.items():
+    for name, (_, words) in COMMANDS.items():
         if name == wanted:
-            importlib.import_module(f"convsurgeon.cli.{module}").add(commands, name)
+            add(commands, name)
         else:
             commands.add_parser(name, help=words)
     return parser

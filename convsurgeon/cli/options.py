@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.precision import PRECISIONS
 from convsurgeon.cli.commands import COMMANDS, Command
-from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.onnxnet.measuring.options import read_option
-from convsurgeon.planning.select import parse
-from convsurgeon.search.goal import Budget
 
-WORDS = {form.word: form for form in FORMS}
-"""What a form is called on the command line."""
+FORMS = ("cp", "separable", "blueprint", "subspace", "lowrank")
+"""What the forms that ship are called on the command line."""
 
 NONE = "none"
 """What `--calibrate` takes for no images, not even synthetic ones."""
@@ -36,7 +35,6 @@ class _HelpAll(argparse.Action):
 def add_command(
     commands: Any,
     name: str,
-    run: Callable[[argparse.Namespace], object],
     examples: Sequence[str],
     usual: Collection[str] = (),
 ) -> Command:
@@ -49,7 +47,7 @@ def add_command(
         epilog="examples:\n" + "\n".join(f"  convsurgeon {name} {line}" for line in examples),
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=32),
     )
-    command.set_defaults(run=run, json=False)
+    command.set_defaults(command=name, json=False)
     if usual:
         command.usual = {"help_all", "out", "force", "verbose", "quiet", *usual}
         command.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every option")
@@ -97,11 +95,17 @@ def add_model(command: argparse.ArgumentParser) -> None:
 def add_forms(command: argparse.ArgumentParser) -> None:
     """Add which convs change, and into what."""
     options = command.add_argument_group("what to change")
-    options.add_argument("--form", nargs="+", default=[], choices=list(WORDS), help="candidates; the first that fits")
+    options.add_argument(
+        "--form",
+        nargs="+",
+        default=[],
+        choices=FORMS,
+        help="what convs may become: the first that fits, or with --budget the best",
+    )
     options.add_argument("--rank", nargs="+", default=[], type=int, help="ranks of the forms, one or several")
     options.add_argument(
         "--select",
-        type=_reader(parse),
+        type=_reader("planning.select", "parse"),
         metavar="POLICY",
         help="for example 'kernel_size(3) & min_channels(32) & ~named(layer4.*)'; all but the stem by default, and the "
         "stem, too, where milliseconds decide",
@@ -112,7 +116,7 @@ def add_budget(command: argparse.ArgumentParser) -> None:
     """Add what the model may cost."""
     command.add_argument(
         "--budget",
-        type=_reader(Budget.parse),
+        type=_reader("search.goal", "Budget.parse"),
         metavar="macs=0.3",
         help="what the model may cost: macs=, params=, bytes=, latency= as a share or an amount (params=20M); --form "
         "and --rank are then candidates",
@@ -152,10 +156,12 @@ def add_provider(options: Any) -> None:
 
 def add_images(command: argparse.ArgumentParser, name: str, words: str) -> None:
     """Add the images and how their pixels become inputs."""
-    options = command.add_argument_group("images")
+    options = command.add_argument_group(
+        "images", "Pictures of a folder are RGB from 0 to 1, scaled to cover the input's size and cut in the middle."
+    )
     options.add_argument(name, dest="images", metavar="IMAGES", help=f"folder, .npy or .npz: {words}")
-    options.add_argument("--mean", nargs="+", type=float, help="subtracted from every channel in [0, 1]")
-    options.add_argument("--std", nargs="+", type=float, help="divides every channel then")
+    options.add_argument("--mean", nargs="+", type=float, help="subtracted then, one for each channel")
+    options.add_argument("--std", nargs="+", type=float, help="divides then, one for each channel")
     options.add_argument("--trusted", action="store_true", help="use images that look wrong for the network")
 
 
@@ -170,7 +176,7 @@ def add_metric(command: argparse.ArgumentParser, better: bool = True) -> None:
 
 def add_seed(command: argparse.ArgumentParser) -> None:
     """Add the seed."""
-    command.add_argument("--seed", type=_read_seed, default=0, help="of everything that is drawn (default 0)")
+    command.add_argument("--seed", type=_read_seed, default=0, help="of all random numbers (default 0)")
 
 
 def add_output(command: argparse.ArgumentParser, metavar: str, words: str, required: bool = False) -> None:
@@ -207,12 +213,12 @@ def _read_seed(text: str) -> int:
     return int(text)
 
 
-def _reader(read: Callable[[str], object]) -> Callable[[str], object]:
-    """Return a function of the package as an option's type, whose message argparse prints."""
+def _reader(module: str, function: str) -> Callable[[str], object]:
+    """Return a function of the package, loaded when it is needed, as an option's type; argparse prints its message."""
 
     def parsed(text: str) -> object:
         try:
-            return read(text)
+            return attrgetter(function)(importlib.import_module(f"convsurgeon.{module}"))(text)
         except ConvSurgeonError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import BudgetError, LoadError, describe
 from convsurgeon.calibration.images import Images
-from convsurgeon.cli.options import NONE, WORDS
+from convsurgeon.cli.options import NONE
+from convsurgeon.forms.catalogue import FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_function, load_model, load_weights
@@ -73,7 +74,8 @@ def read_forms(options: argparse.Namespace) -> list[Form] | None:
     """Return the candidates; None if neither a form nor a rank is given."""
     if not options.form and not options.rank:
         return None
-    return [WORDS[word](rank=rank) for word in options.form or ["separable"] for rank in options.rank or [1]]
+    words = {form.word: form for form in FORMS}
+    return [words[word](rank=rank) for word in options.form or ["separable"] for rank in options.rank or [1]]
 
 
 def read_goal(options: argparse.Namespace, metric: Metric | None) -> Goal | None:

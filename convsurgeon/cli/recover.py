@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from convsurgeon.base import processes
 from convsurgeon.base.errors import CalibrationError, LoadError
-from convsurgeon.base.precision import PRECISIONS
-from convsurgeon.cli import options as shared
 from convsurgeon.cli.output import check_output, write_output
 from convsurgeon.cli.reading import read_images, read_metric, read_model
 from convsurgeon.conversion import convert
@@ -28,34 +25,8 @@ from convsurgeon.search.goal import Within
 from convsurgeon.search.metric import measure
 
 
-def add(commands: Any, name: str) -> None:
-    """Add the command."""
-    net = "net.py:factory --weights net.safetensors --input 1x3x32x32 --from lighter/ --data photos/"
-    examples = [f"{net} --out better/", f"{net} --flip --shift 4 --run run/ --resume --out better/"]
-    usual = ("weights", "input", "bundle", "images", "mean", "std", "epochs", "run_folder", "resume", "metric")
-    command = shared.add_command(commands, name, _recover, examples, usual)
-    shared.add_model(command)
-    command.add_argument("--from", dest="bundle", metavar="DIR", required=True, help="what `convert --out` wrote")
-    shared.add_images(command, "--data", "images to learn from; synthetic ones if not given")
-    options = command.add_argument_group("training")
-    options.add_argument("--epochs", type=float, help="passes over the images (default 20, or what 400 steps take)")
-    options.add_argument("--batch-size", type=int, help="of all processes together (default: by the images)")
-    options.add_argument("--lr", type=float, help="highest learning rate (default: the best of short trials)")
-    options.add_argument("--flip", action="store_true", help="mirror images at random")
-    options.add_argument("--shift", type=int, default=0, metavar="PIXELS", help="shift them by up to so many pixels")
-    options.add_argument("--precision", choices=PRECISIONS, help="int8: learn through the rounding of the int8 file")
-    options.add_argument("--run", metavar="DIR", dest="run_folder", help="for checkpoints and a log")
-    options.add_argument("--resume", action="store_true", help="go on with the run in that folder, if there is one")
-    options.add_argument("--save-every", type=int, default=100, metavar="STEPS", help="between checkpoints (100)")
-    shared.add_seed(command)
-    shared.add_metric(command)
-    command.add_argument("--threads", type=int, help="of onnxruntime when timing (default 1 and all cores)")
-    shared.add_provider(command)
-    shared.add_bundle(command)
-    shared.add_printing(command)
-
-
-def _recover(options: argparse.Namespace) -> object:
+def run_recover(options: argparse.Namespace) -> object:
+    """Train a converted model, export and print."""
     if (options.mean or options.std) and not options.images:
         raise CalibrationError("--mean, --std: say how the images of --data are read; add --data, or leave them out")
     images = read_images(options) if options.images else None

@@ -127,7 +127,7 @@ def _watch(model: nn.Module, graph: fx.GraphModule, example: Example) -> tuple[_
     except Exception as error:
         raise CaptureError(
             f"example: {type(model).__name__} does not run on an input of shape {example}: "
-            f"{describe(error)}; pass an example that model(...) accepts"
+            f"{describe(error)}; pass an example that model(...) accepts, batch first"
         ) from error
 
 

@@ -176,6 +176,7 @@ def _file(path: Path) -> ModuleType:
     stale = sys.modules.get(path.stem)
     if stale is None or getattr(stale, "__file__", None) == module.__file__:  # the same file, edited since
         sys.modules[path.stem] = module  # dataclasses and pickle look a class's module up by name
+    sys.path.insert(0, folder := str(path.resolve().parent))  # for what it imports from beside it, as for `python FILE`
     try:
         spec.loader.exec_module(module)
     except BaseException as error:  # whatever the file raises; a script may end the process
@@ -186,6 +187,9 @@ def _file(path: Path) -> ModuleType:
         if not isinstance(error, Exception | SystemExit):
             raise
         raise LoadError(f"{path}: fails when it is imported ({describe(error)})") from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
     return module
 
 

@@ -21,7 +21,10 @@ _ASKED = ("modules", "named_modules", "parameters", "named_parameters", "buffers
 def check_model(model: object) -> None:
     """Refuse wrappers of a model, compiled and quantised layers, and objects that are not modules."""
     if not isinstance(model, nn.Module):
-        raise CaptureError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise CaptureError(
+            f"model: expected a torch.nn.Module, got {got}; build the network and load its weights into it"
+        )
     if hasattr(model, "_orig_mod"):
         raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
     if hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):

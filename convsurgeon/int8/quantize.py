@@ -18,7 +18,6 @@ from typing import Any, Literal
 import onnx
 from onnx import ModelProto
 from onnxruntime.transformers import float16
-from tabulate import tabulate
 
 from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
 from convsurgeon.base.files import check_file, new_file
@@ -65,13 +64,12 @@ class Quantized:
         """The ten layers that add most noise; empty for fp16."""
         columns = (("layer", "text"), ("sqnr_db", "decibel"), ("noise_added", "share"))
         rows = tuple((one.name, one.sqnr_db, one.added) for one in self.worst[:10])
-        return Table(f"{self.path.name}: layers by the noise that rounding them adds", columns, rows)
+        return Table(f"{self.path.name}: layers by the error that rounding them adds", columns, rows)
 
     def __str__(self) -> str:
-        fidelity = f"SQNR {self.sqnr_db:.1f} dB, same top-1 {self.agreement:.1%}"
+        fidelity = f"SQNR {self.sqnr_db:.1f} dB, {self.agreement:.1%} of decisions stay"
         line = "\n".join((f"{self.path}: {self.kind}, {self.size_bytes / 1e6:.2f} MB, {fidelity}", *self.notes))
-        rows = [(one.name, f"{one.sqnr_db:.1f}", f"{one.added:.2%}") for one in self.worst[:5]]
-        return f"{line}\n{tabulate(rows, headers=('worst layers', 'SQNR dB', 'noise added'))}" if rows else line
+        return f"{line}\n{self.table.text()}" if self.worst else line
 
 
 @in_normal_mode

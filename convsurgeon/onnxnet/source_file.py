@@ -68,7 +68,9 @@ def read_source(path: str | Path) -> SourceFile:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's errors share no base class
-        raise LoadError(f"{place}: is not an ONNX file ({first_line(error)}); export it again") from error
+        raise LoadError(
+            f"{place}: is not an ONNX file ({first_line(error)}); export it again, or pass a torch.nn.Module"
+        ) from error
     if not model.graph.node:
         raise LoadError(f"{place}: is not an ONNX model, or has no nodes; export it again")
     if (word := next(_undecodable(model), None)) is not None:

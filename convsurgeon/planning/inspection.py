@@ -49,7 +49,7 @@ def inspect(model: Model, example: object = None) -> Table:
         ]
         note = site.obstacle or INSPECTED[0].check(site.geometry) or ""
         rows.append((site.name, str(site.geometry), site.params, site.macs, site.share, *shares, note))
-    title = f"Energy kept at rank {', '.join(map(str, RANKS))}, for an input of {seen.example}"
+    title = f"Share of the kernel's squared weights kept at rank {', '.join(map(str, RANKS))}; input {seen.example}"
     return Table(title, (*columns, ("reason", "text")), tuple(rows))
 
 

@@ -37,7 +37,7 @@ def draw_cards(report: Report, bundle: Bundle | None) -> list[Card]:
     if math.isfinite(report.seconds):
         tried = f", {len(report.trials)} plans tried" if report.trials else ""
         found.append(
-            (_time(report.seconds), "to convert it", f"{_time(report.processor_seconds)} of a processor{tried}")
+            (_time(report.seconds), "to convert it", f"{_time(report.processor_seconds)} of processor time{tried}")
         )
     return found
 

@@ -52,10 +52,10 @@ def _against_dense_int8(rows: dict[str, ComparedFile]) -> str:
         return ""
     dense = rows[DENSE_INT8]
     best = max((rows[name] for name in (CONVERTED, INT8) if name in rows), key=lambda row: row.speedup)
-    start = f"The original in int8, without any surgery, is {dense.speedup:.2f} times as fast"
+    start = f"The original in int8, with its convs as they were, is {dense.speedup:.2f} times as fast"
     if best.interval[0] <= dense.interval[1]:
         return f"{start}: here quantising alone does as well."
-    return f"{start}; the surgery gives {best.speedup:.2f}."
+    return f"{start}; rewriting them gives {best.speedup:.2f}."
 
 
 def _macs_against_speed(report: Report, bundle: Bundle) -> str:

@@ -71,12 +71,13 @@ class _Upwards:
         return [(self._between(value), f"{value:.4g}") for value in dict.fromkeys((self.high, self.low))]
 
     def _between(self, value: float) -> float:
-        share = (self.high - value) / (self.high - self.low) if self.high > self.low else 0.0
+        share = (self.high - value) / (self.high - self.low) if self.high > self.low else 0.5
         return 5 + 90 * share
 
 
 def _describe_point(name: str, bundle: Bundle) -> str:
-    words = [f"{bundle.rows[name].speedup:.2f}×"] if name in bundle.rows else []
+    rows = {} if bundle.bench is None else {row.name: row for row in main_setting(bundle).rows}
+    words = [f"{rows[name].speedup:.2f}×"] if name in rows else []
     words.append(f"{bundle.sizes[name] / 1e6:.2f} MB")
     if name in bundle.values:
         doubt = bundle.doubts.get(name)

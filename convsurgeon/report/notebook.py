@@ -7,6 +7,7 @@ import math
 
 from tabulate import tabulate
 
+from convsurgeon.base.words import heading
 from convsurgeon.report.report import Report
 
 _WIDTH, _HEIGHT, _EDGE = 360, 180, 30
@@ -14,7 +15,7 @@ _WIDTH, _HEIGHT, _EDGE = 360, 180, 30
 
 def to_html(report: Report, first: str) -> str:
     """Return a report as a piece of HTML, which begins with its sentence."""
-    rows = [(name, f"{was:,.6g}", f"{now:,.6g}") for name, was, now, _ in report.summary.rows]
+    rows = [(heading(name), f"{was:,.6g}", f"{now:,.6g}") for name, was, now, _ in report.summary.rows]
     table = tabulate(rows, ("", "before", "after"), "html", disable_numparse=True, colalign=("left", "right", "right"))
     return f"<div><p><b>{html.escape(first)}</b></p>{table}{_draw_trials(report)}</div>"
 

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from convsurgeon.base.tables import SHOWN
 from convsurgeon.base.version import version
+from convsurgeon.base.words import heading, legend
 from convsurgeon.planning.inspection import Curves
 from convsurgeon.report import cards, charts
 from convsurgeon.report.bundle import Bundle
@@ -23,7 +24,6 @@ from convsurgeon.report.held_out import HeldOut
 from convsurgeon.report.report import Report
 from convsurgeon.report.running import running_code
 from convsurgeon.report.sentence import sentence
-from convsurgeon.report.words import heading, legend, without_empty
 
 
 def page(
@@ -42,7 +42,7 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters["shown"] = lambda value, kind: "–" if value is None else SHOWN[kind](value)
-    environment.filters |= {"heading": heading, "legend": legend, "without_empty": without_empty}
+    environment.filters |= {"heading": heading, "legend": legend}
     script = (files("convsurgeon.report") / "templates" / "report.js").read_text(encoding="utf-8").strip()
     bench = None if bundle is None else bundle.bench
     return environment.get_template("report.html").render(

@@ -129,7 +129,7 @@ class Report:
         names = ("params", "macs", "flops", "weight_bytes", "peak_activation_bytes")
         pairs = [(name, getattr(self.before, name), getattr(self.after, name)) for name in names]
         rows = [(name, was, now, now / was if was else None) for name, was, now in [*pairs, *self.metrics]]
-        columns = (("", "text"), ("before", "number"), ("after", "number"), ("ratio", "ratio"))
+        columns = (("", "name"), ("before", "number"), ("after", "number"), ("ratio", "ratio"))
         return Table(f"Size and cost for an input of {self.example}", columns, tuple(rows))
 
     @property
@@ -148,7 +148,7 @@ class Report:
         """Every parameter tensor, with whether it is in the model before, after, or both."""
         columns = (("tensor", "text"), ("shape", "text"), ("elements", "count"), ("in", "text"))
         rows = ((name, "x".join(map(str, shape)), count, where) for name, shape, count, where in self.tensors)
-        return Table("Learnables", columns, tuple(rows))
+        return Table("Parameter tensors", columns, tuple(rows))
 
     @property
     def closeness(self) -> Table:
@@ -175,7 +175,10 @@ class Report:
         """Every fitted site: relative output error behind its batch norm and ReLU before and after, samples used."""
         columns = (("layer", "text"), ("error_before", "number"), ("error_after", "number"), ("samples", "count"))
         sites = () if self.reconstruction is None else self.reconstruction.sites
-        rows = ((site.name, site.before, site.after, site.positions, "" if site.kept else "put back") for site in sites)
+        rows = (
+            (site.name, site.before, site.after, site.positions, None if site.kept else "fit not kept")
+            for site in sites
+        )
         return Table("Fits, on held-out samples", (*columns, ("note", "text")), tuple(rows))
 
     @property

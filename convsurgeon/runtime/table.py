@@ -148,7 +148,7 @@ class LatencyTable:
     @property
     def table(self) -> Table:
         """Return one line per site and form."""
-        columns = (("conv", "text"), ("form", "text"), ("ms", "ms"), ("spread", "share"), ("speed_up", "times"))
+        columns = (("layer", "text"), ("form", "text"), ("ms", "ms"), ("spread", "share"), ("speed_up", "times"))
         order = {row.site: place for place, row in enumerate(row for row in self.rows if row.form is None)}
         rows = []
         for row in sorted(self.rows, key=lambda row: order[row.site]):

@@ -144,7 +144,12 @@ class Within:
         if self.better not in ("higher", "lower"):
             raise BudgetError(f"within: better={self.better!r}; pass 'higher' or 'lower'")
         if self.tolerance is not None:
-            _read_tolerance(self.tolerance, 1.0)
+            most = _read_tolerance(self.tolerance, 1.0)
+            if self.metric is None and most >= 1:
+                raise BudgetError(
+                    f"within: {self.tolerance} without a metric is an error as large as the output itself; pass "
+                    "metric= (--metric), or an error such as 0.01"
+                )
 
     def resolve(self, model: nn.Module, held_out: Sequence[Example]) -> Within:
         """Return the goal with its tolerance as a number, and the original's metric measured once."""

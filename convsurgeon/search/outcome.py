@@ -54,7 +54,7 @@ def mark(trials: Sequence[Trial], taken: Trial | None, goal: Within | None, why:
         if trial is taken:
             reason = ""
         elif goal is not None and not trial.good_enough:
-            reason = f"{goal.name} {trial.value:.3g}, allowed was {goal}"
+            reason = f"{goal.name} {trial.value:.3g}; the tolerance is {goal}"
         else:
             reason = why or "another plan does better"
         marked.append(dataclasses.replace(trial, taken=trial is taken, why=reason))
@@ -81,7 +81,9 @@ def describe_gain(taken: Trial, runtime: Runtime) -> str:
     if not math.isfinite(taken.speed_up):
         return ""
     if taken.network is None:
-        return describe_speed(taken.dense_ms, taken.predicted_ms, "by the table of latencies", runtime.precision)
+        return describe_speed(
+            taken.dense_ms, taken.predicted_ms, "by the measured times of its layers", runtime.precision
+        )
     low, high = taken.interval
     if taken.network.busy > BUSY and taken.spread > _SURE and low > 1:
         against = _against(runtime.precision)

@@ -26,12 +26,12 @@ def _unspent(goal: Within, trials: Sequence[Trial]) -> str:
         return ""
     bad = [goal.spent(trial.value) for trial in trials if not trial.good_enough]
     if not bad:
-        why = "no plan that is faster exists"
+        why = "no faster plan exists"
     elif len(trials) >= MOST_TRIALS:
         why = f"the search ended after {len(trials)} trials"
     else:
-        why = f"the next faster plan that was tried would lose {min(bad):.1f} times as much as is allowed"
-    return f"It uses {max(goal.spent(taken.value), 0.0):.0%} of what may be lost: {why}."
+        why = f"the next faster plan that was tried loses {min(bad):.1f} times the tolerance"
+    return f"It uses {max(goal.spent(taken.value), 0.0):.0%} of the tolerance: {why}."
 
 
 def _next_point(goal: Within, trials: Sequence[Trial]) -> str:
@@ -41,11 +41,14 @@ def _next_point(goal: Within, trials: Sequence[Trial]) -> str:
         return ""
     near = min(faster, key=lambda trial: goal.lost(trial.value))
     if goal.metric is not None:
-        call = f"Within({_rounded_up(goal.lost(near.value)):g}, metric={goal.name})"
+        most = f"{_rounded_up(goal.lost(near.value)):g}"
+        call = f"Within({most}, metric={goal.name}) (--within {most})"
         return f"About {near.speed_up:.1f} times as fast at {goal.name} {near.value:.4g}: {call}."
     error = near.error / goal.scale
     lost = f", {near.lost:.1%} of right decisions lost" if near.lost > 0 else ""
-    return f"About {near.speed_up:.1f} times as fast at an error of {error:.2g}{lost}: Within({_rounded_up(error):g})."
+    most = f"{_rounded_up(error):g}"
+    call = f"Within({most}) (--within {most})"
+    return f"About {near.speed_up:.1f} times as fast at an error of {error:.2g}{lost}: {call}."
 
 
 def _rounded_up(value: float) -> float:

@@ -16,7 +16,7 @@ from convsurgeon.search.goal import Budget
 from convsurgeon.search.knapsack import Options, choose, least
 from convsurgeon.search.study import Study
 
-KEPT = "kept dense: other layers save more for what they lose"
+KEPT = "kept as it was: rewriting other layers gains more for the same loss"
 
 _LINEAR_SHARE = 0.2
 """Share of the weights in linear layers from which on a message names them."""
@@ -105,7 +105,7 @@ class Problem:
                 whole = _whole(self.study, kind)
                 lowest = (self._fixed(kind) + reached[index]) / whole
                 return (
-                    f"budget: {kind} of {limit / whole:.3f} cannot be reached; the least is {lowest:.3f}, most of it "
+                    f"budget: {kind} of {limit / whole:.3g} cannot be reached; the least is {lowest:.3f}, most of it "
                     f"in {', '.join(self._largest(sites, index))}; allow more, lower ranks, or a wider policy"
                     + (self._linear_hint() if kind in ("params", "bytes") else "")
                 )

@@ -111,13 +111,13 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
     least = _least_ms(study) / table.total_ms
     if least > 1 / WORTH:
         best_case = "with every layer in its fastest form, whatever that loses, it would be"
-        return leave(study, goal, [], f"{best_case} {1 / least:.2f} times as fast by the table")
+        return leave(study, goal, [], f"{best_case} {1 / least:.2f} times as fast by the measured times of its layers")
     study = study.score()
     trials = _close_in(study, goal, Bracket(good=1 / WORTH, bad=least))
     if not any(trial.good_enough for trial in trials):
         slowest = min(trials, key=lambda trial: trial.speed_up)
-        figure = f"{goal.name} {slowest.value:.3g}, allowed was {goal}"
-        why = f"a plan {slowest.speed_up:.2f} times as fast by the table has {figure}"
+        figure = f"{goal.name} {slowest.value:.3g}; the tolerance is {goal}"
+        why = f"a plan {slowest.speed_up:.2f} times as fast, by the measured times of its layers, has {figure}"
         return leave(study, goal, trials, why)
     trials = _go_by_the_clock(study, goal, trials)
     taken = _fastest(goal, trials)

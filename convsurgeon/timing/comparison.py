@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 import numpy as np
 from onnx import ModelProto
-from tabulate import tabulate
 
 from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.tables import Table
 from convsurgeon.onnx.files import file_bytes, labels, load_checked
 from convsurgeon.onnxnet.measuring.engine import CPU, Engine
 from convsurgeon.onnxnet.session import Level
@@ -108,15 +108,15 @@ class Comparison:
         return {"speedup": self.speedup, "interval": list(self.interval), "verdict": self.verdict} | values
 
     def __str__(self) -> str:
-        headers = ("file", "MB", "p50 ms", "p90 ms", "best ms", "create ms", "first ms", "speed-up", "95 %", "verdict")
+        times = ("best_ms", "p50_ms", "p90_ms", "create_ms", "first_ms")
+        columns = (("file", "text"), ("MB", "megabytes"), *((name, "ms") for name in times))
         rows = []
         for row in self.rows:
-            times = (row.p50_ms, row.p90_ms, row.best_ms, row.create_ms, row.first_ms, row.speedup)
-            spread = f"{row.interval[0]:.3f} to {row.interval[1]:.3f}" if row.verdict != "baseline" else ""
-            size = f"{row.size_bytes / 1e6:.2f}"
-            rows.append((row.name, size, *(f"{value:.3f}" for value in times), spread, str(row.verdict)))
-        table = tabulate(rows, headers=headers, disable_numparse=True, stralign="right")
-        return "\n".join((table, *self.conditions()))
+            interval = row.interval if row.verdict != "baseline" else None
+            found = (getattr(row, name) for name in times)
+            rows.append((row.name, row.size_bytes, *found, row.speedup, interval, str(row.verdict)))
+        more = (("speed_up", "ratio"), ("95 %", "interval"), ("verdict", "text"))
+        return "\n".join((Table("", (*columns, *more), tuple(rows)).text(), *self.conditions()))
 
 
 def compare(
@@ -209,6 +209,6 @@ def _notes(models: list[ModelProto], machine: Machine, threads: int) -> tuple[st
     if machine.load + threads > machine.cores:
         notes.append(
             f"note: load {machine.load:.1f} on {machine.cores} cores when it began; "
-            "p50 (the median) and p90 hold what other programs took"
+            "the median and the 90 % hold what other programs took"
         )
     return tuple(notes)

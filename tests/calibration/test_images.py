@@ -172,3 +172,16 @@ def test_what_a_system_leaves_in_a_folder_is_no_picture(tmp_path: Path) -> None:
     (note,) = cs.Images(tmp_path).notes
     assert "1 other file" in note
     assert ".csv" in note
+
+
+def test_a_mean_of_bytes_is_refused_and_one_of_pixels_taken() -> None:
+    with pytest.raises(cs.errors.CalibrationError, match="mean: 124"):
+        read(cs.Images(Pictures(), mean=(124, 116, 104), std=(58, 57, 57)), LIKE)
+    torch.testing.assert_close(_all(cs.Images(Pictures(), mean=0.5)), FIRST - 0.5)
+
+
+def test_how_pictures_are_prepared_is_said(tmp_path: Path) -> None:
+    Image.fromarray(PIXELS[0]).save(tmp_path / "one.png")
+    said = cs.Images(str(tmp_path), mean=0.5, std=0.25).describe(LIKE)
+    assert all(words in said for words in (tmp_path.name, "RGB", "20x16", "(pixel - 0.5) / 0.25"))
+    assert not cs.Images(FIRST).describe(LIKE)

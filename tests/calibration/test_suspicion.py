@@ -53,7 +53,7 @@ def test_other_numbers_are_refused_with_code_that_makes_them_right(case: str) ->
     images = OTHER_NUMBERS[case]()
     with pytest.raises(cs.errors.CalibrationError) as told:
         _gathered(images)
-    (options,) = re.findall(r"cs\.Images\(\.\.\., (mean=.*?, std=.*?)\), or", str(told.value))
+    (options,) = re.findall(r"cs\.Images\(\.\.\., (mean=.*?, std=.*?)\) \(--mean .* --std .*\), or", str(told.value))
     source = images.source if isinstance(images, cs.Images) else images
     right = eval(f"cs.Images(source, {options})", {"cs": cs, "source": source})
     torch.testing.assert_close(_all(_gathered(right)), RIGHT, atol=0.02, rtol=0)

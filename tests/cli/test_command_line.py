@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -18,6 +20,8 @@ import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.base.files import new_file, new_folder
 from convsurgeon.base.version import version
+from convsurgeon.cli import options
+from convsurgeon.forms import catalogue
 from convsurgeon.graph.load import load_function, load_model, load_weights
 from tests import nets, networks
 
@@ -211,9 +215,11 @@ def test_metric_is_printed_before_and_after(tmp_path: Path, capsys: pytest.Captu
         (["inspect", "justaname", "--input", "1x3x8x8"], "expected package.module:factory"),
         (["plan", *MODEL, "--select", "named(bode)"], "did you mean body"),
         (["plan", *MODEL, "--rank", "0"], "rank must be at least 1"),
-        (["convert", *MODEL, "--plan", "none.json"], "none.json: cannot be read"),
-        (["convert", *MODEL, "--calibrate", "none.npy"], "none.npy does not exist"),
-        (["convert", *MODEL, "--weights", "none.safetensors"], "none.safetensors: cannot be read"),
+        (["inspect", "net.pt", "--input", "1x3x8x8"], "weights go to --weights"),
+        (["convert", *MODEL, "--metric", "accuracy"], "accuracy: expected file.py:function"),
+        (["convert", *MODEL, "--plan", "none.json"], "none.json: does not exist"),
+        (["convert", *MODEL, "--calibrate", "none.npy"], "none.npy: does not exist"),
+        (["convert", *MODEL, "--weights", "none.safetensors"], "none.safetensors: does not exist"),
         (["bench", "none.onnx", "none.onnx"], "none.onnx"),
         (["convert", *MODEL, "--weights", "/dev/zero"], "/dev/zero: is a folder, a device or a pipe"),
         (["convert", *MODEL, "--calibrate", "/dev/zero"], "/dev/zero: is a device or a pipe"),
@@ -234,9 +240,55 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
         ["plan", *MODEL, "--select", "kernel(3)"],
     ],
 )
-def test_usage_errors_exit_with_two(arguments: list[str]) -> None:
+def test_usage_errors_exit_with_two_and_a_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert " --help" in line
+
+
+def test_an_unknown_option_is_answered_with_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["convert", *MODEL, "--calibration", "photos"])
+    assert "--calibration; did you mean --calibrate" in capsys.readouterr().err
+
+
+_WITHOUT_TORCH = """
+import sys
+from convsurgeon.cli.main import main, parse
+for arguments in {good}:
+    parse(arguments)
+for arguments in {bad}:
+    assert main(arguments) == 1, arguments
+assert "torch" not in sys.modules
+"""
+
+
+def test_arguments_and_paths_are_checked_before_torch_loads(tmp_path: Path) -> None:
+    """It takes seconds to load."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file").write_text("")
+    wrong = ("--weights", "--calibrate", "--plan", "--device", "--metric", "--out")
+    paths = {"--metric": "none.py:f", "--out": str(tmp_path / "there")}
+    bad = [["convert", *MODEL, option, paths.get(option, "absent")] for option in wrong]
+    bad += [["bench", "none.onnx"], ["recover", *MODEL, "--from", "none"], ["inspect", "none.onnx"]]
+    good = [["convert", *MODEL, "--calibrate", "photos", "--within", "1.0"], ["sweep", *MODEL], ["bench", "a.onnx"]]
+    code = _WITHOUT_TORCH.format(good=good, bad=bad)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(bad)
+
+
+def test_forms_have_the_names_that_the_command_line_takes() -> None:
+    assert tuple(form.word for form in catalogue.FORMS) == options.FORMS
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("from torch import nn\ndef layer(): return nn.Linear(2, 2)\n")
+    (tmp_path / "whole.py").write_text("from beside_it import layer\n")
+    path = list(sys.path)
+    assert isinstance(load_model(f"{tmp_path / 'whole.py'}:layer"), nn.Linear)
+    assert sys.path == path
 
 
 def _state(prefix: str = "") -> dict[str, torch.Tensor]:

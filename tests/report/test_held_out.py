@@ -15,9 +15,9 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.base.arrays import Array
+from convsurgeon.base.words import WORDS
 from convsurgeon.report.held_out import HeldOut, compare_images
 from convsurgeon.report.png import draw_classes, draw_marks, draw_values
-from convsurgeon.report.words import WORDS, without_empty
 from tests.report.bundles import make_bundle, timing
 
 
@@ -109,15 +109,15 @@ def test_every_column_of_the_page_is_explained() -> None:
     made = make_bundle(timing(model=3.0, model_int8=2.0))
     assert made.bench is not None
     tables = (made.files, made.parity, made.providers, made.bench.files, made.quantized[0].table, report.tried)
-    columns = {name for table in (*tables, *report.tables) if table is not report.layers for name in table.headers}
+    columns = {name for table in (*tables, *report.tables) for name in table.headers}
     plain = {
         *("", "file", "layer", "module", "reason", "note", "tensor", "shape", "elements", "before", "after", "ratio"),
-        *("provider", "weights", "kept", "taken", "in"),
+        *("provider", "weights", "kept", "taken", "in", "output", "becomes"),
     }
-    assert columns <= plain | set(WORDS) | set(report.layers.headers)
+    assert columns <= plain | set(WORDS)
 
 
 def test_empty_columns_go() -> None:
     made = make_bundle(timing(model=3.0), top1=None)
     assert "same_top1" in made.files.headers
-    assert "same_top1" not in without_empty(made.files).headers
+    assert "same_top1" not in made.files.filled().headers

@@ -49,7 +49,7 @@ def test_json_csv_and_markdown_hold_the_same(result: cs.Result) -> None:
     assert [row["layer"] for row in rows] == [row["layer"] for row in values["layers"]] == ["stem", "body", "down"]
     markdown = result.report.to_markdown()
     assert all(f"| {row['layer']}" in markdown for row in rows)
-    assert "## Learnables" in markdown
+    assert "## Parameter tensors" in markdown
 
 
 def test_a_metric_joins_the_summary(result: cs.Result) -> None:
@@ -105,4 +105,4 @@ def test_what_notes_name_is_only_shown(result: cs.Result) -> None:
     report = dataclasses.replace(result.report, notes=(names,), speed=names)
     assert all(line.isprintable() for line in str(report).split("\n"))
     assert str(report).count("layer <b>\\x1b[31m|x|") == 2
-    assert report.to_markdown().count(r"layer &lt;b&gt;\x1b\[31m\|x\|") == 2
+    assert report.to_markdown().count(r"layer &lt;b>\x1b\[31m\|x\|") == 2

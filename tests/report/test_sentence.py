@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.report.bundle import Recommended
@@ -23,9 +24,22 @@ X = torch.linspace(-1, 1, 2 * 3 * 12 * 12).reshape(2, 3, 12, 12)
 @pytest.fixture(scope="module")
 def report() -> cs.Report:
     torch.manual_seed(0)
-    return cs.convert(
+    made = cs.convert(
         nets.Shared().eval(), X, policy=cs.select.everything(), forms=[cs.DepthwiseSeparable(rank=1)], calibration=False
     ).report
+    return dataclasses.replace(made, warning="")  # that it looks untrained
+
+
+def test_an_untrained_network_is_told_first() -> None:
+    torch.manual_seed(0)
+    made = cs.convert(nets.Shared().eval(), X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False).report
+    assert sentence(made).startswith("The network looks untrained")
+    trained = nets.Shared()
+    for norm in trained.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean += 0.1
+    made = cs.convert(trained.eval(), X, forms=[cs.DepthwiseSeparable(rank=1)], calibration=False).report
+    assert not made.warning
 
 
 def _recommended(**values: Any) -> Recommended:
@@ -133,10 +147,10 @@ def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
     slow = make_bundle(timing(model=1.5, original_int8=2.0, model_int8=1.8), timing(2, "extended", model=0.9))
     found = " ".join([*cautions(report, slow), *remarks(report, slow)])
     assert "Not faster than the original with 2 threads at optimisation level extended (0.90)." in found
-    assert "in int8, without any surgery, is 2.00 times as fast: here quantising alone does as well" in found
+    assert "in int8, with its convs as they were, is 2.00 times as fast: here quantising alone does as well" in found
     assert "fewer MACs, but" in found
     fast = make_bundle(timing(model=30.0, original_int8=2.0, model_int8=40.0))
-    assert "the surgery gives 40.00" in " ".join(remarks(report, fast))
+    assert "rewriting them gives 40.00" in " ".join(remarks(report, fast))
     assert "fewer MACs, but" not in " ".join(remarks(report, fast))
     far = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=2.0))
     assert "far from the original's (SQNR 2.0 dB): without calibration" in " ".join(cautions(far))

@@ -69,7 +69,7 @@ def test_a_table_of_another_machine_is_believed() -> None:
     result = _converted(MadeUpTable(each=0.1, beside=(4.0,) * 3, elsewhere=True), 0.2)
     assert not any(trial.is_timed for trial in result.trials)
     assert result.changes
-    assert "by the table of latencies" in result.report.speed
+    assert "by the measured times of its layers" in result.report.speed
 
 
 def test_a_corrected_table_predicts_what_was_measured() -> None:

@@ -31,17 +31,19 @@ def test_the_next_point_is_the_one_that_loses_least_of_those_that_are_worth_it()
     assert "About 1.6 times as fast at <lambda> 91.23: Within(1.3, metric=" in describe_outlook(IOU, [taken, *others])
     assert "Within" not in describe_outlook(IOU, [taken])
     left = describe_outlook(ERROR, [trial(2.04, 0.0512, ERROR)])  # nothing was taken
-    assert left == "About 2.0 times as fast at an error of 0.051: Within(0.052)."
+    assert left == "About 2.0 times as fast at an error of 0.051: Within(0.052) (--within 0.052)."
     decided = [dataclasses.replace(trial(2.04, 0.0512, ERROR), lost=0.012)]
-    assert "at an error of 0.051, 1.2% of right decisions lost: Within(0.052)." in describe_outlook(ERROR, decided)
+    assert "at an error of 0.051, 1.2% of right decisions lost: Within(0.052) (--within 0.052)." in describe_outlook(
+        ERROR, decided
+    )
     assert cs.Within(0.052, better="lower", before=0.0).keeps(0.0512)
 
 
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ([], "It uses 40% of what may be lost: no plan that is faster exists."),
-        ([0.09], "the next faster plan that was tried would lose 3.0 times as much as is allowed."),
+        ([], "It uses 40% of the tolerance: no faster plan exists."),
+        ([0.09], "the next faster plan that was tried loses 3.0 times the tolerance."),
         ([0.09] * (MOST_TRIALS - 1), f"the search ended after {MOST_TRIALS} trials."),
     ],
 )

@@ -115,9 +115,14 @@ def test_a_network_that_is_not_worth_it_comes_back_as_it_was(table: MadeUpTable,
     assert {skip.reason for skip in result.skipped} <= {NOT_WORTH_IT, study.NOT_FASTER}
 
 
+def test_a_tolerance_that_forgot_its_metric_is_refused() -> None:
+    with pytest.raises(cs.errors.BudgetError, match="metric"):
+        cs.Within(1.0)
+
+
 def test_a_layer_that_is_slower_beside_the_others_goes_back() -> None:
     """Law 9, of the measured whole."""
-    result = converted(MadeUpTable(beside=(1.0, 9.0, 1.0)), cs.Within(1.5))
+    result = converted(MadeUpTable(beside=(1.0, 9.0, 1.0)), cs.Within(0.99))
     assert set(result.changes) == {"0", "4"}
     timed = [trial for trial in result.trials if trial.is_timed]
     assert [trial.slower for trial in timed] == [("2",), ()]
@@ -136,7 +141,7 @@ def test_a_layer_that_is_slower_beside_the_others_goes_back() -> None:
 )
 def test_noise_throws_nothing_away(table: MadeUpTable) -> None:
     """Law 12: only an interval that lies on one side decides."""
-    result = converted(table, cs.Within(1.5))
+    result = converted(table, cs.Within(0.99))
     assert result.changes
     assert not result.report.speed.startswith("Left as it was")
 

@@ -1,10 +1,23 @@
-"""What the columns of the page's tables are called there, and what they mean."""
+"""What the columns of tables are called where people read them, and what they mean."""
 
 from __future__ import annotations
 
-from convsurgeon.base.tables import Table
+from collections.abc import Iterable
 
 WORDS: dict[str, tuple[str, str]] = {
+    "conv": ("conv", "channels in and out, window, /stride"),
+    "weights_lost": ("weights lost", "share of the kernel's squared weights that the form drops, before any fit"),
+    "params": ("parameters", ""),
+    "params_after": ("parameters after", ""),
+    "macs_after": ("MACs after", ""),
+    "flops": ("FLOPs", "twice the MACs"),
+    "weight_bytes": ("bytes of weights", ""),
+    "peak_activation_bytes": ("peak bytes of activations", ""),
+    "budget": ("budget", "share of the original's"),
+    "macs_ratio": ("MACs, ratio", "of the original's"),
+    "params_ratio": ("parameters, ratio", "of the original's"),
+    "ms": ("ms", "milliseconds of one run"),
+    "level": ("optimisation level", "of onnxruntime's graph optimisations"),
     "MB": ("MB", "the file with its weights, in millions of bytes"),
     "metric": ("metric", "your own measure"),
     "sqnr_db": ("SQNR, dB", "energy of the outputs over that of their error; 20 dB is an error of 1 %"),
@@ -28,9 +41,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "speed_up": ("speed-up", "times as fast as the original"),
     "95 %": ("95 %", "where the speed-up lies in 95 of 100 cases"),
     "verdict": ("verdict", "what the interval allows to say"),
-    "suitable": ("suitable", "whether the provider takes the network well"),
+    "suitable": ("suitable", "whether the provider runs the network well"),
     "nodes taken": ("nodes taken", "by the provider; the processor runs the others"),
-    "partitions": ("parts", "runs of such nodes; each border costs a copy"),
+    "partitions": ("partitions", "connected groups of such nodes; each border costs a copy"),
     "stopped by": ("stopped by", "the first nodes that it does not take"),
     "noise_added": ("error added", "by rounding this layer alone, over its output's energy"),
     "cosine": ("cosine", "of the angle between the outputs; 1 is equal"),
@@ -40,13 +53,13 @@ WORDS: dict[str, tuple[str, str]] = {
     "added_db": ("added, dB", "energy of what the network adds to its input over that of the error"),
     "error_before": ("error before", "of the layer's output, with factors from the weights alone"),
     "error_after": ("error after", "the same after the fit to the images"),
-    "samples": ("samples", "places of images that were fitted to"),
-    "share": ("share of MACs", "of the original's"),
-    "predicted_ms": ("predicted ms", "by the table of layers"),
+    "samples": ("samples", "pixels of the output that were fitted to"),
+    "share": ("share of MACs", "of the whole original's"),
+    "predicted_ms": ("predicted ms", "by the measured times of its layers"),
     "measured_ms": ("measured ms", "of the whole network"),
     "spread": ("spread", "of the measured milliseconds"),
-    "decisions_lost": ("right decisions lost", "by the original's own probabilities"),
-    "value": ("figure", "what the goal looks at"),
+    "decisions_lost": ("right decisions lost", "estimated from the original's own probabilities"),
+    "value": ("figure", "the metric, or the error, that the goal limits"),
     "good_enough": ("good enough", "for the goal"),
     "slower_layers": ("slower layers", "that were not faster as part of the whole network"),
 }
@@ -54,17 +67,10 @@ WORDS: dict[str, tuple[str, str]] = {
 
 
 def heading(column: str) -> str:
-    """Return how a column is headed on the page."""
+    """Return how a column is headed."""
     return WORDS[column][0] if column in WORDS else column.replace("_", " ")
 
 
-def legend(table: Table) -> list[tuple[str, str]]:
-    """Return headings of a table with their meanings."""
-    return [WORDS[name] for name in table.headers if name in WORDS]
-
-
-def without_empty(table: Table) -> Table:
-    """Return a table without columns that hold nothing."""
-    held = [index for index in range(len(table.columns)) if any(row[index] is not None for row in table.rows)]
-    columns = tuple(table.columns[index] for index in held)
-    return Table(table.title, columns, tuple(tuple(row[index] for index in held) for row in table.rows))
+def legend(columns: Iterable[str]) -> list[tuple[str, str]]:
+    """Return headings with their meanings, of the columns that need one."""
+    return [WORDS[name] for name in columns if name in WORDS and WORDS[name][1]]
