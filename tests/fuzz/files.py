@@ -52,6 +52,9 @@ DEVICE: dict[str, Any] = {
 }
 """What the measuring script writes, of a network of one site."""
 
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where cases keep their files: a disk costs more than the rest of a case."""
+
 ran: list[str] = []
 """What a pickle would write to if it were executed."""
 
@@ -100,7 +103,7 @@ def damaged(rng: random.Random, data: bytes) -> bytes:
 def weights(rng: random.Random) -> None:
     """A weight file loads or is refused; nothing in it is executed; what loads is finite in number and shape."""
     model = nets.Plain()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         path = Path(folder) / rng.choice(("net.pt", "net.safetensors", "net.bin"))
         path.write_bytes(damaged(rng, rng.choice(_originals())))
         with contextlib.suppress(cs.ConvSurgeonError):
@@ -140,7 +143,7 @@ def _moved(rng: random.Random) -> bytes:
 
 def onnx(rng: random.Random) -> None:
     """`bench` times a file or refuses it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         path = Path(folder) / "net.onnx"
         path.write_bytes(damaged(rng, _moved(rng)) if rng.random() < 0.95 else rng.randbytes(rng.randint(0, 2000)))
         with contextlib.suppress(cs.ConvSurgeonError):

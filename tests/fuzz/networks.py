@@ -30,6 +30,7 @@ from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.source_file import read_source
 from convsurgeon.onnxnet.write import save_network
+from tests.fuzz.files import MEMORY
 from tests.fuzz.makers import Maker
 from tests.growing import convert_growing
 from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, session_of
@@ -37,8 +38,6 @@ from tests.onnxnet.files import Array, feed_for, nothing_else_touched, plain, se
 FORMS: tuple[Any, ...] = (cs.CP, cs.DepthwiseSeparable, cs.Blueprint)
 WHOLE = 0.05
 """Share of the files that go through `convert` and `export`."""
-
-_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def damaged(rng: random.Random, model: ModelProto) -> ModelProto:
@@ -113,7 +112,7 @@ def _bytes_changed(rng: random.Random, data: bytes) -> bytes:
 
 def prepare() -> None:
     """One file through the whole road, so that what that loads is loaded before workers are forked."""
-    with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         path = Path(name) / "net.onnx"
         onnx.save(plain(), path)
         _whole(path, cs.CP(rank=cs.Energy(1.0)), Path(name) / "made.onnx")
@@ -125,7 +124,7 @@ def check(rng: random.Random) -> None:
     model, harm = maker.model(), rng.random()
     if harm < 0.28 and model.graph.node:
         model = damaged(rng, model)
-    with tempfile.TemporaryDirectory(dir=_MEMORY) as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         folder, path = Path(name), Path(name) / "net.onnx"
         if harm > 0.94:
             onnx.save(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.runtime.latencies import predict
 from convsurgeon.runtime.table import LatencyTable
-from tests import nets
 from tests.calibration.loading import load
-from tests.fuzz.files import DEVICE, damaged
+from tests.fuzz.files import DEVICE, MEMORY, damaged
 from tests.fuzz.texts import captured, mutate
 
 
@@ -31,7 +31,7 @@ def device(rng: random.Random) -> None:
     values: Any = copy.deepcopy(DEVICE)
     for _ in range(rng.randint(1, 3)):
         values = mutate(rng, values)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         path = Path(folder) / "device.json"
         path.write_text(json.dumps(values))
         if rng.random() < 0.2:
@@ -71,7 +71,7 @@ def images(rng: random.Random) -> None:
     """A file of images is read as images of the wanted shape, or is refused in a line."""
     name, data = rng.choice(_pictures())
     data = _of_shape(rng) if name == "a.npy" and rng.random() < 0.5 else damaged(rng, data)
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder) / name
         path.write_bytes(data)
@@ -93,16 +93,18 @@ def _of_shape(rng: random.Random) -> bytes:
     return held.getvalue() + bytes(rng.choice((0, 24, 1536)))
 
 
-RECIPE = cs.Recipe(epochs=1, batch_size=16, lr=1e-3)
+RECIPE = cs.Recipe(epochs=1, batch_size=8, lr=1e-3)
+IMAGES = 16
 
 
 @functools.cache
 def _run() -> tuple[cs.Result, bytes]:
     """A finished recovery, and its checkpoint."""
     torch.manual_seed(0)
-    batch = torch.randn(32, 3, 8, 8)
-    made = cs.convert(nets.Plain().eval(), batch[:1], forms=[cs.DepthwiseSeparable(rank=1)], progress=False)
-    with tempfile.TemporaryDirectory() as folder:
+    batch = torch.randn(IMAGES, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Flatten()).eval()
+    made = cs.convert(net, batch[:1], forms=[cs.DepthwiseSeparable(rank=1)], calibration=False, progress=False)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         cs.recover(made, batch, recipe=RECIPE, run=folder, progress=False)
         return made, (Path(folder) / "last.pt").read_bytes()
 
@@ -111,7 +113,7 @@ def checkpoint(rng: random.Random) -> None:
     """A damaged checkpoint is refused in a line; one that can be read ends the run as it should."""
     result, data = _run()
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         path = Path(folder) / "last.pt"
         if rng.random() < 0.6:
             path.write_bytes(damaged(rng, data))
@@ -121,7 +123,7 @@ def checkpoint(rng: random.Random) -> None:
                     if rng.random() < 0.98:
                         wrong.writestr(entry.filename, right.read(entry))
         try:
-            images = torch.randn(32, 3, 8, 8)
+            images = torch.randn(IMAGES, 3, 8, 8)
             better = cs.recover(result, images, recipe=RECIPE, run=folder, resume=True, progress=False)
         except cs.ConvSurgeonError as error:
             assert "\n" not in str(error)

@@ -12,13 +12,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import convsurgeon as cs
 from convsurgeon import cli
+from convsurgeon.calibration import synthetic
 from convsurgeon.graph.capture import Capture
 from tests import nets
+from tests.fuzz.files import MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
 _JUNK = (
@@ -202,8 +205,9 @@ def arguments(rng: random.Random) -> None:
     given = [word for word in given if not word.startswith("--h") and word != "-h"]
     out, err = io.StringIO(), io.StringIO()
     with (
-        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryDirectory(dir=MEMORY) as folder,
         contextlib.chdir(folder),
+        mock.patch.object(synthetic, "_MOST_IMAGES", 32),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
