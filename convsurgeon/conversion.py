@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from convsurgeon.base import processes
-from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError, WriteError
+from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError, WriteError, expect
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import say
 from convsurgeon.calibration.collect import check_calibration, gather
@@ -95,16 +95,18 @@ def convert(
     Returns:
         The converted model with its changes, skips, plan and report.
     """
-    check_calibration(calibration)
+    check_calibration(calibration, seed)
+    expect(goal, (Budget, Within, type(None)), "goal: expected a Budget or a Within", BudgetError)
+    expect(runtime, (Runtime, type(None)), "runtime: expected a Runtime", LatencyError)
     if isinstance(goal, Within) and calibration is False:
         raise CalibrationError("within: plans are judged with fitted weights; pass calibration, or leave it out")
     if goal is not None and isinstance(forms, Mapping | Plan):
         raise BudgetError("goal: forms by hand and a plan leave nothing to choose; leave one of the two out")
-    if minutes is not None and not minutes > 0:
-        raise BudgetError(f"minutes={minutes}: pass a number above 0, or leave it out")
+    if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
+        raise BudgetError(f"minutes={minutes!r}: pass a number above 0, or leave it out")
     began, worked = time.monotonic(), time.process_time()
     ends = math.inf if minutes is None else began + 60 * minutes
-    call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, seed, progress, ends)
+    call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, int(seed), progress, ends)
     say(f"looking at {'the file' if isinstance(model, str | os.PathLike) else type(model).__name__}", show=progress)
     with nullcontext() if calibration is False else only_free_cores():
         many = processes.size() > 1

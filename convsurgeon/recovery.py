@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from convsurgeon.base import processes
-from convsurgeon.base.errors import RecoveryError
+from convsurgeon.base.errors import RecoveryError, expect
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import bar
 from convsurgeon.calibration.synthetic import synthesise
@@ -85,6 +85,8 @@ def recover(
     Returns:
         A new result with the recovered model and a report of it.
     """
+    expect(result, Result, "recover: expected the result of convert", RecoveryError)
+    expect(recipe, Recipe, "recover: expected a Recipe", RecoveryError)
     recipe = dataclasses.replace(recipe, precision=recipe.precision or result.precision)
     _check(result)
     check_run(run, resume)

@@ -69,6 +69,12 @@ def first_line(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
+def expect(value: object, kind: type | tuple[type, ...], wanted: str, error: type[ConvSurgeonError]) -> None:
+    """Raise an error that says what is wanted, and the type that a caller gave, unless a value is of that kind."""
+    if not isinstance(value, kind):
+        raise error(f"{wanted}, got {type(value).__name__}")
+
+
 def describe(error: BaseException) -> str:
     """Return the class of an exception and the first line of its message."""
     kind, line = type(error).__name__, first_line(error)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from convsurgeon.base.errors import WriteError, reason
+from convsurgeon.base.errors import LoadError, WriteError, expect, reason
 
 _OF_THE_SYSTEM = (".DS_Store", "Thumbs.db", "desktop.ini", "._")
 """How the names of files begin that a file manager leaves in a folder that somebody looked into."""
@@ -39,6 +39,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     Raises:
         OSError: it cannot be read, or is a folder, a device or a pipe, which may never end.
     """
+    expect(path, (str, os.PathLike), "path: expected a string or a Path", LoadError)
     place = Path(path)
     if "\0" in str(place):
         raise OSError(errno.EINVAL, "a file's name cannot hold a NUL", str(place))
@@ -166,6 +167,7 @@ def _beside(target: Path) -> Iterator[Path]:
 
 
 def _path(path: str | os.PathLike[str]) -> Path:
+    expect(path, (str, os.PathLike), "path: expected a string or a Path", WriteError)
     if "\0" in os.fspath(path):
         raise WriteError(f"{os.fspath(path)!r}: a file's name cannot hold a NUL; choose another name")
     try:

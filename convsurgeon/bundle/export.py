@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from convsurgeon.base.errors import CalibrationError, ConvSurgeonError
+from convsurgeon.base.errors import CalibrationError, ConvSurgeonError, ExportError, LatencyError, expect
 from convsurgeon.base.files import new_folder
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.tables import in_markdown
@@ -86,6 +86,8 @@ def export(
         ExportError: one of the models has no ONNX form; ParityError if a file computes something else.
         LatencyError: a timing setting is out of range.
     """
+    expect(runtime, (Runtime, type(None)), "runtime: expected a Runtime", LatencyError)
+    expect(result, Result, "export: expected the result of convert", ExportError)
     int8 = result.precision == "int8" if int8 is None else int8
     threads = () if runtime is None else (runtime.threads,)
     runtime = result.runtime if runtime is None else runtime

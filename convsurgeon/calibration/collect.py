@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import numbers
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from convsurgeon.graph.outputs import check_output_sizes, outputs
 from convsurgeon.onnxnet.network import OnnxNetwork
 
 LIMIT = 1024
+_MOST_SEED = 10**17
 """Images to calibrate on where the user names no limit."""
 _LOG = logging.getLogger(__name__)
 
@@ -44,12 +46,14 @@ def as_images(calibration: object, limit: int = LIMIT) -> Images:
     return images if images.limit is not None else dataclasses.replace(images, limit=limit)
 
 
-def check_calibration(calibration: object) -> None:
-    """Refuse what no images can be read from, before any work is done.
+def check_calibration(calibration: object, seed: object) -> None:
+    """Refuse what no images can be read from, and no seed, before any work is done.
 
     Raises:
-        CalibrationError: As `as_images`.
+        CalibrationError: As `as_images`, or the seed is not one that torch's generators take.
     """
+    if not isinstance(seed, numbers.Integral) or abs(int(seed)) >= _MOST_SEED:
+        raise CalibrationError(f"seed={seed!r}: pass a whole number of up to 17 digits")
     if calibration is not False and not isinstance(calibration, Calibration):
         as_images(calibration)
 
@@ -66,22 +70,24 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
         limit: Most images to use where the user names no limit.
 
     Raises:
-        CalibrationError: The network cannot take the images, synthetic ones cannot be made, or the network's output has
-            a size that depends on values, so that errors are not defined.
+        CalibrationError: The network cannot take the images or has no values, synthetic ones cannot be made, or the
+            network's output has a size that depends on values, so that errors are not defined.
     """
     if calibration is False:
         return None
     on_meta = any(parameter.is_meta for parameter in seen.model.parameters())
-    if isinstance(calibration, Calibration):
-        if not on_meta:
-            check_output_sizes(seen.model, seen.example)
-        return calibration
-    images = as_images(calibration, limit)
-    if images.source is None and (on_meta or all(site.obstacle for site in seen.sites)):
+    images = calibration if isinstance(calibration, Calibration) else as_images(calibration, limit)
+    none_given = isinstance(images, Images) and images.source is None
+    if none_given and (on_meta or all(site.obstacle for site in seen.sites)):
         return None  # no values to fit, or no site that may be changed
-    if not on_meta:
-        check_output_sizes(seen.model, seen.example)
-    if images.source is None:
+    if on_meta:
+        raise CalibrationError("calibration: the model is on the meta device and has no values; load its weights first")
+    if not images_in(seen.example):
+        raise CalibrationError("example: it holds no images; pass at least one, or calibration=False")
+    check_output_sizes(seen.model, seen.example)
+    if isinstance(images, Calibration):
+        return images
+    if none_given:
         return synthesise(seen, images.most, seed=seed, mean=images.mean, std=images.std, progress=progress)
     if words := images.describe(seen.example):
         say(f"looking at {words}", show=progress)
@@ -92,10 +98,8 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
         few = Calibration((first_images(batch, max(own, PROBES)),), ())
         check_numbers(seen, fit_batches(seen.model, in_small_batches(seen, few), own).fitted, images, whole=whole)
 
-    given = read(images, seen.example, names, check=None if on_meta else check)
+    given = read(images, seen.example, names, check=check)
     data = fit_batches(seen.model, in_small_batches(seen, given), own)
-    if on_meta:
-        return data
     full = complete(seen, data, trusted=images.trusted, limit=images.most, seed=seed, progress=progress)
     return full if full is data else fit_batches(seen.model, in_small_batches(seen, full), own)
 
@@ -124,7 +128,9 @@ def read(
     count = 0
     for index, batch in enumerate(source.batches(like, names)):
         example = as_example(batch, like, index)
-        if check is not None and not index:
+        if not images_in(example):
+            continue
+        if check is not None and not taken:
             check(example, isinstance(batch, Tensor) and not batch.is_floating_point())
         room = source.most - count
         taken.append(example if images_in(example) <= room else first_images(example, room))

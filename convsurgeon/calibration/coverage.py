@@ -111,7 +111,8 @@ def _sample(batches: Sequence[Example]) -> list[Example]:
 def _fault(seen: Capture, sample: list[Example]) -> tuple[str, bool]:
     """Return what is wrong with images, in a clause, and whether it is mild; empty where nothing is known to be."""
     count = sum(map(images_in, sample))
-    rows = [tensor.flatten(2) for one in sample for tensor in one.tensors() if tensor.dim() == 4]
+    images = [tensor for one in sample for tensor in one.tensors() if tensor.dim() == 4]
+    rows = [(torch.view_as_real(one) if one.is_complex() else one).flatten(2) for one in images]
     plain = sum(int((one.amax(2) == one.amin(2)).all(1).sum()) for one in rows)
     constant = plain / max(1, sum(map(len, rows)))
     if constant > CONSTANT:

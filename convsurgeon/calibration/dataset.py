@@ -13,7 +13,7 @@ from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.calibration.channels_last import is_channels_last
 from convsurgeon.calibration.pictures import is_picture, is_single
-from convsurgeon.graph.example import Example
+from convsurgeon.graph.example import Example, is_plain
 
 BATCH = 64
 """Images per batch of what does not come in batches."""
@@ -145,6 +145,16 @@ def as_example(batch: Any, like: Example, index: int = 0) -> Example:
     return _checked(example, like, index)
 
 
+def check_values(images: Tensor, what: str) -> None:
+    """Refuse what is not an array of values.
+
+    Raises:
+        CalibrationError: The tensor is sparse, nested or on the meta device.
+    """
+    if images.is_meta or not is_plain(images):
+        raise CalibrationError(f"calibration: {what} is sparse, nested or on the meta device; pass plain tensors")
+
+
 def _holds_tensors(item: object) -> bool:
     return isinstance(item, Tensor | tuple | list | Mapping)
 
@@ -190,6 +200,8 @@ def _only_picture(values: Sequence[Any], channels: int, otherwise: Any) -> Any:
 def _checked(example: Example, like: Example, index: int) -> Example:
     """Return the batch in the example's dtypes and on its devices."""
     wanted, found = like.tensors(), example.tensors()
+    for tensor in found:
+        check_values(tensor, f"batch {index}")
     shapes = [(tuple(one.shape), tuple(two.shape)) for one, two in zip(wanted, found, strict=False)]
     if len(wanted) != len(found) or any(len(a) != len(b) or a[1:2] != b[1:2] for a, b in shapes):
         last = len(wanted) == len(found) and any(len(a) == len(b) == 4 and b[3] == a[1] for a, b in shapes)
@@ -199,6 +211,10 @@ def _checked(example: Example, like: Example, index: int) -> Example:
         if one.dtype == torch.uint8 and two.is_floating_point():
             raise CalibrationError(
                 f"calibration: batch {index} holds {two.dtype}, the example uint8; pass bytes, or Pillow images"
+            )
+        if two.is_complex() and not one.is_complex():
+            raise CalibrationError(
+                f"calibration: batch {index} holds {two.dtype}, the example {one.dtype}; pass its kind"
             )
     if not all(bool(tensor.isfinite().all()) for tensor in found):
         raise CalibrationError(f"calibration: batch {index} holds NaN or infinity; leave such images out")

@@ -222,7 +222,10 @@ def _unpacked(archive: Any, source: Path) -> dict[str, Array]:
             f"{source}: grows to {size / 1e9:,.1f} GB; an .npz is read whole: save the images as .npy, which is mapped"
         )
     with archive:
-        return {name: archive[name] for name in archive.files}
+        found = {name: archive[name] for name in archive.files}
+    if not all(isinstance(array, np.ndarray) for array in found.values()):
+        raise ValueError("a zip of other files; unpack it")
+    return found
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration import image_files
 from convsurgeon.calibration.channels_last import is_channels_last, to_channels_first, to_channels_last
-from convsurgeon.calibration.dataset import BATCH, picture_channels, without_labels
+from convsurgeon.calibration.dataset import BATCH, check_values, picture_channels, without_labels
 from convsurgeon.calibration.normalisation import Numbers, normalisation
 from convsurgeon.calibration.pictures import decode, in_batches, is_single
 from convsurgeon.graph.example import Example
@@ -56,9 +57,14 @@ class Images:
 
     def __post_init__(self) -> None:
         source = self.source
-        if self.limit is not None and self.limit < 1:
-            raise CalibrationError(f"limit={self.limit}: no images would be read; pass 1 or more")
-        if isinstance(source, str | os.PathLike):
+        if self.limit is not None and not _is_count(self.limit):
+            raise CalibrationError(f"limit={self.limit!r}: pass a whole number of images, 1 or more")
+        sides = self.size if isinstance(self.size, tuple | list) else (self.size, self.size)
+        if self.size is not None and not (len(sides) == 2 and all(map(_is_count, sides))):
+            raise CalibrationError(f"size={self.size!r}: pass height and width in pixels, or one number for both")
+        if isinstance(source, Tensor):
+            check_values(source, "it")
+        elif isinstance(source, str | os.PathLike):
             if not Path(source).exists():
                 raise CalibrationError(f"calibration: {source} does not exist; {_PASS}")
         elif isinstance(source, bytes | Mapping) or not (
@@ -233,3 +239,7 @@ def _given_batches(source: Any, like: Example) -> Iterator[Any]:
         yield from tensor.split(BATCH)
     else:
         yield from source
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and int(value) >= 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from convsurgeon.base.errors import RecoveryError, WriteError, describe, reason
+from convsurgeon.base.errors import RecoveryError, WriteError, describe, expect, reason
 from convsurgeon.base.files import new_file
 from convsurgeon.distill.distiller import Distiller
 
@@ -21,6 +21,7 @@ VERSION = 1
 
 def check_run(path: str | os.PathLike[str] | None, resume: bool) -> None:
     """Refuse a run that could neither begin nor go on, before any work is done."""
+    expect(path, (str, os.PathLike, type(None)), "run: expected the path of a folder", RecoveryError)
     if path is None and resume:
         raise RecoveryError("recover: resume needs the folder of the run; pass run= (--run)")
     if path is not None and (Path(path) / LAST).exists() and not resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,12 +97,16 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr", "hold_back", "limit", "save_every"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise RecoveryError(f"recover: {name} must be above 0 and finite, got {value}")
+            kind = "a number" if name in ("epochs", "lr") else "a whole number"
+            known = isinstance(value, numbers.Real if kind == "a number" else numbers.Integral)
+            if value is not None and not (known and 0 < value < math.inf):
+                raise RecoveryError(f"recover: {name} must be {kind} above 0, got {value!r}")
         if self.precision is not None and self.precision not in PRECISIONS:
             raise RecoveryError(f"recover: precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if self.epochs is not None and self.epochs > _MOST_EPOCHS:
             raise RecoveryError(f"recover: epochs={self.epochs:g} would never end; pass {_MOST_EPOCHS:,} or less")
+        if not isinstance(self.seed, numbers.Integral) or self.seed < 0:
+            raise RecoveryError(f"recover: seed must be a whole number from 0 on, got {self.seed!r}")
 
     def batch(self, images: int) -> int:
         """Return the size of a batch of all processes together, for so many images to learn from."""

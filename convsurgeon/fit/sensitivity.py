@@ -63,7 +63,7 @@ def gradient_moments(
             own = scales([outputs(model, batch) for batch in first_batches(batches, _LEAST_IMAGES)])
             for number, part in enumerate(_parts(model, batches)):
                 images += images_in(part)
-                _backward(model, part, own, torch.Generator().manual_seed(seed * 7919 + number))
+                _backward(model, part, own, torch.Generator().manual_seed((seed * 7919 + number) % (1 << 62)))
         except RuntimeError as error:
             warnings.warn(f"calibration: no gradients ({first_line(error)}); all outputs count alike", stacklevel=2)
         finally:
@@ -147,9 +147,14 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
 
 
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
-    """Yield the first images, in parts small enough for a backward pass."""
-    positions, kept_bytes = _of_one_image(model, first_images(batches[0], 1))
-    at_once, images = max(1, _BYTES // max(1, kept_bytes)), 0
+    """Yield the first images, in parts small enough for a backward pass; whole batches where one image is not taken."""
+    try:
+        positions, kept_bytes = _of_one_image(model, first_images(batches[0], 1))
+        at_once = max(1, _BYTES // max(1, kept_bytes))
+    except Exception as error:  # the user's own forward
+        _LOG.info("the model does not run on one image (%s); backward passes take whole batches", first_line(error))
+        positions, at_once = _of_one_image(model, batches[0])[0], images_in(batches[0])
+    images = 0
     most = max(_LEAST_IMAGES, min(IMAGES, sum(map(images_in, batches)) // 2))
     for batch in batches:
         size = images_in(batch)

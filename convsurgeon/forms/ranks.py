@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import numbers
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,9 @@ class Rule:
     share: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
+        if not isinstance(self.share, numbers.Real) or not 0 < self.share <= 1:
             name = type(self).__name__
-            raise FormError(f"{name}: the share must lie in (0, 1], got {self.share}; pass for example {name}(0.5)")
+            raise FormError(f"{name}: the share must lie in (0, 1], got {self.share!r}; pass for example {name}(0.5)")
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()} {self.share:g}"

@@ -26,7 +26,7 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, count_weights, live_bytes
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model, open_model
-from convsurgeon.graph.obstacles import check_model, holders_of, module_obstacle, reading_obstacle
+from convsurgeon.graph.obstacles import check_example, check_model, holders_of, module_obstacle, reading_obstacle
 from convsurgeon.graph.site import Call, Site
 from convsurgeon.graph.state import outside_inference, undisturbed
 from convsurgeon.graph.trace import readers_of_input, trace, untraced
@@ -76,7 +76,9 @@ def capture(model: Model, example: object = None) -> Capture:
     model, example = open_model(model, example)
     check_model(model)
     model = outside_inference(model)
-    inputs = Example.of(example).map(_compact)
+    inputs = Example.of(example)
+    check_example(inputs)
+    inputs = inputs.map(_compact)
     with undisturbed(model):
         graph, opaque = trace(model, inputs)
         try:
@@ -125,9 +127,10 @@ def _watch(model: nn.Module, graph: fx.GraphModule, example: Example) -> tuple[_
         with undisturbed(model):
             return _run(model, graph, inputs, None)
     except Exception as error:
+        deep = isinstance(error, RecursionError)
+        remedy = "raise sys.setrecursionlimit" if deep else "pass an example that model(...) accepts, batch first"
         raise CaptureError(
-            f"example: {type(model).__name__} does not run on an input of shape {example}: "
-            f"{describe(error)}; pass an example that model(...) accepts, batch first"
+            f"example: {type(model).__name__} does not run on an input of shape {example}: {describe(error)}; {remedy}"
         ) from error
 
 

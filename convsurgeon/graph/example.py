@@ -70,3 +70,8 @@ class Example:
 
     def __str__(self) -> str:
         return ", ".join("x".join(map(str, tensor.shape)) for tensor in self.tensors())
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is an array, and not sparse or nested."""
+    return tensor.layout is torch.strided and not tensor.is_nested

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.obstacles import check_module
 from convsurgeon.graph.outputs import tensors_in
 from convsurgeon.onnxnet.modules import FileInput
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -32,6 +33,7 @@ def open_model(
     if isinstance(model, OnnxNetwork):
         return model, _inputs(model.file_inputs, example)
     if not isinstance(model, str | Path):
+        check_module(model)
         if example is None:
             raise CaptureError("example: a model needs one; pass a tensor, a tuple of arguments or a dict")
         return model, example

@@ -12,19 +12,25 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from convsurgeon.base.errors import CaptureError
 from convsurgeon.forms.geometry import Geometry
+from convsurgeon.graph.example import Example, is_plain
 
 _CONVS = nn.modules.conv._ConvNd
 _ASKED = ("modules", "named_modules", "parameters", "named_parameters", "buffers", "named_buffers")
 """Methods of a module that everything here, and torch itself, relies on."""
 
 
-def check_model(model: object) -> None:
-    """Refuse wrappers of a model, compiled and quantised layers, and objects that are not modules."""
+def check_module(model: object) -> None:
+    """Refuse what is not a module."""
     if not isinstance(model, nn.Module):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise CaptureError(
             f"model: expected a torch.nn.Module, got {got}; build the network and load its weights into it"
         )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse wrappers of a model, compiled and quantised layers, and objects that are not modules."""
+    check_module(model)
     if hasattr(model, "_orig_mod"):
         raise CaptureError("model: it is compiled by torch.compile; pass model._orig_mod and compile the result")
     if hasattr(vars(model).get("forward"), "_torchdynamo_orig_callable"):
@@ -54,6 +60,18 @@ def check_model(model: object) -> None:
     if len({parameter.is_meta for parameter in model.parameters()}) > 1:
         part = next(name for name, parameter in model.named_parameters() if parameter.is_meta)
         raise CaptureError(f"model: {part} is on the meta device and other parameters are not; load all or none")
+
+
+def check_example(example: Example) -> None:
+    """Refuse tensors that are not arrays.
+
+    Raises:
+        CaptureError: one is sparse or nested.
+    """
+    for tensor in example.tensors():
+        if not is_plain(tensor):
+            kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+            raise CaptureError(f"example: it holds a {kind} tensor; pass a plain one (tensor.to_dense())")
 
 
 def _refuse_exported(model: nn.Module) -> None:

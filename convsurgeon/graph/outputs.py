@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convsurgeon.base.errors import CalibrationError
-from convsurgeon.graph.example import Example
+from convsurgeon.graph.example import Example, is_plain
 from convsurgeon.graph.picking import Picking, describe
 from convsurgeon.graph.state import undisturbed
 
@@ -77,8 +77,12 @@ def leaves_in(value: object) -> list[Any]:
         if not isinstance(leaf, Tensor) and hasattr(leaf, "__dict__") and not callable(leaf):
             leaves.extend(leaves_in(dict(vars(leaf))))
         else:
-            leaves.append(leaf)
+            leaves.append(leaf if not isinstance(leaf, Tensor) or is_plain(leaf) else _as_array(leaf))
     return leaves
+
+
+def _as_array(tensor: Tensor) -> Tensor:
+    return tensor.to_padded_tensor(0.0) if tensor.is_nested else tensor.to_dense()
 
 
 def pair_outputs(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

@@ -9,6 +9,7 @@ The file is compared with the float one on the calibration inputs, value by valu
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import onnx
 from onnx import ModelProto
 from onnxruntime.transformers import float16
 
-from convsurgeon.base.errors import ExportError, LatencyError, ParityError, first_line
+from convsurgeon.base.errors import ExportError, LatencyError, ParityError, expect, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.tables import Table
@@ -105,6 +106,7 @@ def quantize(
             target wants fixed shapes.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
+    expect(source, (str, os.PathLike), "source: expected the path of an ONNX file", ExportError)
     origin, place = Path(source), check_file(path, overwrite)
     target = Target.onnxruntime() if target is None else target
     model = _read(origin)
@@ -147,6 +149,7 @@ def convert_fp16(
         ExportError: The source is not valid or cannot be converted.
         ParityError: The outputs are further off than `sqnr_db`. Nothing is written.
     """
+    expect(source, (str, os.PathLike), "source: expected the path of an ONNX file", ExportError)
     origin, place = Path(source), check_file(path, overwrite)
     model = _read(origin)
     feeds = make_feeds(model, inputs)

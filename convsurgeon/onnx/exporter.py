@@ -21,7 +21,7 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
-from convsurgeon.base.errors import ExportError, ParityError, WriteError, first_line
+from convsurgeon.base.errors import CaptureError, ExportError, ParityError, WriteError, first_line
 from convsurgeon.base.files import check_file, new_file
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.version import version
@@ -103,6 +103,8 @@ def export(
     target = check_file(path, overwrite)
     model, example = open_model(model, example)
     inputs = order_example(model, example)
+    if any(not tensor.numel() for tensor in inputs.tensors()):
+        raise CaptureError(f"example: {inputs} holds no values, so the file could not be checked; pass an image")
     if isinstance(model, OnnxNetwork):
         asked = {"dynamic": dynamic, "input_names": input_names, "output_names": output_names, "opset": opset != _OPSET}
         if changed := next((name for name, value in asked.items() if value), None):

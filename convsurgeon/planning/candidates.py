@@ -7,7 +7,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import FormError
+from convsurgeon.base.errors import FormError, expect
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.forms.catalogue import DEFAULT_FORMS
 from convsurgeon.forms.form import Form, Known
@@ -107,6 +107,7 @@ def forms_for(forms: Forms, site: Site) -> tuple[Sequence[Form], str, bool]:
 
 def check_forms(forms: Forms, sites: Sequence[Site]) -> None:
     """Check that there are forms, and that each of their names fits a conv."""
+    expect(forms, (Form, Mapping, Sequence), "forms: expected a list of forms, or a dict of them by name", FormError)
     if isinstance(forms, Form) or not forms:
         found = f"{forms.label} is not a list" if isinstance(forms, Form) else "nothing is given"
         raise FormError(f"forms: {found}; pass a list of forms, for example [DepthwiseSeparable(rank=2)]")

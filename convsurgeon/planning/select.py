@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from convsurgeon.base.errors import PolicyError, nearest
+from convsurgeon.base.errors import PolicyError, expect, nearest
 from convsurgeon.graph.site import Site
 
 Predicate = Callable[[Site], bool]
@@ -182,6 +182,7 @@ def parse(text: str) -> Policy:
     Raises:
         PolicyError: the text is not a policy; says what is wrong.
     """
+    expect(text, str, "policy: expected a string", PolicyError)
     rest = _CALL.sub(r"\1 ", text)
     if strange := re.sub(r"\b[a-z_]\w*|[&|~()\s]", "", rest, flags=re.ASCII):
         raise PolicyError(f"policy: unexpected {strange[0]!r} in {text!r}; {_EXAMPLE}")
@@ -255,6 +256,7 @@ def resolve(policy: Predicate | None, sites: Sequence[Site]) -> tuple[Policy, se
 
 def check_glob(what: str, glob: str, sites: Iterable[Site]) -> None:
     """Check that a name or pattern fits a conv."""
+    expect(glob, str, f"{what}: expected names of convs", PolicyError)
     sites = list(sites)
     if not any(matches(site, glob) for site in sites):
         known = [name for site in sites for name in site.names]

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from convsurgeon.base.errors import CaptureError, PlanError
+from convsurgeon.base.errors import CaptureError, PlanError, expect
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.forms.form import Form
 from convsurgeon.forms.geometry import Geometry, keeps_channels_last
@@ -28,6 +28,7 @@ from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.load import load_weights
 from convsurgeon.graph.model_files import Model, open_model
+from convsurgeon.graph.obstacles import check_module
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
 from convsurgeon.onnxnet.network import OnnxNetwork
@@ -84,6 +85,7 @@ def rebuild(model: Model, plan: Plan, weights: str | os.PathLike[str] | None = N
         CaptureError: the model cannot be copied.
         LoadError: the weights are not those of the converted model, or the file is not an ONNX file.
     """
+    expect(plan, Plan, "plan: expected a Plan (Plan.load reads a file)", PlanError)
     if not isinstance(model, nn.Module):
         sizes = [tuple(map(int, part.split("x"))) for part in plan.example.split(", ")] if plan.example else []
         model = open_model(
@@ -102,6 +104,7 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
 
 
 def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
+    check_module(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     if any(_is_row(modules, name) for name in plan.changes):
         model = with_rows(model)

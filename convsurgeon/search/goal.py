@@ -143,6 +143,8 @@ class Within:
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
             raise BudgetError(f"within: better={self.better!r}; pass 'higher' or 'lower'")
+        if self.metric is not None and not callable(self.metric):
+            raise BudgetError(f"within: metric={self.metric!r} is not a function; pass one of a model")
         if self.tolerance is not None:
             most = _read_tolerance(self.tolerance, 1.0)
             if self.metric is None and most >= 1:
@@ -245,6 +247,8 @@ class Within:
         return self.before - value if self.better == "higher" else value - self.before
 
     def __str__(self) -> str:
+        if self.before is None:
+            return f"{'the default tolerance' if self.tolerance is None else self.tolerance} of {self.name}"
         if self.metric is not None:
             return f"{self.most:.3g} of {self.name} ({self.before:.4g})"
         whole = "the output" if self.scale > DECIDES else "what is added to the input"

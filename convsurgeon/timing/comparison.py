@@ -6,6 +6,7 @@ timing.speedup, timing.interval, timing.verdict      # 2.31, (2.27, 2.36), "fast
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 from onnx import ModelProto
 
-from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.errors import LatencyError, expect
 from convsurgeon.base.tables import Table
 from convsurgeon.onnx.files import file_bytes, labels, load_checked
 from convsurgeon.onnxnet.measuring.engine import CPU, Engine
@@ -149,6 +150,8 @@ def compare(
     Raises:
         LatencyError: Fewer than two files, fewer than 50 pairs, or a file that cannot be run.
     """
+    for path in paths:
+        expect(path, (str, os.PathLike), "compare: expected paths of ONNX files", LatencyError)
     files = [Path(path) for path in paths]
     if len(files) < 2:
         raise LatencyError("compare: needs two files or more, the first is the baseline; pass it twice to see noise")

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.errors import LatencyError, expect
 
 TimeSamples = npt.NDArray[np.float64]
 Word = Literal["faster", "slower", "no measurable difference"]
@@ -48,6 +48,7 @@ class Verdict:
 
 def check_pairs(pairs: int, instead: str = "") -> None:
     """Raise `LatencyError` for too few rounds for a verdict, or for days of them; `instead` is what else would do."""
+    expect(pairs, int, "pairs: expected a whole number", LatencyError)
     if pairs < MIN_PAIRS:
         raise LatencyError(f"pairs={pairs}: too few for an interval; pass {MIN_PAIRS} or more{instead}")
     if pairs > _MOST_PAIRS:

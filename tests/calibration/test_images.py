@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import convsurgeon as cs
 from convsurgeon.calibration.collect import read
+from convsurgeon.calibration.dataset import images_in
 from tests import nets
 from tests.calibration.loading import load
 
@@ -95,7 +97,54 @@ def test_what_holds_no_images_is_refused_before_the_model_runs(source: Any) -> N
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("options", [{"limit": 0}, {"mean": (0.1, 0.2)}, {"transform": lambda image: image / "x"}])
+@pytest.mark.parametrize(
+    ("example", "source", "named"),
+    [
+        (FIRST[:1], FIRST.to_sparse(), "sparse"),
+        (FIRST[:1], FIRST.to("meta"), "meta"),
+        (FIRST[:1], torch.nested.as_nested_tensor(list(FIRST), layout=torch.jagged), "nested"),
+        (FIRST[:1], [FIRST, FIRST.to_sparse()], "batch 1"),
+        (FIRST[:1], FIRST.to(torch.complex64), "complex64"),
+        (FIRST[:1], FIRST[:0], "no images"),
+        (FIRST[:1], [FIRST[:0], FIRST[:0]], "no images"),
+        (FIRST[:0], FIRST, "example"),
+    ],
+    ids=["sparse", "meta", "nested", "batch", "complex", "empty", "empty batches", "empty example"],
+)
+def test_what_holds_no_values_is_refused(example: torch.Tensor, source: object, named: str) -> None:
+    with pytest.raises(cs.errors.CalibrationError, match=named):
+        cs.convert(nets.Plain().eval(), example, calibration=source, forms=[cs.CP(rank=4)], progress=False)
+
+
+def test_an_empty_batch_among_others_is_left_out() -> None:
+    given = read([FIRST[:0], FIRST[:4], FIRST[:0], FIRST[4:8]], cs.Example.of(FIRST[:1]))
+    assert sum(map(images_in, (*given.fitted, *given.held_back))) == 8
+
+
+def test_a_model_without_values_takes_no_images() -> None:
+    with torch.device("meta"):
+        model = nets.Plain()
+    with pytest.raises(cs.errors.CalibrationError, match="meta device"):
+        cs.convert(model, FIRST[:1], calibration=FIRST, forms=[cs.CP(rank=4)], progress=False)
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.pt"])
+def test_zipped_files_are_no_arrays(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        archive.writestr("a.jpg", b"\xff\xd8\xff")
+    with pytest.raises(cs.errors.CalibrationError, match=name):
+        load(tmp_path / name, (1, 3, 20, 16))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"limit": limit} for limit in (0, "all", 2.5)),
+        *({"size": size} for size in (0, "8x8", (8,), (8, -1), 2.5)),
+        {"mean": (0.1, 0.2)},
+        {"transform": lambda image: image / "x"},
+    ],
+)
 def test_options_that_do_not_fit_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(cs.errors.CalibrationError, match=next(iter(options))):
         _all(cs.Images(FIRST, **options))

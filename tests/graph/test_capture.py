@@ -170,6 +170,13 @@ def test_tied_parameters_are_counted_once() -> None:
     assert cost.weight_bytes == 4 * cost.params
 
 
+def _nested(depth: int) -> nn.Module:
+    model: nn.Module = nn.Conv2d(3, 3, 1)
+    for _ in range(depth):
+        model = nn.Sequential(model)
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "example", "message"),
     [
@@ -179,9 +186,31 @@ def test_tied_parameters_are_counted_once() -> None:
         (nn.Sequential(nn.LazyConv2d(4, 3)), X, "0.weight is lazy and has no shape yet"),
         (nn.DataParallel(nets.Plain()), X, "wrapped in DataParallel; pass model.module"),
         (nets.Cyclic(), X, "one of its modules contains itself"),
-        (len, X, "expected a torch.nn.Module, got builtin_function_or_method"),
+        (len, X, "expected a torch.nn.Module.* got builtin_function_or_method"),
+        (nets.Plain, X, "expected a torch.nn.Module.* got the class Plain"),
+        (nets.Plain().state_dict(), X, "expected a torch.nn.Module.* got OrderedDict"),
+        (nets.Plain(), X.to_sparse(), "example: it holds a sparse_coo tensor"),
+        (
+            nets.Plain(),
+            torch.nested.as_nested_tensor(list(X), layout=torch.jagged),
+            "example: it holds a nested tensor",
+        ),
+        (_nested(330), X[:, :, :4, :4], "RecursionError.*setrecursionlimit"),
     ],
-    ids=["shape", "text", "empty", "lazy", "parallel", "cyclic", "function"],
+    ids=[
+        "shape",
+        "text",
+        "empty",
+        "lazy",
+        "parallel",
+        "cyclic",
+        "function",
+        "class",
+        "state",
+        "sparse",
+        "nested",
+        "deep",
+    ],
 )
 def test_what_cannot_be_captured_is_refused(model: nn.Module, example: object, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
