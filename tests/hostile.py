@@ -438,7 +438,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "body is a TorchScript module",
     ),
     "DataParallel": (lambda: nn.DataParallel(nets.Plain()), "wrapped in DataParallel; pass model.module"),
-    "exported program": (_exported, "expected a torch.nn.Module.* got ExportedProgram"),
+    "exported program": (_exported, "expected a torch.nn.Module, got ExportedProgram"),
     "exported module": (lambda: _exported().module(), "a graph of operators, as torch.export makes it"),
     "unflattened": (lambda: torch.export.unflatten(_exported()), "a graph of operators, as torch.export makes it"),
     "half on meta": (_plain(lambda model: model.body.to("meta")), "body.weight is on the meta device and other"),
