@@ -36,17 +36,10 @@ _WARM_UP = 0.1
 class Distiller:
     """A training run: the student, its optimiser, the best weights so far and a log.
 
-    Args:
-        student: trained in place, in eval mode: nothing is dropped out and batch norms keep their statistics.
-        parameters: those that move.
-        loss: the mean over the images of a batch.
-        judge: scores a model.
-        start: the student's score as it is.
-        steps: of the whole run.
-        rate: the highest learning rate.
-        seed: of the random numbers of every step.
-        judge_every: steps between two judgements; None judges at the end of every quarter only.
-        shared: whether the processes of `torchrun` each take their share of every batch.
+    The student is trained in place, in eval mode: nothing is dropped out and batch norms keep their statistics. Only
+    `parameters` move. `loss` is the mean over the images of a batch, `judge` scores a model, and `start` is the
+    student's score as it is. It is judged every `judge_every` steps and at the end of every quarter. With `shared` the
+    processes of `torchrun` each take their share of every batch.
     """
 
     def __init__(

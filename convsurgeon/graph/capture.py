@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as hooks
@@ -25,6 +24,7 @@ from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.cost import Cost, MacCounter, count_weights, live_bytes
 from convsurgeon.graph.example import Example
+from convsurgeon.graph.functional import FUNCTIONS, functional_geometry
 from convsurgeon.graph.model_files import Model, open_model
 from convsurgeon.graph.obstacles import check_example, check_model, holders_of, module_obstacle, reading_obstacle
 from convsurgeon.graph.site import Call, Site
@@ -33,19 +33,6 @@ from convsurgeon.graph.trace import readers_of_input, trace, untraced
 from convsurgeon.onnxnet.modules import Subgraph
 
 _CONVS = nn.modules.conv._ConvNd
-_FUNCTIONS = {
-    torch.conv1d: 1,
-    torch.conv2d: 2,
-    torch.conv3d: 3,
-    torch.conv_transpose1d: -1,
-    torch.conv_transpose2d: -2,
-    torch.conv_transpose3d: -3,
-    torch.ops.aten.conv1d.default: 1,
-    torch.ops.aten.conv2d.default: 2,
-    torch.ops.aten.conv2d.padding: 2,
-    torch.ops.aten.conv3d.default: 3,
-}
-"""The functional convs and their dimensions, negative where transposed."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +91,7 @@ def _readers(model: nn.Module, graph: fx.GraphModule, watch: _Watch) -> set[str]
     """Names of the convs that read the input."""
     by_id = {id(module): module for module in model.modules()}
     run = [by_id[key] for key in watch.calls if key in by_id]
-    reading = readers_of_input(graph, run, _FUNCTIONS)
+    reading = readers_of_input(graph, run, FUNCTIONS)
     return {name for name, module in model.named_modules() if id(module) in reading}
 
 
@@ -237,11 +224,11 @@ class _Watch(TorchFunctionMode):
             owner = self._owners.get(id(value))
             if owner is not None and owner is not inside:
                 self.readers.setdefault(self._names[id(value)], self._here())
-        if func not in _FUNCTIONS or inside is not None:
+        if func not in FUNCTIONS or inside is not None:
             return func(*args, **kwargs)
         start = self._counter.macs
         out = func(*args, **kwargs)
-        self._note_functional(_FUNCTIONS[func], args, kwargs, out, self._counter.macs - start)
+        self._note_functional(FUNCTIONS[func], args, kwargs, out, self._counter.macs - start)
         return out
 
     def _here(self) -> str:
@@ -258,38 +245,12 @@ class _Watch(TorchFunctionMode):
         call = Call(tuple(value.shape), tuple(out.shape))
         known = self.functional.get(name)
         if known is None:
-            geometry = _functional_geometry(dimensions, weight, args, kwargs)
+            geometry = functional_geometry(dimensions, weight, args, kwargs)
             kind = f"F.conv{'_transpose' if dimensions < 0 else ''}{abs(dimensions)}d"
             why = f"called as {kind} in {self._here()}; make it an nn.Conv2d module to have it rewritten"
             self.functional[name] = Site(name, (), kind, geometry, (call,), geometry.params, macs, 0.0, why)
         else:
             self.functional[name] = replace(known, calls=(*known.calls, call), macs=known.macs + macs)
-
-
-def _functional_geometry(dimensions: int, weight: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Geometry:
-    """Geometry of a functional call, from its arguments by position or name; `dimensions` < 0 means transposed."""
-    late = ("dilation", "groups") if dimensions > 0 else ("output_padding", "groups", "dilation")
-    given = dict(zip(("input", "weight", "bias", "stride", "padding", *late), args, strict=False)) | kwargs
-    groups, padding = given.get("groups", 1), given.get("padding", 0)
-    channels = (weight.shape[0], weight.shape[1] * groups)
-    dims = abs(dimensions)
-    return Geometry(
-        in_channels=channels[dimensions > 0],
-        out_channels=channels[dimensions < 0],
-        kernel_size=tuple(weight.shape[2:]),
-        stride=_tuple(given.get("stride", 1), dims),
-        padding=padding if isinstance(padding, str) else _tuple(padding, dims),
-        dilation=_tuple(given.get("dilation", 1), dims),
-        groups=groups,
-        padding_mode="zeros",
-        bias=given.get("bias") is not None,
-        transposed=dimensions < 0,
-    )
-
-
-def _tuple(value: Any, length: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, tuple | list | torch.Size) else (value,)
-    return values * length if len(values) == 1 else values
 
 
 def _module_sites(model: nn.Module, watch: _Watch) -> list[Site]:

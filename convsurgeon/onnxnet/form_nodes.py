@@ -65,16 +65,10 @@ def form_nodes(
 ) -> list[NodeProto]:
     """Return the nodes that compute a module in the place of a conv node; the last gives its output.
 
-    Args:
-        module: convs, sums, norms and activations, in any order that `torch.fx` can trace.
-        conv: the node.
-        prefix: of the names of weights, and of the new nodes where the conv has no name.
-        names: that are taken.
-        put: stores a weight.
-        opset: of the graph.
-        source: what the module reads, where that is not what the conv reads.
-        padding: that the conv has and the module has not.
-        size: spatial size of the conv's input, where it is always the same.
+    The module may hold convs, sums, norms and activations, in any order that `torch.fx` can trace. `prefix` is of the
+    names of weights, and of the new nodes where the conv has no name. `source` is what the module reads, where that is
+    not what the conv reads; `padding` what the conv has and the module has not, and `size` the spatial size of the
+    conv's input, where it is always the same.
     """
     writer = _Writer(module, conv, prefix, names, put, opset)
     if isinstance(module, nn.modules.conv._ConvNd):  # of the same kind, with other weights

@@ -36,10 +36,7 @@ DEFAULT_DECISIONS = 0.0075
 """Share of right decisions that the default may lose, by the estimate of `graph.decisions`."""
 
 DEFAULT_LOSS = {"higher": 0.003, "lower": 0.02}
-"""Share of the original's own metric that may be lost where no tolerance is given, by which values are better.
-
-Of an accuracy of 92 that is 0.28 points, of 0.92 it is 0.0028, of 33 dB 0.1 dB; of an error it is 2 %.
-"""
+"""Share of the original's own metric that may be lost where no tolerance is given, by which values are better."""
 
 LARGE = {"higher": 0.25, "lower": 1.0}
 """Share of the metric from which on a tolerance that is a bare number is taken for a mistake in its unit."""
@@ -203,10 +200,7 @@ class Within:
         return max(error / self.scale, self.most * lost / self.decisions)
 
     def cautious(self, score: Score) -> float:
-        """Return the figure of a network by held-out images: by default one standard error worse than measured.
-
-        A handful of images tells little, many tell much.
-        """
+        """Return the figure of a network by held-out images: by default one standard error worse than measured."""
         if not self.usual:
             return self.value(score.error, score.lost)
         return self.value(score.error + score.doubt[0], score.lost + score.doubt[1])
