@@ -55,7 +55,7 @@ def _circumstances(name: str, arguments: Sequence[str]) -> Record:
     return {
         "benchmark": name,
         "question": question(name),
-        "command": shlex.join(["python", "-m", "tests.benchmarks", name, *_without_out(arguments)]),
+        "command": shlex.join(["python", "-m", "tests.benchmarks", name, *_without_places(arguments)]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "revision": revision(),
         "machine": f"{here.cpu}, {here.cores} cores ({' '.join(here.isa)})",
@@ -65,11 +65,11 @@ def _circumstances(name: str, arguments: Sequence[str]) -> Record:
     }
 
 
-def _without_out(arguments: Sequence[str]) -> list[str]:
-    """Drop `--out FILE`: it says nothing about the figures."""
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """Drop where files and other runtimes lie: it says nothing about the figures."""
     kept = list(arguments)
-    if "--out" in kept:
-        del kept[kept.index("--out") : kept.index("--out") + 2]
+    for option in {"--out", "--python", "--litert", "--node"} & set(kept):
+        del kept[kept.index(option) : kept.index(option) + 2]
     return kept
 
 

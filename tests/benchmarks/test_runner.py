@@ -51,9 +51,11 @@ def test_a_run_keeps_its_rows_and_circumstances(tmp_path: Path, capsys: pytest.C
     assert "nested" not in shown
 
 
-def test_the_script_for_a_gpu_runs_tiny_networks_without_one(tmp_path: Path) -> None:
+def test_the_script_for_a_gpu_runs_tiny_networks_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.benchmarks.gpu.MOST_ROUNDS", 2)
+    monkeypatch.setattr("tests.benchmarks.gpu.SAMPLE_MS", 0.1)
     where = tmp_path / "gpu.json"
-    sizes = ["--tiny", "--device", "cpu", "--seconds", "16", "--runtimes", "torch", "onnxruntime"]
+    sizes = ["--tiny", "--device", "cpu", "--seconds", "600", "--runtimes", "torch", "onnxruntime"]
     assert command.main(["gpu", "unet", *sizes, "--out", str(where)]) == 0
     rows = json.loads(where.read_text(encoding="utf-8"))["rows"]
     groups = {(row["runtime"], row["precision"]) for row in rows}
