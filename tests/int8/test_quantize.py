@@ -78,7 +78,7 @@ def test_every_layer_has_a_figure(plain: Path, tmp_path: Path) -> None:
     done = quantize(plain, tmp_path / "int8.onnx", images())
     assert [layer.name for layer in done.layers] == [f"convs.{index}" for index in range(4)]
     assert all(20 < layer.sqnr_db < 60 for layer in done.layers)
-    assert "worst layers" in str(done)
+    assert "error added" in str(done)
 
 
 @pytest.fixture

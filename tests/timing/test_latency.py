@@ -59,8 +59,8 @@ def test_it_prints_and_saves(timing: Comparison) -> None:
     text = str(timing)
     for word in (
         "8.onnx",
-        "p50 ms",
-        "p90 ms",
+        "median, ms",
+        "90 %, ms",
         "baseline",
         "from itself",
         "threads 1",
