@@ -81,6 +81,7 @@ def convert(
         goal: what is asked for: a `Budget`, or the fastest network `Within` a tolerance.
         runtime: where the network will run: threads, precision, provider, or a device's latency table.
         minutes: after which a search for the fastest network tries no further plan; Ctrl-C, too, takes the best so far.
+            The same call made again goes on from there.
         seed: of synthesised images, and of the output positions that are drawn.
         progress: whether to show progress: bars in a terminal, lines in notebooks and logs.
 
@@ -147,6 +148,8 @@ class _Call:
         result = carry_out(
             seen, outcome.plan, fast, runtime=self.runtime, seed=self.seed, progress=self.progress, study=study
         )
+        if study is not None and not study.remarks:
+            study.earlier.forget()
         if data is not None:  # as they were handed in
             made_up = data if data.synthetic else None
             result = dataclasses.replace(result, held_back=data.held_back, made_up=made_up)
@@ -175,8 +178,8 @@ class _Call:
             return Outcome(plan_captured(seen, forms, self.policy, allow_growth=False)), None
         if isinstance(goal, Budget):
             study = self._study(seen, data, allow_growth=goal.latency is not None)
-            study = (study if goal.latency is None else self._timed(study)).score()
-            return meet_budget(study, goal), study
+            study = (study if goal.latency is None else self._timed(study)).with_earlier()
+            return meet_budget(study.score(), goal), study
         if any(parameter.is_meta for parameter in seen.model.parameters()):
             raise CalibrationError("within: the model is on the meta device and has no values; load its weights first")
         study = self._study(seen, data, allow_growth=True)
@@ -184,7 +187,8 @@ class _Call:
             nothing = "Left as it was: it has no conv that may be rewritten."
             return Outcome(study.base, goal=str(goal), speed=nothing), None
         try:
-            return find_fastest(self._timed(study), goal), study
+            study = self._timed(study).with_earlier()
+            return find_fastest(study, goal), study
         except (ExportError, LatencyError, WriteError) as error:
             if self.goal is not None:
                 raise

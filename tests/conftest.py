@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(folder, "SECONDS", 0.02)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_search_goes_on_from_another_test() -> None:
+    for file in Path(os.environ["CONVSURGEON_CACHE"]).glob("search-*.json"):
+        file.unlink()
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,23 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     if place.exists() and not place.is_file():
         raise OSError(errno.EINVAL, "is a folder, a device or a pipe", str(place))
     return place.read_bytes()
+
+
+def cache_folder() -> Path:
+    """Return the user's folder: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
+    if own := os.environ.get("CONVSURGEON_CACHE"):
+        return Path(own)
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without one, as in containers
+        home = Path(tempfile.gettempdir())
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = home / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return base / "convsurgeon"
 
 
 @contextmanager

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convsurgeon.base.errors import LatencyError, WriteError, reason
-from convsurgeon.base.files import scratch
+from convsurgeon.base.files import cache_folder, scratch
 from convsurgeon.base.precision import Precision
 from convsurgeon.forms.catalogue import Kinds
 from convsurgeon.graph.capture import Capture
@@ -37,7 +35,7 @@ def cache_file(folder: str | Path | None, seen: Capture, engine: Engine, precisi
 
     Where it cannot be written, give a copy that is gone afterwards.
     """
-    place = _cache_folder() if folder is None else Path(folder)
+    place = cache_folder() if folder is None else Path(folder)
     here = {name: value for name, value in machine(engine.provider).items() if name != "load"}
     key = json.dumps([FORMAT, _CLOCK, fingerprint(seen), here, precision, vars(engine)], sort_keys=True)
     target = place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
@@ -88,20 +86,3 @@ def _forget_busy(file: Path) -> None:
         write_json(file, {**raw, "samples": quiet})
     else:
         file.unlink()
-
-
-def _cache_folder() -> Path:
-    """Return the user's folder: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
-    if own := os.environ.get("CONVSURGEON_CACHE"):
-        return Path(own)
-    try:
-        home = Path.home()
-    except RuntimeError:  # a user without one, as in containers
-        home = Path(tempfile.gettempdir())
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "convsurgeon"

@@ -244,19 +244,24 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
     """Return the trial of the best plan within a share of the milliseconds; the study keeps the last good network."""
     assert study.table is not None
     plan, began = Problem.of(study, Budget(latency=share)).plan, time.monotonic()
-    made = study.try_plan(plan, final=goal.metric is not None)
-    study.learn(plan, made.score.error)
-    value = goal.cautious(made.score) if goal.metric is None else goal.ask(made.shipped)
-    if good_enough := goal.keeps(value):
-        study.kept[:] = [made]
+    if goal.metric is None:
+        score = study.earlier.of(plan) or study.try_plan(plan).score
+        study.earlier.add(plan, score)
+        value = goal.cautious(score)
+    else:
+        made = study.try_plan(plan, final=True)
+        score, value = made.score, goal.ask(made.shipped)
+        if goal.keeps(value):
+            study.kept[:] = [made]
+    study.learn(plan, score.error)
     return Trial(
         plan,
         dense_ms=study.table.total_ms,
         predicted_ms=study.predicted_ms(plan),
-        error=made.score.error,
-        lost=made.score.lost,
+        error=score.error,
+        lost=score.lost,
         value=value,
-        good_enough=good_enough,
+        good_enough=goal.keeps(value),
         seconds=time.monotonic() - began,
     )
 

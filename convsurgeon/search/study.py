@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import nn
 
 from convsurgeon.base.errors import BudgetError
+from convsurgeon.base.progress import say
 from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.reconstruct import Reconstruction, reconstruct
@@ -24,6 +26,7 @@ from convsurgeon.planning.select import Predicate, everything
 from convsurgeon.planning.surgery import operate
 from convsurgeon.runtime.latencies import Latencies, pays, predict
 from convsurgeon.runtime.runtime import Runtime
+from convsurgeon.search.earlier import Earlier
 from convsurgeon.search.scores import EFFORT, Scores, images_for_scores, score_by_data, score_by_weights
 
 NOT_FASTER = "kept dense: no form is clearly faster here"
@@ -80,6 +83,7 @@ class Study:
         kept: the best attempt of a search; filled in by the search.
         ends: when the search must come to an end, as `time.monotonic` tells; infinite where it may take its time.
         remarks: what a reader must know about the search, in sentences; filled in by the search.
+        earlier: what a search that was stopped had found out; filled in by the search.
     """
 
     seen: Capture
@@ -97,6 +101,7 @@ class Study:
     kept: list[Attempt] = field(default_factory=list)
     ends: float = math.inf
     remarks: list[str] = field(default_factory=list)
+    earlier: Earlier = field(default_factory=Earlier)
 
     def with_table(self, table: Latencies) -> Study:
         """Return the study with milliseconds, without the candidates that are not clearly faster than dense."""
@@ -108,13 +113,29 @@ class Study:
         left = {name: changes for name, changes in options.items() if changes}
         return dataclasses.replace(self, table=table, base=self.base.without(slow), options=left)
 
+    def with_earlier(self) -> Study:
+        """Return the study with what a search for the same, that was stopped, has left in the cache."""
+        if self.data is None:
+            return self
+        settings = f"{self.seed} {self.runtime.precision} {images_for_scores(self.options)}"
+        cache = None if self.runtime.cache is None else Path(self.runtime.cache)
+        earlier = Earlier.read(self.seen, self.data, self.options, settings, cache)
+        if earlier.scores:
+            tried = f"{len(earlier.trials)} plan{'' if len(earlier.trials) == 1 else 's'}"
+            say(f"going on from a search that was stopped after {tried}", show=self.progress)
+        return dataclasses.replace(self, earlier=earlier)
+
     def score(self) -> Study:
         """Return the study with a score for every candidate: on images where there are any, else from the weights."""
         if self.data is None:
             return dataclasses.replace(self, scores=score_by_weights(self.options))
+        if self.earlier.scores:
+            return dataclasses.replace(self, scores=dict(self.earlier.scores))
         model, batches = self.seen.model, first_batches(self.data.fitted, images_for_scores(self.options))
         self.known.gradients.update(sensitivity.gradient_moments(model, self.options, batches, self.seed))
         scores = score_by_data(model, self.options, batches, self.known, seed=self.seed, progress=self.progress)
+        self.earlier.scores.update(scores)
+        self.earlier.write()
         return dataclasses.replace(self, scores=scores)
 
     def predicted_error(self, plan: Plan) -> float:
