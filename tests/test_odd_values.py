@@ -110,6 +110,8 @@ def test_every_seed_that_is_taken_gives_gradients_and_a_joint_fit(seed: int, rec
         (lambda result: cs.export(result, "out", pairs="many"), "pairs.*str"),
         (lambda result: cs.onnx.export(result, X, "a.onnx"), "model.*Result"),
         (lambda result: cs.onnx.export(result.model, X[:0], "a.onnx"), "example"),
+        (lambda result: cs.onnx.export(result.model, X.to("meta"), "a.onnx"), "export.*meta"),
+        (lambda _: cs.onnx.export(nets.Plain().to("meta"), X, "a.onnx"), "export.*meta"),
         (lambda _: cs.onnx.quantize(None, "a.onnx", IMAGES), "source.*NoneType"),
         (lambda _: cs.timing.compare(3, 4), "compare.*int"),
         (lambda _: cs.Plan.load(None), "path.*NoneType"),

@@ -102,6 +102,8 @@ def export(
     """
     target = check_file(path, overwrite)
     model, example = open_model(model, example)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *Example.of(example).tensors())):
+        raise CaptureError("export: model or example is on the meta device and has no values; load the weights first")
     inputs = order_example(model, example)
     if any(not tensor.numel() for tensor in inputs.tensors()):
         raise CaptureError(f"example: {inputs} holds no values, so the file could not be checked; pass an image")
