@@ -57,6 +57,6 @@ class Recovery:
         A learning rate that falls to zero ends every run with small gains.
         """
         before = [row["error"] for row in self.rows if (row["step"] or 0) <= 0.75 * self.steps]
-        reached = min(error for error in before if error is not None)
+        reached = min((error for error in before if error is not None), default=self.before.error)
         gained = self.before.error - self.after.error
         return self.best_step > 0.75 * self.steps and reached - self.after.error >= 0.1 * gained > 0

@@ -141,6 +141,11 @@ def test_a_run_that_still_gains_says_so(distances: list[float], gaining: bool, c
     assert ("still gaining: recover this result once more" in str(report)) is gaining
 
 
+def test_a_log_whose_beginning_is_lost_is_read() -> None:
+    done = _ended([1.0, 0.9, 0.8, 0.7, 0.6])
+    assert dataclasses.replace(done, rows=done.rows[-1:]).gaining
+
+
 def test_a_loss_that_is_not_finite_ends_it_with_the_reason(converted: cs.Result) -> None:
     better = _recover(converted, loss=lambda given, _answer: given.sum() * float("nan"))
     assert _same(better.model, converted.model)
