@@ -47,7 +47,7 @@ def test_inputs_by_name_and_what_is_wrong_with_them(tmp_path: Path, capsys: pyte
         ([], "the size of x is open (nx4xheightxwidth: height, width); pass an example (--input x=1x4x224x224)"),
         (["--input", "z=1x4x8x8"], "has no input 'z'; its inputs are x, scale"),
         (["--input", "1x4x8x8", "1", "2"], "has 2 inputs, not 3; its inputs are x, scale"),
-        (["--weights", "w.safetensors"], "an ONNX file has its weights in it"),
+        (["--weights", str(path)], "an ONNX file has its weights in it"),
     ):
         assert main(["inspect", str(path), *more]) == 1
         assert words in capsys.readouterr().err
