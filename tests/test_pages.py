@@ -51,6 +51,11 @@ def test_readmes_command_runs(
     assert (tmp_path / "lighter" / "report.html").exists()
 
 
+def test_readme_passes_the_tests_as_ci_does() -> None:
+    *_, last = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert f"pip install torch==2.13.0 -e '.[test]' && {last}\n" in "".join(_blocks(README, "sh"))
+
+
 def test_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()

@@ -13,12 +13,13 @@ _CONVERTED, _LEFT = "#2563a8", "#b0b8c0"
 
 
 def write(target: Path = PICTURE) -> None:
-    """Draw one bar for each network, with what its own metric was before and after."""
+    """Draw one bar for each network, of its first seed, with what its own metric was before and after."""
     import matplotlib
     from matplotlib import pyplot
 
     rows = json.loads((runner.RESULTS / "networks.json").read_text(encoding="utf-8"))["rows"]
-    shown = sorted((row for row in rows if row["goal"] == "default" and "lost" in row), key=_speed)
+    first = {row["network"]: row for row in rows[::-1] if row["goal"] == "default" and "lost" in row}
+    shown = sorted(first.values(), key=_speed)
     with matplotlib.rc_context({"svg.hashsalt": "convsurgeon", "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(7.5, 0.34 * len(shown) + 0.9))
         bars = axes.barh(
