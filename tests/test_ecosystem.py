@@ -227,7 +227,7 @@ def _compiled_in_place() -> nn.Module:
     [
         (lambda: torch.compile(_plain(), backend="eager"), "_orig_mod"),
         (_compiled_inside, "body is compiled"),
-        (_compiled_in_place, r"compile\(\)"),
+        (_compiled_in_place, "is compiled"),
         (lambda: nn.DataParallel(_plain()), "model.module"),
     ],
 )

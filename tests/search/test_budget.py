@@ -147,7 +147,7 @@ def test_a_smaller_budget_never_loses_less() -> None:
         (
             cs.select.kernel_size(7),
             cs.Budget(params=0.01),
-            r"params of 0\.010 .* the least is 1\.000, most of it in 5, 2, 0",
+            r"params of 0\.01 .* the least is 1\.000, most of it in 5, 2, 0",
         ),
     ],
 )
