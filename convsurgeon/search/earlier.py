@@ -13,7 +13,6 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from convsurgeon.base.errors import ConvSurgeonError
 from convsurgeon.base.files import cache_folder, new_file
+from convsurgeon.base.version import version
 from convsurgeon.distill.record import Score
 from convsurgeon.planning.plan import Change, Plan
 from convsurgeon.search.scores import Scores
@@ -46,7 +46,7 @@ class Earlier:
         seen: Capture, data: Calibration, options: Mapping[str, Sequence[Change]], settings: str, cache: Path | None
     ) -> Earlier:
         """Return what a search for the same network, images, candidates and settings has left in a cache folder."""
-        versions = [version("convsurgeon"), torch.__version__, settings, str(seen.graph.graph)]
+        versions = [version(), torch.__version__, settings, str(seen.graph.graph)]
         texts = [*versions, *(f"{name} {[change.form.label for change in made]}" for name, made in options.items())]
         tensors = [*seen.model.state_dict().values(), *_images(data)]
         try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def _measure(cache: Path, precision: str = "fp32", provider: str = "CPUExecution
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("latencies")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _the_machine_is_quiet() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder, "busy_share", lambda _threads: 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
