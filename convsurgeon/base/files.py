@@ -49,8 +49,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return place.read_bytes()
 
 
-def cache_folder() -> Path:
-    """Return the user's folder: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
+def cache_folder(given: str | Path | None = None) -> Path:
+    """Return the folder that is given, or the user's: `CONVSURGEON_CACHE`, or what the system has for this purpose."""
+    if given is not None:
+        return Path(given)
     if own := os.environ.get("CONVSURGEON_CACHE"):
         return Path(own)
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError, describe
-from convsurgeon.calibration.dataset import BATCH, Calibration, first_batches, images_in, select_images
+from convsurgeon.calibration.dataset import BATCH, Calibration, first_batches, images_in, join_batches, select_images
 from convsurgeon.calibration.dead_leaves import draw_images
 from convsurgeon.calibration.image_files import spread
 from convsurgeon.calibration.normalisation import IDLE, norm_coverage, trained_norms
@@ -218,12 +218,9 @@ def _mix(data: Calibration, made: Calibration, seed: int) -> Calibration:
 
     def mixed(one: tuple[Example, ...], two: tuple[Example, ...]) -> tuple[Example, ...]:
         batches = [*two, *one]
-        shapes = {tuple(tuple(tensor.shape[1:]) for tensor in batch.tensors()) for batch in batches}
-        sizes = {len(tensor) for batch in batches for tensor in batch.tensors() if len(tensor) != images_in(batch)}
-        if len(shapes) > 1 or sizes:
+        whole, *rest = join_batches(batches, sum(map(images_in, batches)))
+        if rest:
             return tuple(batches)
-        columns = zip(*(batch.tensors() for batch in batches), strict=True)
-        whole = two[0].with_tensors([torch.cat(column) for column in columns])
         order = torch.randperm(images_in(whole), generator=torch.Generator().manual_seed(seed), device="cpu")
         return tuple(select_images(whole, rows) for rows in order.split(BATCH))
 

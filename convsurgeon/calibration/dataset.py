@@ -97,15 +97,19 @@ def first_batches(batches: Iterable[Example], images: int) -> list[Example]:
 
 def join_batches(batches: Iterable[Example], images: int) -> list[Example]:
     """Return the batches, neighbours of equal shapes joined to at most so many images."""
-    joined: list[Example] = []
+    groups: list[list[Example]] = []
     for batch in batches:
-        shapes = [_shapes(one) for one in (*joined[-1:], batch)]
-        if len(shapes) == 2 and shapes[0] == shapes[1] and images_in(joined[-1]) + images_in(batch) <= images:
-            pairs = zip(joined[-1].tensors(), batch.tensors(), strict=True)
-            joined[-1] = joined[-1].with_tensors(torch.cat(pair) for pair in pairs)
+        alike = bool(groups) and _shapes(groups[-1][0]) == _shapes(batch)
+        if alike and sum(map(images_in, groups[-1])) + images_in(batch) <= images:
+            groups[-1].append(batch)
         else:
-            joined.append(batch)
-    return joined
+            groups.append([batch])
+    return [_joined(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _joined(batches: Sequence[Example]) -> Example:
+    columns = zip(*(batch.tensors() for batch in batches), strict=True)
+    return batches[0].with_tensors(torch.cat(column) for column in columns)
 
 
 def _shapes(batch: Example) -> list[Sequence[int]]:

@@ -35,7 +35,7 @@ def cache_file(folder: str | Path | None, seen: Capture, engine: Engine, precisi
 
     Where it cannot be written, give a copy that is gone afterwards.
     """
-    place = cache_folder() if folder is None else Path(folder)
+    place = cache_folder(folder)
     here = {name: value for name, value in machine(engine.provider).items() if name != "load"}
     key = json.dumps([FORMAT, _CLOCK, fingerprint(seen), here, precision, vars(engine)], sort_keys=True)
     target = place / f"latency-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"

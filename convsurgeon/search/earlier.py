@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from convsurgeon.base.errors import ConvSurgeonError
-from convsurgeon.base.files import cache_folder, new_file
+from convsurgeon.base.files import new_file
 from convsurgeon.base.version import version
 from convsurgeon.distill.record import Score
 from convsurgeon.planning.plan import Change, Plan
@@ -43,14 +43,14 @@ class Earlier:
 
     @staticmethod
     def read(
-        seen: Capture, data: Calibration, options: Mapping[str, Sequence[Change]], settings: str, cache: Path | None
+        seen: Capture, data: Calibration, options: Mapping[str, Sequence[Change]], settings: str, cache: Path
     ) -> Earlier:
         """Return what a search for the same network, images, candidates and settings has left in a cache folder."""
         versions = [version(), torch.__version__, settings, str(seen.graph.graph)]
         texts = [*versions, *(f"{name} {[change.form.label for change in made]}" for name, made in options.items())]
         tensors = [*seen.model.state_dict().values(), *_images(data)]
         try:
-            file = (cache or cache_folder()) / f"search-{_digest(texts, tensors)}.json"
+            file = cache / f"search-{_digest(texts, tensors)}.json"
             raw = json.loads(file.read_text("utf-8")) if file.exists() else {"scores": [], "trials": {}}
             scores = {(str(name), str(label)): float(score) for name, label, score in raw["scores"]}
             trials = {str(plan): _score(values) for plan, values in raw["trials"].items()}

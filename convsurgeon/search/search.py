@@ -245,8 +245,10 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
     assert study.table is not None
     plan, began = Problem.of(study, Budget(latency=share)).plan, time.monotonic()
     if goal.metric is None:
-        score = study.earlier.of(plan) or study.try_plan(plan).score
-        study.earlier.add(plan, score)
+        score = study.earlier.of(plan)
+        if score is None:
+            score = study.try_plan(plan).score
+            study.earlier.add(plan, score)
         value = goal.cautious(score)
     else:
         made = study.try_plan(plan, final=True)

@@ -6,11 +6,11 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from torch import nn
 
 from convsurgeon.base.errors import BudgetError
+from convsurgeon.base.files import cache_folder
 from convsurgeon.base.progress import say
 from convsurgeon.calibration.dataset import Calibration, first_batches
 from convsurgeon.distill.loss import OutputJudge
@@ -118,8 +118,7 @@ class Study:
         if self.data is None:
             return self
         settings = f"{self.seed} {self.runtime.precision} {images_for_scores(self.options)}"
-        cache = None if self.runtime.cache is None else Path(self.runtime.cache)
-        earlier = Earlier.read(self.seen, self.data, self.options, settings, cache)
+        earlier = Earlier.read(self.seen, self.data, self.options, settings, cache_folder(self.runtime.cache))
         if earlier.scores:
             tried = f"{len(earlier.trials)} plan{'' if len(earlier.trials) == 1 else 's'}"
             say(f"going on from a search that was stopped after {tried}", show=self.progress)
