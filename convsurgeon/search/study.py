@@ -46,7 +46,6 @@ class Attempt:
         fits: what the fit did; None where the plan changes nothing.
         shipped: the network as the file that ships would compute it.
         score: of that one, on held-out images.
-        final: whether it was fitted as the conversion does, so nothing is left to do.
     """
 
     wanted: Plan
@@ -55,7 +54,6 @@ class Attempt:
     fits: Reconstruction | None
     shipped: nn.Module
     score: Score
-    final: bool
 
     @property
     def error(self) -> float:
@@ -80,7 +78,7 @@ class Study:
         tried: the changes in a network that was tried; filled in by every trial.
         known: what fits found out, from which the next one goes on; filled in by `score` and every fit.
         judge: by held-out images; None where there are no images.
-        kept: the best attempt of a search; filled in by the search.
+        kept: the best attempt of a search by a metric, fitted as the conversion ends; filled in by the search.
         ends: when the search must come to an end, as `time.monotonic` tells; infinite where it may take its time.
         remarks: what a reader must know about the search, in sentences; filled in by the search.
         earlier: what a search that was stopped had found out; filled in by the search.
@@ -164,7 +162,7 @@ class Study:
     def finish(self, plan: Plan, *, progress: bool = False) -> Attempt:
         """Return a plan's network fitted as the conversion ends, on all images, from the fits that are known."""
         for attempt in self.kept:
-            if attempt.final and attempt.wanted is plan:
+            if attempt.wanted is plan:
                 return attempt
         return self.try_plan(plan, final=True, progress=progress)
 
@@ -180,7 +178,7 @@ class Study:
         if self.data is None:
             raise BudgetError("search: without images no plan can be tried; pass calibration")
         if not plan.changes:
-            return Attempt(plan, self.seen.model, plan, None, *self._as_shipped(self.seen.model, Score(0.0)), final)
+            return Attempt(plan, self.seen.model, plan, None, *self._as_shipped(self.seen.model, Score(0.0)))
         converted, done = operate(self.seen.model, plan, self.seen.example)
         part = self.data
         if not final:
@@ -198,7 +196,7 @@ class Study:
             known=self.known,
             judge=self.judge,
         )
-        return Attempt(plan, converted, done, fits, *self._as_shipped(converted, fits.score), final)
+        return Attempt(plan, converted, done, fits, *self._as_shipped(converted, fits.score))
 
     def _as_shipped(self, model: nn.Module, score: Score) -> tuple[nn.Module, Score]:
         """Return the model in the runtime's precision, and its score there."""
