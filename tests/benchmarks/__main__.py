@@ -18,13 +18,10 @@ from tests.benchmarks import page, picture, runner
 
 NAMES = (
     "frozen",
-    "goals",
     "calibration",
-    "recover",
     "forms",
     "places",
     "other_runtimes",
-    "gpu",
     "gpu",
     "int8",
     "popular",

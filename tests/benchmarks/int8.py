@@ -2,7 +2,7 @@
 
 `steps`: metric of the int8 file with each step alone, with none and with all, beside its float file. `types`: the
 runtime's time for unsigned and signed values, seven bits, and one scale per tensor, with random weights. What whole
-plans gain in int8 says `goals --precision int8`.
+plans gain in int8 says `networks --goals int8`.
 """
 
 from __future__ import annotations

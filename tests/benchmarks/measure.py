@@ -40,19 +40,29 @@ def compare_files(before: Path, after: Path, threads: int, pairs: int = 100) -> 
     return {"times as fast": found.speedup, "interval": f"{low:.3f} to {high:.3f}", "verdict": str(found.verdict)}
 
 
-def in_turns(tasks: Mapping[str, Task], rounds: int) -> dict[str, list[float]]:
-    """Return seconds of every task, once a round in a new random order; a round before, which warms up, is dropped."""
+def in_turns(tasks: Mapping[str, Task], rounds: int, runs: int = 1) -> dict[str, list[float]]:
+    """Return seconds of every task, once a round in a new random order; a round before, which warms up, is dropped.
+
+    Of several runs in a row the fastest counts.
+    """
     order, shuffle = list(tasks), random.Random(0).shuffle
     times: dict[str, list[float]] = {name: [] for name in tasks}
+    gc.freeze()  # what lives now is not looked at again
     for turn in range(rounds + 1):
         shuffle(order)
         for name in order:
             gc.collect()
-            started = time.perf_counter()
-            tasks[name]()
+            seconds = min(_timed(tasks[name]) for _ in range(runs))
             if turn:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
+    gc.unfreeze()
     return times
+
+
+def _timed(task: Task) -> float:
+    started = time.perf_counter()
+    task()
+    return time.perf_counter() - started
 
 
 def paired_ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -22,8 +23,11 @@ def text() -> str:
 
 
 def _section(record: runner.Record) -> str:
+    """Return a record's circumstances and rows, after what the benchmark's `digest` makes of them."""
     lines = "\n".join(f"    {line}" for line in runner.described(record).splitlines())
-    return f"## {record['benchmark']}\n\n{record['question']}\n\n{lines}\n\n{runner.table(record['rows'])}\n"
+    digest = getattr(importlib.import_module(f"tests.benchmarks.{record['benchmark']}"), "digest", None)
+    tables = [runner.table(rows) for rows in (*([digest(record["rows"])] if digest else []), record["rows"])]
+    return "\n\n".join([f"## {record['benchmark']}", record["question"], lines, *tables]) + "\n"
 
 
 def write() -> None:

@@ -19,6 +19,11 @@ Scene = tuple[Tensor, Tensor]
 CELL = 8
 """Pixels of a cell of the detector's grid."""
 _FACE = torch.tensor([[-0.45, -0.35], [0.45, -0.35], [0.0, 0.1], [-0.35, 0.5], [0.35, 0.5]])
+_VOWELS = torch.tensor([[9.0, 27.0], [13.0, 22.0], [8.0, 20.0], [15.0, 29.0]])
+_WORDS = torch.tensor(
+    [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0], [0, 1, 3], [0, 3, 1], [3, 0, 1], [3, 1, 0]]
+)
+"""Bands of the formants of each vowel, and the vowels of each word."""
 _INK = torch.tensor([[0.0, 0.1, 0.9], [0.0, 0.6, 0.1], [0.9, 0.8, 0.1], [0.8, 0.0, 0.2], [0.1, 0.0, 0.1]])
 
 
@@ -187,3 +192,26 @@ def _uniform(count: int, draw: Generator, low: float, high: float, channels: int
 def _cifar(split: str) -> Tensor:
     with np.load(DATA / "cifar10" / "cifar10.npz") as file:
         return torch.from_numpy(file[f"x_{split}"])
+
+
+def words(count: int, side: int, draw: Generator) -> Scene:
+    """Return log-mel features (N, 40 bands, side frames) of one of ten words in noise, and its number.
+
+    A word is three vowels of four, one after the other. A vowel is two formants; a speaker shifts and stretches both,
+    and says the word early or late, fast or slowly.
+    """
+    word = torch.randint(len(_WORDS), (count,), generator=draw)
+    start, length = _uniform(count, draw, 0.05, 0.35)[..., 0], _uniform(count, draw, 0.4, 0.6)[..., 0]
+    time = torch.linspace(0, 1, side)
+    centre = (torch.arange(3) + 0.5) / 3 + 0.07 * torch.randn(count, 1, 3, generator=draw)
+    near = -((time.view(1, side, 1) - start - length * centre) / (0.2 * length)).square()
+    formants = torch.einsum("nts,nsf->ntf", near.softmax(2), _VOWELS[_WORDS[word]])
+    formants = formants * _uniform(count, draw, 0.9, 1.1)[..., 0] + 2 * torch.randn(count, 1, 2, generator=draw)
+    bands = torch.arange(40.0).view(1, 40, 1, 1)
+    voiced = ((time - start[:, :, 0]) * 40).sigmoid() * ((start + length)[:, :, 0] - time).mul(40).sigmoid()
+    ripple = 1 + 0.5 * torch.sin(
+        bands[..., 0] * _uniform(count, draw, 1, 3)[..., 0] + 6 * torch.rand(count, 1, 1, generator=draw)
+    )
+    energy = torch.exp(-((bands - formants[:, None]) / 2).square()).sum(3) * voiced[:, None] * ripple
+    hum = torch.exp(0.7 * torch.randn(count, 40, 1, generator=draw) + torch.randn(count, 40, side, generator=draw))
+    return torch.log(0.02 + energy + _uniform(count, draw, 0.1, 0.6)[..., 0] * hum), word

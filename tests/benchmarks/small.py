@@ -78,6 +78,21 @@ class Pooled(nn.Module):
         return self.head(self.body(x).mean((2, 3)))
 
 
+class Words(nn.Module):
+    """Convs along time over the bands of log-mel features, the mean over time, and a linear layer."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+            conv = nn.Conv1d(inputs, outputs, 9, 1 + index % 2, 4, bias=False)
+            layers += [conv, nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)]
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(widths[-1], 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).mean(2))
+
+
 class Points(nn.Module):
     """Coordinates in pixels, regressed from a whole map."""
 
@@ -193,6 +208,7 @@ NETS: dict[str, Small] = {
     "100 classes, wide": Small(
         lambda: Pooled(body(3, 64, 128, 128, 256, 256, strided=(0, 1, 3)), 256, 100), **_SIGNS, steps=400
     ),
+    "keywords": Small(lambda: Words(40, 64, 64, 96, 96, 128), scenes.words, 96, F.cross_entropy, metrics.TOP1, 400),
     "super-resolution 50": Small(lambda: Distilled(4), scenes.halved, 24, F.l1_loss, metrics.PSNR, 200, 1e-3, 8),
     "decoder": Small(_decoder, scenes.rendered, 32, F.mse_loss, metrics.PSNR, 300),
 }  # fmt: skip

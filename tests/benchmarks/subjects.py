@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import convsurgeon as cs
 from examples import digits
 from tests import networks
 from tests.benchmarks import metrics, popular, small
@@ -30,13 +31,18 @@ _BGR = torch.tensor([104.00699, 116.66877, 122.67892]).view(1, 3, 1, 1)
 
 @dataclass(frozen=True)
 class Subject:
-    """How the network is made, its calibration set by seed, test images with answers, its metric, and what is timed."""
+    """How the network is made, its calibration set by seed, test images with answers, its metric, and what is timed.
+
+    `more` gives so many unlabelled images of its kind by number and seed, and `transform` is what they stand.
+    """
 
     make: Callable[[], nn.Module]
     images: Callable[[int], Tensor]
     test: Callable[[], Batches]
     metric: Metric
     shape: tuple[int, ...]
+    more: Callable[[int, int], Tensor] | None = None
+    transform: cs.Augment | None = None
 
 
 class Picks(nn.Module):
@@ -150,7 +156,8 @@ def _cifar(name: str) -> Subject:
         yield from zip(networks.normalise(images.permute(0, 3, 1, 2)).split(233), labels.split(233), strict=True)
 
     case = CASES[name]
-    return Subject(case.model, case.images, test, metrics.TOP1, case.shape)
+    shifted = cs.Augment(shift=4)
+    return Subject(case.model, case.images, test, metrics.TOP1, case.shape, networks.cifar_calibration, shifted)
 
 
 def _imagenet(start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -221,6 +228,11 @@ def _quartered(count: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
     return F.interpolate(whole, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1), whole
 
 
+def _restored(name: str, test: Callable[[], Batches], crops: Callable[[int, int, int], Tensor]) -> Subject:
+    case, metric = CASES[name], metrics.PSNR
+    return Subject(case.model, case.images, test, metric, case.shape, lambda n, seed: crops(n, 40, seed), cs.Augment())
+
+
 def _small(name: str) -> Subject:
     net = small.NETS[name]
 
@@ -231,8 +243,11 @@ def _small(name: str) -> Subject:
     def images(seed: int) -> Tensor:
         return net.drawn(200, 100 + seed)[0]
 
+    def more(count: int, seed: int) -> Tensor:
+        return net.drawn(count, 500 + seed)[0]
+
     shape = (1, *net.drawn(1, 0)[0].shape[1:])
-    return Subject(lambda: small.trained(name), images, test, net.metric, shape)
+    return Subject(lambda: small.trained(name), images, test, net.metric, shape, more)
 
 
 def _digits() -> Batches:
@@ -253,10 +268,8 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "hed": lambda: Subject(
         _loaded(HED, "hed/hed_vgg16_fp16.safetensors"), _edge_crops, _edges_test, metrics.EDGES, (1, 3, 96, 96)
     ),
-    "dncnn": lambda: Subject(
-        CASES["dncnn"].model, CASES["dncnn"].images, _denoised, metrics.PSNR, CASES["dncnn"].shape
-    ),
-    "vdsr": lambda: Subject(CASES["vdsr"].model, CASES["vdsr"].images, _set5_vdsr, metrics.PSNR, CASES["vdsr"].shape),
+    "dncnn": lambda: _restored("dncnn", _denoised, networks.noisy_crops),
+    "vdsr": lambda: _restored("vdsr", _set5_vdsr, networks.blurred_crops),
     "fsrcnn": lambda: Subject(
         _loaded(FSRCNN, "fsrcnn/fsrcnn_x2.safetensors"), _grey_halved, _set5_fsrcnn, metrics.PSNR, (1, 1, 128, 128)
     ),

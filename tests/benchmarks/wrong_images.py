@@ -21,7 +21,7 @@ from torch import Generator, Tensor, nn
 import convsurgeon as cs
 from tests.benchmarks import popular
 from tests.benchmarks.cases import add_networks
-from tests.benchmarks.networks import measure_metric
+from tests.benchmarks.judge import measure_metric
 from tests.benchmarks.runner import Row
 from tests.benchmarks.subjects import SUBJECTS, Subject
 
