@@ -163,6 +163,7 @@ def write_candidates(
         "example": str(seen.example),
         "barred": barred,
         "sites": list(bare.sites),
+        "activation_bytes": seen.cost.peak_activation_bytes,
         "inputs": _inputs(bare.model.graph),
         "stretches": {name: _inputs(network.model.graph) for name, network in stretches.items()},
         "networks": entries,

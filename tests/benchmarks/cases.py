@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from examples import digits
 from tests import networks
+from tests.benchmarks.awkward import UNet
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -89,12 +91,54 @@ def _vision(name: str) -> Callable[[], nn.Module]:
     return lambda: getattr(need(networks.import_torchvision).models, name)(weights=None)
 
 
+class Craft(nn.Module):
+    """A text detector: VGG-16 with batch norms, a dilated conv, and a way up to two maps of half the size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pool = nn.MaxPool2d(2)
+        self.down = nn.ModuleList(
+            [
+                nn.Sequential(*_normed(3, 64), *_normed(64, 64), pool, *_normed(64, 128), *_normed(128, 128)),
+                nn.Sequential(pool, *_normed(128, 256), *_normed(256, 256)),
+                nn.Sequential(*_normed(256, 256), pool, *_normed(256, 512), *_normed(512, 512)),
+                nn.Sequential(*_normed(512, 512), pool, *_normed(512, 512), *_normed(512, 512)),
+            ]
+        )
+        self.wide = nn.Sequential(
+            nn.MaxPool2d(3, 1, 1), nn.Conv2d(512, 1024, 3, padding=6, dilation=6), nn.Conv2d(1024, 1024, 1)
+        )
+        sizes = [(1024 + 512, 512, 256), (256 + 512, 256, 128), (128 + 256, 128, 64), (64 + 128, 64, 32)]
+        self.up = nn.ModuleList(nn.Sequential(*_normed(a, b, 1), *_normed(b, c)) for a, b, c in sizes)
+        self.head = nn.Sequential(*_normed(32, 32), *_normed(32, 16), nn.Conv2d(16, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = []
+        for level in self.down:
+            x = level(x)
+            kept.append(x)
+        x = self.wide(x)
+        for level, side in zip(self.up, kept[::-1], strict=True):
+            x = F.interpolate(x, size=side.shape[2:], mode="bilinear", align_corners=False)
+            x = level(torch.cat([x, side], 1))
+        return self.head(x)
+
+
+def _normed(inputs: int, outputs: int, kernel: int = 3) -> list[nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    return [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
 SHAPES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "resnet20": (lambda: networks.cifar_resnet(20), (1, 3, 32, 32)),
     "resnet18": (_vision("resnet18"), (1, 3, 224, 224)),
     "resnet50": (_vision("resnet50"), (1, 3, 224, 224)),
     "vgg16": (_vision("vgg16"), (1, 3, 224, 224)),
     "dncnn": (networks.dncnn, (1, 1, 256, 256)),
+    "craft": (Craft, (1, 3, 320, 320)),
+    "unet": (UNet, (1, 3, 512, 512)),
+    "unet 31m at 512": (lambda: UNet((64, 128, 256, 512, 1024)), (1, 3, 512, 512)),
+    "unet 31m at 1024": (lambda: UNet((64, 128, 256, 512, 1024)), (1, 3, 1024, 1024)),
 }
 """Networks with random weights, where only time counts."""
 

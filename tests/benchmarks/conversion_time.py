@@ -2,8 +2,10 @@
 
 `rewrite`: plan, surgery and rebuild beside `copy.deepcopy`, in turns. `memory`: peak above what stood before, each in a
 fresh process. `growth`: milliseconds a conv over chains of residual blocks; level means that nothing is quadratic.
-`fit`: a calibrated conversion and its bundle, in seconds of a processor, and in forward passes of the original over the
-same images; of pretrained networks also what they keep. The others have random weights and images.
+`table`: a latency table of such a chain. `fit`: a calibrated conversion and its bundle, in seconds of a processor, in
+all and by stage, and in forward passes of the original over the same images; of pretrained networks also what they
+keep. The others have random weights and images. A goal is `default`, `by hand` (CP everywhere), a budget, or a limit
+such as `minutes=1`.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
+from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.surgery import operate
-from tests.benchmarks.awkward import UNet
 from tests.benchmarks.cases import CASES, random_network
-from tests.benchmarks.measure import Task, in_fresh_process, in_turns, memory_mb, paired_ratio
+from tests.benchmarks.measure import Task, in_fresh_process, in_turns, memory_mb, paired_ratio, processor_seconds
 from tests.benchmarks.runner import Row
+from tests.benchmarks.stages import watched
 from tests.benchmarks.subjects import SUBJECTS, Subject
 
 TIMES_A_COPY = 3.0
@@ -37,9 +41,14 @@ TIMES_A_COPY = 3.0
 EXTRA_MB = 64.0
 """... and a copy of it in memory and this much more."""
 FITTED = [
-    *("resnet20:default", "squeezenet:default", "unet:default", "resnet18:default", "vgg16:default"),
-    *("resnet20:macs=0.3:0", "resnet20:macs=0.3:1", "resnet20:macs=0.3:2", "dncnn:macs=0.25", "unet:macs=0.3"),
+    *("resnet20:default:0", "resnet20:default:1", "resnet20:default:2", "squeezenet:default", "unet:default"),
+    *("resnet18:default", "vgg16:default", "craft:default", "unet 31m at 512:default", "unet 31m at 1024:default"),
+    *("resnet20:by hand", "resnet18:by hand", "unet:by hand", "vgg16:by hand"),
+    *("resnet20:macs=0.3:0", "resnet20:macs=0.3:1", "resnet20:macs=0.3:2", "squeezenet:macs=0.3", "unet:macs=0.3"),
+    *("resnet18:macs=0.3", "vgg16:macs=0.3", "dncnn:macs=0.25", "resnet20:minutes=0.25", "unet:minutes=1"),
 ]
+IMAGES = {"unet": 20, "craft": 20, "unet 31m at 512": 16, "unet 31m at 1024": 4}
+"""Random ones, 64 where it is not said."""
 
 
 class Block(nn.Module):
@@ -58,6 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--networks", nargs="+", default=["resnet50", "vgg16"], help="of rewrite and memory")
     parser.add_argument("--convs", nargs="+", type=int, default=[50, 200, 800, 2000], help="of growth")
+    parser.add_argument("--timed", nargs="+", type=int, default=[500], help="convs, of table")
     parser.add_argument("--fitted", nargs="+", default=FITTED, help="of fit: network:goal, or network:goal:seed")
     parser.add_argument("--rounds", type=int, default=5)
 
@@ -136,6 +146,21 @@ def _growth(options: argparse.Namespace) -> Iterator[Row]:
         }
 
 
+def _table(options: argparse.Namespace) -> Iterator[Row]:
+    for count in options.timed:
+        yield in_fresh_process(table_row, count, options.threads)
+
+
+def table_row(count: int, threads: int) -> Row:
+    """Return what a latency table of a chain of residual blocks takes."""
+    torch.set_num_threads(threads)
+    seen = capture_in_rows(nn.Sequential(*(Block() for _ in range(count))).eval(), torch.randn(1, 16, 16, 16))
+    with tempfile.TemporaryDirectory() as folder, watched() as stages:
+        runtime = cs.Runtime(threads, cache=folder)
+        seconds, _ = _processor(partial(runtime.measure, seen, BUDGET_FORMS, progress=False))
+    return {"network": f"{count} convs", "table s": seconds, **stages.columns()}
+
+
 def _fit(options: argparse.Namespace) -> Iterator[Row]:
     for one in options.fitted:
         name, goal, seed = (*one.split(":"), "0")[:3]
@@ -146,45 +171,49 @@ def fit_row(name: str, goal: str, seed: int, threads: int) -> Row:
     """Return what a conversion and the export of its bundle take of a processor, beside forward passes; and memory."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    metric: Callable[[nn.Module], float] | None = None
-    if name in CASES:
-        model, images, metric = CASES[name].model(), CASES[name].images(seed), CASES[name].metric
-    elif name == "squeezenet":
-        subject = SUBJECTS[name]()
-        model, images, metric = subject.make(), subject.images(seed), partial(top1, subject)
-    elif name == "unet":
-        model, images = UNet().eval(), torch.randn(20, 3, 512, 512)
-    else:
-        model, example = random_network(name)
-        images = torch.randn(64, *example.shape[1:])
+    model, images, metric = _network(name, seed)
     calibration = cs.Images(images, trusted=metric is None)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["CONVSURGEON_CACHE"] = folder
-        before_mb, forward = memory_mb("VmRSS"), min(_processor(partial(_forward, model, images))[0] for _ in range(2))
+        before_mb = memory_mb("VmRSS")
+        with watched() as once:
+            forward = min(_processor(partial(_forward, model, images))[0] for _ in range(2))
         convert = partial(
             cs.convert, model, images[:1], calibration=calibration, seed=seed, progress=False, **_goal(goal)
         )
-        seconds, result = _processor(convert)
-        peak_mb = memory_mb("VmHWM") - before_mb
-        export = partial(cs.export, result, Path(folder) / "bundle", progress=False)
-        row = {
-            "network": name,
-            "goal": goal,
-            "seed": seed,
-            "forward s": forward,
-            "convert s": seconds,
-            "passes": seconds / forward,
-        }
-        row |= {"export s": _processor(export)[0], "peak MB above the start": peak_mb}
+        began = time.monotonic()
+        with watched() as stages:
+            seconds, result = _processor(convert)
+        row = {"network": name, "goal": goal, "seed": seed, "forward s": forward, "convert s": seconds}
+        row |= {"passes": seconds / forward, "passes run": 2 * stages.conv_macs / once.conv_macs}
+        row |= {"wall s": time.monotonic() - began, "peak MB above the start": memory_mb("VmHWM") - before_mb}
+        row |= stages.columns()
+        with watched() as stages:
+            row["export s"] = _processor(partial(cs.export, result, Path(folder) / "bundle", progress=False))[0]
+        row |= {f"export: {name}": value for name, value in stages.columns().items()}
         if metric is not None:
             row |= {"before": metric(model), "after": metric(result.model)}
-        return row | {"trials": len(result.trials), "changed": len(result.changes), "speed": result.report.speed}
+        row |= {"trials": len(result.trials), "changed": len(result.changes), "speed": result.report.speed}
+        return row | {"load": os.getloadavg()[0]}
+
+
+def _network(name: str, seed: int) -> tuple[nn.Module, Tensor, Callable[[nn.Module], float] | None]:
+    """Return a network, images to calibrate on, and its metric where it is pretrained."""
+    if name in CASES:
+        return CASES[name].model(), CASES[name].images(seed), CASES[name].metric
+    if name == "squeezenet":
+        subject = SUBJECTS[name]()
+        return subject.make(), subject.images(seed), partial(top1, subject)
+    model, example = random_network(name)
+    return model, torch.randn(IMAGES.get(name, 64), *example.shape[1:]), None
 
 
 def _goal(name: str) -> dict[str, Any]:
-    """Return the arguments of `default`, `by hand`, or a budget such as `macs=0.3`."""
+    """Return the arguments of `default`, `by hand`, `minutes=1`, or a budget such as `macs=0.3`."""
     if name == "by hand":
-        return {"forms": [cs.CP(rank=cs.Share(0.3))]}
+        return {"forms": {"*": cs.CP(rank=cs.Share(0.3))}}
+    if name.startswith("minutes="):
+        return {"minutes": float(name.removeprefix("minutes="))}
     return {} if name == "default" else {"goal": cs.Budget.parse(name)}
 
 
@@ -196,15 +225,15 @@ def top1(subject: Subject, model: nn.Module) -> float:
 
 
 def _processor(task: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds of a processor that a task takes, and what it returns."""
-    started = time.process_time()
+    """Return the seconds of a processor that a task and its processes take, and what it returns."""
+    started = processor_seconds()
     found = task()
-    return time.process_time() - started, found
+    return processor_seconds() - started, found
 
 
 def _forward(model: nn.Module, images: Tensor) -> None:
     with torch.no_grad():
-        for batch in images.split(64):
+        for batch in images.split(64 if images.shape[-1] <= 96 else 4):
             model(batch)
 
 
@@ -212,5 +241,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "rewrite": _rewrite,
     "memory": _memory,
     "growth": _growth,
+    "table": _table,
     "fit": _fit,
 }

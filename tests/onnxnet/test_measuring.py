@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convsurgeon.onnxnet.measuring import rounds
+from convsurgeon.onnxnet.measuring import folder, rounds
 from convsurgeon.onnxnet.measuring.clock import Clock, Watch, busy_share
 from convsurgeon.onnxnet.measuring.engine import Engine
 from convsurgeon.onnxnet.measuring.profiles import read_kernels
@@ -119,3 +119,16 @@ def test_no_place_in_the_round_is_better_than_another() -> None:
 @pytest.mark.parametrize("threads", [1, 1000])
 def test_the_share_that_others_take_is_a_share(threads: int) -> None:
     assert 0 <= busy_share(threads) <= 1
+
+
+def test_large_values_and_large_weights_leave_room_for_fewer_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "free_bytes", lambda: 1e12)
+
+    def groups(weight_bytes: float, activation_bytes: float) -> list[int]:
+        networks = {name: {"weight_bytes": weight_bytes} for name in ("dense", *"abcdefgh")}
+        manifest = {"networks": networks, "activation_bytes": activation_bytes}
+        return [len(group) for group in folder._groups(manifest, {"samples": []}, 0)]
+
+    assert groups(1e6, 1e6) == [1 + folder.GROUP] * 2
+    assert groups(1e6, 0.5e9) == [3] * 4
+    assert groups(1e6, 2e9) == groups(1e9, 0) == [2] * 8

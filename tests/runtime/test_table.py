@@ -84,6 +84,17 @@ def test_every_site_has_its_time_and_all_add_up(table: LatencyTable) -> None:
     assert "separable rank 2" in str(table)
 
 
+def test_slow_networks_are_run_with_the_profiler_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def timed_again(*_: object) -> None:
+        raise AssertionError("run again without the profiler")
+
+    monkeypatch.setattr(folder, "SLOW_S", 0.0)
+    monkeypatch.setattr(folder, "time_rounds", timed_again)
+    found = _measure(tmp_path, passes=1)
+    assert found.rest_ms + sum(found.ms(site, None) for site in ("0", "3", "5")) == pytest.approx(found.total_ms)
+    assert all(found.ms("3", form) > 0 for form in FORMS[:2])
+
+
 def test_what_was_measured_is_not_measured_again(
     table: LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

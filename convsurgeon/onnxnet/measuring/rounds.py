@@ -39,13 +39,18 @@ def time_rounds(sessions: list[tuple[str, Any]], feeds: dict[str, Any], clock: C
     runs = 0
     while runs < most:
         more = _rounds(sessions, feeds, clock, min(runs or _FIRST_RUNS, most - runs))
-        taken = {name: np.diff(stamps, axis=1).reshape(-1, 2, 2).min(axis=1) for name, stamps in more.items()}
+        taken = {name: faster(stamps) for name, stamps in more.items()}
         times = {name: np.concatenate([*([times[name]] if times else []), taken[name]]) for name in taken}
         runs = 2 * len(times[sessions[0][0]])
         beside = times[sessions[0][0]][:, 1]
         if all(sum(scatter(one[:, 1], beside)) < _NARROW for one in times.values()):
             break
     return times
+
+
+def faster(stamps: Times) -> Times:
+    """Return the milliseconds of each round's faster run, by the wall clock and of the processor, shape (rounds, 2)."""
+    return np.asarray(np.diff(stamps, axis=1).reshape(-1, 2, 2).min(axis=1))
 
 
 def scatter(ones: Times, others: Times) -> tuple[float, float]:
