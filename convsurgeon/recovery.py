@@ -63,8 +63,9 @@ def recover(
     """Fine-tune a converted model on the original's outputs; it needs no labels and never ends worse than it began.
 
     Of all states that were judged, the one with the least error on held-back images is returned, among those whose
-    top-1 agreement is not below that at the start; if there is none, the model as it was. Under `torchrun` every
-    process takes its share of every batch.
+    top-1 agreement is not below that at the start; if there is none, the model as it was. Images in memory that the
+    conversion held back are held back again: nothing was fitted to them. Under `torchrun` every process takes its share
+    of every batch.
 
     Args:
         result: of `convert` or an earlier `recover`; it is not changed.
@@ -134,7 +135,8 @@ class _Job:
     def __init__(self, result: Result, images: object, recipe: Recipe) -> None:
         pool = training_set(images, result.example, recipe.limit)
         count = len(pool) if recipe.limit is None else min(len(pool), recipe.limit)
-        numbers, held = split(count, recipe.hold_back, recipe.seed)
+        unseen = pool.find(result.held_back)  # on others the start looks better than it is: it was fitted to them
+        numbers, held = split(count, recipe.hold_back, recipe.seed, unseen)
         self.recipe, self.images = recipe, count
         self.stream = Stream(pool, numbers, recipe.batch(len(numbers)), recipe.seed, recipe.transform)
         self.held_back = pool.take(held.tolist(), self.stream.batch_size)

@@ -46,6 +46,14 @@ class TrainingSet:
         batches = [[(0, index) for index in indices[at : at + size]] for at in range(0, len(indices), size)]
         return list(self.load(batches, seed=0))
 
+    def find(self, wanted: Sequence[Example]) -> list[int]:
+        """Return the numbers of the images that are among these; none of a data set that is not in memory."""
+        if not isinstance(self.dataset, _InMemory):
+            return []
+        known = {key for batch in wanted for key in _keys(batch)}
+        every = (key for number in range(len(self) if known else 0) for key in _keys(self.dataset.rows([number])))
+        return [number for number, key in enumerate(every) if key in known]
+
     def load(self, batches: Iterable[list[tuple[int, int]]], seed: int, workers: int = 0) -> Iterator[Example]:
         """Yield the batches of an iterable of lists of (step, index), without labels, channels last in memory."""
         loader = DataLoader(
@@ -80,11 +88,20 @@ def training_set(images: object, like: Example, limit: int | None = None) -> Tra
     return TrainingSet(_InMemory(taken), lambda items: items[0], like)
 
 
-def split(count: int, most: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the images to train on and of those held back, drawn at random."""
+def _keys(batch: Example) -> Iterator[bytes]:
+    """Yield the bytes of every image, of an input that has a row for each."""
+    count = images_in(batch)
+    rows = next((tensor for tensor in batch.tensors() if _has_rows(tensor, count)), ())
+    return (row.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for row in rows)
+
+
+def split(count: int, most: int, seed: int, unseen: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+    """Return the numbers of the images to train on and of those held back: `unseen` ones first, then any at random."""
     if count < 2:
         raise CalibrationError(f"recover: {count} images; pass at least two, a few thousand do best")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    first = torch.isin(order, as_tensor(unseen).long())
+    order = torch.cat([order[first], order[~first]])
     held = min(most, max(1, round(count * HELD_BACK_SHARE)))
     return order[held:], order[:held]
 

@@ -40,7 +40,9 @@ def compare_files(before: Path, after: Path, threads: int, pairs: int = 100) -> 
     return {"times as fast": found.speedup, "interval": f"{low:.3f} to {high:.3f}", "verdict": str(found.verdict)}
 
 
-def in_turns(tasks: Mapping[str, Task], rounds: int, runs: int = 1) -> dict[str, list[float]]:
+def in_turns(
+    tasks: Mapping[str, Task], rounds: int, runs: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Return seconds of every task, once a round in a new random order; a round before, which warms up, is dropped.
 
     Of several runs in a row the fastest counts.
@@ -52,17 +54,17 @@ def in_turns(tasks: Mapping[str, Task], rounds: int, runs: int = 1) -> dict[str,
         shuffle(order)
         for name in order:
             gc.collect()
-            seconds = min(_timed(tasks[name]) for _ in range(runs))
+            seconds = min(_timed(tasks[name], clock) for _ in range(runs))
             if turn:
                 times[name].append(seconds)
     gc.unfreeze()
     return times
 
 
-def _timed(task: Task) -> float:
-    started = time.perf_counter()
+def _timed(task: Task, clock: Callable[[], float]) -> float:
+    started = clock()
     task()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def paired_ratio(times: Sequence[float], base: Sequence[float]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import copy
 import importlib
 import importlib.metadata
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,10 @@ def quantise(float_file: Path, file: Path, images: Tensor) -> None:
 
 
 def elsewhere(models: Mapping[str, nn.Module], example: Tensor) -> Iterator[Row]:
-    """Yield how fast networks run in torch and OpenVINO, in turns with the first of them in onnxruntime."""
+    """Yield how fast networks run in torch and OpenVINO, in turns with the first of them in onnxruntime.
+
+    One thread's processor time counts: OpenVINO computes in a thread of its own, which other work may keep waiting.
+    """
     tasks: dict[str, Callable[[], object]] = {}
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         for name, model in models.items():
@@ -121,7 +125,7 @@ def elsewhere(models: Mapping[str, nn.Module], example: Tensor) -> Iterator[Row]
                 tasks[f"{name} in torch {torch.__version__}"] = partial(model, example.to(memory_format=wide))
             tasks[f"{name} in torch.compile {torch.__version__}"] = partial(torch.compile(model), example)
             tasks[f"{name} in OpenVINO {importlib.metadata.version('openvino')}"] = _in_openvino(file, example)
-        times = in_turns(tasks, rounds=20, runs=8)
+        times = in_turns(tasks, rounds=20, runs=8, clock=time.process_time)
     base = times.pop("onnxruntime")
     for way, own in times.items():
         found = paired_ratio(base, own)

@@ -18,16 +18,16 @@ Times are to be read as ratios within one table: another machine has others.
 
 def text() -> str:
     """Return the page."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runner.RESULTS.glob("*.json"))]
-    return "\n".join([_HEAD, *map(_section, records)])
+    files = sorted(runner.RESULTS.glob("*.json"))
+    return "\n".join([_HEAD, *(_section(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files)])
 
 
-def _section(record: runner.Record) -> str:
+def _section(title: str, record: runner.Record) -> str:
     """Return a record's circumstances and rows, after what the benchmark's `digest` makes of them."""
     lines = "\n".join(f"    {line}" for line in runner.described(record).splitlines())
     digest = getattr(importlib.import_module(f"tests.benchmarks.{record['benchmark']}"), "digest", None)
     tables = [runner.table(rows) for rows in (*([digest(record["rows"])] if digest else []), record["rows"])]
-    return "\n\n".join([f"## {record['benchmark']}", record["question"], lines, *tables]) + "\n"
+    return "\n\n".join([f"## {title}", record["question"], lines, *tables]) + "\n"
 
 
 def write() -> None:

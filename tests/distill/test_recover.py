@@ -24,6 +24,7 @@ import convsurgeon as cs
 from convsurgeon.cli.main import main
 from convsurgeon.distill.batches import Stream, split, training_set
 from convsurgeon.distill.distiller import SLOWER
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.recipe import LEAST_STEPS, Recipe
 from convsurgeon.distill.record import Recovery, Score
 from convsurgeon.recovery import RATES
@@ -116,6 +117,18 @@ def test_few_images_get_steps_enough_and_small_batches(converted: cs.Result) -> 
     assert done.after.error < done.before.error
     assert Recipe().batch(7000) == 64
     assert Recipe().steps(110) == 2200
+
+
+def test_images_that_the_conversion_held_back_judge_again(converted: cs.Result) -> None:
+    unseen = (cs.Example((X[70:80],)), cs.Example((X[90:96],)))
+    result = dataclasses.replace(converted, held_back=unseen)
+    own = OutputJudge(converted.original, unseen).score(converted.model).error
+    assert _done(_recover(result)).before.error == pytest.approx(own, rel=1e-5)
+    assert _done(_recover(converted)).before.error != pytest.approx(own, rel=1e-5)
+    numbers, held = split(160, 4, 0, training_set(X, LIKE).find(unseen))  # no more than are asked for
+    assert set(held.tolist()) < {*range(70, 80), *range(90, 96)}
+    assert len(numbers) == 156
+    assert training_set(TensorDataset(X), LIKE).find(unseen) == []
 
 
 def _ended(distances: list[float]) -> Recovery:
