@@ -19,6 +19,7 @@ from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import say
 from convsurgeon.calibration.collect import check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.images import preparation
 from convsurgeon.calibration.layout import lay_out
 from convsurgeon.calibration.normalisation import note_on_untrained
 from convsurgeon.distill.reconstruct import reconstruct
@@ -114,7 +115,7 @@ def convert(
         result = _receive(model, example, call) if many else call.run(capture_in_rows(model, example))
     seconds, processor_seconds = time.monotonic() - began, time.process_time() - worked
     report = dataclasses.replace(result.report, seconds=seconds, processor_seconds=processor_seconds)
-    return dataclasses.replace(result, report=report)
+    return dataclasses.replace(result, report=report, images=preparation(calibration))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import nn
 
 from convsurgeon.base.precision import Precision
 from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.images import Images
 from convsurgeon.graph.example import Example
 from convsurgeon.planning.plan import Change, Plan, Skip
 from convsurgeon.report.report import Report
@@ -32,6 +33,7 @@ class Result:
         runtime: where the network will run.
         within: what its files are judged by; None for the default's error.
         searched: whether the plan was chosen to keep within that, not by hand or by its cost.
+        images: how pictures become inputs, where the calibration said it.
         exported: the original as an ONNX graph, where it was timed; `export` writes it and exports nothing twice.
     """
 
@@ -45,6 +47,7 @@ class Result:
     runtime: Runtime = dataclasses.field(default_factory=Runtime)
     within: Within | None = None
     searched: bool = False
+    images: Images | None = None
     exported: bytes | None = dataclasses.field(default=None, repr=False)
 
     def with_metric(self, name: str, before: float, after: float) -> Result:

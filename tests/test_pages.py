@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -66,6 +67,22 @@ def test_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for block in _blocks(README):
         exec(compile(block, "README.md", "exec"), {"model": model, "example": torch.zeros(1, 3, 16, 16)})
     assert (tmp_path / "lighter" / "model.onnx").exists()
+
+
+def test_readmes_results_are_those_that_were_measured() -> None:
+    """Each figure is the mean over the draws of images, rounded as it is shown."""
+    measured = json.loads((ROOT / "tests" / "benchmarks" / "results" / "networks.json").read_text(encoding="utf-8"))
+    lines = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    shown = [line.strip("| ").split(" | ") for line in lines if len(line.split(" | ")) == 6][1:]  # below the heading
+    assert len(shown) >= 5
+    for first, before, after, lost, times, seconds in shown:
+        name = first.split("`")[1].strip('"')
+        rows = [row for row in measured["rows"] if (row["network"], row["goal"]) == (name, "default")]
+        columns = {"before": before, "after": after, "lost": lost.split(" ")[0], "processor s": seconds}
+        columns |= {"times as fast": times} if times != "left as it was" else {}
+        for column, text in columns.items():
+            found, places = sum(row[column] for row in rows) / len(rows), len(text.partition(".")[2])
+            assert abs(found - float(text)) <= 0.501 * 10**-places, (name, column, found)
 
 
 @pytest.mark.parametrize("page", [README, GUIDE], ids=lambda page: page.name)

@@ -21,7 +21,7 @@ from convsurgeon.bundle.networks import Request, write_network_files
 from convsurgeon.bundle.readme import make_readme
 from convsurgeon.calibration.collect import input_names, read
 from convsurgeon.calibration.dataset import Calibration
-from convsurgeon.calibration.images import Images
+from convsurgeon.calibration.images import Images, preparation
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import capture
 from convsurgeon.onnx import inputs
@@ -93,11 +93,9 @@ def export(
     runtime = result.runtime if runtime is None else runtime
     engine = runtime.engine if runtime.table is None else Engine()  # a device's runtime need not be here
     check_export(int8=int8, calibration=calibration, pairs=pairs, engine=engine)
-    preparation = Preparation()
-    if isinstance(calibration, Images):
-        both = (calibration.mean, calibration.std)
-        preparation = Preparation(*(() if one is None else tuple(np.ravel(one).tolist()) for one in both))
-    request = Request(int8, dynamic, preparation, pairs, threads, engine, progress)
+    images = preparation(calibration) or result.images or Images()
+    both = (() if one is None else tuple(np.ravel(one).tolist()) for one in (images.mean, images.std))
+    request = Request(int8, dynamic, Preparation(*both), pairs, threads, engine, progress)
     places = result.original.source.places if isinstance(result.original, OnnxNetwork) else ()
     with (
         new_folder(folder, overwrite, CONTENTS | {Path(place).parts[0] for place in places}) as temporary,
@@ -106,7 +104,7 @@ def export(
         data = _images(calibration, result, int8, progress)
         bundle = write_network_files(result, data, request, temporary)
         bundle = dataclasses.replace(bundle, sentence=sentence(result.report, bundle))
-        _write_papers(result, bundle, _compare_images(result, bundle, data), temporary)
+        _write_papers(result, bundle, images, _compare_images(result, bundle, data), temporary)
     return bundle.moved_to(Path(folder))
 
 
@@ -167,7 +165,7 @@ def _compare_images(result: Result, bundle: Bundle, data: Calibration | None) ->
     return compare_images(place, place.with_name(bundle.shown), feeds, maps_decide=maps_decide)
 
 
-def _write_papers(result: Result, bundle: Bundle, held_out: HeldOut | None, folder: Path) -> None:
+def _write_papers(result: Result, bundle: Bundle, images: Images, held_out: HeldOut | None, folder: Path) -> None:
     """Write plan, reports, README, and the checksums of everything, which come last."""
     report, original = result.report, result.original
     of_file = isinstance(original, OnnxNetwork)
@@ -182,6 +180,8 @@ def _write_papers(result: Result, bundle: Bundle, held_out: HeldOut | None, fold
     (folder / "report.html").write_text(page(title, report, curves, bundle, held_out), encoding="utf-8")
     files = (entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file())
     names = sorted({*files, "README.md"})
-    (folder / "README.md").write_text(make_readme(title, bundle, [*names, SUMS], of_file), encoding="utf-8")
+    reading = images.reading_code(result.example, bundle.converted.inputs[0][0])
+    text = make_readme(title, bundle, [*names, SUMS], reading, of_file)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")

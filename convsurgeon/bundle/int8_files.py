@@ -53,12 +53,12 @@ def write_mixed(
         with contextlib.suppress(ParityError):  # too far off to be written
             made = quantize(file.path, place, feeds_for(file, fitted), exclude=names, overwrite=True)
             if is_enough(made):
-                return made, f"{MIXED} leaves {count} of {len(noise)} layers in float, which int8 hurts most."
+                return made, f"{MIXED} keeps in float the {count} of {len(noise)} layers that int8 hurts most."
     place.unlink(missing_ok=True)
     if not tried:
-        return None, f"{rounded.path.name} would need more than half of its layers in float to be near enough."
+        return None, f"{rounded.path.name} loses too much, unless more than half of its layers stay in float."
     shown = " and ".join(map(str, tried))
-    return None, f"{rounded.path.name} is not near enough, nor is it with {shown} of {len(noise)} layers in float."
+    return None, f"{rounded.path.name} loses too much, and still does with {shown} of {len(noise)} layers in float."
 
 
 def compare_files(

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from convsurgeon.base.tables import in_markdown, printable
 from convsurgeon.onnx.metadata import Signature, layout
-from convsurgeon.report.bundle import Bundle
+from convsurgeon.onnxnet.measuring.engine import OPENVINO
+from convsurgeon.report.bundle import CONVERTED, Bundle
 from convsurgeon.report.running import running_code
 
 _WHAT = {
@@ -34,9 +35,7 @@ _TEMPLATE = """\
 
 ```python
 import numpy as np
-import onnxruntime as ort
-
-session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+{opening}
 inputs, wanted = dict(np.load("example_inputs.npz")), np.load("example_outputs.npz")
 names = [output.name for output in session.get_outputs()]
 for name, found in zip(names, session.run(names, inputs)):
@@ -47,7 +46,7 @@ for name, found in zip(names, session.run(names, inputs)):
 
 {inputs}
 
-{recommended}{back}
+{which}{back}
 
 ## Files
 
@@ -60,11 +59,13 @@ Time them on your own device with `convsurgeon bench {bench}`.
 _IN_TORCH = """\
 ## Back in torch
 
+Write for `build_model()` what makes your original network; its weights do not matter.
+
 ```python
 import convsurgeon as cs
 from safetensors.torch import load_file
 
-model = cs.rebuild(build_model(), cs.Plan.load("plan.json"))  # build_model: makes the original architecture
+model = cs.rebuild(build_model(), cs.Plan.load("plan.json"))
 model.load_state_dict(load_file("weights.safetensors"))
 ```"""
 
@@ -92,7 +93,7 @@ _OF_A_FILE = {
 _WHICH = """\
 ## Which file
 
-`{name}`, run like this: {speedup:.2f} times as fast as `original.onnx` on the machine that made this folder.
+`{best.name}`, opened like this: {best.speedup:.2f} times as fast as `original.onnx` where this folder was made.
 
 ```python
 {code}```
@@ -100,17 +101,35 @@ _WHICH = """\
 """
 
 
-def make_readme(title: str, bundle: Bundle, files: Iterable[str], of_file: bool = False) -> str:
-    """Return the text; `of_file` says that the original was an ONNX file."""
+_PLAIN = """\
+import onnxruntime as ort
+
+session = ort.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+"""
+
+
+_PICTURE = """\
+A picture of your own, made into an input as those were that the network was fitted to:
+
+```python
+{code}```
+
+"""
+
+
+def make_readme(title: str, bundle: Bundle, files: Iterable[str], reading: str = "", of_file: bool = False) -> str:
+    """Return the text; `reading` is code that reads a picture, `of_file` says that the original was an ONNX file."""
     there, best = set(files), bundle.recommended
     what = (_WHAT | _OF_A_FILE if of_file else _WHAT).items()
     rows = [f"| `{name}` | {words} |" for name, words in what if name in there]
-    which = best and _WHICH.format(name=best.name, speedup=best.speedup, code=running_code(best))
+    shipped = best is not None and best.name == CONVERTED and best.provider != OPENVINO
+    which = "" if best is None or shipped else _WHICH.format(best=best, code=running_code(best))
     return _TEMPLATE.format(
         title=in_markdown(title),
         back=_FROM_THE_FILE if of_file else _IN_TORCH,
         sentence=in_markdown(bundle.sentence),
-        recommended=which or "",
+        opening=running_code(best) if best is not None and shipped else _PLAIN,
+        which=f"{_PICTURE.format(code=reading) if reading else ''}{which}",
         inputs=_inputs(bundle),
         files="\n".join(["| file | what it is |", "|---|---|", *rows]),
         bench=" ".join(bundle.sizes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import numbers
 import os
 import sys
@@ -24,6 +25,23 @@ from convsurgeon.calibration.pictures import decode, in_batches, is_single
 from convsurgeon.graph.example import Example
 
 _PASS = "pass a folder, an .npy or .npz file, a tensor, batches, a DataLoader or a Dataset"
+
+_READING = """\
+from PIL import Image
+
+def read(file):
+    picture = Image.open(file).convert("{mode}")
+    scale = max({width} / picture.width, {height} / picture.height)
+    width, height = round(scale * picture.width), round(scale * picture.height)
+    left, top = (width - {width}) // 2, (height - {height}) // 2
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    picture = picture.crop((left, top, left + {width}, top + {height}))
+    pixels = np.float32(picture).reshape({height}, {width}, {channels}) / 255
+    {scale}return pixels{turned}[None]
+
+for output in session.run(None, {{{name}: read("photo.jpg")}}):
+    print(output.shape)
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +125,29 @@ class Images:
             "" if self.mean is None and self.std is None else f", {normalisation(self.mean, self.std, channels).name}"
         )
         return f"{self.source}: {colour} from 0 to 1, {own}scaled to cover {height}x{width}, cut in the middle{scale}"
+
+    def reading_code(self, like: Example, name: str) -> str:
+        """Return Python that reads a picture as `describe` says and runs `session` on it; empty where it says nothing.
+
+        Args:
+            like: The example.
+            name: Of the network's input.
+        """
+        if not self.describe(like) or self.transform is not None or like.tensors()[0].dtype != torch.float32:
+            return ""
+        channels, *size = self._shape(like)
+        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size or size
+        scale = normalisation(self.mean, self.std, channels)
+        scaled = self.mean is not None or self.std is not None
+        return _READING.format(
+            mode="RGB" if channels == 3 else "L",
+            width=width,
+            height=height,
+            channels=channels,
+            scale=f"pixels = np.float32((pixels - {list(scale.mean)}) / {list(scale.std)})\n    " if scaled else "",
+            turned="" if self._is_last(like) else ".transpose(2, 0, 1)",
+            name=repr(name),
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -214,6 +255,15 @@ class Images:
         (tensor,) = like.tensors()
         channels, height, width = (to_channels_first(tensor) if self._is_last(like) else tensor).shape[1:]
         return channels, height, width
+
+
+def preparation(calibration: object) -> Images | None:
+    """Return how pictures become inputs, where calibration images say it, without the images."""
+    if isinstance(calibration, str | os.PathLike):
+        return Images(calibration)
+    if not isinstance(calibration, Images) or isinstance(calibration.source, str | os.PathLike):
+        return calibration if isinstance(calibration, Images) else None
+    return dataclasses.replace(calibration, source=None)
 
 
 def _is_picture(like: Example) -> bool:

@@ -25,7 +25,7 @@ def _add_inspect(commands: Any) -> None:
 
 def _add_plan(commands: Any) -> None:
     examples = [f"{_NET} --rank 2", f"{_NET} --budget macs=0.3 --out plan.json"]
-    command = shared.add_command(commands, "plan", examples)
+    command = shared.add_command(commands, "plan", examples, ("weights", "input", "form", "rank", "budget", "json"))
     shared.add_model(command)
     shared.add_forms(command)
     shared.add_budget(command)
@@ -36,7 +36,8 @@ def _add_plan(commands: Any) -> None:
 
 def _add_sweep(commands: Any) -> None:
     examples = [f"{_NET} --calibrate photos/ --out curve.svg", f"{_NET} --calibrate photos/ --of latency"]
-    command = shared.add_command(commands, "sweep", examples)
+    usual = ("weights", "input", "images", "mean", "std", "metric", "of", "shares")
+    command = shared.add_command(commands, "sweep", examples, usual)
     shared.add_model(command)
     shared.add_forms(command)
     shared.add_runtime(command)
@@ -105,7 +106,7 @@ def _add_recover(commands: Any) -> None:
 def _add_device(commands: Any) -> None:
     net = "net.py:factory --input 1x3x32x32"
     examples = [f"{net} --out pi4/", "detector.onnx --out pi4/ --force"]
-    device = shared.add_command(commands, "device", examples)
+    device = shared.add_command(commands, "device", examples, ("weights", "input", "provider"))
     shared.add_model(device)
     shared.add_forms(device)
     shared.add_output(device, "DIR", "where the folder for the device goes", required=True)

@@ -100,7 +100,8 @@ def add_forms(command: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         choices=FORMS,
-        help="what convs may become: the first that fits, or with --budget the best",
+        metavar="FORM",
+        help=f"what convs may become: the first that fits, or with --budget the best: {', '.join(FORMS)}",
     )
     options.add_argument("--rank", nargs="+", default=[], type=int, help="ranks of the forms, one or several")
     options.add_argument(

@@ -85,7 +85,6 @@ def fit_in_order(
             for done in fits:
                 found.append(done)
                 shown.update()
-                shown.set_postfix_str(f"{done.name} error {done.before:.3f} -> {done.after:.3f}")
     return found
 
 

@@ -204,7 +204,7 @@ def _accept(
     if not made.sqnr_db >= limit:
         named = f"; worst layer {made.worst[0].name}, try exclude_worst=1" if made.worst else ""
         raise ParityError(
-            f"{place}: not written, {kind} outputs have SQNR {made.sqnr_db:.1f} dB (limit {limit:g}){named}"
+            f"{place}: not written, {kind} loses too much: SQNR {made.sqnr_db:.1f} dB, the limit is {limit:g}{named}"
         )
     return made
 
@@ -230,7 +230,7 @@ def _notes(model: ModelProto, ends: Collection[str], joins: Collection[str], tar
     if named := [node.name for node in model.graph.node if node.name in ends]:
         notes.append(f"{', '.join(named)}: in float, because the network adds to an image")
     if joins:
-        notes.append(f"{len(joins)} nodes at the end: in float, because values far apart meet there")
+        notes.append(f"{len(joins)} nodes at the end: in float, because values of very different size are joined there")
     outputs = {info.name for info in model.graph.output}
     sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
     wrong = []

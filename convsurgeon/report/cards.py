@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from convsurgeon.report.bundle import ORIGINAL, Bundle
+from convsurgeon.report.bundle import CONVERTED, ORIGINAL, Bundle
 from convsurgeon.report.charts import Drawn
 from convsurgeon.report.report import Report
-from convsurgeon.report.sentence import main_setting, name_setting
+from convsurgeon.report.sentence import difference, estimated_loss, main_setting, name_setting
 
 Card = tuple[str, str, str]
 """A figure, what it is, and a note."""
@@ -52,8 +52,12 @@ def _near_cards(report: Report, bundle: Bundle | None) -> list[Card]:
     else:
         return []
     if top1 is not None:
-        return [(f"{100 * top1:.1f} %", "of decisions stay", where)]
-    return [("identical" if sqnr_db == math.inf else f"{sqnr_db:.1f} dB", "of signal over error (SQNR)", where)]
+        lost = estimated_loss(report) if bundle is None or bundle.shown == CONVERTED else math.nan
+        right = f"; about {lost:.1%} of the right ones are lost" if math.isfinite(lost) else ""
+        return [(f"{100 * top1:.1f} %", "of decisions stay", f"{where}{right}")]
+    if sqnr_db == math.inf:
+        return [("none", "difference of the outputs", where)]
+    return [(f"{difference(sqnr_db):.2g} %", "difference of the outputs", f"SQNR {sqnr_db:.1f} dB, {where}")]
 
 
 def draw_bars(report: Report, bundle: Bundle | None) -> list[Drawn]:

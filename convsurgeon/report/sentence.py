@@ -92,7 +92,9 @@ def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
     share = found.top1 if isinstance(found, Agreement) else found.agreement
     if share is not None and found.rows:
         low, high = interval(share, found.rows)
-        return f"{share:.1%} of decisions stay ({100 * low:.1f} to {100 * high:.1f}) on {where}"
+        lost = estimated_loss(report) if name == CONVERTED else math.nan
+        right = f", about {lost:.1%} of the right ones are lost" if math.isfinite(lost) else ""
+        return f"{share:.1%} of decisions stay ({100 * low:.1f} to {100 * high:.1f}) on {where}{right}"
     if found.sqnr_db == math.inf:
         return f"the same outputs on {where}"
     if not found.sqnr_db > -math.inf:
@@ -102,8 +104,22 @@ def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
         return f"{found.overlap:.1%} of every class stay (intersection over union) on {where}"
     added = report.fidelity.added_db if report.fidelity is not None and name == CONVERTED else None
     if added is not None:
-        return f"what it adds to the image {added:.1f} dB above its error on {where}"
-    return f"outputs {found.sqnr_db:.1f} dB above their error (SQNR) on {where}"
+        return f"what it adds to the image differs by {_apart(added)} on {where}"
+    return f"outputs differ by {_apart(found.sqnr_db)} on {where}"
+
+
+def difference(sqnr_db: float) -> float:
+    """Return the root mean square of an error in percent of that of what it is in."""
+    return float(100 * 10 ** (-sqnr_db / 20))
+
+
+def estimated_loss(report: Report) -> float:
+    """Return the share of right decisions that the plan loses, by the original's own probabilities; NaN if unknown."""
+    return next((one.lost for one in report.trials if one.taken), math.nan)
+
+
+def _apart(sqnr_db: float) -> str:
+    return f"{difference(sqnr_db):.2g}% (SQNR {sqnr_db:.1f} dB)"
 
 
 def _speed(found: Recommended | ComparedFile, setting: Recommended | Comparison) -> str:

@@ -107,8 +107,7 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
         bar(total=total, desc="timing layers", unit="form", show=how.progress, delay=2.0) as shown,
     ):
 
-        def tell(label: str) -> None:
-            shown.set_postfix_str(label, refresh=False)
+        def tell(_: str) -> None:
             shown.update()
 
         try:

@@ -201,8 +201,8 @@ def _close_in(
         def attempt(aim: Aim) -> Trial:
             trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))
             trials.append(trial)
-            figure = f"{goal.name} {trial.value:.4g}{'' if trial.good_enough else ', too much'}"
-            shown.set_postfix_str(f"{trial.speed_up:.2f} times as fast: {figure}", refresh=False)
+            figure = f"{goal.name} {trial.value:.4g}, {goal.spent(trial.value):.0%} of the tolerance"
+            shown.set_postfix_str(f"{trial.speed_up:.2f} times as fast, {figure}", refresh=False)
             shown.update()
             return trial
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import convsurgeon as cs
 from convsurgeon.calibration.collect import read
 from convsurgeon.calibration.dataset import images_in
+from convsurgeon.graph.example import Example
 from tests import nets
 from tests.calibration.loading import load
 
@@ -234,3 +235,36 @@ def test_how_pictures_are_prepared_is_said(tmp_path: Path) -> None:
     said = cs.Images(str(tmp_path), mean=0.5, std=0.25).describe(LIKE)
     assert all(words in said for words in (tmp_path.name, "RGB", "20x16", "(pixel - 0.5) / 0.25"))
     assert not cs.Images(FIRST).describe(LIKE)
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"),
+    [(3, {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}), (3, {}), (1, {"mean": 0.5}), (3, {"channels_last": True})],
+)
+def test_code_that_reads_a_picture_makes_what_calibration_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, options: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    waves = np.sin(np.linspace(0, 9, 30)[:, None, None] + np.linspace(0, 7, 40)[:, None] + np.arange(3))
+    Image.fromarray(np.uint8(127 + 120 * waves)).save("photo.png")
+    shape = (1, 20, 24, 3) if options.get("channels_last") else (1, channels, 20, 24)
+    example = Example.of(torch.zeros(shape))
+    images, names = cs.Images(tmp_path, **options), {"np": np, "session": Session()}
+    code = images.reading_code(example, 'a "name"').replace("photo.jpg", "photo.png")
+    exec(code, names)
+    (wanted,) = (batch.tensors()[0] for batch in images.batches(example))
+    (found,) = names["session"].given.items()
+    assert found[0] == 'a "name"'
+    assert found[1].dtype == np.float32
+    assert found[1].shape == tuple(wanted.shape)
+    assert np.abs(found[1] - wanted.numpy()).max() < 0.01 / min(np.ravel(options.get("std", 1.0)))
+    assert not cs.Images(tmp_path, transform=torch.flip).reading_code(example, "x")
+    assert not cs.Images(torch.zeros(2, channels, 20, 24)).reading_code(example, "x")
+
+
+class Session:
+    """What keeps its inputs."""
+
+    def run(self, names: None, given: dict[str, Any]) -> list[Any]:
+        self.given = given
+        return []

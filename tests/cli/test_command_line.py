@@ -21,6 +21,7 @@ from convsurgeon import cli
 from convsurgeon.base.files import new_file, new_folder
 from convsurgeon.base.version import version
 from convsurgeon.cli import options
+from convsurgeon.cli.commands import COMMANDS
 from convsurgeon.forms import catalogue
 from convsurgeon.graph.load import load_function, load_model, load_weights
 from tests import nets, networks
@@ -47,6 +48,15 @@ def test_tables_and_json(command: list[str], capsys: pytest.CaptureFixture[str])
     plain = [word for word in command[1:] if word != "--verbose"]
     assert cli.main([command[0], *MODEL, *plain, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_help_is_one_screen_with_two_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    text, examples = capsys.readouterr().out.split("examples:\n")
+    assert len(text.splitlines()) < 50
+    assert [line.split()[:2] for line in examples.splitlines()] == [["convsurgeon", command]] * 2
 
 
 @pytest.mark.parametrize("command", ["convert", "recover"])
