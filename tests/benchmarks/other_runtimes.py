@@ -2,7 +2,8 @@
 
 Each runtime is a driver of its own in `runtimes`, started with the Python (or node) that has it, on one thread;
 `--python`, `--litert` and `--node` say where, and what is not there is left out. Every conv that takes a form has it.
-All files of a network run in turns. `largest error` is against onnxruntime here, over the largest output.
+All files of a network run in turns; `ms` are of the processor. `largest error` is against onnxruntime here, over the
+largest output.
 """
 
 from __future__ import annotations
