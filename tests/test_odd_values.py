@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import convsurgeon as cs
 from tests import nets
@@ -65,6 +67,149 @@ def test_sparse_outputs_are_judged_by_their_values() -> None:
 def test_a_network_of_one_batch_size_keeps_its_gradients(recwarn: pytest.WarningsRecorder) -> None:
     assert set(_convert(InPairs().eval()).changes) == {"body", "down"}
     assert not [str(one.message) for one in recwarn if "gradients" in str(one.message)]
+
+
+# Images
+
+
+class Items(Dataset[Any]):
+    """A data set of 24 items, which is one of a user's own."""
+
+    def __init__(self, item: Callable[[int], Any]) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, row: int) -> Any:
+        return self.item(row)
+
+
+class Unsized(Dataset[Any]):
+    def __getitem__(self, row: int) -> Tensor:
+        return IMAGES[row]
+
+
+class Streamed(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from IMAGES[:3]
+        raise KeyError("shard 7")
+
+
+def _breaking(row: int) -> Tensor:
+    if row == 7:
+        raise OSError("disk gone")
+    return IMAGES[row]
+
+
+def _stream() -> Iterator[Tensor]:
+    yield IMAGES[:8]
+    raise OSError("disk gone")
+
+
+def _for_detection(items: list[Any]) -> tuple[Any, ...]:
+    return tuple(zip(*items, strict=True))
+
+
+READ: dict[str, Callable[[], Any]] = {
+    "dicts with paths, one at a time": lambda: DataLoader(
+        Items(lambda row: {"image": IMAGES[row], "label": row, "path": f"{row}.png"}), batch_size=1
+    ),
+    "dicts of arrays with keys": lambda: [{"npy": one.numpy(), "__key__": str(row)} for row, one in enumerate(IMAGES)],
+    "tuples of images and targets": lambda: DataLoader(
+        Items(lambda row: (IMAGES[row], {"boxes": torch.zeros(row % 3, 4)})), batch_size=4, collate_fn=_for_detection
+    ),
+    "images of several sizes": lambda: cs.Images([torch.rand(3, 12 + row % 3, 14) for row in range(24)], size=12),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_images_as_loaders_give_them_are_read(kind: str) -> None:
+    assert set(_convert(nets.Plain().eval(), images=READ[kind]()).changes) == {"body", "down"}
+
+
+NAMED: dict[str, Callable[[], Any]] = {
+    r"item 7 of Items fails: OSError: disk gone": lambda: Items(_breaking),
+    r"DataLoader fails at batch 1: OSError": lambda: DataLoader(Items(_breaking), batch_size=4),
+    r"generator fails at batch 1: OSError: disk gone": _stream,
+    r"DataLoader fails at batch 0: KeyError": lambda: Streamed(),
+    r"Unsized": Unsized,
+    r"differ in size \(3x12x12, 3x13x12, 3x14x12\)": lambda: [torch.randn(3, 12 + row % 3, 12) for row in range(24)],
+}
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_what_fails_in_a_users_own_data_is_named(named: str) -> None:
+    with pytest.raises(cs.errors.CalibrationError, match=named):
+        _convert(nets.Plain().eval(), images=NAMED[named]())
+
+
+# Layers
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("running_var", -1.0), ("running_var", math.inf), ("running_mean", math.nan)]
+)
+def test_a_norm_that_no_training_leaves_is_named(name: str, value: float) -> None:
+    model: Any = nets.Plain().eval()
+    getattr(model.norm, name)[2] = value
+    with pytest.raises(cs.errors.CalibrationError, match=r"norm: its running"):
+        _convert(model)
+
+
+class Helped(nets.Plain):
+    """Has batch norms in a head for training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.aside = nn.Identity(), nn.BatchNorm2d(16)
+        self.aside.running_mean += 1
+
+    def forward(self, x: Tensor) -> Any:
+        found = super().forward(x)
+        return (found, self.aside(self.stem(x))) if self.training else found
+
+
+@pytest.mark.parametrize("images", [IMAGES, None])
+def test_norms_that_run_in_training_alone_say_nothing_of_images(images: Any) -> None:
+    given = cs.Images(limit=12) if images is None else images
+    assert set(_convert(Helped().eval(), images=given).changes) == {"body", "down"}
+
+
+class OneByOne(nets.Plain):
+    """Vectorises its convs over the images."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.func.vmap(lambda one: self.body(torch.relu(self.stem(one[None])))[0])(x)
+        return self.head(torch.relu(self.down(torch.relu(self.norm(x)))).mean((2, 3)))
+
+
+def test_convs_inside_of_a_transform_are_left() -> None:
+    result = _convert(OneByOne().eval())
+    assert set(result.changes) == {"down"}
+    assert "vmap" in next(skip.reason for skip in result.skipped if skip.name == "body")
+
+
+@pytest.mark.parametrize("name", ["stem", "body"])
+def test_a_weight_that_a_transposed_conv_shares_is_left(name: str) -> None:
+    class Mirrored(nets.Plain):
+        """An autoencoder whose decoder is its encoder's transpose."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.up = nn.ConvTranspose2d(*getattr(self, name).weight.shape[:2], 3, padding=1)
+            self.up.weight = getattr(self, name).weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            own = torch.relu(self.stem(x))
+            own = own if name == "stem" else self.body(own)
+            return self.up(own)
+
+    model = Mirrored().eval()
+    result = _convert(model)
+    assert name not in result.changes
+    assert result.model.up.weight is getattr(result.model, name).weight  # type: ignore[union-attr]
+    assert "tied" in next(skip.reason for skip in result.skipped if skip.name == name)
 
 
 # Arguments

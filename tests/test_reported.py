@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 import convsurgeon as cs
 from convsurgeon.base import files
 from convsurgeon.base.normal import in_normal_mode
+from convsurgeon.cli.main import main
 from convsurgeon.graph.load import load_model
 from tests import nets
 
@@ -167,6 +169,23 @@ ODD: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("outputs", ["an output without a shape", "an output without a type"])
+def test_an_output_may_state_nothing_where_weights_lie_outside(outputs: str, tmp_path: Path) -> None:
+    model = onnx.load(_file(tmp_path / "in.onnx", **ODD[outputs]))
+    onnx.save(model, tmp_path / "out.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert set(_convert(tmp_path / "out.onnx", X[:1], False).changes) == {"w2"}
+    assert cs.onnx.quantize(tmp_path / "out.onnx", tmp_path / "small.onnx", IMAGES).path.exists()
+    (tmp_path / "w.bin").write_bytes(b"short")
+    with pytest.raises(cs.errors.LoadError, match=r"out\.onnx"):
+        _convert(tmp_path / "out.onnx", X[:1], False)
+
+
+def test_what_is_quantised_already_is_not_quantised_again(tmp_path: Path) -> None:
+    made = cs.onnx.quantize(_file(tmp_path / "float.onnx"), tmp_path / "small.onnx", IMAGES)
+    with pytest.raises(cs.errors.ExportError, match=r"small\.onnx: .* is quantised already"):
+        cs.onnx.quantize(made.path, tmp_path / "smaller.onnx", IMAGES)
+
+
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_but_legal_files_are_converted_and_quantised(kind: str, tmp_path: Path) -> None:
     path = _file(tmp_path / "odd.onnx", **ODD[kind])
@@ -255,6 +274,17 @@ def test_a_folder_that_was_deleted_is_refused(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "gone").rmdir()
     with pytest.raises(cs.errors.WriteError, match=r"net\.onnx"):
         cs.onnx.export(nets.Plain().eval(), X, "net.onnx")
+
+
+def test_a_command_in_a_folder_that_was_deleted_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["inspect", str(_file(tmp_path / "net.onnx"))]) == 1  # and not killed by what torch loads
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "working directory" in line
 
 
 def test_no_place_for_temporary_files_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from convsurgeon.calibration.dataset import (
 from convsurgeon.calibration.first_batch import PROBES, check_numbers, check_size
 from convsurgeon.calibration.images import Images
 from convsurgeon.calibration.layout import in_small_batches
+from convsurgeon.calibration.normalisation import check_norms
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -84,6 +85,7 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
         raise CalibrationError("calibration: the model is on the meta device and has no values; load its weights first")
     if not images_in(seen.example):
         raise CalibrationError("example: it holds no images; pass at least one, or calibration=False")
+    check_norms(seen.model)
     check_output_sizes(seen.model, seen.example)
     if isinstance(images, Calibration):
         return images

@@ -12,7 +12,7 @@ from torch import Tensor
 from convsurgeon.base.arrays import as_tensor
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.calibration.channels_last import is_channels_last
-from convsurgeon.calibration.pictures import is_picture, is_single
+from convsurgeon.calibration.pictures import is_path, is_picture, is_single
 from convsurgeon.graph.example import Example, is_plain
 
 BATCH = 64
@@ -196,8 +196,9 @@ def picture_channels(like: Example) -> int:
 
 
 def _only_picture(values: Sequence[Any], channels: int, otherwise: Any) -> Any:
-    """Return the one of several values that may be pictures, as the one argument."""
+    """Return the one of several values that may be pictures, as the one argument; pixels rather than paths."""
     found = [one for one in values if channels and is_picture(one, channels)]
+    found = [one for one in found if not is_path(one)] or found
     return (found[0],) if len(found) == 1 else otherwise
 
 

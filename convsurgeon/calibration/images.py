@@ -185,14 +185,17 @@ class Images:
         yield from (like.with_tensors([batch]) for batch in waiting if len(batch))
 
     def _from_dataset(self, dataset: Any, like: Example) -> Iterator[Any]:
-        rows = image_files.spread(len(dataset), self.most)
+        name = type(dataset).__name__
+        rows = image_files.spread(_from_user(f"the length of {name}", len, dataset), self.most)
         for start in range(0, len(rows), BATCH):
-            items = [self._item(dataset[row], like) for row in rows[start : start + BATCH]]
+            some = rows[start : start + BATCH]
+            given = [_from_user(f"item {row} of {name}", dataset.__getitem__, row) for row in some]
+            items = [self._item(one, like) for one in given]
             try:
                 yield default_collate(items)
             except (RuntimeError, TypeError) as error:
                 raise CalibrationError(
-                    f"calibration: items of {type(dataset).__name__} do not make a batch ({describe(error)}); "
+                    f"calibration: items of {name} do not make a batch ({describe(error)}); "
                     "pass cs.Images(dataset, size=...) if they differ in size"
                 ) from error
 
@@ -212,8 +215,11 @@ class Images:
         if parts is not None:
             size = self._shape(like)[1:]
             return torch.cat([self._prepare(part, like, size) for part in parts])
-        if channels and isinstance(batch, list) and all(is_single(one, channels) for one in batch):
-            batch = torch.stack([as_tensor(one) for one in batch])
+        if channels and isinstance(batch, tuple | list) and all(is_single(one, channels) for one in batch):
+            singles = [as_tensor(one)[None] for one in batch]
+            if len({one.shape for one in singles}) > 1:
+                return self._of_one_size(singles, like)
+            batch = torch.cat(singles)
         if not self.is_prepared:
             return batch
         images = as_tensor(batch)
@@ -222,6 +228,13 @@ class Images:
         images = to_channels_first(images) if self._is_last(like) else images
         pixels = images if images.is_floating_point() else image_files.to_unit(images.cpu().numpy(), "calibration")
         return self._prepare(pixels, like, None)
+
+    def _of_one_size(self, singles: Sequence[Tensor], like: Example) -> Tensor:
+        """Return single pictures that differ in size, prepared one by one."""
+        if self.size is None:
+            sizes = ", ".join(dict.fromkeys("x".join(map(str, one.shape[1:])) for one in singles))
+            raise CalibrationError(f"calibration: images differ in size ({sizes[:80]}); pass cs.Images(..., size=...)")
+        return torch.cat([self._adapt(one, like) for one in singles])
 
     def _prepare(self, pixels: Tensor, like: Example, size: Sequence[int] | None) -> Tensor:
         """Return pixels (N, C, H, W) as the network takes them; `size` is used where the options name none."""
@@ -278,7 +291,7 @@ def _alone(value: Any) -> Any:
 
 def _given_batches(source: Any, like: Example) -> Iterator[Any]:
     if isinstance(source, IterableDataset):
-        yield from DataLoader(source, batch_size=BATCH)
+        yield from _iterated(DataLoader(source, batch_size=BATCH))
     elif isinstance(source, Tensor) or hasattr(source, "__array__"):
         tensor = as_tensor(source)
         if tensor.dim() == 0:
@@ -288,7 +301,28 @@ def _given_batches(source: Any, like: Example) -> Iterator[Any]:
             tensor = tensor[None] if is_single(tensor, channels) else tensor[:, None] if channels == 1 else tensor
         yield from tensor.split(BATCH)
     else:
-        yield from source
+        yield from _iterated(source)
+
+
+def _iterated(source: Iterable[Any]) -> Iterator[Any]:
+    """Yield what a user's own iterable gives; an error of it names the batch."""
+    count = 0
+    try:
+        for batch in source:
+            yield batch
+            count += 1
+    except Exception as error:  # the user's own code
+        raise CalibrationError(
+            f"calibration: {type(source).__name__} fails at batch {count}: {describe(error)}"
+        ) from error
+
+
+def _from_user(what: str, call: Callable[[Any], Any], given: object) -> Any:
+    """Return what a user's own data set gives; an error of it says where."""
+    try:
+        return call(given)
+    except Exception as error:  # the user's own code
+        raise CalibrationError(f"calibration: {what} fails: {describe(error)}") from error
 
 
 def _is_count(value: object) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.state import watch_inputs
+from convsurgeon.graph.state import undisturbed, watch_inputs
 
 Numbers = float | Sequence[float]
 
@@ -110,14 +110,37 @@ def guess_from_example(example: Tensor) -> Normalisation:
     return common_normalisations(channels)[2 if high > 2 else 0]
 
 
-def trained_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the batch norms of a model whose statistics are not those that they were built with."""
+def trained_norms(model: nn.Module, example: Example | None = None) -> list[nn.Module]:
+    """Return the batch norms of a model whose statistics are not those that they were built with.
+
+    Of those only which run on the example, if one is given: a head that helps in training has norms, too.
+    """
     found = []
     for module in _norms(model):
         mean, variance = _statistics(module)
         if bool(mean.any()) or not bool((variance == 1).all()):
             found.append(module)
-    return found
+    if example is None or not found:
+        return found
+    run: set[int] = set()
+    with undisturbed(model), watch_inputs(found, lambda module, _: run.add(id(module))):
+        example.run(model)
+    return [module for module in found if id(module) in run]
+
+
+def check_norms(model: nn.Module) -> None:
+    """Refuse batch norms whose statistics no training leaves.
+
+    Raises:
+        CalibrationError: One holds NaN, infinity or a negative variance.
+    """
+    for module in _norms(model):
+        mean, variance = _statistics(module)
+        if not bool(mean.isfinite().all() and variance.isfinite().all() and (variance >= 0).all()):
+            name = next(name for name, one in model.named_modules() if one is module)
+            raise CalibrationError(
+                f"{name}: its running mean or variance holds NaN, infinity or a variance below zero; repair the weights"
+            )
 
 
 def note_on_untrained(model: nn.Module) -> str:

@@ -68,6 +68,12 @@ def is_single(value: Any, channels: int) -> bool:
     )
 
 
+def is_path(value: Any) -> bool:
+    """Return whether a value is a path, or several."""
+    values = value if isinstance(value, tuple | list) else [value]
+    return all(isinstance(one, str | os.PathLike) for one in values)
+
+
 def _is_last(shape: Sequence[int], channels: int) -> bool:
     return shape[3] == channels and shape[1] != channels
 

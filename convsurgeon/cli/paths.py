@@ -22,6 +22,7 @@ def check_paths(options: argparse.Namespace) -> None:
         LoadError: nothing lies at a path.
         WriteError: something lies where a command is to write, or it cannot write there.
     """
+    _check_working_directory()
     given = vars(options)
     for name, words in _OPTIONS.items():
         path = given.get(name)
@@ -34,6 +35,14 @@ def check_paths(options: argparse.Namespace) -> None:
             _check_code(given[name], words, may_be_file=name == "model")
     if given.get("out") and not options.force:
         (check_file if options.command in _FILES else check_folder)(options.out, False)
+
+
+def _check_working_directory() -> None:
+    """Refuse one that was deleted: there the mathematics library of torch ends the process."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise LoadError("the working directory was deleted; change to one that exists") from None
 
 
 def _check_code(name: str, words: str, may_be_file: bool) -> None:

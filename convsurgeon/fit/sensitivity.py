@@ -106,7 +106,7 @@ def _backward(model: nn.Module, part: Example, own: list[list[Scale]], generator
     ends = [value for value, _ in watched.values()]
     given = [(one, weigh(one, axes)) for one, axes in zip(found, own, strict=True) if one.requires_grad]
     if not (given or ends) or not leaves:
-        raise RuntimeError("no output depends on a value of floating point")
+        raise RuntimeError("no output depends on a value of floating point, or its forward turns gradients off")
     given += [(end, 1 / (end.detach().var(correction=0) or end.new_ones(()))) for end in ends]
     count = images_in(part)
     vectors = []

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules import module as hooks
 from torch.overrides import TorchFunctionMode
@@ -169,6 +170,7 @@ class _Watch(TorchFunctionMode):
         self.functional: dict[str, Site] = {}
         self.unregistered: dict[int, tuple[_CONVS, str]] = {}
         self.readers: dict[str, str] = {}
+        self.transformed: set[int] = set()
         self._thread = threading.get_ident()
         self._running: list[nn.Module] = []
         self._starts: list[int] = []
@@ -214,6 +216,8 @@ class _Watch(TorchFunctionMode):
                 self.unregistered.setdefault(id(module), (module, self._here()))
             self.calls.setdefault(id(module), []).append(Call(tuple(value.shape), tuple(output.shape)))
             self.conv_macs[id(module)] += self._counter.macs - start
+            if is_functorch_wrapped_tensor(output):
+                self.transformed.add(id(module))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -287,6 +291,8 @@ def _site(conv: _CONVS, names: list[str], watch: _Watch, holders: Mapping[int, l
     obstacle = module_obstacle(conv, holders) or reading_obstacle(conv, names[0], watch.readers)
     if not obstacle and not calls:
         obstacle = "the example never reaches it in eval mode"
+    if not obstacle and id(conv) in watch.transformed:
+        obstacle = "it runs inside a transform such as torch.func.vmap; call it on whole batches"
     return Site(
         names[0],
         tuple(names[1:]),

@@ -170,9 +170,11 @@ def _read(origin: Path) -> ModelProto:
         load_checked(origin)
         model = onnx.load(origin)
         proto.normalise(model.graph)
-        return model
     except LatencyError as error:
         raise ExportError(str(error)) from error
+    for node in (node for graph in proto.graphs(model.graph) for node in proto.quantised(graph)):
+        raise ExportError(f"{origin}: {proto.label(node)} is quantised already; pass the float file")
+    return model
 
 
 def _check(model: ModelProto, calibrator: str, exclude: Sequence[str], target: Target) -> None:

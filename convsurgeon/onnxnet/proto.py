@@ -17,6 +17,9 @@ CONVS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 PRODUCTS = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
 """Operators and the position of their kernel or second factor."""
 
+_INTEGER = ("QLinearConv", "ConvInteger", "QLinearConvTranspose", "QLinearMatMul", "QGemm")
+_FLOAT = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
 
 def inner_graphs(node: NodeProto) -> list[GraphProto]:
     """Return the graphs among a node's attributes."""
@@ -71,18 +74,40 @@ def normalise(graph: GraphProto) -> None:
 
 def check(model: ModelProto, path: Path) -> None:
     """Raise what onnx's checker raises of a file; an output without a declared shape, which it refuses, is legal."""
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in stored_tensors(model.graph)):
+    outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in stored_tensors(model.graph))
+    if outside and all(kind.elem_type and kind.HasField("shape") for kind in _output_types(model.graph)):
         onnx.checker.check_model(str(path))  # among others that no weights lie outside of the folder
         return
     declared = ModelProto.FromString(model.SerializeToString())
-    for info in declared.graph.output:
+    if outside:
+        onnx.load_external_data_for_model(declared, str(path.parent))  # which looks where they lie, too
+    for kind in _output_types(declared.graph):
+        kind.elem_type = kind.elem_type or TensorProto.FLOAT
+        kind.shape.SetInParent()
+    onnx.checker.check_model(declared)
+
+
+def _output_types(graph: GraphProto) -> Iterator[Any]:
+    """Yield the type of every output that is a tensor, or a sequence of them; an output may state none."""
+    for info in graph.output:
         kind = info.type
         while word := next((one for one in ("sequence_type", "optional_type") if kind.HasField(one)), ""):
             kind = getattr(kind, word).elem_type
         if kind.WhichOneof("value") in (None, "tensor_type"):
-            kind.tensor_type.elem_type = kind.tensor_type.elem_type or TensorProto.FLOAT
-            kind.tensor_type.shape.SetInParent()
-    onnx.checker.check_model(declared)
+            yield kind.tensor_type
+
+
+def quantised(graph: GraphProto) -> Iterator[NodeProto]:
+    """Yield the convs and matrix products of a graph that compute with whole numbers, or with what was one."""
+    restored = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    for node in graph.node:
+        if node.op_type in _INTEGER or (node.op_type in _FLOAT and restored.intersection(node.input[:2])):
+            yield node
+
+
+def label(node: NodeProto) -> str:
+    """Return what a node is called in a message: its name, else its first output, else its operator."""
+    return node.name or (node.output[0] if node.output else "") or node.op_type
 
 
 def uses(graph: GraphProto) -> Counter[str]:

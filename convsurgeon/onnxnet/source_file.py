@@ -21,8 +21,6 @@ from convsurgeon.onnxnet.session import BLOCKED_DOMAIN, OPTIMISED
 OLDEST = 7
 """Operator set: onnxruntime runs some nodes of older ones, and cannot add two values."""
 
-_INTEGER = ("QLinearConv", "ConvInteger", "QLinearConvTranspose")
-
 _TYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float32,
@@ -111,21 +109,19 @@ def _check_operators(path: Path, model: ModelProto) -> None:
         )
     constants = proto.constants(model.graph)
     for graph in proto.graphs(model.graph):
-        dequantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        if conv := next((node for node in proto.quantised(graph) if "Conv" in node.op_type), None):
+            raise LoadError(
+                f"{path}: {proto.label(conv)} is a quantised conv; pass the float file that it was made from, "
+                "and quantise the result (export(..., int8=True), --int8)"
+            )
         for node in graph.node:
-            name = node.name or (node.output[0] if node.output else node.op_type)
+            name = proto.label(node)
             if _lacks_input(node, opset):
                 raise LoadError(f"{path}: {node.op_type} {name} lacks an input that it must have; export it again")
-            is_conv = node.op_type in ("Conv", "ConvTranspose")
             if node.op_type == "BatchNormalization" and proto.number_attribute(node, "training_mode", 0):
                 raise LoadError(f"{path}: {name} is in training mode; export the model after model.eval()")
             if node.op_type == "Dropout" and node.input[2:] and _is_true(constants.get(node.input[2])):
                 raise LoadError(f"{path}: {name} drops values; export the model after model.eval()")
-            if node.op_type in _INTEGER or (is_conv and dequantised.intersection(node.input[:2])):
-                raise LoadError(
-                    f"{path}: {name} is a quantised conv; pass the float file that it was made from, "
-                    "and quantise the result (export(..., int8=True), --int8)"
-                )
             if node.domain == BLOCKED_DOMAIN or (node.domain == "com.microsoft" and node.op_type in OPTIMISED):
                 raise LoadError(
                     f"{path}: {name} is a {node.domain}.{node.op_type}: onnxruntime has optimised this file for one "

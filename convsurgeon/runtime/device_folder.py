@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from onnx import GraphProto, TensorProto, helper
 
-from convsurgeon.base.errors import FormError
+from convsurgeon.base.errors import FormError, LatencyError
 from convsurgeon.base.files import new_folder
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.precision import PRECISIONS, Precision
@@ -29,7 +29,7 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.onnxnet import measuring, proto
-from convsurgeon.onnxnet.measuring.engine import CPU, fuses
+from convsurgeon.onnxnet.measuring.engine import CPU, OPENVINO, fuses
 from convsurgeon.onnxnet.measuring.files import DENSE_OF, FORMAT, MANIFEST, digest, write_json
 from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
@@ -98,9 +98,11 @@ def write_device_folder(
         CaptureError: the model does not run on the example.
         ExportError: the model has no ONNX form.
         FormError: no conv takes any of the forms, or there are too many of them.
-        LatencyError: a form cannot be timed.
+        LatencyError: a form cannot be timed, or the provider is not called so anywhere.
         WriteError: the folder exists or cannot be written.
     """
+    if provider != OPENVINO and not provider.endswith("ExecutionProvider"):
+        raise LatencyError(f"provider {provider!r}: pass its whole name, such as {CPU}, or {OPENVINO!r}")
     names = {_file_name(number, precision) for number in range(_MOST) for precision in PRECISIONS}
     names |= {_STRETCH.format(number) for number in range(_MOST_STRETCHES)}
     with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, MANIFEST, _SCRIPT, _SOURCE})) as draft:

@@ -93,6 +93,12 @@ def test_a_folder_without_stretches_is_refused_by_a_runtime_that_needs_them(tmp_
         folder.measure_folder(out, out / "device.json", engine.Engine(1, FUSING), 1, print)
 
 
+def test_half_of_a_provider_s_name_is_refused_before_a_folder_is_written(tmp_path: Path) -> None:
+    with pytest.raises(cs.errors.LatencyError, match="'cuda'"):
+        write_device_folder(Net().eval(), EXAMPLE, FORMS, tmp_path / "device", provider="cuda")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_device_needs_python_3_9() -> None:
     for path in Path(str(measuring.__file__)).parent.glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))

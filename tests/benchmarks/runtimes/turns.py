@@ -6,7 +6,7 @@ import numpy as np
 
 
 def timed(runs, rounds):
-    """Outputs as flat lists, and each one's milliseconds of the processor in every round, which a busy machine keeps."""
+    """Outputs as flat lists, and each one's milliseconds of the processor in every round."""
     outputs = [np.asarray(run()).astype(float).ravel().tolist() for run in runs]
     times = [[] for _ in runs]
     for turn in range(rounds):
