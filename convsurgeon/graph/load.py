@@ -6,8 +6,9 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 import zipfile
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from convsurgeon.base.errors import LoadError, describe, nearest, reason
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
-_PREFIXES = ("module.", "_orig_mod.")
+_COUNTER = "n_averaged"
+"""What torch's AveragedModel keeps beside the weights."""
 
 
 def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
@@ -59,10 +61,11 @@ def load_function(name: str) -> Any:
 def load_weights(model: nn.Module, path: str | Path, optional: Container[str] = ()) -> None:
     """Load a safetensors file, or a checkpoint of tensors and plain values only, into a model.
 
-    `state_dict` and `model` wrappers and `module.` prefixes are taken off. Names in `optional` may be missing.
+    `state_dict` and `model` wrappers are taken off, and what stands before all names (`module.`). Names in `optional`
+    may be missing.
     """
-    tensors = _unwrap(_read(Path(path)), Path(path))
     own = model.state_dict()
+    tensors = _without_prefix(_unwrap(_read(Path(path)), Path(path)), own)
     asked = [name for name in own if name not in optional and not name.endswith("num_batches_tracked")]
     missing = [name for name in asked if name not in tensors]
     unexpected = [name for name in tensors if name not in own]
@@ -138,16 +141,38 @@ def _refuse_programs(path: Path) -> None:
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     for _ in range(3):
-        if isinstance(loaded, Mapping) and not any(isinstance(value, Tensor) for value in loaded.values()):
-            loaded = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+        if isinstance(loaded, Mapping) and not _count(loaded):
+            key = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
+            if key is None:
+                break
+            others = [str(name) for name, held in loaded.items() if name != key and _count(held) >= _count(loaded[key])]
+            loaded = loaded[key]
+            if others and _count(loaded):  # averaged ones (EMA), most often
+                warnings.warn(
+                    f"{path}: holds weights under {key!r} and {_some(others)}; {key!r} is loaded; save the other by "
+                    "itself if it is the one that is meant",
+                    stacklevel=2,
+                )
     if isinstance(loaded, nn.Module) or not isinstance(loaded, Mapping):
         raise LoadError(f"{path}: holds a {type(loaded).__name__}, not a state dict; save model.state_dict()")
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
         raise LoadError(f"{path}: holds no tensors; pass a file with the model's state dict")
-    for prefix in _PREFIXES * 2:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _count(held: object) -> int:
+    """Return how many tensors a mapping holds."""
+    return sum(isinstance(value, Tensor) for value in held.values()) if isinstance(held, Mapping) else 0
+
+
+def _without_prefix(tensors: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Take off what a wrapper, or a module that held the network, has put before all names."""
+    while not any(name in own for name in tensors):
+        named = {name.partition(".")[::2]: tensor for name, tensor in tensors.items() if name != _COUNTER}
+        if len({head for head, _ in named}) != 1 or not all(rest for _, rest in named):
+            break
+        tensors = {rest: tensor for (_, rest), tensor in named.items()}
     return tensors
 
 

@@ -312,6 +312,8 @@ def _state(prefix: str = "") -> dict[str, torch.Tensor]:
         lambda state: {"state_dict": state, "epoch": 3},
         lambda state: {"model": {f"module.{name}": tensor for name, tensor in state.items()}},
         lambda state: {f"_orig_mod.{name}": tensor for name, tensor in state.items()},
+        lambda state: {"state_dict": {f"net.{name}": tensor for name, tensor in state.items()}, "epoch": 3},
+        lambda state: {"n_averaged": torch.ones(()), **{f"module.{name}": tensor for name, tensor in state.items()}},
     ],
 )
 def test_checkpoints_are_unwrapped(wrap: Any, tmp_path: Path) -> None:
@@ -320,6 +322,13 @@ def test_checkpoints_are_unwrapped(wrap: Any, tmp_path: Path) -> None:
     model = nets.Plain()
     load_weights(model, tmp_path / "net.pt")
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_averaged_weights_beside_those_that_are_loaded_are_told(tmp_path: Path) -> None:
+    averaged = {"n_averaged": torch.ones(()), **_state("module.")}
+    torch.save({"model": nets.Plain().state_dict(), "model_ema": averaged, "optimizer": {}}, tmp_path / "net.pt")
+    with pytest.warns(UserWarning, match=r"net\.pt: .*'model' and model_ema"):
+        load_weights(nets.Plain(), tmp_path / "net.pt")
 
 
 def test_mismatches_are_listed(tmp_path: Path) -> None:
