@@ -119,6 +119,8 @@ READ: dict[str, Callable[[], Any]] = {
     "tuples of images and targets": lambda: DataLoader(
         Items(lambda row: (IMAGES[row], {"boxes": torch.zeros(row % 3, 4)})), batch_size=4, collate_fn=_for_detection
     ),
+    "arrays of another order of bytes": lambda: IMAGES.numpy().astype(">f4"),
+    "arrays that run backwards": lambda: IMAGES.numpy()[:, ::-1],
     "images of several sizes": lambda: cs.Images([torch.rand(3, 12 + row % 3, 14) for row in range(24)], size=12),
 }
 

@@ -90,8 +90,8 @@ class Picking(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__":
-            name = func.__self__.__name__
+        if name == "__get__":  # of a property, which its getter knows; torchvision calls one that belongs to nothing
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
         given = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         known = [(one, self._origins[one]) for one in given if one in self._origins]
         if not known:
