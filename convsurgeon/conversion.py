@@ -42,7 +42,7 @@ from convsurgeon.runtime.latencies import MacsTable
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.runtime.threads import only_free_cores
 from convsurgeon.search.goal import Budget, Goal, Within
-from convsurgeon.search.outcome import Outcome, describe_speed
+from convsurgeon.search.outcome import Outcome, describe_rewriting, describe_speed
 from convsurgeon.search.outlook import describe_outlook
 from convsurgeon.search.search import find_fastest, meet_budget
 from convsurgeon.search.study import Study, open_study
@@ -155,6 +155,8 @@ class _Call:
             made_up = data if data.synthetic else None
             result = dataclasses.replace(result, held_back=data.held_back, made_up=made_up)
         speed = outcome.speed or self._time_now(seen, result.plan)
+        if speed and (whole := self.runtime.compare_with_file(seen, result.plan, progress=self.progress)):
+            speed = f"{speed} {describe_rewriting(whole)}"
         notes = (*result.report.notes, *(() if study is None else study.remarks))
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
         if isinstance(goal, Within):

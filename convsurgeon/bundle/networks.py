@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.int8.compare import Agreement
 from convsurgeon.int8.quantize import Quantized
 from convsurgeon.onnx import inputs
-from convsurgeon.onnx.exporter import OnnxFile, copy_file, export, write_exported
+from convsurgeon.onnx.exporter import OnnxFile, copy_file, write_exported, write_file
 from convsurgeon.onnx.metadata import Preparation, source_metadata
 from convsurgeon.onnx.rewritten_file import new_weights
 from convsurgeon.onnx.torch_export import Dynamic
@@ -73,7 +74,8 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
         save_example(result.model, real[0] if real else like, converted, folder)
         steps.update()
         fitted = data.fitted if request.int8 and data is not None else ()
-        distinct = (original, converted) if result.changes else (original,)  # else the two are the same network
+        rewritten = bool(result.changes) or _operators(original.path) != _operators(converted.path)
+        distinct = (original, converted) if rewritten else (original,)  # else the two are the same network
         quantized, failed = write_int8(distinct if request.int8 else (), fitted)
         steps.update()
         shown = real or single_batches(held_out, like, any_size=True)
@@ -91,7 +93,7 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
             agreement_on=where,
             values=known_values(result) | asked,
             notes=(*failed, *notes),
-            rewritten=bool(result.changes),
+            rewritten=rewritten,
             mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
             preparation=request.preparation,
         )
@@ -164,16 +166,26 @@ def _write_float(result: Result, name: str, images: Sequence[Example], request: 
     is_original, images, place = name == ORIGINAL, images[:_PARITY_IMAGES], folder / name
     model, example = result.original if is_original else result.model, result.example
     if isinstance(model, OnnxNetwork):
-        made = copy_file(model, example, place, images) if is_original else export(model, example, place, images=images)
+        if is_original:
+            made = copy_file(model, example, place, images)
+        else:
+            made = write_file(model, example, place, metadata={}, images=images)
     else:
         metadata = source_metadata(result.original, None if is_original else result.plan, request.preparation)
         again: OnnxFile | None = None
         if result.exported is not None and request.dynamic is None and (is_original or not result.changes):
             with contextlib.suppress(ParityError):  # its weights were changed since
-                again = write_exported(result.exported, model, example, place, metadata, images)
-        made = again or export(model, example, place, dynamic=request.dynamic, metadata=metadata, images=images)
+                again = write_exported(result.exported, model, example, place, metadata, images, as_torch=is_original)
+        made = again or write_file(
+            model, example, place, dynamic=request.dynamic, metadata=metadata, images=images, as_torch=is_original
+        )
     request.preparation.check(made.inputs)
     return made
+
+
+def _operators(path: Path) -> list[str]:
+    """Return the operators of a file in their order."""
+    return [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
 
 
 def _time(paths: Sequence[Path], like: Example, result: Result, request: Request) -> Bench:

@@ -72,7 +72,8 @@ model.load_state_dict(load_file("weights.safetensors"))
 _FROM_THE_FILE = """\
 ## Made again
 
-`model.onnx` is `original.onnx` with other convs; every other node, weight, name and entry is byte for byte the same.
+`model.onnx` is `original.onnx` with other convs, and with PReLU written as ReLU and products; every other node, weight,
+name and entry is byte for byte the same.
 
 ```python
 import convsurgeon as cs
@@ -83,7 +84,7 @@ cs.onnx.export(network, None, "again.onnx")
 
 _OF_A_FILE = {
     "original.onnx": "the file as it was, byte for byte: what everything here is compared with",
-    "model.onnx": "the file with lighter convs and nothing else touched",
+    "model.onnx": "the file with lighter convs, and PReLU written as ReLU and products",
     "example_outputs.npz": "... and what the converted network gives for it, computed conv by conv in torch",
     "weights.safetensors": "the weights of the new convs",
     "model.onnx.data": "the weights of `model.onnx`",

@@ -1,6 +1,6 @@
 """A model as one ONNX file that devices accept, behind a parity gate.
 
-    exporter -> names from the module path -> tidy graph -> metadata out -> checker -> temporary file
+    exporter -> names from the module path -> tidy graph -> metadata out -> PReLU -> checker -> temporary file
       -> parity against torch -> renamed into place
 
 Law: parity holds or nothing is written. The file appears under its name complete and checked, or not at all; the model
@@ -36,6 +36,7 @@ from convsurgeon.onnx.rewritten_file import timing_graph, write_network
 from convsurgeon.onnx.torch_export import Dynamic, instead_of, run_exporter
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.onnxnet.session import LARGEST_BYTES
 
 _OPSET = 18
@@ -80,7 +81,8 @@ def export(
 
     Args:
         model: Exported as it is in eval mode; its modes, buffers and hooks stay as they are. A network that came of an
-            ONNX file is written back into that file: nothing but its convs is touched.
+            ONNX file is written back into that file: only its convs and PReLU change. PReLU is written as ReLU and
+            products, to the bit the same and faster.
         example: A tensor, a tuple of arguments or a dict of keyword arguments. Its shapes become the file's. None for
             a network that came of a file whose sizes are fixed.
         path: Where to write. The folder must exist.
@@ -100,6 +102,18 @@ def export(
             another opset.
         ParityError: The file computes something else than the model, or cannot be run. Nothing is written.
     """
+    return write_file(
+        model, example, path, opset=opset, overwrite=overwrite, dynamic=dynamic, input_names=input_names,
+        output_names=output_names, metadata=metadata or {}, images=images,
+    )  # fmt: skip
+
+
+def write_file(
+    model: Model, example: Any, path: str | Path, *, opset: int = _OPSET, overwrite: bool = False,
+    dynamic: Dynamic = None, input_names: Sequence[str] | None = None, output_names: Sequence[str] | None = None,
+    metadata: Mapping[str, str], images: Sequence[Any] = (), as_torch: bool = False,
+) -> OnnxFile:  # fmt: skip
+    """Write a file as `export` does; `as_torch` leaves PReLU as torch writes it."""
     target = check_file(path, overwrite)
     model, example = open_model(model, example)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *Example.of(example).tensors())):
@@ -115,15 +129,18 @@ def export(
         _require(parity, target, model)
         return _describe(target, parity)
     subject = copy_to_cpu(model)
-    exported = _torch_graph(subject, inputs, opset, dynamic, input_names, output_names)
-    return _write_graph(exported, subject, inputs, target, metadata or {}, images, opset, overwrite)
+    exported = _torch_graph(subject, inputs, opset, dynamic, input_names, output_names, as_torch)
+    return _write_graph(exported, subject, inputs, target, metadata, images, opset, overwrite)
 
 
 def write_exported(
-    data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any]
-) -> OnnxFile:
-    """Write a file from what `export_graph` gave for a model earlier, as `export` would."""
+    data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any],
+    as_torch: bool = False,
+) -> OnnxFile:  # fmt: skip
+    """Write a file from the graph that `export_graph` gave for a model earlier, as `write_file` would."""
     exported = onnx.load_from_string(data)
+    if not as_torch:
+        rewrite_prelu(exported.graph)
     return _write_graph(exported, copy_to_cpu(model), order_example(model, example), target, metadata, images)
 
 
@@ -163,16 +180,16 @@ def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[A
     return _describe(path, parity)
 
 
-def export_graph(model: nn.Module, example: Any) -> ModelProto:
-    """Return the graph that `export` would write, neither checked nor written: for looking at and for timing."""
+def export_graph(model: nn.Module, example: Any, *, as_torch: bool = False) -> ModelProto:
+    """Return the graph that `write_file` would write, neither checked nor written: for looking at and for timing."""
     if isinstance(model, OnnxNetwork):
-        return timing_graph(model)
-    return _torch_graph(copy_to_cpu(model), order_example(model, example))
+        return timing_graph(model, as_stored=as_torch)
+    return _torch_graph(copy_to_cpu(model), order_example(model, example), as_torch=as_torch)
 
 
 def _torch_graph(
     model: nn.Module, example: Example, opset: int = _OPSET, dynamic: Dynamic = None,
-    inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None,
+    inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None, as_torch: bool = False,
 ) -> ModelProto:  # fmt: skip
     """Return torch's graph of a model that can be checked against the runtime, tidy and with names of these inputs."""
     if opset not in _OPSETS:
@@ -194,6 +211,8 @@ def _torch_graph(
             "do not take; leave autocast out of the forward and call the model under it"
         )
     _finish(exported, opset, inputs, outputs)
+    if not as_torch:
+        rewrite_prelu(exported.graph)
     return exported
 
 

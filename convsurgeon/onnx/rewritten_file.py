@@ -15,6 +15,7 @@ from convsurgeon.graph.example import Example
 from convsurgeon.onnx.parity import Parity, check_parity
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import FileConv, OnnxNetwork
+from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.onnxnet.values import to_array
 from convsurgeon.onnxnet.write import changed_convs, rewrite, save_network
 
@@ -43,12 +44,15 @@ def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(paths)}
 
 
-def timing_graph(network: OnnxNetwork) -> ModelProto:
+def timing_graph(network: OnnxNetwork, *, as_stored: bool = False) -> ModelProto:
     """Return the network's graph as the exporter would have named it, in the example's sizes, with padding in numbers.
 
     Every conv's weight is named after its module. Other names, and all weights, do not matter for the time it takes.
+    `as_stored` leaves PReLU as it is in the file.
     """
     model = rewrite(network)
+    if not as_stored:
+        rewrite_prelu(model.graph)
     graph = model.graph
     _fix_sizes(network, model)
     convs = {output: (path, conv) for path, conv in network.file_convs.items() for output in conv.sizes}

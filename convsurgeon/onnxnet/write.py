@@ -1,8 +1,8 @@
 """A network written back into its own file: each conv that became something else is replaced, and nothing else.
 
 Every other node, initializer, name and entry of the file stays byte for byte, except that 1-d convs are convs of one
-row (see `rows`). Of a weight that nobody reads any more the initializer goes, with the nodes that did nothing but
-compute it. New weights are stored in the old one's type.
+row (see `rows`) and PReLU is written as ReLU and products (see `prelu`). Of a weight that nobody reads any more the
+initializer goes, with the nodes that did nothing but compute it. New weights are stored in the old one's type.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from convsurgeon.base.errors import ExportError, first_line
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.network import FileConv, OnnxNetwork, weight_digest
+from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.onnxnet.session import LARGEST_BYTES, weight_bytes_of
 
 _OUTSIDE_BYTES = 1024
@@ -48,10 +49,10 @@ def rewrite(network: OnnxNetwork) -> ModelProto:
 
 def save_network(network: OnnxNetwork, path: Path) -> None:
     """Write a network's file; weights go into `NAME.data` beside it where the original's do, or must."""
-    if not changed_convs(network) and not network.source.places:
+    model = rewrite(network)
+    if not rewrite_prelu(model.graph) and not changed_convs(network) and not network.source.places:
         path.write_bytes(network.source.data)
         return
-    model = rewrite(network)
     outside = bool(network.source.places) or weight_bytes_of(model) > LARGEST_BYTES
     try:
         if outside:

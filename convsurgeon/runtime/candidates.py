@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from convsurgeon.base.errors import LatencyError
@@ -34,16 +34,18 @@ class Candidate:
 
     label: str
     chosen: Mapping[str, Form]
+    before: bool = False
+    """Whether it is the network as torch writes it or as it is stored."""
 
     def key(self, precision: Precision) -> str:
         """Return a name that is the same for the same forms at the same sites."""
         values = {name: form.to_dict() for name, form in sorted(self.chosen.items())}
-        text = json.dumps(values, sort_keys=True) + ("" if precision == "fp32" else precision)
+        text = json.dumps(values, sort_keys=True) + ("" if precision == "fp32" else precision) + self.before * "before"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def without(self, sites: Container[str]) -> Candidate:
         """Return the candidate without some of its sites."""
-        return Candidate(self.label, {name: form for name, form in self.chosen.items() if name not in sites})
+        return replace(self, chosen={name: form for name, form in self.chosen.items() if name not in sites})
 
 
 def candidates_of(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> list[Candidate]:

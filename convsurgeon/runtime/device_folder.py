@@ -136,10 +136,10 @@ def write_candidates(
     graphs: dict[str, NetworkGraph] = {}
     for precision in precisions:
         own = [one.without(barred) for one in candidates]
-        changed = {one.key(precision): one for one in own if one.chosen}
+        changed = {one.key(precision): one for one in own if one.chosen or one.before}
         named = {DENSE_OF[precision]: Candidate("dense", {}), **changed}
         for number, (key, one) in enumerate(named.items()):
-            made = build_graph(bare, one.chosen)
+            made = build_graph(bare, one.chosen, before=one.before)
             graphs[key] = quantize_graph(made) if precision == "int8" else made
             entries[key] = {
                 "file": _file_name(number, precision),

@@ -27,6 +27,7 @@ from convsurgeon.onnx.exporter import export_graph
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.padding import Padding
+from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.runtime.measurements import NodeFacts
 
 LARGE = 1024
@@ -44,7 +45,9 @@ class Skeleton:
     sites: Mapping[str, Site]
     convs: Mapping[str, tuple[str, ...]]
     exported: bytes
-    """The dense graph whole, as it was exported."""
+    """The dense graph whole, as torch writes it or as it is stored."""
+    before: ModelProto | None
+    """That graph without its large weights, where PReLU is written in another way in `model`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class NetworkGraph:
     """Names of the large weights that have eight bits."""
 
 
+_REVISION = b"PReLU as products"
+"""Of the way in which networks are written: times of another are not of these."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
 """Captured graph -> its skeleton: a search times several networks of one model, and an export takes seconds."""
@@ -69,11 +74,17 @@ def exported_before(seen: Capture) -> bytes | None:
     return None if known is None else known.exported
 
 
+def is_written_anew(seen: Capture) -> bool:
+    """Return whether a network that was timed is written in another way than it was; see `prelu`."""
+    known = _EXPORTED.get(seen.graph)
+    return known is not None and known.before is not None
+
+
 def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
     """Return the graph that candidate networks are built from."""
     if seen.graph not in _EXPORTED:
         with bar(total=1, desc="exporting", unit="network", show=progress, delay=2.0):
-            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example), seen.sites)
+            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example, as_torch=True), seen.sites)
     return _EXPORTED[seen.graph]
 
 
@@ -95,6 +106,7 @@ def fingerprint(seen: Capture) -> str:
             found.update(code.co_code + _ADDRESS.sub("", str(code.co_consts)).encode() + str(code.co_names).encode())
     for site in seen.sites:
         found.update(f"{site.names} {site.geometry} {site.calls}\n".encode())
+    found.update(_REVISION)
     return found.hexdigest()
 
 
@@ -107,13 +119,15 @@ def _skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
     }
     replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
+    before = ModelProto.FromString(dense.SerializeToString())
+    is_other = rewrite_prelu(graph)
     owners = {f"{name}.weight": site.name for site in sites for name in site.names}
     convs: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
         site = owners.get(node.input[1]) if node.op_type == "Conv" else None
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)
-    return Skeleton(dense, large, {site.name: site for site in sites}, convs, whole)
+    return Skeleton(dense, large, {site.name: site for site in sites}, convs, whole, before if is_other else None)
 
 
 def replace_initializers(graph: GraphProto, kept: Sequence[TensorProto]) -> None:
@@ -138,9 +152,10 @@ def find_barred(bare: Skeleton) -> dict[str, str]:
     return found
 
 
-def build_graph(bare: Skeleton, chosen: Mapping[str, Form]) -> NetworkGraph:
-    """Return the network with the chosen sites in their forms."""
-    model = ModelProto.FromString(bare.model.SerializeToString())
+def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, before: bool = False) -> NetworkGraph:
+    """Return the network with the chosen sites in their forms; `before` leaves PReLU as it was."""
+    source = bare.before if before and bare.before is not None else bare.model
+    model = ModelProto.FromString(source.SerializeToString())
     graph, weights = model.graph, dict(bare.weights)
     places = {name: site for site, names in bare.convs.items() for name in names}
     made, known = proto.producers(graph), proto.constants(graph)

@@ -23,6 +23,7 @@ from convsurgeon.runtime.latencies import Latencies, NetworkTime
 # Modules that load onnx and onnxruntime are imported where they are used.
 if TYPE_CHECKING:
     from convsurgeon.onnxnet.measuring.engine import Engine
+    from convsurgeon.timing.verdict import Verdict
 
 _CPU = "CPUExecutionProvider"
 
@@ -151,6 +152,18 @@ class Runtime:
         from convsurgeon.runtime.measure import Settings, time_plans
 
         return time_plans(seen, plans, Settings(self.engine, self.precision, passes, progress))
+
+    def compare_with_file(self, seen: Capture, plan: Plan, *, progress: bool = True) -> Verdict | None:
+        """Return how the network of a plan compares with the original as torch writes it or as it is stored.
+
+        None where that is the original as it was timed, and where nothing is timed here.
+        """
+        from convsurgeon.runtime.measure import Settings, compare_plan
+        from convsurgeon.runtime.network_graph import is_written_anew
+
+        if self.table is not None or not is_written_anew(seen):
+            return None
+        return compare_plan(seen, plan, Settings(self.engine, self.precision, 1, progress), before=True)
 
     def deployed(self, model: nn.Module, batches: Sequence[Example]) -> nn.Module:
         """Return a model that computes what the file that ships computes: itself in fp32, the int8 network in int8.

@@ -15,6 +15,7 @@ from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.search.goal import Within
 from convsurgeon.search.study import Study
 from convsurgeon.search.trial import Trial
+from convsurgeon.timing.verdict import Verdict
 
 NOT_WORTH_IT = "the network is not worth changing"
 _MUCH = 0.3
@@ -97,6 +98,13 @@ def describe_speed(before_ms: float, after_ms: float, how: str, precision: str) 
     slower = "" if after_ms <= before_ms else ", that is slower"
     faster = f"{before_ms / after_ms:.2f} times as fast{_against(precision)}{slower}"
     return f"{faster}: {after_ms:.3g} ms instead of {before_ms:.3g}, {how}."
+
+
+def describe_rewriting(whole: Verdict) -> str:
+    """Return what comes of writing PReLU as ReLU and products, in one sentence."""
+    low, high = whole.interval
+    times = f"{whole.speedup:.2f} times as fast ({low:.2f} to {high:.2f})"
+    return f"PReLU is written as ReLU and products, exactly: in all, its file is {times} as the original's own."
 
 
 def _against(precision: str) -> str:

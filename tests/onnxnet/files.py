@@ -13,6 +13,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.onnxnet.rows import put_in_rows
 
 Array = npt.NDArray[Any]
@@ -373,6 +374,7 @@ def nothing_else_touched(path: Path, made: Path, replaced: Collection[str]) -> N
     before, after = onnx.load(path), onnx.load(made)
     if made.read_bytes() != path.read_bytes():
         put_in_rows(before.graph, proto.opset_of(before))
+        rewrite_prelu(before.graph)
     spare = _spare(before.graph, replaced)
     left = [
         node.SerializeToString()
