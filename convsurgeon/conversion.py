@@ -160,7 +160,8 @@ class _Call:
         notes = (*result.report.notes, *(() if study is None else study.remarks))
         report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
         if isinstance(goal, Within):
-            report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials))
+            stopped = study is not None and bool(study.remarks)
+            report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials, stopped=stopped))
         if speed:
             from convsurgeon.runtime.network_graph import exported_before  # loads onnx
 

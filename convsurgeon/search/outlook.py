@@ -14,10 +14,13 @@ _FASTER = 1.15
 """Times as fast as what was taken that a plan is worth speaking of."""
 
 
-def describe_outlook(goal: Within, trials: Sequence[Trial]) -> str:
-    """Return in a sentence or two what else could be had, by the trials that were made anyway; empty if nothing."""
+def describe_outlook(goal: Within, trials: Sequence[Trial], *, stopped: bool = False) -> str:
+    """Return in a sentence or two what else could be had, by the trials that were made anyway; empty if nothing.
+
+    Of a search that was `stopped`, by its time or its user, it is not known whether a faster plan exists.
+    """
     judged = [trial for trial in trials if math.isfinite(trial.value)]
-    return " ".join(filter(None, (_unspent(goal, judged), _next_point(goal, judged))))
+    return " ".join(filter(None, ("" if stopped else _unspent(goal, judged), _next_point(goal, judged))))
 
 
 def _unspent(goal: Within, trials: Sequence[Trial]) -> str:

@@ -152,6 +152,10 @@ def test_cautions_name_what_the_sentence_hides(report: cs.Report) -> None:
     fast = make_bundle(timing(model=30.0, original_int8=2.0, model_int8=40.0))
     assert "rewriting them gives 40.00" in " ".join(remarks(report, fast))
     assert "fewer MACs are" not in " ".join(remarks(report, fast))
+    best = _recommended(name="model.onnx", speedup=1.4, threads=2)  # in another setting than the first
+    both = make_bundle(timing(model=1.5), timing(2, model=1.4), recommended=best)
+    (said,) = (text for text in remarks(report, both) if "fewer MACs are" in text)
+    assert "are 1.40 times the speed" in said
     far = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=2.0))
     assert "far from the original's (SQNR 2.0 dB): without calibration" in " ".join(cautions(far))
     near = dataclasses.replace(report, fidelity=dataclasses.replace(report.fidelity, sqnr_db=math.inf))

@@ -53,6 +53,7 @@ def test_why_it_ended_before_the_tolerance_was_used_up(others: list[float], word
 
 
 def test_nothing_is_said_where_it_is_used_up() -> None:
+    assert not describe_outlook(ERROR, [trial(1.5, 0.012, ERROR, taken=True)], stopped=True)
     assert not describe_outlook(ERROR, [trial(1.5, 0.029, ERROR, taken=True), trial(1.55, 0.031, ERROR)])
     assert not describe_outlook(ERROR, [])
 
