@@ -214,4 +214,4 @@ def digest(rows: Sequence[Row]) -> list[Row]:
 
 
 def _is_ours(row: Row) -> bool:
-    return str(row["way"]).startswith(("converted", "bundle"))
+    return str(row["way"]).startswith(("converted", "bundle")) and "original" not in row["way"]

@@ -77,7 +77,9 @@ def _three(layer: nn.Conv2d, share: float) -> nn.Sequential:
         wide.weight.data = torch.from_numpy(values.copy())
         convs.append(wide)
     convs[-1].bias = layer.bias
-    return nn.Sequential(*convs)
+    made = nn.Sequential(*convs)
+    made.out_channels = layer.out_channels  # type: ignore[assignment]  # which a shortcut may read
+    return made
 
 
 WAYS: dict[str, tuple[str, Callable[[nn.Module, Tensor, Tensor, float], nn.Module]]] = {
