@@ -32,8 +32,8 @@ from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.subgraphs import note_on_inputs, note_on_subgraphs
 from convsurgeon.graph.subnormal import note_on_subnormals
 from convsurgeon.planning.candidates import Forms, plan_captured
+from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.planning.plan import Plan
-from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.planning.surgery import operate
 from convsurgeon.report.report import Report, learnable_rows
@@ -112,7 +112,7 @@ def convert(
     say(f"looking at {'the file' if isinstance(model, str | os.PathLike) else type(model).__name__}", show=progress)
     with nullcontext() if calibration is False else only_free_cores():
         many = processes.size() > 1
-        result = _receive(model, example, call) if many else call.run(capture_in_rows(model, example))
+        result = _receive(model, example, call) if many else call.run(capture_as_convs(model, example))
     seconds, processor_seconds = time.monotonic() - began, time.process_time() - worked
     report = dataclasses.replace(result.report, seconds=seconds, processor_seconds=processor_seconds)
     return dataclasses.replace(result, report=report, images=preparation(calibration))
@@ -285,7 +285,7 @@ def carry_out(
 
 def _receive(model: Model, example: object, call: _Call) -> Result:
     """Convert in the first process and give every process the result; what it raises, too."""
-    seen, within = capture_in_rows(model, example), call.goal
+    seen, within = capture_as_convs(model, example), call.goal
 
     def convert_here() -> tuple[Plan, dict[str, Tensor], Result]:
         nonlocal within

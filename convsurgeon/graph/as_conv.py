@@ -1,4 +1,4 @@
-"""Layers as the 2-d convs that they are, and so sites like any other: see `planning.linear` and `planning.rows`."""
+"""Layers as the 2-d convs that they are, and so sites: see `planning.linear` and `planning.layers_as_convs`."""
 
 from __future__ import annotations
 
@@ -64,6 +64,102 @@ class Conv1dAsConv(InPlaceOfLayer):
         """Map (N, C, L) to (N, O, L'), or (C, L) to (O, L')."""
         found: Tensor = self.conv(input.unsqueeze(-2)).squeeze(-2)
         return found
+
+
+class TransposedAsConv(InPlaceOfLayer):
+    """What `nn.ConvTranspose2d` of stride s computes, as `conv` with s * s outputs for each of its own, and a shuffle.
+
+    Output n reads input i through tap n + padding - s * i, so outputs of one remainder by s are a dense conv of every
+    s-th tap, in reverse. `spare` are the rows and columns (top, bottom, left, right) of the shuffled map that the layer
+    does not have.
+    """
+
+    instead = "a conv and a pixel shuffle took the place of the ConvTranspose2d, and `.conv` has its weights"
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        names = ("kernel_size", "padding", "output_padding")
+        self.geometry: dict[str, Any] = {name: _pair(getattr(layer, name)) for name in names}
+        self.factor = int(layer.stride[0])
+        rows, columns = _ends_of(layer)
+        self.spare = (*rows.spare, *columns.spare)
+        self.conv = nn.Conv2d(
+            layer.in_channels, layer.out_channels * self.factor**2, (rows.taps, columns.taps),
+            padding=(rows.padding, columns.padding), groups=layer.groups, bias=layer.bias is not None, device="meta",
+        )  # fmt: skip
+        flags = layer.weight.requires_grad
+        self.conv.weight = nn.Parameter(self._phases(layer.weight.detach(), layer.groups), requires_grad=flags)
+        if layer.bias is not None:
+            bias = layer.bias.detach().repeat_interleave(self.factor**2)
+            self.conv.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.ConvTranspose2d gives it
+        """Map (N, C, H, W) to (N, O, H', W')."""
+        wide: Tensor = nn.functional.pixel_shuffle(self.conv(input), self.factor)
+        top, bottom, left, right = self.spare
+        return wide[..., top : -bottom or None, left : -right or None] if any(self.spare) else wide
+
+    def as_it_was(self) -> nn.ConvTranspose2d:
+        """Return the transposed conv of the weights of `conv`, which is still dense."""
+        conv, factor = self.conv, self.factor
+        made = nn.ConvTranspose2d(
+            conv.in_channels, conv.out_channels // factor**2, stride=factor, groups=conv.groups,
+            bias=conv.bias is not None, device="meta", **self.geometry,
+        )  # fmt: skip
+        parts = conv.weight.detach().unflatten(0, (conv.groups, -1, factor, factor)).flip(5, 6)
+        dense = parts.permute(0, 4, 1, 5, 2, 6, 3).flatten(5, 6).flatten(3, 4).flatten(0, 1)
+        rows, columns = self.geometry["kernel_size"]
+        weight = dense[:, :, :rows, :columns].contiguous()
+        made.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+        if conv.bias is not None:
+            made.bias = nn.Parameter(conv.bias.detach()[:: factor**2].clone(), requires_grad=conv.bias.requires_grad)
+        return made.train(self.training)
+
+    def _phases(self, weight: Tensor, groups: int) -> Tensor:
+        """Return the kernel (O s s, C / groups, taps, taps) of a transposed conv's (C, O / groups, k, k)."""
+        factor, (rows, columns) = self.factor, self.conv.kernel_size
+        height, width = weight.shape[2:]
+        wide = nn.functional.pad(weight, (0, factor * columns - width, 0, factor * rows - height))
+        parts: Tensor = wide.reshape(groups, -1, weight.shape[1], rows, factor, columns, factor)
+        return parts.permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6).flatten(0, 3).contiguous()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ends:
+    """Along one axis: taps of the conv, its padding at both ends, and what is spare at the ends of the shuffled map."""
+
+    taps: int
+    padding: int
+    spare: tuple[int, int]
+
+
+def _ends(kernel: int, padding: int, more: int, factor: int) -> _Ends:
+    """Return how a conv covers a transposed one along an axis; a padding below zero where none does."""
+    taps = -(-kernel // factor)
+    before = taps - 1 - padding // factor  # so that the map begins with the first output
+    after = (kernel + more - padding - 1) // factor
+    amount = max(before, after) if before >= 0 else before
+    start = padding - factor * (padding // factor - (amount - before))
+    return _Ends(taps, amount, (start, factor * (2 * amount - taps + 2) + 2 * padding - kernel - more - start))
+
+
+def transposed_obstacle(layer: nn.ConvTranspose2d) -> str:
+    """Return why a transposed conv is not a conv and a shuffle; empty where it is."""
+    if layer.dilation != (1, 1) or layer.stride[0] != layer.stride[1] or layer.stride[0] < 2:
+        return "only of one stride of 2 or more, without dilation"
+    fits = all(end.padding >= 0 and min(end.spare) >= 0 for end in _ends_of(layer))
+    return "" if fits else "its padding leaves out whole taps"
+
+
+def _ends_of(layer: nn.ConvTranspose2d) -> tuple[_Ends, _Ends]:
+    sizes = zip(layer.kernel_size, _pair(layer.padding), _pair(layer.output_padding), strict=True)
+    rows, columns = (_ends(kernel, padding, more, layer.stride[0]) for kernel, padding, more in sizes)
+    return rows, columns
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    return values if isinstance(values, tuple) else (values, values)
 
 
 def _copy(parameter: Tensor, shaped: Any) -> nn.Parameter:

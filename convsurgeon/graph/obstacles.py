@@ -15,6 +15,7 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.example import Example, is_plain
 
 _CONVS = nn.modules.conv._ConvNd
+_Plain = nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d
 _ASKED = ("modules", "named_modules", "parameters", "named_parameters", "buffers", "named_buffers")
 """Methods of a module that everything here, and torch itself, relies on."""
 
@@ -144,7 +145,9 @@ def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) ->
 
 
 def plain_obstacle(
-    layer: nn.Linear | nn.Conv1d, plain: type[nn.Module], holders: Mapping[int, Sequence[nn.Module]]
+    layer: nn.Linear | nn.Conv1d | nn.ConvTranspose2d,
+    plain: type[nn.Module],
+    holders: Mapping[int, Sequence[nn.Module]],
 ) -> str:
     """Why a layer is more than the weights of its plain class, so that no conv can take its place; empty if not."""
     return _more_than_weights(layer, plain) or _tied(layer, holders) or _whole_numbers(layer)
@@ -217,7 +220,7 @@ def _own_behaviour(layer: nn.Module, plain: type[nn.Module]) -> str:
     return ""
 
 
-def _whole_numbers(layer: nn.Conv1d | nn.Conv2d | nn.Linear) -> str:
+def _whole_numbers(layer: _Plain) -> str:
     dtype = layer.weight.dtype
     return "" if dtype.is_floating_point else f"its weight is {str(dtype).removeprefix('torch.')}"
 

@@ -38,6 +38,7 @@ from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.onnxnet.session import LARGEST_BYTES
+from convsurgeon.planning.layers_as_convs import with_transposed
 
 _OPSET = 18
 _OPSETS = range(_OPSET, onnx.defs.onnx_opset_version() + 1)
@@ -203,7 +204,7 @@ def _torch_graph(
     size_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in weights)
     if size_bytes > LARGEST_BYTES:
         raise ExportError(f"model: {size_bytes / 1e9:.2f} GB of weights; one ONNX file holds 2 GB, export parts of it")
-    exported = run_exporter(model, example, opset, dynamic)
+    exported = run_exporter(with_transposed(model), example, opset, dynamic)
     casts = (proto.attributes(node).get("to") for node in exported.graph.node if node.op_type == "Cast")
     if onnx.TensorProto.BFLOAT16 in casts:
         raise ExportError(

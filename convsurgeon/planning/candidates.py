@@ -14,8 +14,8 @@ from convsurgeon.forms.form import Form, Known
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
+from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.planning.plan import Change, Plan, Skip
-from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate, check_glob, matches, resolve
 
 Forms = Sequence[Form] | Mapping[str, Form | None]
@@ -47,7 +47,7 @@ def plan(
         PolicyError: a name in the policy or in `forms` fits no conv.
         FormError: a conv demanded by its exact name cannot take any of its forms.
     """
-    return plan_captured(capture_in_rows(model, example), forms, policy, allow_growth)
+    return plan_captured(capture_as_convs(model, example), forms, policy, allow_growth)
 
 
 def plan_captured(

@@ -11,8 +11,8 @@ from convsurgeon.base.tables import Table
 from convsurgeon.forms.catalogue import INSPECTED
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.site import Site
+from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.planning.plan import Change, Skip
-from convsurgeon.planning.rows import capture_in_rows
 
 Curves = Mapping[str, Mapping[str, tuple[float, ...]]]
 """Layer -> word of the form -> share kept at rank 1, 2, 3, ..."""
@@ -35,7 +35,7 @@ def inspect(model: Model, example: object = None) -> Table:
     Raises:
         CaptureError: the model does not run on the example.
     """
-    seen = capture_in_rows(model, example)
+    seen = capture_as_convs(model, example)
     convs = dict(seen.model.named_modules(remove_duplicate=False))
     kept = [(f"{form.word}_{rank}", "share") for form in INSPECTED for rank in RANKS]
     columns = (("layer", "text"), ("conv", "text"), ("params", "count"), ("macs", "count"), ("share", "share"), *kept)

@@ -32,8 +32,8 @@ from convsurgeon.graph.obstacles import check_module
 from convsurgeon.graph.state import undisturbed
 from convsurgeon.graph.trace import trace
 from convsurgeon.onnxnet.network import OnnxNetwork
+from convsurgeon.planning.layers_as_convs import with_convs, with_transposed
 from convsurgeon.planning.plan import Change, Plan
-from convsurgeon.planning.rows import with_rows
 from convsurgeon.planning.swap import swap_modules
 
 
@@ -106,10 +106,10 @@ def fill(converted: nn.Module, original: nn.Module, weights: Path) -> None:
 def _rebuild(model: nn.Module, plan: Plan) -> nn.Module:
     check_module(model)
     modules = dict(model.named_modules(remove_duplicate=False))
-    if any(_is_row(modules, name) for name in plan.changes):
-        model = with_rows(model)
+    if any(_is_other_layer(modules, name) for name in plan.changes):
+        model = with_convs(model)
     new = {id(conv): _replacement(conv, change.form) for change, conv in _convs(model, plan)}
-    converted = swap_modules(model, new)
+    converted = with_transposed(swap_modules(model, new))
     for path, module in converted.named_modules():
         if hasattr(module, "save_pretrained") and any(not path or name.startswith(f"{path}.") for name in plan.changes):
             vars(module)["save_pretrained"] = MethodType(save_pretrained, module)
@@ -126,10 +126,10 @@ def save_pretrained(module: Any, *args: Any, **how: Any) -> Any:
     return type(module).save_pretrained(module, *args, **how)
 
 
-def _is_row(modules: Mapping[str, nn.Module], name: str) -> bool:
-    """Return whether a plan's conv is a `Conv1d` in this model, which the plan knows as a conv of one row."""
+def _is_other_layer(modules: Mapping[str, nn.Module], name: str) -> bool:
+    """Return whether a plan's conv is in this model a layer that the plan knows as a conv; see `layers_as_convs`."""
     parent, _, last = name.rpartition(".")
-    return last == "conv" and isinstance(modules.get(parent), nn.Conv1d)
+    return last == "conv" and isinstance(modules.get(parent), nn.Conv1d | nn.ConvTranspose2d)
 
 
 def _convs(model: nn.Module, plan: Plan) -> list[tuple[Change, nn.Conv2d]]:

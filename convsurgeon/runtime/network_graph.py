@@ -10,17 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from convsurgeon.base.progress import bar
 from convsurgeon.forms.form import Form
+from convsurgeon.graph.as_conv import TransposedAsConv
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
 from convsurgeon.onnx.exporter import export_graph
@@ -30,6 +31,8 @@ from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.runtime.measurements import NodeFacts
 
+_END = 2**31 - 1
+"""End of a slice that goes on to the end."""
 LARGE = 1024
 """Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""
 
@@ -46,6 +49,8 @@ class Skeleton:
     convs: Mapping[str, tuple[str, ...]]
     exported: bytes
     """The dense graph whole, as torch writes it or as it is stored."""
+    shuffles: Mapping[str, TransposedAsConv]
+    """Of sites that are transposed convs in the dense graph, and convs before a shuffle in another form."""
     before: ModelProto | None
     """That graph without its large weights, where PReLU is written in another way in `model`."""
 
@@ -61,7 +66,7 @@ class NetworkGraph:
     """Names of the large weights that have eight bits."""
 
 
-_REVISION = b"PReLU as products"
+_REVISION = b"PReLU as products, transposed convs as convs"
 """Of the way in which networks are written: times of another are not of these."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
@@ -84,7 +89,7 @@ def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
     """Return the graph that candidate networks are built from."""
     if seen.graph not in _EXPORTED:
         with bar(total=1, desc="exporting", unit="network", show=progress, delay=2.0):
-            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example, as_torch=True), seen.sites)
+            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example, as_torch=True), seen)
     return _EXPORTED[seen.graph]
 
 
@@ -110,8 +115,11 @@ def fingerprint(seen: Capture) -> str:
     return found.hexdigest()
 
 
-def _skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
+def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
     """Take the large weights out of an exported graph and find the sites in it; the graph is used up."""
+    sites, modules = seen.sites, dict(seen.model.named_modules())
+    parents = {site.name: modules.get(site.name.rpartition(".")[0]) for site in sites}
+    shuffles = {name: one for name, one in parents.items() if isinstance(one, TransposedAsConv)}
     whole, graph = dense.SerializeToString(), dense.graph
     large = {
         tensor.name: tuple(tensor.dims)
@@ -121,13 +129,18 @@ def _skeleton(dense: ModelProto, sites: Sequence[Site]) -> Skeleton:
     replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
     before = ModelProto.FromString(dense.SerializeToString())
     is_other = rewrite_prelu(graph)
-    owners = {f"{name}.weight": site.name for site in sites for name in site.names}
+    owners = {
+        f"{name.removesuffix('.conv') if site.name in shuffles else name}.weight": site.name
+        for site in sites
+        for name in site.names
+    }
     convs: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
-        site = owners.get(node.input[1]) if node.op_type == "Conv" else None
+        site = owners.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)
-    return Skeleton(dense, large, {site.name: site for site in sites}, convs, whole, before if is_other else None)
+    known = {site.name: site for site in sites}
+    return Skeleton(dense, large, known, convs, whole, shuffles, before if is_other else None)
 
 
 def replace_initializers(graph: GraphProto, kept: Sequence[TensorProto]) -> None:
@@ -180,17 +193,20 @@ def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, before: bool = Fa
             found = bare.sites[site]
             # the exporter may have given the conv a bias, from a batch norm
             geometry = dataclasses.replace(found.geometry, bias=len(node.input) > 2 and bool(node.input[2]))
+            shuffle = bare.shuffles.get(site)
             fresh = form_nodes(
                 chosen[site].build(geometry, torch.device("meta"), torch.float32),
-                node,
+                node if shuffle is None else _before_shuffle(node, names),
                 prefix=site,
                 names=names,
                 put=put,
                 opset=opset,
                 source=_before_padding(node, made, known) if found.geometry.padding_mode != "zeros" else None,
-                padding=_padding(found, node),
+                padding=_padding(found, node) if shuffle is None else None,
                 size=found.size(found.calls[0]),
             )
+            if shuffle is not None:
+                fresh += _shuffle(fresh[-1].output[0], node, shuffle, names, put)
         nodes += fresh
         owner |= {one.output[0]: site for one in fresh}
     del graph.node[:]
@@ -199,6 +215,28 @@ def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, before: bool = Fa
     facts = _number_nodes(graph, owner)
     used = proto.uses(graph)
     return NetworkGraph(model, {name: shape for name, shape in weights.items() if used[name]}, facts)
+
+
+def _before_shuffle(node: NodeProto, names: TakenNames) -> NodeProto:
+    """Return the conv node that takes the place of a transposed one."""
+    conv = NodeProto(op_type="Conv", name=node.name, input=node.input)
+    conv.output.append(proto.unique(f"{node.output[0]} phases", names.values))
+    return conv
+
+
+def _shuffle(
+    source: str, node: NodeProto, shuffle: TransposedAsConv, names: TakenNames, put: Callable[[str, Tensor], str]
+) -> list[NodeProto]:
+    """Return the nodes that make a transposed conv's output of that of its conv."""
+    nodes = [helper.make_node("DepthToSpace", [source], [node.output[0]], blocksize=shuffle.factor, mode="CRD")]
+    if any(shuffle.spare):
+        top, bottom, left, right = shuffle.spare
+        nodes[0].output[0] = proto.unique(f"{node.output[0]} whole", names.values)
+        ends = [-bottom or _END, -right or _END]
+        given = [("starts", [top, left]), ("ends", ends), ("axes", [2, 3])]
+        cut = [put(f"{node.output[0]}.{name}", torch.tensor(values, device="cpu")) for name, values in given]
+        nodes.append(helper.make_node("Slice", [nodes[0].output[0], *cut], [node.output[0]]))
+    return nodes
 
 
 def _padding(site: Site, conv: NodeProto) -> Padding | None:

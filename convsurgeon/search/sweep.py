@@ -24,8 +24,8 @@ from convsurgeon.calibration.collect import gather
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.model_files import Model
+from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.planning.plan import Plan
-from convsurgeon.planning.rows import capture_in_rows
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.runtime import Runtime
 from convsurgeon.runtime.threads import only_free_cores
@@ -190,7 +190,7 @@ def sweep(
     """
     if kind not in ("macs", "latency"):
         raise BudgetError(f"sweep: kind={kind!r}; pass 'macs' or 'latency'")
-    seen = capture_in_rows(model, example)
+    seen = capture_as_convs(model, example)
     data = gather(seen, calibration, seed=0, progress=progress)
     if data is None:
         raise CalibrationError("sweep: without images no plan can be judged; pass calibration, or leave it out")

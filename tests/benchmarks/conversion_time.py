@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import convsurgeon as cs
 from convsurgeon.forms.catalogue import BUDGET_FORMS
-from convsurgeon.planning.rows import capture_in_rows
+from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.planning.surgery import operate
 from tests.benchmarks.cases import CASES, random_network
 from tests.benchmarks.measure import Task, in_fresh_process, in_turns, memory_mb, paired_ratio, processor_seconds
@@ -154,7 +154,7 @@ def _table(options: argparse.Namespace) -> Iterator[Row]:
 def table_row(count: int, threads: int) -> Row:
     """Return what a latency table of a chain of residual blocks takes."""
     torch.set_num_threads(threads)
-    seen = capture_in_rows(nn.Sequential(*(Block() for _ in range(count))).eval(), torch.randn(1, 16, 16, 16))
+    seen = capture_as_convs(nn.Sequential(*(Block() for _ in range(count))).eval(), torch.randn(1, 16, 16, 16))
     with tempfile.TemporaryDirectory() as folder, watched() as stages:
         runtime = cs.Runtime(threads, cache=folder)
         seconds, _ = _processor(partial(runtime.measure, seen, BUDGET_FORMS, progress=False))

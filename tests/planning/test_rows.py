@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.graph.as_conv import Conv1dAsConv
 from convsurgeon.graph.neighbours import callers, neighbours
-from convsurgeon.planning.rows import with_rows
+from convsurgeon.planning.layers_as_convs import with_convs
 
 
 class Words(nn.Module):
@@ -91,7 +91,7 @@ def test_it_is_planned_fitted_rebuilt_and_exported_and_the_model_stays_as_it_was
 
 
 def test_a_fit_sees_the_norm_behind_the_layer() -> None:
-    made = with_rows(_words())
+    made = with_convs(_words())
 
     seen = cs.capture(made, torch.zeros(1, 2, 64))
     node = next(node for node in seen.graph.graph.nodes if node.target == "block.0.conv")
@@ -121,4 +121,4 @@ def test_a_layer_with_more_than_weights_stays_and_is_reported(change: object) ->
 
 def test_a_model_without_such_layers_comes_back_as_it_is() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3))
-    assert with_rows(model) is model
+    assert with_convs(model) is model
