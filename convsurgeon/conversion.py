@@ -65,10 +65,11 @@ def convert(
     """Rewrite the convs of a pretrained model into lighter forms, keeping what it learned.
 
     The input model is unchanged to the bit; the result has its class, device, dtype, memory format and mode, and is
-    trainable. `Conv1d` layers take part as convs of one row, `layer.conv`. Without `forms` and `goal` it is the fastest
-    network, measured on this machine, whose output stays within the default's error; where that is not 1.1 times as
-    fast the model comes back as it was, and `report.speed` says why. In a distributed run the first process converts
-    and the others receive the result.
+    trainable. `Conv1d` layers take part as convs of one row, and strided `ConvTranspose2d` layers as convs before a
+    pixel shuffle, both named `layer.conv`. Without `forms` and `goal` it is the fastest network, measured on this
+    machine, whose output stays within the default's error; where that is not 1.1 times as fast the model comes back as
+    it was, and `report.speed` says why. In a distributed run the first process converts and the others receive the
+    result.
 
     Args:
         model: any module that runs on the example, or the path of an ONNX file.
