@@ -292,7 +292,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Preparation(std=(0.0,)).check([("x", (1, 3, 2, 2))])
     with pytest.raises(LatencyError, match="pairs"):
         export(result, out, pairs=1)
-    monkeypatch.setattr(networks, "export", failing)
+    monkeypatch.setattr(networks, "write_file", failing)
     with pytest.raises(ParityError, match=f"{out / 'original.onnx'}: not written"):  # the folder that was asked for
         export(result, out, int8=True, calibration=images())
     assert not list(tmp_path.iterdir())
@@ -301,7 +301,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(WriteError, match="exists already"):
         export(result, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(networks, "export", failing)
+    monkeypatch.setattr(networks, "write_file", failing)
     with pytest.raises(ParityError, match="not written"):
         export(result, out, overwrite=True, int8=True, calibration=images())
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
