@@ -410,11 +410,13 @@ def test_layers_stay_in_float_only_where_the_clock_agrees(
     honest, measured = networks.recommend, networks.compare_files
 
     def compare(original: Any, others: Any, shown: Any) -> Any:
-        """Where two layers or more are in float the outputs are as good as the original's."""
+        """Int8 is worse than float, whatever this processor makes of it, but for two layers or more in float."""
         found = measured(original, others, shown)
         left = [sum(layer.excluded for layer in getattr(one, "layers", ())) for one in others]
-        pairs = zip(found, left, strict=True)
-        return [dataclasses.replace(one, error=one.error * (count < 2)) for one, count in pairs]
+        errors = [
+            0.0 if count >= 2 else 2.0 - (one.name == "model.onnx") for one, count in zip(found, left, strict=True)
+        ]
+        return [dataclasses.replace(one, error=error) for one, error in zip(found, errors, strict=True)]
 
     def allowed(lost: dict[str, float], *_: object) -> float:
         tried.append(lost["model-int8.onnx"])
