@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -286,3 +287,10 @@ def test_what_another_function_takes_is_refused(
 @pytest.mark.parametrize("metric", [None, len])
 def test_a_goal_is_printed_before_it_is_used(tolerance: Any, metric: Any) -> None:
     assert ("len" if metric else "error") in str(cs.Within(tolerance, metric=metric))
+
+
+@pytest.mark.parametrize("images", [np.zeros((4, 3, 16, 16), object), np.full((4, 3, 16, 16), "0.5")])
+def test_arrays_of_objects_and_text_are_refused(images: np.ndarray) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).eval()
+    with pytest.raises(cs.errors.CalibrationError, match=re.escape(str(images.dtype))):
+        cs.convert(model, torch.zeros(1, 3, 16, 16), calibration=images, progress=False)
