@@ -114,11 +114,6 @@ class Checkpointed(Body):
         return checkpoint(self.body, x, use_reentrant=False)
 
 
-class Mapped(Body):
-    def run(self, x: Tensor) -> Tensor:
-        return torch.vmap(lambda image: self.body(image[None])[0])(x)
-
-
 class Replaced(Body):
     """Calls a conv with another weight."""
 
@@ -325,7 +320,6 @@ CONVERTIBLE: dict[str, tuple[Make, dict[str, str]]] = {
     "in a weak reference": (InWeakref, {"body": _NOT_RUN}),
     "inside DataParallel": (Parallel, {}),
     "checkpointed": (Checkpointed, {}),
-    "under vmap": (Mapped, {}),
     "functional_call": (Replaced, {"body": "its weight is also read in"}),
     "in-place work around it": (WorksInPlace, {}),
     "through numpy": (Numpy, {}),
