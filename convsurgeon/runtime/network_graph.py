@@ -169,44 +169,16 @@ def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, before: bool = Fa
     """Return the network with the chosen sites in their forms; `before` leaves PReLU as it was."""
     source = bare.before if before and bare.before is not None else bare.model
     model = ModelProto.FromString(source.SerializeToString())
-    graph, weights = model.graph, dict(bare.weights)
+    graph, writer = model.graph, _Writer(bare, model)
     places = {name: site for site, names in bare.convs.items() for name in names}
-    made, known = proto.producers(graph), proto.constants(graph)
-    names, opset, stored = TakenNames.of(graph), proto.opset_of(model), set[str]()
-
-    def put(name: str, tensor: Tensor) -> str:
-        if tensor.is_meta and tensor.numel() >= LARGE:
-            weights[name] = tuple(tensor.shape)
-        elif name not in stored:
-            stored.add(name)
-            values = _noise(tuple(tensor.shape)) if tensor.is_meta else tensor.numpy()
-            graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
-
     nodes: list[NodeProto] = []
     owner: dict[str, str] = {}
     for node in graph.node:
         site = places.get(node.name, "")
-        if site not in chosen:
-            fresh = [NodeProto.FromString(node.SerializeToString())]
+        if site in chosen:
+            fresh = writer.in_form(node, bare.sites[site], chosen[site])
         else:
-            found = bare.sites[site]
-            # the exporter may have given the conv a bias, from a batch norm
-            geometry = dataclasses.replace(found.geometry, bias=len(node.input) > 2 and bool(node.input[2]))
-            shuffle = bare.shuffles.get(site)
-            fresh = form_nodes(
-                chosen[site].build(geometry, torch.device("meta"), torch.float32),
-                node if shuffle is None else _before_shuffle(node, names),
-                prefix=site,
-                names=names,
-                put=put,
-                opset=opset,
-                source=_before_padding(node, made, known) if found.geometry.padding_mode != "zeros" else None,
-                padding=_padding(found, node) if shuffle is None else None,
-                size=found.size(found.calls[0]),
-            )
-            if shuffle is not None:
-                fresh += _shuffle(fresh[-1].output[0], node, shuffle, names, put)
+            fresh = [NodeProto.FromString(node.SerializeToString())]
         nodes += fresh
         owner |= {one.output[0]: site for one in fresh}
     del graph.node[:]
@@ -214,7 +186,45 @@ def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, before: bool = Fa
     proto.drop_unused(graph)
     facts = _number_nodes(graph, owner)
     used = proto.uses(graph)
-    return NetworkGraph(model, {name: shape for name, shape in weights.items() if used[name]}, facts)
+    return NetworkGraph(model, {name: shape for name, shape in writer.weights.items() if used[name]}, facts)
+
+
+class _Writer:
+    """Writes sites in their forms as nodes of one graph, and stores what they read."""
+
+    def __init__(self, bare: Skeleton, model: ModelProto) -> None:
+        self.graph, self.shuffles, self.weights = model.graph, bare.shuffles, dict(bare.weights)
+        self.made, self.known = proto.producers(self.graph), proto.constants(self.graph)
+        self.names, self.opset, self.stored = TakenNames.of(self.graph), proto.opset_of(model), set[str]()
+
+    def put(self, name: str, tensor: Tensor) -> str:
+        if tensor.is_meta and tensor.numel() >= LARGE:
+            self.weights[name] = tuple(tensor.shape)
+        elif name not in self.stored:
+            self.stored.add(name)
+            values = _noise(tuple(tensor.shape)) if tensor.is_meta else tensor.numpy()
+            self.graph.initializer.append(numpy_helper.from_array(values, name))
+        return name
+
+    def in_form(self, node: NodeProto, site: Site, form: Form) -> list[NodeProto]:
+        """Return the nodes that take the place of a site's."""
+        # the exporter may have given the conv a bias, from a batch norm
+        geometry = dataclasses.replace(site.geometry, bias=len(node.input) > 2 and bool(node.input[2]))
+        shuffle, is_zeros = self.shuffles.get(site.name), site.geometry.padding_mode == "zeros"
+        nodes = form_nodes(
+            form.build(geometry, torch.device("meta"), torch.float32),
+            node if shuffle is None else _before_shuffle(node, self.names),
+            prefix=site.name,
+            names=self.names,
+            put=self.put,
+            opset=self.opset,
+            source=None if is_zeros else _before_padding(node, self.made, self.known),
+            padding=_padding(site, node) if shuffle is None else None,
+            size=site.size(site.calls[0]),
+        )
+        if shuffle is None:
+            return nodes
+        return [*nodes, *_shuffle(nodes[-1].output[0], node, shuffle, self.names, self.put)]
 
 
 def _before_shuffle(node: NodeProto, names: TakenNames) -> NodeProto:
