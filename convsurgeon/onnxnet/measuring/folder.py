@@ -22,13 +22,13 @@ from .rounds import effort, faster, low, make_feeds, middle, scatter, time_alone
 
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
-SECONDS = 0.25
-"""Of a core, spent at most on each network in each pass, and half of it with the profiler."""
+SECONDS = 0.5
+"""Of a core, spent at most on each network in each pass, and a quarter of it with the profiler."""
 SLOW_S = 0.1
 """Of a core, that a run takes from which on the profiler's own time does not show in it: none is made without it."""
 
 _LEAST_RUNS = 4
-_MOST = ((0.5, 30), (1.0, 240))
+_MOST = ((0.25, 30), (1.0, 240))
 """Share of the seconds, and most runs: with the profiler, and without."""
 _TICK_MS = 1e-3
 """Of the profiler's clock."""
