@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from convsurgeon.forms.geometry import Geometry
+from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.forms.modules import InPlaceOfLayer
 
 
@@ -88,7 +89,8 @@ class TransposedAsConv(InPlaceOfLayer):
             padding=(rows.padding, columns.padding), groups=layer.groups, bias=layer.bias is not None, device="meta",
         )  # fmt: skip
         flags = layer.weight.requires_grad
-        self.conv.weight = nn.Parameter(self._phases(layer.weight.detach(), layer.groups), requires_grad=flags)
+        phases = self._phases(layer.weight.detach(), layer.groups).contiguous(memory_format=_layout(layer.weight))
+        self.conv.weight = nn.Parameter(phases, requires_grad=flags)
         if layer.bias is not None:
             bias = layer.bias.detach().repeat_interleave(self.factor**2)
             self.conv.bias = nn.Parameter(bias, requires_grad=layer.bias.requires_grad)
@@ -110,7 +112,7 @@ class TransposedAsConv(InPlaceOfLayer):
         parts = conv.weight.detach().unflatten(0, (conv.groups, -1, factor, factor)).flip(5, 6)
         dense = parts.permute(0, 4, 1, 5, 2, 6, 3).flatten(5, 6).flatten(3, 4).flatten(0, 1)
         rows, columns = self.geometry["kernel_size"]
-        weight = dense[:, :, :rows, :columns].contiguous()
+        weight = dense[:, :, :rows, :columns].contiguous(memory_format=_layout(conv.weight))
         made.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
         if conv.bias is not None:
             made.bias = nn.Parameter(conv.bias.detach()[:: factor**2].clone(), requires_grad=conv.bias.requires_grad)
@@ -122,7 +124,7 @@ class TransposedAsConv(InPlaceOfLayer):
         height, width = weight.shape[2:]
         wide = nn.functional.pad(weight, (0, factor * columns - width, 0, factor * rows - height))
         parts: Tensor = wide.reshape(groups, -1, weight.shape[1], rows, factor, columns, factor)
-        return parts.permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6).flatten(0, 3).contiguous()
+        return parts.permute(0, 2, 4, 6, 1, 3, 5).flip(5, 6).flatten(0, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +158,10 @@ def _ends_of(layer: nn.ConvTranspose2d) -> tuple[_Ends, _Ends]:
     sizes = zip(layer.kernel_size, _pair(layer.padding), _pair(layer.output_padding), strict=True)
     rows, columns = (_ends(kernel, padding, more, layer.stride[0]) for kernel, padding, more in sizes)
     return rows, columns
+
+
+def _layout(weight: Tensor) -> torch.memory_format:
+    return torch.channels_last if keeps_channels_last(weight) else torch.contiguous_format
 
 
 def _pair(values: Any) -> tuple[int, int]:

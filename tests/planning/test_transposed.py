@@ -122,9 +122,13 @@ def test_networks_are_timed_with_transposed_convs_where_they_stay_dense(net: Net
     assert found.shape == net(EXAMPLE).shape
 
 
-def test_it_goes_there_and_back(net: Net) -> None:
-    again = with_transposed(with_convs(net))
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in again.state_dict().items())
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_it_goes_there_and_back(layout: torch.memory_format, net: Net) -> None:
+    before = net.to(memory_format=layout).state_dict()  # type: ignore[call-overload]
+    after = with_transposed(with_convs(net)).state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    assert all(tensor.stride() == before[name].stride() for name, tensor in after.items())
 
 
 def _operators(path: Path) -> list[str]:
