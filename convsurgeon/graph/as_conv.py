@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from convsurgeon.forms.geometry import Geometry, keeps_channels_last
 from convsurgeon.forms.modules import InPlaceOfLayer
 
+_END = 2**31 - 1
+"""End of a slice that goes on to the end."""
+
 
 class LinearAsConv(InPlaceOfLayer):
     """What `nn.Linear` computes, as `conv` of size 1x1 over the layer's positions, with a copy of its weights.
@@ -71,8 +74,7 @@ class TransposedAsConv(InPlaceOfLayer):
     """What `nn.ConvTranspose2d` of stride s computes, as `conv` with s * s outputs for each of its own, and a shuffle.
 
     Output n reads input i through tap n + padding - s * i, so outputs of one remainder by s are a dense conv of every
-    s-th tap, in reverse. `spare` are the rows and columns (top, bottom, left, right) of the shuffled map that the layer
-    does not have.
+    s-th tap, in reverse. `bounds` cut away the rows and columns of the shuffled map that the layer does not have.
     """
 
     instead = "a conv and a pixel shuffle took the place of the ConvTranspose2d, and `.conv` has its weights"
@@ -83,7 +85,9 @@ class TransposedAsConv(InPlaceOfLayer):
         self.geometry: dict[str, Any] = {name: _pair(getattr(layer, name)) for name in names}
         self.factor = int(layer.stride[0])
         rows, columns = _ends_of(layer)
-        self.spare = (*rows.spare, *columns.spare)
+        (top, bottom), (left, right) = rows.spare, columns.spare
+        self.has_spare = any((top, bottom, left, right))
+        self.bounds = (top, -bottom or _END, left, -right or _END)
         self.conv = nn.Conv2d(
             layer.in_channels, layer.out_channels * self.factor**2, (rows.taps, columns.taps),
             padding=(rows.padding, columns.padding), groups=layer.groups, bias=layer.bias is not None, device="meta",
@@ -99,8 +103,8 @@ class TransposedAsConv(InPlaceOfLayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # the name nn.ConvTranspose2d gives it
         """Map (N, C, H, W) to (N, O, H', W')."""
         wide: Tensor = nn.functional.pixel_shuffle(self.conv(input), self.factor)
-        top, bottom, left, right = self.spare
-        return wide[..., top : -bottom or None, left : -right or None] if any(self.spare) else wide
+        top, bottom, left, right = self.bounds  # written so that torch.jit.script takes it, too
+        return wide[..., top:bottom, left:right] if self.has_spare else wide
 
     def as_it_was(self) -> nn.ConvTranspose2d:
         """Return the transposed conv of the weights of `conv`, which is still dense."""

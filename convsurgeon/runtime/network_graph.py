@@ -31,8 +31,6 @@ from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.runtime.measurements import NodeFacts
 
-_END = 2**31 - 1
-"""End of a slice that goes on to the end."""
 LARGE = 1024
 """Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""
 
@@ -239,11 +237,10 @@ def _shuffle(
 ) -> list[NodeProto]:
     """Return the nodes that make a transposed conv's output of that of its conv."""
     nodes = [helper.make_node("DepthToSpace", [source], [node.output[0]], blocksize=shuffle.factor, mode="CRD")]
-    if any(shuffle.spare):
-        top, bottom, left, right = shuffle.spare
+    if shuffle.has_spare:
+        top, bottom, left, right = shuffle.bounds
         nodes[0].output[0] = proto.unique(f"{node.output[0]} whole", names.values)
-        ends = [-bottom or _END, -right or _END]
-        given = [("starts", [top, left]), ("ends", ends), ("axes", [2, 3])]
+        given = [("starts", [top, left]), ("ends", [bottom, right]), ("axes", [2, 3])]
         cut = [put(f"{node.output[0]}.{name}", torch.tensor(values, device="cpu")) for name, values in given]
         nodes.append(helper.make_node("Slice", [nodes[0].output[0], *cut], [node.output[0]]))
     return nodes

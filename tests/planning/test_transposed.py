@@ -76,6 +76,7 @@ def _net() -> Net:
 EXAMPLE = torch.linspace(-1, 1, 3 * 12 * 10).reshape(1, 3, 12, 10)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_what_is_converted_is_a_conv_and_what_is_not_is_as_it_was(net: Net, tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     form = cs.DepthwiseSeparable(rank=4)  # of windows of 2x2: exact
@@ -86,6 +87,7 @@ def test_what_is_converted_is_a_conv_and_what_is_not_is_as_it_was(net: Net, tmp_
     with torch.no_grad():
         wanted, found = net(EXAMPLE), result.model(EXAMPLE)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.jit.script(result.model)(EXAMPLE), found)
     fresh = cs.rebuild(net, result.plan)
     fresh.load_state_dict(result.model.state_dict())
     assert torch.equal(fresh(EXAMPLE), found)
