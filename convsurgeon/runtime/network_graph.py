@@ -241,7 +241,10 @@ def _shuffle(
         top, bottom, left, right = shuffle.bounds
         nodes[0].output[0] = proto.unique(f"{node.output[0]} whole", names.values)
         given = [("starts", [top, left]), ("ends", [bottom, right]), ("axes", [2, 3])]
-        cut = [put(f"{node.output[0]}.{name}", torch.tensor(values, device="cpu")) for name, values in given]
+        cut = [
+            put(f"{node.output[0]}.{name}", torch.tensor(values, dtype=torch.int64, device="cpu"))
+            for name, values in given
+        ]
         nodes.append(helper.make_node("Slice", [nodes[0].output[0], *cut], [node.output[0]]))
     return nodes
 
