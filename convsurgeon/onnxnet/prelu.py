@@ -14,16 +14,17 @@ import numpy.typing as npt
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.form_nodes import TakenNames
 
 
 def rewrite_prelu(graph: GraphProto) -> bool:
     """Rewrite every PReLU of stored slopes in float32, one for all channels or one for each; return whether any is."""
     passed = {info.name for info in graph.input}
     known = {name: one for name, one in proto.constants(graph).items() if name not in passed}
-    taken = {name for node in graph.node for name in (*node.input, *node.output, node.name)} | set(proto.stored(graph))
+    names = TakenNames.of(graph)
     slopes = {node.input[1] for node in graph.node if node.op_type == "PRelu"}
     products: dict[str, tuple[str, str]] = {}
-    nodes = [part for node in graph.node for part in _parts(node, graph, known, products, taken)]
+    nodes = [part for node in graph.node for part in _parts(node, graph, known, products, names)]
     if len(nodes) == len(graph.node) and all(new is old for new, old in zip(nodes, graph.node, strict=True)):
         return False
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -38,7 +39,7 @@ def rewrite_prelu(graph: GraphProto) -> bool:
 
 def _parts(
     node: NodeProto, graph: GraphProto, known: Mapping[str, TensorProto], products: dict[str, tuple[str, str]],
-    taken: set[str],
+    names: TakenNames,
 ) -> list[NodeProto]:  # fmt: skip
     """Return the nodes that take the place of a node: itself, unless it is a PReLU to be rewritten."""
     slope = known.get(node.input[1]) if node.op_type == "PRelu" else None
@@ -51,17 +52,17 @@ def _parts(
     if slope.name not in products:
         minus, below = (f"{slope.name} {part}" for part in ("minus one", "minus"))
         products[slope.name] = (
-            _put(graph, minus, np.full_like(values, -1), taken),
-            _put(graph, below, -values, taken),
+            _put(graph, minus, np.full_like(values, -1), names),
+            _put(graph, below, -values, names),
         )
     minus, below = products[slope.name]
     parts = ("positive", "turned", "negative", "product")
-    positive, turned, negative, product = (proto.unique(f"{target} {part}", taken) for part in parts)
+    positive, turned, negative, product = (proto.unique(f"{target} {part}", names.values) for part in parts)
     return [
-        helper.make_node("Relu", [source], [positive], proto.unique(f"{node.name} positive", taken)),
-        helper.make_node("Mul", [source, minus], [turned], proto.unique(f"{node.name} turned", taken)),
-        helper.make_node("Relu", [turned], [negative], proto.unique(f"{node.name} negative", taken)),
-        helper.make_node("Mul", [negative, below], [product], proto.unique(f"{node.name} product", taken)),
+        helper.make_node("Relu", [source], [positive], proto.unique(f"{node.name} positive", names.nodes)),
+        helper.make_node("Mul", [source, minus], [turned], proto.unique(f"{node.name} turned", names.nodes)),
+        helper.make_node("Relu", [turned], [negative], proto.unique(f"{node.name} negative", names.nodes)),
+        helper.make_node("Mul", [negative, below], [product], proto.unique(f"{node.name} product", names.nodes)),
         helper.make_node("Add", [product, positive], [target], node.name),
     ]
 
@@ -79,7 +80,7 @@ def _slopes(slope: TensorProto) -> npt.NDArray[np.float32] | None:
     return trimmed
 
 
-def _put(graph: GraphProto, name: str, values: npt.NDArray[np.float32], taken: set[str]) -> str:
-    name = proto.unique(name, taken)
+def _put(graph: GraphProto, name: str, values: npt.NDArray[np.float32], names: TakenNames) -> str:
+    name = proto.unique(name, names.values)
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
     return name

@@ -141,13 +141,7 @@ def write_candidates(
         for number, (key, one) in enumerate(named.items()):
             made = build_graph(bare, one.chosen, before=one.before)
             graphs[key] = quantize_graph(made) if precision == "int8" else made
-            entries[key] = {
-                "file": _file_name(number, precision),
-                "label": one.label,
-                "precision": precision,
-                "forms": {site: form.to_dict() for site, form in one.chosen.items()},
-                "nodes": msgspec.to_builtins(made.nodes),
-            }
+            entries[key] = _entry(one, made, _file_name(number, precision), precision)
     stretches = _cut_all(graphs, entries) if fuses(provider) else {}
     regions = _regions(graphs.values())
     _write_noise(folder / _WEIGHTS, regions)
@@ -172,6 +166,17 @@ def write_candidates(
         "files": {name: digest(folder / name) for name in files},
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def _entry(one: Candidate, made: NetworkGraph, file: str, precision: Precision) -> dict[str, Any]:
+    """Return what the manifest says of a network."""
+    return {
+        "file": file,
+        "label": one.label,
+        "precision": precision,
+        "forms": {site: form.to_dict() for site, form in one.chosen.items()},
+        "nodes": msgspec.to_builtins(made.nodes),
+    }
 
 
 def _cut_all(graphs: Mapping[str, NetworkGraph], entries: dict[str, dict[str, Any]]) -> dict[str, NetworkGraph]:
