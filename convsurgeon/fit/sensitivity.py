@@ -41,6 +41,10 @@ _LOG = logging.getLogger(__name__)
 _LEAST_IMAGES = 16
 _BYTES = 1 << 28
 """Activations that a backward pass may keep; it takes no more images at a time than that allows."""
+MOST_BYTES = 1 << 30
+"""The same of one image, from which on windows of half its sides stand for it, or of a quarter."""
+_MULTIPLE = 32
+"""Sides of windows, which networks of several levels can halve."""
 
 
 def gradient_moments(
@@ -147,9 +151,13 @@ def _forward(model: nn.Module, part: Example) -> tuple[list[Tensor], list[Tensor
 
 
 def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
-    """Yield the first images, in parts small enough for a backward pass; whole batches where one image is not taken."""
+    """Yield the first images, or windows of them, in parts small enough for a backward pass.
+
+    Where one image is not taken these are whole batches.
+    """
+    cut = 1
     try:
-        positions, kept_bytes = _of_one_image(model, first_images(batches[0], 1))
+        cut, positions, kept_bytes = _windows(model, first_images(batches[0], 1))
         at_once = max(1, _BYTES // max(1, kept_bytes))
     except Exception as error:  # the user's own forward
         _LOG.info("the model does not run on one image (%s); backward passes take whole batches", first_line(error))
@@ -160,8 +168,31 @@ def _parts(model: nn.Module, batches: Sequence[Example]) -> Iterator[Example]:
         size = images_in(batch)
         while size and images < most and (images < _LEAST_IMAGES or images * positions < VALUES):
             taken = min(at_once, size, most - images)
-            yield first_images(batch, taken)
+            yield _window(first_images(batch, taken), cut, images)
             batch, size, images = select_images(batch, slice(taken, None)), size - taken, images + taken
+
+
+def _windows(model: nn.Module, one: Example) -> tuple[int, int, int]:
+    """Return into how many parts the sides of an image are cut, and `_of_one_image` of such a window."""
+    cut, found = 1, _of_one_image(model, one)
+    try:
+        while found[1] > MOST_BYTES and _window(one, 2 * cut, 0) is not one:
+            cut, found = 2 * cut, _of_one_image(model, _window(one, 2 * cut, 0))
+    except Exception as error:  # the user's own forward
+        _LOG.info("the model does not run on windows of its images: %s", first_line(error))
+        return 1, *_of_one_image(model, one)
+    return cut, *found
+
+
+def _window(part: Example, cut: int, number: int) -> Example:
+    """Return a window of images, one of the parts that their sides are cut into; what has none stays as it is."""
+    tensors = part.tensors()
+    sides = [size // cut // _MULTIPLE * _MULTIPLE for size in tensors[0].shape[2:]]
+    alike = all(one.dim() == 4 and one.shape[2:] == tensors[0].shape[2:] for one in tensors)
+    if cut == 1 or not alike or 0 in sides:
+        return part
+    top, left = number // cut % cut * sides[0], number % cut * sides[1]
+    return part.map(lambda one: one[:, :, top : top + sides[0], left : left + sides[1]])
 
 
 def images_at_once(model: nn.Module, batch: Example) -> int:
@@ -178,14 +209,18 @@ def images_at_once(model: nn.Module, batch: Example) -> int:
 
 
 def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
-    """Return the positions of an image's largest output (1 for a vector), and the bytes that a backward pass keeps."""
+    """Return the positions of an image's largest output (1 for a vector), and the bytes that a backward pass keeps.
+
+    No more of them than `MOST_BYTES` are held to be counted.
+    """
     sizes = {parameter.data_ptr(): 0 for parameter in model.parameters()}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> Tensor | None:
+        held = sum(sizes.values()) <= MOST_BYTES
         sizes.setdefault(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-        return tensor
+        return tensor if held else None
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held):
         found = _forward(model, one)[1]  # lives until the sizes are read, so that no address is used twice
     positions = max((out.shape[2:].numel() for out in found if out.dim() == 4), default=1)
     return positions, sum(sizes.values())

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ SWEEPS = 2
 ROUNDS = 2
 """Sweeps of least squares, which earlier factors do without, then rounds of the activation's majorisation with one
 sweep each; half for large layers."""
+
+EARLY = 0.4
+"""Share of the usual steps in all rounds but the last: the next one has other targets."""
 
 _SMALL = 1e-3
 _BLOCK_ROWS = 4096
@@ -143,12 +146,12 @@ def _fit_group(
         if after.activation is None:
             factors = alternate(scheme, normal, factors, rounds)
     steepest = _steepest(after.activation, original)
-    for _ in range(rounds if after.activation else 0):
+    for left in reversed(range(rounds if after.activation else 0)):
         dense = scheme.kernel(factors).flatten(1).double()
         constant = (bias - dense @ center).float()
         wanted = _targets(samples.patches, original, after, dense.float(), constant, steepest)
         normal, bias = normal_equations(wanted)
-        factors = alternate(scheme, normal, factors, 1)
+        factors = alternate(scheme, replace(normal, effort=EARLY * effort) if left else normal, factors, 1)
     factors = tuple(part.double() for part in factors)
     return factors, bias - scheme.kernel(factors).flatten(1) @ center
 

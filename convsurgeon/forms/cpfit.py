@@ -183,8 +183,11 @@ class _Problem:
         channels, taps = self.normal.channels, self.normal.taps
         by_taps = point.coupling * (window @ taps @ window.T) / taps.diagonal().mean()
         by_channels = point.coupling * (reduce @ channels @ reduce.T) / channels.diagonal().mean()
-        for_reduce = inverse(by_taps), inverse(channels)
-        for_window = inverse(by_channels), inverse(taps)
+        if "inverses" not in self.normal.shared:
+            self.normal.shared["inverses"] = inverse(channels), inverse(taps)
+        of_channels, of_taps = self.normal.shared["inverses"]
+        for_reduce = inverse(by_taps), of_channels
+        for_window = inverse(by_channels), of_taps
 
         def solve(vector: Tensor) -> Tensor:
             own, other = _split(vector, self.dense)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +133,37 @@ def test_appraisal_predicts_what_a_linear_network_loses() -> None:
             wanted = model(images)
             wrong = relative_error([result.model(images)], [wanted], scales([[wanted]]))
         assert scores["0", form.label] == pytest.approx(float(wrong), rel=0.35)
+
+
+class Flat(nn.Sequential):
+    """Takes images of one size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x)
+        return out.reshape(len(x), 3, 64, 64)
+
+
+@pytest.mark.parametrize(("kind", "side"), [(nn.Sequential, 32), (Flat, 64)])
+def test_windows_stand_for_images_that_are_too_large_where_the_network_takes_them(
+    kind: type[nn.Sequential], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = kind(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1)).eval()
+    batches = [cs.Example.of(torch.randn(16, 2, 64, 64))]
+    whole = sensitivity.gradient_moments(model, ["0"], batches, 0)["0"]
+    monkeypatch.setattr(sensitivity, "MOST_BYTES", 60_000)  # an image is 32,768, what comes of the first conv 65,536
+    monkeypatch.setattr(sensitivity, "_BYTES", 1)
+    seen: list[list[int]] = []
+    honest = sensitivity._backward
+
+    def backward(model: nn.Module, part: cs.Example, *rest: Any) -> None:
+        seen.append(list(part.tensors()[0].shape[2:]))
+        honest(model, part, *rest)
+
+    monkeypatch.setattr(sensitivity, "_backward", backward)
+    found = sensitivity.gradient_moments(model, ["0"], batches, 0)["0"]
+    assert seen == [[side, side]] * 16
+    assert float((found - whole).norm() / whole.norm()) < 0.2
 
 
 class InPairs(Linear):

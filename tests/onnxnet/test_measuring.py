@@ -130,5 +130,5 @@ def test_large_values_and_large_weights_leave_room_for_fewer_sessions(monkeypatc
         return [len(group) for group in folder._groups(manifest, {"samples": []}, 0)]
 
     assert groups(1e6, 1e6) == [1 + folder.GROUP] * 2
-    assert groups(1e6, 0.5e9) == [3] * 4
+    assert groups(1e6, 0.3e9) == [3] * 4
     assert groups(1e6, 2e9) == groups(1e9, 0) == [2] * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import platform
 from pathlib import Path
@@ -56,6 +57,24 @@ def test_canary_for_what_the_runtime_calls_its_own_nodes(tmp_path: Path) -> None
     assert {operator for operator in bare.values() if operator.startswith("Reorder")} == set(session.LAYOUT_CHANGES[:2])
     assert {node.op_type for node in nodes if node.domain == session.BLOCKED_DOMAIN} >= {"Conv", "ReorderInput"}
     assert {session.strip_suffixes(name) for name in bare} == {"ReorderInput", "b", "c", "product", "ReorderOutput"}
+
+
+def test_a_profile_is_read_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events are looked through, not parsed: nothing is parsed but what looks otherwise, and both say the same."""
+    _executed("all", tmp_path)
+    log = next(tmp_path.glob("p_*"))
+    events = [event for event in json.loads(log.read_text(encoding="utf-8")) if event["cat"] == "Node"]
+    wanted = [(one["name"], one["args"]["op_name"], one["args"]["node_index"], one["ts"], one["dur"]) for one in events]
+    spaced = tmp_path / "spaced.json"
+    spaced.write_text("\n".join(json.dumps(event) for event in events), encoding="utf-8")
+
+    def read(path: Path) -> list[tuple[object, ...]]:
+        found = [one for one in profiles._read_events(path) if one[0] != "model_run"]
+        return [(name, a["op_name"], a["node_index"], round(1e3 * t), round(1e3 * ms)) for name, a, t, ms in found]
+
+    assert read(spaced) == wanted
+    monkeypatch.setattr(profiles.json, "loads", lambda text: ast.literal_eval(text) if len(text) < 100 else None)
+    assert read(log) == wanted
 
 
 def test_canary_for_fused_convs(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from .rounds import effort, faster, low, make_feeds, middle, scatter, time_alone
 
 GROUP = 4
 """Candidates that are open at once, beside the dense network; their results are written together."""
-SECONDS = 0.5
+SECONDS = 0.25
 """Of a core, spent at most on each network in each pass, and a quarter of it with the profiler."""
 SLOW_S = 0.1
 """Of a core, that a run takes from which on the profiler's own time does not show in it: none is made without it."""
@@ -33,7 +33,7 @@ _MOST = ((0.25, 30), (1.0, 240))
 _TICK_MS = 1e-3
 """Of the profiler's clock."""
 _SESSION_BYTES = 2e9
-"""Of all sessions that are open at once: weights twice, what flows through the network, and what any session takes."""
+"""Of all sessions that are open at once: weights and values twice each, and what any session takes."""
 _ALONE_S = 0.05
 """Spent on each stretch."""
 _LEAST_SHARE = 0.05
@@ -102,7 +102,7 @@ def measure_folder(
 def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
     """Yield what to open together within the memory, the dense network first; that alone if there is no candidate."""
     networks = manifest["networks"]
-    room, flow = min(_SESSION_BYTES, 0.4 * free_bytes()), float(manifest.get("activation_bytes", 0)) + 5e7
+    room, flow = min(_SESSION_BYTES, 0.4 * free_bytes()), 2.0 * float(manifest.get("activation_bytes", 0)) + 5e7
     for dense in DENSE_OF.values():
         own = [name for name in networks if dense_of(networks[name]) == dense]
         names = [name for name in missing(manifest, raw, number) if name in own]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ KERNEL_EVENT = "_kernel_time"
 """End of the name of a profiler's event that is the run of one node."""
 
 _WHOLE_RUN = "model_run"
+_EVENT = re.compile(r'"dur" :(\d+),"ts" :(\d+),"ph" : "X","name" :("(?:[^"\\]|\\.)*")')
+_FACTS = ("op_name", "node_index")
 
 
 def read_kernels(log: Path, stamps: Times, watch: Watch) -> list[Kernel]:
@@ -46,12 +49,23 @@ def read_kernels(log: Path, stamps: Times, watch: Watch) -> list[Kernel]:
 def _read_events(log: Path) -> Iterator[Kernel]:
     """Yield name, facts, start and duration in ms of every event of a profile that is a run, or a node of one.
 
-    The runtime writes one event a line; a whole profile is too long to be parsed at once.
+    The runtime writes one event a line. To parse all of them would take longer than to run the network, so only what is
+    used is looked for, which are the operator and the number of a node.
     """
     with log.open(encoding="utf-8") as lines:
         for line in lines:
             if KERNEL_EVENT in line or _WHOLE_RUN in line:
-                event = json.loads(line.rstrip().rstrip(","))
-                name = str(event["name"])
+                name, facts, start, taken = _read_event(line)
                 if name == _WHOLE_RUN or name.endswith(KERNEL_EVENT):
-                    yield name, event["args"], 1e-3 * event["ts"], 1e-3 * event["dur"]
+                    yield name, facts, 1e-3 * start, 1e-3 * taken
+
+
+def _read_event(line: str) -> tuple[str, dict[str, Any], int, int]:
+    """Return name, facts, start and duration (us) of an event; parse the line if it is written otherwise."""
+    found = _EVENT.search(line)
+    if found is None:
+        event = json.loads(line.rstrip().rstrip(","))
+        return str(event["name"]), event["args"], event["ts"], event["dur"]
+    taken, start, name = found.groups()
+    facts = ((fact, line.partition(f'"{fact}" : "')[2].partition('"')[0]) for fact in _FACTS)
+    return json.loads(name), {fact: value for fact, value in facts if value}, int(start), int(taken)
