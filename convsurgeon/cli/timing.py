@@ -20,8 +20,10 @@ def run_device(options: argparse.Namespace) -> None:
     )
     size = sum(path.stat().st_size for path in Path(options.out).iterdir())
     print(f"{options.out}: the dense network and {count} candidates in fp32 and int8, {size / 1e6:.1f} MB")
-    print(f"On the device: python {Path(options.out) / 'measure.py'}, which needs numpy and onnxruntime and writes")
-    print("device.json. Then here: convsurgeon convert ... --budget latency=0.5 --device device.json")
+    needs = "numpy, onnxruntime and openvino" if options.provider == "openvino" else "numpy and onnxruntime"
+    print(f"On the device: python {Path(options.out) / 'measure.py'}, which needs {needs}, runs them with")
+    print(f"{options.provider} and writes device.json. Then here: convsurgeon convert ... --budget latency=0.5")
+    print("--device device.json")
 
 
 def run_bench(options: argparse.Namespace) -> object:

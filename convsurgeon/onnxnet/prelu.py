@@ -50,19 +50,19 @@ def _parts(
     if values.size == 1:
         return [helper.make_node("LeakyRelu", [source], [target], node.name, alpha=float(values.reshape(())))]
     if slope.name not in products:
-        minus, below = (f"{slope.name} {part}" for part in ("minus one", "minus"))
+        minus, below = (f"{slope.name}.{part}" for part in ("minus_one", "minus"))
         products[slope.name] = (
             _put(graph, minus, np.full_like(values, -1), names),
             _put(graph, below, -values, names),
         )
     minus, below = products[slope.name]
     parts = ("positive", "turned", "negative", "product")
-    positive, turned, negative, product = (proto.unique(f"{target} {part}", names.values) for part in parts)
+    positive, turned, negative, product = (proto.unique(f"{target}.{part}", names.values) for part in parts)
     return [
-        helper.make_node("Relu", [source], [positive], proto.unique(f"{node.name} positive", names.nodes)),
-        helper.make_node("Mul", [source, minus], [turned], proto.unique(f"{node.name} turned", names.nodes)),
-        helper.make_node("Relu", [turned], [negative], proto.unique(f"{node.name} negative", names.nodes)),
-        helper.make_node("Mul", [negative, below], [product], proto.unique(f"{node.name} product", names.nodes)),
+        helper.make_node("Relu", [source], [positive], proto.unique(f"{node.name}.positive", names.nodes)),
+        helper.make_node("Mul", [source, minus], [turned], proto.unique(f"{node.name}.turned", names.nodes)),
+        helper.make_node("Relu", [turned], [negative], proto.unique(f"{node.name}.negative", names.nodes)),
+        helper.make_node("Mul", [negative, below], [product], proto.unique(f"{node.name}.product", names.nodes)),
         helper.make_node("Add", [product, positive], [target], node.name),
     ]
 

@@ -28,7 +28,7 @@ def put_in_rows(graph: GraphProto, opset: int) -> None:
     for name in rows:
         weights[name].dims.insert(2, 1)
     taken = {name for node in graph.node for name in (*node.input, *node.output, node.name)}
-    axes = proto.unique("axis of the row", taken)
+    axes = proto.unique("axis_of_the_row", taken)
     nodes = [
         part
         for node in graph.node
@@ -44,16 +44,16 @@ def put_in_rows(graph: GraphProto, opset: int) -> None:
 def _in_row(node: NodeProto, axes: str, opset: int, taken: set[str]) -> list[NodeProto]:
     """Return a node that adds the row, the conv over it, and a node that takes it away."""
     source, target = node.input[0], node.output[0]
-    wide, found = (proto.unique(f"{name} as a row", taken) for name in (source, target))
+    wide, found = (proto.unique(f"{name}.as_a_row", taken) for name in (source, target))
     given: dict[str, Any] = {"axes": [2]} if opset < _AXES_ARE_INPUTS else {}
     read = [axes] if opset >= _AXES_ARE_INPUTS else []
     node.input[0], node.output[0] = wide, found
     for one in node.attribute:
         _widen(one)
     return [
-        helper.make_node("Unsqueeze", [source, *read], [wide], proto.unique(f"{node.name} row", taken), **given),
+        helper.make_node("Unsqueeze", [source, *read], [wide], proto.unique(f"{node.name}.row", taken), **given),
         node,
-        helper.make_node("Squeeze", [found, *read], [target], proto.unique(f"{node.name} line", taken), **given),
+        helper.make_node("Squeeze", [found, *read], [target], proto.unique(f"{node.name}.line", taken), **given),
     ]
 
 

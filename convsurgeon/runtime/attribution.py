@@ -22,10 +22,12 @@ import numpy as np
 from convsurgeon.base.errors import FormError, LatencyError
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
+from convsurgeon.onnxnet.measuring.folder import STRETCH
 from convsurgeon.onnxnet.session import LAYOUT_CHANGES
 from convsurgeon.runtime.measurements import Measurements, NodeFacts, Sample
 
 _NUMBER = re.compile(r"node-(\d+)")
+_CONVS = ("Conv", "ConvTranspose")
 _LEAST = 0.05
 """Share of a profiled time that a node keeps at least when the profiler's own time is taken off."""
 _ROUNDING = 1e-6
@@ -64,8 +66,11 @@ def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
     found: dict[str, list[dict[str, float]]] = {}
     for sample in raw.samples:
         found.setdefault(sample.network, []).append(_attribute_sample(raw, sample, alone, Counter(layout)))
+    silent = _find_silent({one.site for one in dense if one.operator == STRETCH or "Conv" in one.operator}, raw)
+    for times in (one for passes in found.values() for one in passes):
+        for site in silent:
+            times.pop(site, None)
     rows = {(site, ""): _row(site, None, found[raw.dense[0].network]) for site in raw.sites}
-    _check_recognised({row.site: row.ms for row in rows.values() if row.site not in raw.barred}, raw)
     for key, passes in found.items():
         for site, values in raw.networks[key].forms.items():
             try:
@@ -76,18 +81,26 @@ def attribute(raw: Measurements, forms: Kinds = ()) -> tuple[Row, ...]:
     return tuple(rows.values())
 
 
-def _check_recognised(times: Mapping[str, float], raw: Measurements) -> None:
-    """Refuse or warn where sites have no time, as with a runtime that calls its nodes something else."""
-    silent = [site for site, ms in times.items() if not ms]
+def _find_silent(known: set[str], raw: Measurements) -> list[str]:
+    """Return the sites of which no conv ran, as with a runtime that calls its nodes something else; warn of them.
+
+    Refused where that is all of them. Before onnxruntime 1.20 the convs of int8 had no names.
+    """
+    sites = [site for site in raw.sites if site not in raw.barred]
+    silent = [site for site in sites if site not in known]
     if not silent:
-        return
+        return []
     version = raw.machine.get("onnxruntime", "?")
-    if len(silent) == len(times):
-        raise LatencyError(f"no conv was recognised among the nodes of onnxruntime {version}; use another version")
+    if len(silent) == len(sites):
+        raise LatencyError(
+            f"no conv was recognised among the nodes of onnxruntime {version} in {raw.precision}; use another version "
+            "(int8 needs 1.20)"
+        )
     text = (
         f"{', '.join(silent[:3])}: not recognised among the nodes of onnxruntime {version}, so nothing is gained there"
     )
     warnings.warn(text, stacklevel=3)
+    return silent
 
 
 def _row(site: str, form: Form | None, passes: Sequence[Mapping[str, float]]) -> Row:
@@ -113,7 +126,7 @@ def _index(name: str, operator: str, facts: Sequence[NodeFacts]) -> int:
     index = int(match[1]) if match is not None else len(facts)
     if index >= len(facts) or (operator in LAYOUT_CHANGES and facts[index].operator != operator):
         return -1
-    fused = operator.endswith("Conv") and facts[index].operator != "Conv" and facts[index].conv >= 0
+    fused = operator.endswith("Conv") and facts[index].operator not in _CONVS and facts[index].conv >= 0
     return facts[index].conv if fused else index
 
 

@@ -80,7 +80,8 @@ def write_device_folder(
 ) -> int:
     """Write the networks to be timed on a device, in fp32 and int8, and the script that does it.
 
-    On the device, `python measure.py` needs numpy and onnxruntime; `Runtime.load` reads its `device.json` here.
+    On the device, `python measure.py` needs numpy and onnxruntime, and openvino where that is the provider;
+    `Runtime.load` reads its `device.json` here.
 
     Args:
         model: any module that runs on the example, or the path of an ONNX file.
@@ -88,7 +89,7 @@ def write_device_folder(
         forms: candidates for every site.
         folder: where to write.
         policy: which sites may be changed; all by default.
-        provider: that the device will use; one that fuses all nodes needs further files.
+        provider: that `measure.py` uses if it is not told another; one that fuses all nodes needs further files.
         overwrite: whether an older folder may be replaced, if it holds nothing else and no result.
 
     Returns:
@@ -112,11 +113,12 @@ def write_device_folder(
             raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")
         if len(candidates) >= _MOST:
             raise FormError(f"forms: {len(candidates)} networks to time; pass fewer than {_MOST}")
-        write_candidates(draft, seen, export_skeleton(seen, progress=False), candidates, PRECISIONS, provider)
+        skeleton = export_skeleton(seen, progress=False)
+        count = write_candidates(draft, seen, skeleton, candidates, PRECISIONS, provider)
         source = Path(str(measuring.__file__)).parent
         shutil.copytree(source, draft / _SOURCE, ignore=shutil.ignore_patterns("__pycache__"))
         (draft / _SCRIPT).write_text(_START, encoding="utf-8")
-    return len(candidates) * len(PRECISIONS)
+    return count
 
 
 def write_candidates(
@@ -126,10 +128,11 @@ def write_candidates(
     candidates: Sequence[Candidate],
     precisions: Sequence[Precision],
     provider: str = CPU,
-) -> None:
+) -> int:
     """Write the dense network and candidates in every precision into an empty folder, with a manifest.
 
-    Sites that cannot be timed are left out. For a provider that fuses all nodes there are stretches of all networks.
+    Sites that cannot be timed are left out, and candidates that are then the same are one. For a provider that fuses
+    all nodes there are stretches of all networks. Returns how many candidates were written, in all precisions.
     """
     barred = find_barred(bare)
     entries: dict[str, dict[str, Any]] = {}
@@ -157,6 +160,7 @@ def write_candidates(
         "network": fingerprint(seen),
         "model": type(seen.model).__name__,
         "example": str(seen.example),
+        "provider": provider,
         "barred": barred,
         "sites": list(bare.sites),
         "activation_bytes": seen.cost.peak_activation_bytes,
@@ -166,6 +170,7 @@ def write_candidates(
         "files": {name: digest(folder / name) for name in files},
     }
     write_json(folder / MANIFEST, manifest)
+    return len(entries) - len(precisions)
 
 
 def _entry(one: Candidate, made: NetworkGraph, file: str, precision: Precision) -> dict[str, Any]:

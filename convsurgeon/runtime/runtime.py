@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from convsurgeon.base.errors import LatencyError
+from convsurgeon.base.errors import LatencyError, expect
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.precision import PRECISIONS, Precision
 from convsurgeon.forms.catalogue import Kinds
@@ -56,6 +57,12 @@ class Runtime:
     table: Latencies | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.threads, numbers.Integral) or self.threads < 1:
+            raise LatencyError(f"threads={self.threads!r}: pass a whole number of at least 1")
+        expect(self.provider, str, "provider: expected a name, such as 'openvino'", LatencyError)
+        expect(self.options, Mapping, "options: expected a dict of names and values", LatencyError)
+        for name in self.options:
+            expect(name, str, f"options: {name!r}: expected the name of an option", LatencyError)
         if self.precision not in PRECISIONS:
             raise LatencyError(f"precision={self.precision!r}: pass one of {', '.join(PRECISIONS)}")
         found = self.precision if self.table is None else getattr(self.table, "precision", "fp32")

@@ -3,7 +3,8 @@
 ResNet-50, a U-Net and a super-resolution network of random weights: as they are, and with every conv that takes a form
 in it, `spatial` being a k x 1 conv and a 1 x k one. The forms of one network, precision and runtime run in turns, and a
 sample is of as many runs as take `SAMPLE_MS`. Every network has `--seconds`, which they share, and what is not made in
-its time has a row that says so: all three take nine minutes. `--tiny --device cpu` is a test of the script itself.
+its time has a row that says so: all three take nine minutes. `--tiny --device cpu` is a test of the script itself,
+and all that was run of it so far: it has never been run on a GPU.
 """
 
 from __future__ import annotations

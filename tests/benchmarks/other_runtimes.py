@@ -3,7 +3,7 @@
 Each runtime is a driver of its own in `runtimes`, started with the Python (or node) that has it, on one thread;
 `--python`, `--litert` and `--node` say where, and what is not there is left out. Every conv that takes a form has it.
 All files of a network run in turns; `ms` are of the processor. `largest error` is against onnxruntime here, over the
-largest output.
+largest output. What fails has a row that says why, and the others go on.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ import onnxruntime as ort
 import torch
 
 import convsurgeon as cs
+from convsurgeon.onnx.exporter import write_file
 from tests.benchmarks.cases import add_networks
 from tests.benchmarks.measure import paired_ratio
 from tests.benchmarks.runner import Row
 from tests.benchmarks.subjects import SUBJECTS
 
 DRIVERS = Path(__file__).with_name("runtimes")
+_LONGEST_S = 1800
+"""What one runtime may take for one network, its conversion included."""
 FORMS: dict[str, cs.Form] = {
     "separable": cs.DepthwiseSeparable(rank=2),
     "blueprint": cs.Blueprint(rank=2),
@@ -60,20 +63,32 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     known = commands(options.python, options.litert, options.node)
     for name in options.networks:
         with tempfile.TemporaryDirectory() as folder:
-            files, image = _write(name, Path(folder))
+            try:
+                files, image = _write(name, Path(folder))
+            except (cs.errors.ConvSurgeonError, OSError) as error:
+                yield {"network": name, "error": _why(error)}
+                continue
             for runtime, command in known.items():
                 about = {"network": name, "runtime": runtime}
                 try:
                     found = measure(command, list(files.values()), image, options.rounds)
                 except RuntimeError as error:
-                    yield {**about, "error": str(error).splitlines()[-1][:100]}
+                    yield {**about, "error": _why(error)}
                     continue
                 for place, form in enumerate(files):
                     yield about | {"version": found.version.split("-")[0], "form": form} | _figures(found, place)
 
 
+def _why(error: Exception) -> str:
+    """Return the last line of an error, where a driver's traceback says what is wrong."""
+    return (str(error).splitlines() or [type(error).__name__])[-1][:100]
+
+
 def _write(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray[Any, Any]]:
-    """Write the dense network and one in each form that it takes; return the files and an image."""
+    """Write the dense network and one in each form that it takes; return the files and an image.
+
+    Where it has PReLU, the dense network is also there as torch writes it.
+    """
     subject = SUBJECTS[name]()
     model, example = subject.make().eval(), torch.zeros(subject.shape)
     models = {"dense": model}
@@ -83,6 +98,10 @@ def _write(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray[Any, An
     files = {label: folder / f"{label}.onnx" for label in models}
     for label, path in files.items():
         cs.onnx.export(models[label], example, path)
+    plain = folder / "torch.onnx"
+    write_file(model, example, plain, metadata={}, as_torch=True)
+    if plain.read_bytes() != files["dense"].read_bytes():
+        files["dense, as torch writes it"] = plain
     return files, torch.rand(subject.shape, generator=torch.Generator().manual_seed(0)).numpy()
 
 
@@ -107,22 +126,32 @@ def commands(python: str | None, litert: str | None, node: str | None) -> dict[s
 
 
 def measure(command: Sequence[str], files: Sequence[Path], image: np.ndarray[Any, Any], rounds: int) -> Outcome:
-    """Run files on one image in another runtime, in turns, and compare with onnxruntime here."""
+    """Run files on one image in another runtime, in turns, and compare with onnxruntime here.
+
+    Raises:
+        RuntimeError: the runtime fails on a file, or takes more than half an hour; its last line says why.
+    """
     image = image.astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "image.bin"
+        place, answer = Path(folder) / "image.bin", Path(folder) / "answer.json"
         image.tofile(place)
-        arguments = [str(place), "x".join(map(str, image.shape)), str(rounds), *(str(file.resolve()) for file in files)]
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=1800)
-    if done.returncode:
-        raise RuntimeError(f"{command}: {done.stderr[-2000:]}")
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+        about = [str(place), "x".join(map(str, image.shape)), str(rounds), str(answer)]
+        try:
+            done = subprocess.run(
+                [*command, *about, *(str(file.resolve()) for file in files)],
+                capture_output=True, text=True, check=False, timeout=_LONGEST_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{command}: not ready after {_LONGEST_S} s") from None
+        if done.returncode or not answer.exists():
+            raise RuntimeError(f"{command}: status {done.returncode}: {done.stderr[-2000:].strip()}")
+        found = json.loads(answer.read_text(encoding="utf-8"))
     errors = []
-    for file, output in zip(files, answer["outputs"], strict=True):
+    for file, output in zip(files, found["outputs"], strict=True):
         session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
         right = session.run(None, {session.get_inputs()[0].name: image})[0]
         errors.append(float(np.abs(right.ravel() - np.array(output)).max() / np.abs(right).max()))
-    return Outcome(answer["version"], tuple(errors), np.array(answer["times"]))
+    return Outcome(found["version"], tuple(errors), np.array(found["times"]))
 
 
 def _succeeds(command: list[str]) -> bool:

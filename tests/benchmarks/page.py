@@ -16,10 +16,16 @@ Times are to be read as ratios within one table: another machine has others.
 """
 
 
+_NO_GPU = """\
+Which forms pay on a GPU is not known: `gpu` has never been run on one, only its test on a CPU, with tiny networks.
+"""
+
+
 def text() -> str:
     """Return the page."""
     files = sorted(runner.RESULTS.glob("*.json"))
-    return "\n".join([_HEAD, *(_section(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files)])
+    head = [_HEAD] if any(path.stem == "gpu" for path in files) else [_HEAD, _NO_GPU]
+    return "\n".join([*head, *(_section(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in files)])
 
 
 def _section(title: str, record: runner.Record) -> str:

@@ -18,6 +18,7 @@ import torch
 
 import convsurgeon as cs
 from convsurgeon.forms.catalogue import BUDGET_FORMS
+from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.runtime.latencies import predict
 from tests.benchmarks.cases import add_networks
 from tests.benchmarks.forms import mix
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
 def _rows(name: str, options: argparse.Namespace) -> Iterator[Row]:
     subject = SUBJECTS[name]()
     model, example = subject.make().eval(), torch.zeros(subject.shape)
-    seen, forms = cs.capture(model, example), [form for form in BUDGET_FORMS if form.label in FORMS]
+    seen, forms = capture_as_convs(model, example), [form for form in BUDGET_FORMS if form.label in FORMS]
     alone = [cs.plan(model, example, forms=[form]) for form in forms]
     plans: dict[str, cs.Plan] = {}
     places: dict[str, cs.Runtime] = {}

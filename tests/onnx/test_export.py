@@ -15,9 +15,10 @@ import torch
 from onnx import ModelProto
 from torch import Tensor, nn
 
+import convsurgeon as cs
 from convsurgeon.base.errors import CaptureError, ExportError, ParityError, WriteError
 from convsurgeon.onnx import exporter as export_module
-from convsurgeon.onnx.exporter import OnnxFile, export
+from convsurgeon.onnx.exporter import OnnxFile, export, write_file
 from convsurgeon.onnx.metadata import state_sha256
 from convsurgeon.onnx.parity import Parity, ParityCase
 from tests import hostile, nets
@@ -92,6 +93,31 @@ def test_nodes_are_called_after_their_modules(model: ModelProto) -> None:
 def test_values_are_called_after_their_nodes(model: ModelProto) -> None:
     for node in model.graph.node[:-1]:
         assert list(node.output) == [node.name]
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"),
+    [
+        ((1, 3, 9, 9), [nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.ConvTranspose2d(16, 8, 4, 2), nn.PReLU(8)]),
+        ((1, 3, 20), [nn.Conv1d(3, 16, 5), nn.PReLU(16), nn.Conv1d(16, 16, 5)]),
+    ],
+)
+def test_no_name_has_a_space_which_ncnn_splits_lines_at(
+    shape: tuple[int, ...], parts: list[nn.Module], tmp_path: Path
+) -> None:
+    before, forms = nn.Sequential(*parts).eval(), [cs.DepthwiseSeparable(rank=2)]
+    how: dict[str, Any] = {"calibration": False, "progress": False}
+    made = cs.convert(before, torch.zeros(shape), forms=forms, **how)
+    assert made.changes
+    export(made.model, torch.zeros(shape), tmp_path / "model.onnx")
+    write_file(before, torch.zeros(shape), tmp_path / "dense.onnx", metadata={}, as_torch=True)
+    again = cs.convert(str(tmp_path / "dense.onnx"), forms=forms, **how)
+    export(again.model, None, tmp_path / "again.onnx")
+    for name in ("model.onnx", "again.onnx"):
+        graph = onnx.load(tmp_path / name).graph
+        assert len(shape) == 3 or not any(node.op_type == "PRelu" for node in graph.node)
+        names = [one for node in graph.node for one in (node.name, *node.input, *node.output)]
+        assert not [one for one in names if len(one.split()) > 1]
 
 
 def test_batch_norms_go_into_plain_and_branched_convs(model: ModelProto) -> None:

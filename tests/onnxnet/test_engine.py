@@ -33,6 +33,29 @@ def test_options_go_where_the_runtime_wants_them() -> None:
     check_engine(Engine(options=OPTIONS))
 
 
+@pytest.mark.parametrize("value", ["True", "true", "1", True, 1])
+def test_truth_reaches_a_session_however_it_is_typed(value: object) -> None:
+    made = Engine(1, options={"session.set_denormal_as_zero": value, "enable_mem_pattern": value})._of_session(None)
+    assert made.get_session_config_entry("session.set_denormal_as_zero") == "1"
+    assert made.enable_mem_pattern is True
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"threads": 0}, "0"),
+        ({"threads": "2"}, "'2'"),
+        ({"threads": 1.5}, r"1\.5"),
+        ({"provider": None}, "provider"),
+        ({"options": "a=b"}, "options.*str"),
+        ({"options": {1: 2}}, "options.*1"),
+    ],
+)
+def test_a_runtime_of_wrong_kinds_is_refused(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(LatencyError, match=named):
+        cs.Runtime(**wrong)
+
+
 def test_providers_get_their_options_and_the_number_of_threads() -> None:
     options = {"device_type": "CPU", "session.x": 1, "enable_mem_pattern": 0}
     found = Engine(2, "OpenVINOExecutionProvider", options).providers()
@@ -45,6 +68,10 @@ def test_providers_get_their_options_and_the_number_of_threads() -> None:
     ("engine", "named"),
     [
         (Engine(1, "NoProvider"), r"NoProvider.*CPUExecutionProvider"),
+        (Engine(1, "OpenVino"), r"OpenVino.* openvino\?"),
+        (Engine(1, "cpu"), r"cpu.* CPUExecutionProvider\?"),
+        (Engine(1, "CUDAExecutionprovider"), r"CUDAExecutionprovider.* CUDAExecutionProvider\?"),
+        (Engine(1, CPU, {"enable_cpu_mem_arna": 0}), r"enable_cpu_mem_arna.* enable_cpu_mem_arena\?"),
         (Engine(1, CPU, {"use_arena": 0}), "use_arena"),
         (Engine(1, CPU, {"enable_mem_reuse": "perhaps"}), "perhaps"),
         (Engine(0), "threads=0"),
@@ -155,5 +182,8 @@ def test_other_runtimes_compute_the_same(provider: str, tmp_path: Path) -> None:
         assert np.abs(found - wanted).max() < 1e-4 * np.abs(wanted).max()
     with pytest.raises(LatencyError, match="nonsense"):
         check_engine(Engine(1, provider, {"nonsense": "1"}))
+    if provider == OPENVINO:  # what it says itself, and not where in its source
+        with pytest.raises(LatencyError, match=r"NONSENSE.*NONSENSE"):
+            check_engine(Engine(1, provider, {"NONSENSE": "1"}))
     with pytest.raises(LatencyError, match="GPU"):
         check_engine(Engine(1, provider, {"device_type": "GPU"}))

@@ -83,6 +83,34 @@ def test_nodes_that_the_runtime_renames_are_recognised_or_told(name: str, recogn
     assert rows["body"] > 0
 
 
+def test_a_site_whose_conv_has_no_name_gains_nothing_by_what_stands_beside_it() -> None:
+    """As before onnxruntime 1.20 in int8: its roundings have names of the site, the conv itself has none."""
+    raw = copy.deepcopy(DEVICE)
+    raw["sites"].append("tail")
+    for network in raw["networks"].values():
+        network["nodes"][1] = ["Conv", "tail", "tail", -1]
+    for sample in raw["samples"]:
+        sample["nodes"].insert(1, ["QLinearConv_token_6", "QLinearConv", 0.3])
+        sample["nodes"].insert(2, ["node-1_QuantizeLinear", "QuantizeLinear", 0.1])
+    with pytest.warns(UserWarning, match="tail"):
+        rows = attribute(parse_measurements(raw).select("fp32"))
+    assert [row.ms for row in rows if row.site == "tail"] == [0.0]
+    assert all(row.ms > 0 for row in rows if row.site == "body")
+
+
+@pytest.mark.parametrize("operator", ["Conv", "Stretch"])
+def test_a_transposed_conv_is_not_what_a_conv_before_it_takes_in(operator: str) -> None:
+    raw = copy.deepcopy(DEVICE)
+    raw["sites"].append("tail")
+    for network in raw["networks"].values():
+        network["nodes"][1] = ["ConvTranspose", "tail", "tail", 0]
+    for sample in raw["samples"]:
+        sample["nodes"] = [["node-0", operator, 0.2], ["node-1", operator, 0.6], ["rest", operator, 0.2]]
+        sample["total_ms"] = sample["dense_ms"] = 1.0
+    dense = {row.site: row.ms for row in attribute(parse_measurements(raw).select("fp32")) if row.form is None}
+    assert dense == pytest.approx({"body": 0.2, "tail": 0.6})
+
+
 times = st.floats(1e-4, 10.0)
 
 

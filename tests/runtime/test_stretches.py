@@ -108,19 +108,24 @@ def test_a_device_needs_python_3_9() -> None:
 
 
 def test_a_strangers_python_measures(tmp_path: Path) -> None:
-    """CONVSURGEON_DEVICE_PYTHON names one with numpy and onnxruntime: 3.9 with 1.16, 3.10 with 1.20."""
+    """CONVSURGEON_DEVICE_PYTHON names one with numpy and onnxruntime: 3.9 with 1.19.2, 3.10 with 1.20."""
     python = os.environ.get("CONVSURGEON_DEVICE_PYTHON")
     if not python:
         pytest.skip("CONVSURGEON_DEVICE_PYTHON is not set")
     out = tmp_path / "device"
-    write_device_folder(Net().eval(), EXAMPLE, FORMS, out)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.PReLU(16), nn.ConvTranspose2d(16, 16, 4, 2))
+    write_device_folder(net.eval(), EXAMPLE, FORMS, out)
     command = [python, "-I", str(out / "measure.py"), "--passes", "1", "--power", "quiet"]
     options = ["--options", "session.intra_op.allow_spinning=0"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     raw = LatencyTable.load(out / "device.json").measurements
     assert (raw.power, raw.options) == ("quiet", {"session.intra_op.allow_spinning": "0"})
-    assert cs.Runtime.load(out / "device.json").options == raw.options
+    loaded = cs.Runtime.load(out / "device.json")
+    assert loaded.options == raw.options
+    assert loaded.table is not None
+    assert all(loaded.table.ms(site, None) > 0 for site in raw.sites)
+    assert len(raw.sites) == 2
     refused = subprocess.run([*command, "--provider", "NoProvider"], capture_output=True, text=True, check=False)
     assert refused.returncode == 1
     assert "NoProvider" in refused.stderr

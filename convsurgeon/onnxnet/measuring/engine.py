@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from .clock import Clock, Times, Watch
 from .openvino import OpenVino
-from .options import why_unknown
+from .options import nearest, why_unknown
 from .profiles import Kernel, read_kernels
 
 CPU = "CPUExecutionProvider"
@@ -36,6 +36,9 @@ SMALLEST = (
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
 """An ONNX file of one ReLU."""
+
+
+_LONGEST = 300
 
 
 class MeasureError(Exception):
@@ -71,9 +74,13 @@ class Engine:
         return ", ".join([f"threads {self.threads}", *([] if self.provider == CPU else [self.provider]), *options])
 
     def _text(self, name: str, value: object) -> str:
-        """Return an option as its reader takes it: sessions and CoreML want 1, TensorRT and OpenVINO want True."""
+        """Return an option as its reader takes it: sessions and CoreML want 1, TensorRT and OpenVINO want True.
+
+        A session reads "True", as it is typed on a command line, as no.
+        """
         numeric = "." in name or name in _SESSION or self.provider == "CoreMLExecutionProvider"
-        return str(int(value) if isinstance(value, bool) and numeric else value)
+        text = str(value)
+        return {"true": "1", "false": "0"}.get(text.lower(), text) if numeric else text
 
     def check(self) -> None:
         """Refuse what this machine lacks, before anything heavy is done."""
@@ -84,9 +91,10 @@ class Engine:
                 raise MeasureError(f"provider 'openvino': {error}; pip install openvino") from None
         elif self.provider not in ort.get_available_providers():
             there = ", ".join(ort.get_available_providers())
+            near = nearest(self.provider, [OPENVINO, *ort.get_all_providers()])
             raise MeasureError(
                 f"provider {self.provider!r}: not in this onnxruntime {ort.__version__}, which has {there}; pass one "
-                "of these, or install a build of onnxruntime with it"
+                f"of these, or install a build of onnxruntime with it{near}"
             )
         for name in self.options if self.provider != OPENVINO else ():
             if name.startswith("session.") and (why := why_unknown(name)):
@@ -111,7 +119,9 @@ class Engine:
         except Exception as error:  # the runtimes' exceptions share no base class but Exception
             raise MeasureError(f"{where}: {runtime} cannot load it: {first_line(error)} ({self})") from None
         if session.get_providers()[0] != self.provider:
-            raise MeasureError(f"{where}: onnxruntime does without {self}: is its device there?")
+            raise MeasureError(
+                f"{where}: onnxruntime leaves it out ({self}): is its device there, and are these options its own?"
+            )
         return session
 
     def clock(self) -> Clock:
@@ -124,7 +134,10 @@ class Engine:
         own = {name: one for name, one in self.options.items() if "." not in name and name not in _SESSION}
         if self.provider == CPU:
             if own:
-                raise ValueError(f"{next(iter(own))} is not an option; those without a dot are {', '.join(_SESSION)}")
+                near = nearest(next(iter(own)), _SESSION)
+                raise ValueError(
+                    f"{next(iter(own))} is not an option; those without a dot are {', '.join(_SESSION)}{near}"
+                )
             return [CPU]
         name = _OWN_THREADS.get(self.provider)
         return [(self.provider, own if name is None else {name: str(self.threads), **own}), CPU]
@@ -135,8 +148,11 @@ class Engine:
 
     def session_attributes(self) -> dict[str, Any]:
         """Return the options that are attributes of a session's options."""
-        usual = ort.SessionOptions()
-        return {name: type(getattr(usual, name))(int(self.options[name])) for name in _SESSION if name in self.options}
+        usual, given = ort.SessionOptions(), [name for name in _SESSION if name in self.options]
+        for name in given:
+            if not self.options[name].isdecimal():
+                raise ValueError(f"{name}={self.options[name]}: pass a whole number, or a truth value")
+        return {name: type(getattr(usual, name))(int(self.options[name])) for name in given}
 
     def _of_session(self, log: Path | None) -> Any:
         """Return the options of a session."""
@@ -179,5 +195,11 @@ def base_options(threads: int | None = None, entries: dict[str, str] | None = No
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """Return the first line of an error that says more than where the runtime's source raised it, cut to 300 letters.
+
+    Onnxruntime says that first in its line and OpenVINO in lines of its own, so the end of a long line is kept.
+    """
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith("Exception from ")]
+    text = (said or [type(error).__name__])[0]
+    return text if len(text) <= _LONGEST else "..." + text[3 - _LONGEST :]

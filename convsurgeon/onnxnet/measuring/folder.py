@@ -36,6 +36,8 @@ _SESSION_BYTES = 2e9
 """Of all sessions that are open at once: weights and values twice each, and what any session takes."""
 _ALONE_S = 0.05
 """Spent on each stretch."""
+STRETCH = "Stretch"
+"""Stands where the operator of a node does."""
 _LEAST_SHARE = 0.05
 """Of its time, that a stretch keeps at least when what every run takes is taken off."""
 
@@ -57,7 +59,7 @@ class Stretches:
             ms = self._ms(file, self._folder / file, make_feeds(self._inputs[file]))
             alone[name] = max(ms - empty, _LEAST_SHARE * ms)
         scale = total / sum(alone.values())
-        return [[name, "Conv", scale * ms] for name, ms in alone.items()]
+        return [[name, STRETCH, scale * ms] for name, ms in alone.items()]
 
     def _ms(self, name: str, model: Path | bytes, feeds: dict[str, Any]) -> float:
         if name not in self._times:

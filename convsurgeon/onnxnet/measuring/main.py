@@ -29,9 +29,9 @@ def main(folder: Path) -> int:
     try:
         if options.threads < 1 or options.passes < 1:
             raise MeasureError("threads and passes: pass at least 1")
-        engine = Engine(options.threads, options.provider, dict(options.options))
-        engine.check()
         manifest = read_manifest(folder)
+        engine = Engine(options.threads, options.provider or manifest.get("provider", CPU), dict(options.options))
+        engine.check()
         raw = resume(manifest, target, engine, options.power)
         total = sum(len(missing(manifest, raw, number)) for number in range(options.passes))
         print(f"{total} networks to time, with {engine}; stop it at will, the next start goes on", file=sys.stderr)
@@ -50,9 +50,9 @@ def _read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Times the networks of this folder and writes device.json.")
     parser.add_argument("--threads", type=int, default=1, help="of the runtime (default 1)")
     parser.add_argument("--passes", type=int, default=3, help="sets of fresh sessions (default 3)")
-    parser.add_argument("--provider", default=CPU, help=f"of onnxruntime, or openvino (default {CPU})")
+    parser.add_argument("--provider", help="of onnxruntime, or openvino (default: what the folder was written for)")
     parser.add_argument(
-        "--options", nargs="+", default=[], type=read_option, metavar="NAME=VALUE", help="of the provider"
+        "--options", nargs="+", default=[], type=read_option, metavar="NAME=VALUE", help="of provider or session"
     )
     parser.add_argument("--power", default="", metavar="NAME", help="power mode of the device, to be written down")
     parser.add_argument("--out", default=None, help="where to write (default: device.json in the folder)")

@@ -6,10 +6,12 @@ import argparse
 import difflib
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _PIECE = 8
 """Bytes of a text that a compiler keeps together at least."""
+_PROVIDER = "executionprovider"
 _ENTRY = re.compile(rb"session\.[a-z0-9_.]{4,}")
 
 
@@ -35,5 +37,12 @@ def why_unknown(name: str) -> str:
     found = _ENTRY.findall(library)
     if not found or all(key[start : start + _PIECE] in library for start in starts):
         return ""
-    near = difflib.get_close_matches(name, sorted({one.decode() for one in found}), n=1)
-    return f"{name}: onnxruntime {onnxruntime.__version__} has no such entry" + (f"; is it {near[0]}?" if near else "")
+    near = nearest(name, sorted({one.decode() for one in found}))
+    return f"{name}: onnxruntime {onnxruntime.__version__} has no such entry{near}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return words on the known name that a misspelt one is nearest to; empty if none is near."""
+    short = {one.lower().replace(_PROVIDER, ""): one for one in sorted(known)}
+    near = difflib.get_close_matches(str(name).lower().replace(_PROVIDER, ""), short, n=1)
+    return f"; is it {short[near[0]]}?" if near and short[near[0]] != name else ""

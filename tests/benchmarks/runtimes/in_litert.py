@@ -1,8 +1,7 @@
-"""LiteRT (TensorFlow Lite) with XNNPACK, through onnx2tf. Arguments as `other_runtimes` gives them; prints a line."""
+"""LiteRT (TensorFlow Lite) with XNNPACK, through onnx2tf. Arguments and answer as in `turns`."""
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import sys
 import tempfile
@@ -12,10 +11,10 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import numpy as np
 import onnx2tf
 from ai_edge_litert.interpreter import Interpreter
-from turns import timed
+from turns import answer, arguments
 
-image, shape, rounds = sys.argv[1], [int(one) for one in sys.argv[2].split("x")], int(sys.argv[3])
-values = np.ascontiguousarray(np.fromfile(image, np.float32).reshape(shape).transpose(0, 2, 3, 1))
+values, files, rounds = arguments()
+values = np.ascontiguousarray(values.transpose(0, 2, 3, 1))
 
 
 def interpreter(path, folder):
@@ -35,7 +34,6 @@ def run(made):
 with tempfile.TemporaryDirectory() as place:
     os.chdir(place)  # where onnx2tf looks for images to check itself with before it fetches some
     np.save("calibration_image_sample_data_20x128x128x3_float32", np.random.rand(20, 128, 128, 3).astype(np.float32))
-    made = [interpreter(path, Path(place) / str(number)) for number, path in enumerate(sys.argv[4:])]
-    runs = [lambda one=one: run(one) for one in made]
+    made = [interpreter(path, Path(place) / str(number)) for number, path in enumerate(files)]
     version = f"{importlib.metadata.version('ai-edge-litert')}, onnx2tf {importlib.metadata.version('onnx2tf')}"
-    print(json.dumps({"version": version, **timed(runs, rounds)}))
+    answer(version, [lambda one=one: run(one) for one in made], rounds)

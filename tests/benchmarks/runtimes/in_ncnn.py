@@ -1,27 +1,24 @@
-"""ncnn, through pnnx. Arguments as `other_runtimes` gives them; prints one line of JSON."""
+"""ncnn, through pnnx. Arguments and answer as in `turns`."""
 
 import importlib.metadata
-import json
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import ncnn
 import numpy as np
 import pnnx
-from turns import timed
+from turns import answer, arguments
 
-image, shape, rounds = sys.argv[1], [int(one) for one in sys.argv[2].split("x")], int(sys.argv[3])
-values = np.fromfile(image, np.float32).reshape(shape)
+values, files, rounds = arguments()
 program = str(getattr(pnnx, "EXEC_PATH", shutil.which("pnnx")))
 
 
 def net(path, folder):
     own = Path(folder) / Path(path).name
     shutil.copy(path, own)
-    size = f"inputshape=[{','.join(map(str, shape))}]"
+    size = f"inputshape=[{','.join(map(str, values.shape))}]"
     subprocess.run([program, own.name, size, "fp16=0"], cwd=folder, check=True, capture_output=True)
     made = ncnn.Net()
     made.opt.num_threads, made.opt.use_vulkan_compute = 1, False
@@ -39,10 +36,9 @@ def run(made):
 
 
 with tempfile.TemporaryDirectory() as place:
-    folders = [Path(place) / str(number) for number, _ in enumerate(sys.argv[4:])]
+    folders = [Path(place) / str(number) for number, _ in enumerate(files)]
     for folder in folders:
         folder.mkdir()
-    nets = [net(path, folder) for path, folder in zip(sys.argv[4:], folders, strict=True)]
-    runs = [lambda made=made: run(made) for made in nets]
+    nets = [net(path, folder) for path, folder in zip(files, folders, strict=True)]
     version = f"{importlib.metadata.version('ncnn')}, pnnx {importlib.metadata.version('pnnx')}"
-    print(json.dumps({"version": version, **timed(runs, rounds)}))
+    answer(version, [lambda made=made: run(made) for made in nets], rounds)

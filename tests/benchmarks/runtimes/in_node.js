@@ -1,7 +1,7 @@
-// onnxruntime-node, or onnxruntime-web (wasm) where the first argument says so. Prints one line of JSON.
+// onnxruntime-node, or onnxruntime-web (wasm) where the first argument says so. Arguments and answer as in `turns.py`.
 "use strict";
 const fs = require("fs");
-const [kind, folder, image, shape, rounds, ...paths] = process.argv.slice(2);
+const [kind, folder, image, shape, rounds, answer, ...paths] = process.argv.slice(2);
 const ort = require(require.resolve(kind === "web" ? "onnxruntime-web" : "onnxruntime-node", { paths: [folder] }));
 const sizes = shape.split("x").map(Number);
 const bytes = fs.readFileSync(image);
@@ -37,7 +37,7 @@ async function main() {
   }
   const versions = ort.env.versions || {};
   const version = versions[kind] || versions.common || "?";
-  console.log(JSON.stringify({ version, outputs, times }));
+  fs.writeFileSync(answer, JSON.stringify({ version, outputs, times }));
 }
 
 main().then(() => process.exit(0), (error) => { console.error(String(error)); process.exit(1); });
