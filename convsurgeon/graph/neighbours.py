@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from convsurgeon.graph.as_conv import Conv1dAsConv, LinearAsConv
+from convsurgeon.forms.as_conv import Conv1dAsConv, LinearAsConv
 
 _Norm = nn.BatchNorm2d | nn.BatchNorm1d
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from convsurgeon.base.errors import CaptureError
+from convsurgeon.forms.as_conv import transposed_obstacle
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.example import Example, is_plain
 
@@ -133,7 +134,8 @@ def module_obstacle(conv: _CONVS, holders: Mapping[int, Sequence[nn.Module]]) ->
     `holders` are the modules that hold each parameter, by `id`.
     """
     if not isinstance(conv, nn.Conv2d):
-        return f"{type(conv).__name__}: only Conv2d is rewritten"
+        why = transposed_obstacle(conv) if isinstance(conv, nn.ConvTranspose2d) else ""
+        return f"{type(conv).__name__}: {why or 'only Conv2d is rewritten'}"
     if held := _more_than_weights(conv, nn.Conv2d):
         return held
     geometry = Geometry.of(conv)

@@ -47,7 +47,7 @@ def note_on_inputs(model: nn.Module, changed: Iterable[str]) -> tuple[str, ...]:
     if not isinstance(model, OnnxNetwork) or model.source.model.ir_version < 4:  # before, all weights were inputs
         return ()
     graph = model.source.model.graph
-    ends = {output for name in changed if name in model.file_convs for output in model.file_convs[name].sizes}
+    ends = {output for name in changed for output in model.file_conv(name).sizes}
     read = {name for node in graph.node if ends.intersection(node.output) for name in node.input[1:]}
     gone = ", ".join(info.name for info in graph.input if info.name in read)
     return (f"{gone}: inputs of the file that were weights of changed convs are not read any more.",) if gone else ()

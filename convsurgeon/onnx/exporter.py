@@ -126,6 +126,7 @@ def write_file(
         asked = {"dynamic": dynamic, "input_names": input_names, "output_names": output_names, "opset": opset != _OPSET}
         if changed := next((name for name, value in asked.items() if value), None):
             raise ExportError(f"{path}: {changed}: an ONNX file keeps its opset, its sizes and its names; leave it out")
+        model = with_transposed(model)
         parity = write_network(model, inputs, target, overwrite, images)
         _require(parity, target, model)
         return _describe(target, parity)
@@ -184,7 +185,7 @@ def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[A
 def export_graph(model: nn.Module, example: Any, *, as_torch: bool = False) -> ModelProto:
     """Return the graph that `write_file` would write, neither checked nor written: for looking at and for timing."""
     if isinstance(model, OnnxNetwork):
-        return timing_graph(model, as_stored=as_torch)
+        return timing_graph(with_transposed(model), as_stored=as_torch)
     return _torch_graph(copy_to_cpu(model), order_example(model, example), as_torch=as_torch)
 
 

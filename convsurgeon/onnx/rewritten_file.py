@@ -14,6 +14,7 @@ from convsurgeon.base.files import check_file, new_file, scratch
 from convsurgeon.graph.example import Example
 from convsurgeon.onnx.parity import Parity, check_parity
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.convs import CONVS
 from convsurgeon.onnxnet.network import FileConv, OnnxNetwork
 from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.onnxnet.values import to_array
@@ -64,7 +65,7 @@ def timing_graph(network: OnnxNetwork, *, as_stored: bool = False) -> ModelProto
         if not node.name or node.name in seen:
             node.name = proto.unique(node.name or f"node_{place}", taken)
         seen.add(node.name)
-        if node.op_type != "Conv" or node.output[0] not in convs:
+        if node.op_type not in CONVS or node.output[0] not in convs:
             continue
         path, conv = convs[node.output[0]]
         _write_padding(node, conv)

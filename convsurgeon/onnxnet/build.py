@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.onnxnet import proto
-from convsurgeon.onnxnet.convs import conv_in_torch, conv_key, conv_name, convs_per_weight, free_path, path_of
+from convsurgeon.onnxnet.convs import CONVS, conv_in_torch, conv_key, conv_name, convs_per_weight, free_path, path_of
 from convsurgeon.onnxnet.modules import FileInput, Operator, to_torch
 from convsurgeon.onnxnet.network import PLUS, RESERVED, FileConv, ModuleCall, OnnxNetwork, weight_digest
 from convsurgeon.onnxnet.operators import elementwise, shapes, windows
@@ -55,7 +55,7 @@ class _Builder:
         self.conv_paths: dict[tuple[str, ...], str] = {}
         shared = convs_per_weight(graph)
         for node in self.nodes:  # convs have the first choice of names
-            if node.op_type == "Conv" and conv_key(node) not in self.conv_paths:
+            if node.op_type in CONVS and conv_key(node) not in self.conv_paths:
                 self.conv_paths[conv_key(node)] = self._claim(conv_name(node, shared[node.input[1]] > 1))
         self.gates = self._find_gates()
 
@@ -116,7 +116,7 @@ class _Builder:
             maker, gate = self.gates[own[0]]
             return self._checked(node, [(gate, tuple(maker.input[:1]), own)])
         view = NodeView(node, self.values, self.source.opset)
-        if node.op_type == "Conv":
+        if node.op_type in CONVS:
             return self._translate_conv(view)
         if node.op_type == "Add" and not self.values.constant.intersection(node.input):
             one, two = (to_torch(self.values.on_example(name)) for name in node.input)
@@ -130,7 +130,7 @@ class _Builder:
         return self._checked(node, [(module, inputs, own)])
 
     def _translate_conv(self, view: NodeView) -> _Calls | None:
-        node, made = view.node, conv_in_torch(view)
+        node, made = view.node, conv_in_torch(view, any(axis for one in self.inputs for axis, _ in one.open))
         source, target = node.input[0], node.output[0]
         if isinstance(made, str):
             self.reasons[target] = made

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 from onnx import GraphProto, NodeProto
-from torch import nn
+from torch import Tensor, nn
 
+from convsurgeon.forms.as_conv import CutConvTranspose2d
 from convsurgeon.forms.geometry import Geometry
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import HiddenConv
@@ -19,11 +20,18 @@ from convsurgeon.onnxnet.operators.node import NodeView, with_weights
 from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.values import Values
 
+CONVS = ("Conv", "ConvTranspose")
+"""Operators of convs."""
+
 _KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED: tuple[Any, ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def conv_in_torch(view: NodeView) -> tuple[nn.Module, Padding | None] | str:
-    """Return a conv node in torch and the padding that it cannot add itself, or why it cannot be a module there."""
+def conv_in_torch(view: NodeView, open_sizes: bool) -> tuple[nn.Module, Padding | None] | str:
+    """Return a conv node in torch and the padding that it cannot add itself, or why it cannot be a module there.
+
+    `open_sizes` tells whether images of other sizes than the example's may come.
+    """
     weight, bias = view.tensor(1), view.tensor(2)
     if weight is None:
         return "its weight is computed by the network; only constant ones are factored"
@@ -32,6 +40,9 @@ def conv_in_torch(view: NodeView) -> tuple[nn.Module, Padding | None] | str:
     dims = weight.dim() - 2
     if dims not in (1, 2, 3):
         return f"it has {dims} dimensions; only Conv2d is rewritten"
+    if view.node.op_type == "ConvTranspose":
+        made = _transposed(view, weight, bias, open_sizes)
+        return made if isinstance(made, str) else (made, None)
     kernel, groups = tuple(weight.shape[2:]), view.get("group", 1)
     padding = Padding.of(proto.attributes(view.node), kernel)
     made = _KINDS[dims - 1](
@@ -48,15 +59,53 @@ def conv_in_torch(view: NodeView) -> tuple[nn.Module, Padding | None] | str:
     return with_weights(made, weight, bias), padding if padding.symmetric is None else None
 
 
+def _transposed(view: NodeView, weight: Tensor, bias: Tensor | None, open_sizes: bool) -> nn.Module | str:
+    """Return a transposed conv node in torch, or why it cannot be a module there."""
+    kernel, groups, ones = tuple(weight.shape[2:]), view.get("group", 1), (1,) * view.dims
+    if open_sizes and view.get("output_shape"):
+        return "its output_shape is one size, and sizes of the file are open; export it with pads"
+    stride, dilation = tuple(view.get("strides", ones)), tuple(view.get("dilations", ones))
+    added = view.get("output_padding", (0,) * view.dims)
+    spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    before, after = _left_out(view, [span + more for span, more in zip(spans, added, strict=True)], stride)
+    more = tuple(one + first - last for one, first, last in zip(added, before, after, strict=True))
+    if min(more) < 0 and view.dims != 2:
+        return f"ConvTranspose{view.dims}d: only Conv2d is rewritten"
+    kind: Any = CutConvTranspose2d if min(more) < 0 else _TRANSPOSED[view.dims - 1]
+    made = kind(
+        weight.shape[0], weight.shape[1] * groups, kernel, stride, before, more, groups, bias is not None, dilation,
+        device="meta",
+    )  # fmt: skip
+    return with_weights(made, weight, bias)
+
+
+def _left_out(view: NodeView, spans: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return how much of what windows of these spans make is left out, at the beginning and the end of every axis."""
+    rule, half = view.get("auto_pad", "NOTSET"), view.dims
+    if rule == "NOTSET" and not view.get("output_shape"):
+        pads = tuple(view.get("pads", (0,) * 2 * half))
+        return pads[:half], pads[half:]
+    ends = zip(view.shape()[2:], (view.values.shape(view.node.output[0]) or ())[2:], strict=True)
+    totals = [step * (size - 1) + span - made for (size, made), span, step in zip(ends, spans, stride, strict=True)]
+    small, large = (tuple(max(0, total + more) // 2 for total in totals) for more in (0, 1))
+    before = small if rule == "SAME_UPPER" else large
+    return before, tuple(total - one for total, one in zip(totals, before, strict=True))
+
+
 def convs_per_weight(graph: GraphProto) -> Counter[str]:
     """Count the different convs that read each weight; two nodes that compute the same are one conv."""
-    return Counter(key[0] for key in {conv_key(node) for node in graph.node if node.op_type == "Conv"})
+    return Counter(key[0] for key in {conv_key(node) for node in graph.node if node.op_type in CONVS})
 
 
 def conv_key(node: NodeProto) -> tuple[str, ...]:
-    """Return what makes two conv nodes the same conv: weight, bias, attributes."""
+    """Return what makes two conv nodes the same conv: weight, bias, operator, attributes.
+
+    With an `output_shape` a node's padding follows from the size of what it reads, so that it is one of its own.
+    """
     weight, bias = [*node.input[1:3], ""][:2]
-    return weight, bias, *sorted(str(item.SerializeToString(deterministic=True)) for item in node.attribute)
+    own = node.output[0] if any(item.name == "output_shape" for item in node.attribute) else ""
+    attributes = sorted(str(item.SerializeToString(deterministic=True)) for item in node.attribute)
+    return weight, bias, node.op_type, own, *attributes
 
 
 def hidden_convs(nodes: Sequence[NodeProto], values: Values, reasons: dict[str, str]) -> tuple[HiddenConv, ...]:
@@ -66,7 +115,7 @@ def hidden_convs(nodes: Sequence[NodeProto], values: Values, reasons: dict[str, 
     """
     found = []
     for node in nodes:
-        if node.op_type == "Conv":
+        if node.op_type in CONVS:
             shapes = values.shapes([*node.input[:2], node.output[0]])
             weight = shapes.get(node.input[1], (1, 1, 1, 1))
             conv = _hidden(node, weight, reasons[node.output[0]], values.array(node.input[1]) is not None)
@@ -77,13 +126,13 @@ def hidden_convs(nodes: Sequence[NodeProto], values: Values, reasons: dict[str, 
         why = f"it runs inside of the {node.op_type} {where}, now and then or again and again"
         for graph in (inner for one in proto.inner_graphs(node) for inner in proto.graphs(one)):
             stored = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-            for one in (one for one in graph.node if one.op_type == "Conv"):
+            for one in (one for one in graph.node if one.op_type in CONVS):
                 shape = stored.get(one.input[1])
                 found.append(_hidden(one, shape or values.shape(one.input[1]), why, shape is not None))
         for function in values.source.model.functions:
             if (function.domain, function.name) == (node.domain, node.op_type):
                 why = f"it runs inside of the function {node.op_type}; inline it (onnx.inliner) to have it rewritten"
-                convs = [one for one in function.node if one.op_type == "Conv"]
+                convs = [one for one in function.node if one.op_type in CONVS]
                 found += [_hidden(one, None, why, False, f"{where}.") for one in convs]
     return tuple(found)
 
@@ -94,9 +143,11 @@ def _hidden(node: NodeProto, weight: tuple[int, ...] | None, reason: str, stored
     weight = weight or (1, 1, *attributes.get("kernel_shape", (1, 1)))
     kernel = tuple(weight[2:])
     padding, groups = Padding.of(attributes, kernel), int(attributes.get("group", 1))
+    is_transposed = node.op_type == "ConvTranspose"
+    channels = (weight[1] * groups, max(weight[0], groups))
     geometry = Geometry(
-        weight[1] * groups,
-        max(weight[0], groups),
+        channels[is_transposed],
+        channels[not is_transposed],
         kernel,
         padding.strides,
         tuple(max(0, pad) for pad in padding.pads[: len(kernel)]),
@@ -104,9 +155,10 @@ def _hidden(node: NodeProto, weight: tuple[int, ...] | None, reason: str, stored
         groups,
         "zeros",
         len(node.input) > 2,
+        is_transposed,
     )
     name, params = f"{prefix}{node.name or node.output[0]}", math.prod(weight) if stored else 0
-    return HiddenConv(name, f"Conv{len(kernel)}d", geometry, (), params, 0, reason)
+    return HiddenConv(name, f"{node.op_type}{len(kernel)}d", geometry, (), params, 0, reason)
 
 
 _UNUSABLE = re.compile(r"[^0-9A-Za-z_.-]+")

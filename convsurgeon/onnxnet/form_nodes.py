@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from convsurgeon.base.errors import ExportError
 from convsurgeon.base.tracer import ThreadTracer
+from convsurgeon.forms.as_conv import TransposedAsConv
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.padding import Padding
 
@@ -62,20 +63,24 @@ def form_nodes(
     source: str | None = None,
     padding: Padding | None = None,
     size: Sequence[int] | None = None,
+    shuffle: TransposedAsConv | None = None,
 ) -> list[NodeProto]:
     """Return the nodes that compute a module in the place of a conv node; the last gives its output.
 
     The module may hold convs, sums, norms and activations, in any order that `torch.fx` can trace. `prefix` is of the
     names of weights, and of the new nodes where the conv has no name. `source` is what the module reads, where that is
     not what the conv reads; `padding` what the conv has and the module has not, and `size` the spatial size of the
-    conv's input, where it is always the same.
+    conv's input, where it is always the same. `shuffle` is the module that holds this one, where the node is a
+    transposed conv.
     """
     writer = _Writer(module, conv, prefix, names, put, opset)
     if isinstance(module, nn.modules.conv._ConvNd):  # of the same kind, with other weights
         attributes = {item.name: helper.get_attribute_value(item) for item in conv.attribute}
-        writer.write_node("", "Conv", (conv.input[0], *writer.put_weights("", module)), **attributes)
+        writer.write_node("", conv.op_type, (conv.input[0], *writer.put_weights("", module)), **attributes)
     else:
         writer.write_module(source or conv.input[0], padding, size)
+    if shuffle is not None:
+        writer.write_shuffle(shuffle)
     writer.nodes[-1].output[0] = conv.output[0]
     return writer.nodes
 
@@ -176,6 +181,25 @@ class _Writer:
         large = step("large", "Sub", both, small)
         ends = (large, small) if padding.rule == "SAME_LOWER" else (small, large)
         return self.write_node("margin", "Pad", (source, self.write_node("margin.both", "Concat", ends, axis=0)))
+
+    def write_shuffle(self, shuffle: TransposedAsConv) -> None:
+        """Write what makes a transposed conv's output of that of its conv."""
+        source, phases = str(self.nodes[-1].output[0]), shuffle.factor**2
+        if self.opset >= 11:
+            wide = self.write_node("shuffle", "DepthToSpace", (source,), blocksize=shuffle.factor, mode="CRD")
+        else:  # which takes the channels of one phase in a row
+            order = _integers(*range(shuffle.out_channels * phases)).unflatten(0, (-1, phases)).T.flatten()
+            turned = self.write_node("phases", "Gather", (source, self._put("phases.order", order)), axis=1)
+            wide = self.write_node("shuffle", "DepthToSpace", (turned,), blocksize=shuffle.factor)
+        if not shuffle.has_spare:
+            return
+        top, bottom, left, right = shuffle.bounds
+        cut = {"starts": [top, left], "ends": [bottom, right], "axes": [2, 3]}
+        if self.opset < 10:
+            self.write_node("cut", "Slice", (wide,), **cut)
+            return
+        stored = [self._put(f"cut.{name}", _integers(*values)) for name, values in cut.items()]
+        self.write_node("cut", "Slice", (wide, *stored))
 
     def put_weights(self, path: str, module: nn.Module) -> list[str]:
         """Store the parameters of a module; return their names."""

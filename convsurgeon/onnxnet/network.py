@@ -92,6 +92,10 @@ class OnnxNetwork(nn.Module):
         """What the open dimensions are on the example, by name."""
         return {name: one.shape[axis] for one in self.file_inputs for axis, name in one.open}
 
+    def file_conv(self, site: str) -> FileConv:
+        """Return what a site stands for in the file: a conv, or the conv in the place of a transposed one."""
+        return self.file_convs.get(site) or self.file_convs[site.removesuffix(".conv")]
+
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: a file has no other."""
         return super().train(False)

@@ -19,6 +19,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
+from convsurgeon.forms.as_conv import TransposedAsConv
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.network import FileConv, OnnxNetwork, weight_digest
@@ -87,15 +88,18 @@ class _Writer:
                 made.append(NodeProto.FromString(node.SerializeToString()))
                 continue
             path, owner = owners[node.output[0]]
+            module = self.network.get_submodule(path)
+            shuffle = module if isinstance(module, TransposedAsConv) else None
             made += form_nodes(
-                self.network.get_submodule(path),
+                module if shuffle is None else shuffle.conv,
                 node,
-                prefix=path,
+                prefix=path if shuffle is None else f"{path}.conv",
                 names=self.names,
                 put=partial(self._store, np.dtype(owner.dtype)),
                 opset=self.network.source.opset,
                 padding=owner.padding,
                 size=None if open_sizes else owner.sizes[node.output[0]],
+                shuffle=shuffle,
             )
             idle += [name for name in node.input[1:] if name]
         del self.graph.node[:]

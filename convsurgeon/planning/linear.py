@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convsurgeon.base.errors import CaptureError, PolicyError, describe, nearest
 from convsurgeon.base.normal import in_normal_mode
-from convsurgeon.graph.as_conv import LinearAsConv
+from convsurgeon.forms.as_conv import LinearAsConv
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.model_files import Model
 from convsurgeon.graph.obstacles import check_model, holders_of, plain_obstacle

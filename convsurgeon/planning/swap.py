@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from convsurgeon.base.errors import CaptureError, describe
 
+M = TypeVar("M", bound=nn.Module)
 
-def swap_modules(model: nn.Module, new: dict[int, Any]) -> nn.Module:
+
+def swap_modules(model: M, new: dict[int, Any]) -> M:
     """Return a copy of a model with new modules in the places of some, by the `id` of what they replace."""
     try:
         converted = copy.deepcopy(model, new | _detached(model))

@@ -10,18 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from convsurgeon.base.progress import bar
+from convsurgeon.forms.as_conv import TransposedAsConv
 from convsurgeon.forms.form import Form
-from convsurgeon.graph.as_conv import TransposedAsConv
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
 from convsurgeon.onnx.exporter import export_graph
@@ -209,9 +209,9 @@ class _Writer:
         # the exporter may have given the conv a bias, from a batch norm
         geometry = dataclasses.replace(site.geometry, bias=len(node.input) > 2 and bool(node.input[2]))
         shuffle, is_zeros = self.shuffles.get(site.name), site.geometry.padding_mode == "zeros"
-        nodes = form_nodes(
+        return form_nodes(
             form.build(geometry, torch.device("meta"), torch.float32),
-            node if shuffle is None else _before_shuffle(node, self.names),
+            node,
             prefix=site.name,
             names=self.names,
             put=self.put,
@@ -219,34 +219,8 @@ class _Writer:
             source=None if is_zeros else _before_padding(node, self.made, self.known),
             padding=_padding(site, node) if shuffle is None else None,
             size=site.size(site.calls[0]),
+            shuffle=shuffle,
         )
-        if shuffle is None:
-            return nodes
-        return [*nodes, *_shuffle(nodes[-1].output[0], node, shuffle, self.names, self.put)]
-
-
-def _before_shuffle(node: NodeProto, names: TakenNames) -> NodeProto:
-    """Return the conv node that takes the place of a transposed one."""
-    conv = NodeProto(op_type="Conv", name=node.name, input=node.input)
-    conv.output.append(proto.unique(f"{node.output[0]} phases", names.values))
-    return conv
-
-
-def _shuffle(
-    source: str, node: NodeProto, shuffle: TransposedAsConv, names: TakenNames, put: Callable[[str, Tensor], str]
-) -> list[NodeProto]:
-    """Return the nodes that make a transposed conv's output of that of its conv."""
-    nodes = [helper.make_node("DepthToSpace", [source], [node.output[0]], blocksize=shuffle.factor, mode="CRD")]
-    if shuffle.has_spare:
-        top, bottom, left, right = shuffle.bounds
-        nodes[0].output[0] = proto.unique(f"{node.output[0]} whole", names.values)
-        given = [("starts", [top, left]), ("ends", [bottom, right]), ("axes", [2, 3])]
-        cut = [
-            put(f"{node.output[0]}.{name}", torch.tensor(values, dtype=torch.int64, device="cpu"))
-            for name, values in given
-        ]
-        nodes.append(helper.make_node("Slice", [nodes[0].output[0], *cut], [node.output[0]]))
-    return nodes
 
 
 def _padding(site: Site, conv: NodeProto) -> Padding | None:

@@ -27,6 +27,7 @@ from convsurgeon.forms.geometry import Geometry
 from convsurgeon.graph.model_files import open_model
 from convsurgeon.onnx.parity import limits_of
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.convs import CONVS
 from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.source_file import read_source
 from convsurgeon.onnxnet.write import save_network
@@ -200,7 +201,7 @@ def _judged(rng: random.Random, path: Path, made: Path, truth: Truth | None) -> 
         session = session_of(made)
         for feed, wanted in zip(truth.feeds, truth.outputs, strict=True):
             _right(path, feed, list(session.run(None, feed)), wanted, "the written file", limits_of(network)[0])
-    nothing_else_touched(path, made, {output for site in changed for output in network.file_convs[site].sizes})
+    nothing_else_touched(path, made, {output for site in changed for output in network.file_conv(site).sizes})
 
 
 def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tuple[OnnxNetwork, list[str]]:
@@ -211,7 +212,7 @@ def _whole(path: Path, form: Any, made: Path, truth: Truth | None = None) -> tup
     cs.onnx.export(result.model, example, made)
     graph = onnx.load(path).graph
     used = proto.uses(graph)
-    convs = sum(node.op_type == "Conv" and any(used[one] for one in node.output) for node in graph.node)
+    convs = sum(node.op_type in CONVS and any(used[one] for one in node.output) for node in graph.node)
     assert convs <= sum(max(1, len(step.site.calls)) for step in result.plan.steps), "a conv is not accounted for"
     assert isinstance(result.model, OnnxNetwork)
     return result.model, list(result.changes)

@@ -250,6 +250,20 @@ def other_convs() -> ModelProto:
     return graph.model(inputs=[("x", [1, 4, SIZE, SIZE]), ("scale", [1])])
 
 
+def transposed(opset: int = 13, dtype: Any = np.float32) -> ModelProto:
+    """Down once and up twice: in groups, and with another margin at the end; one of one step."""
+    graph = Graph(opset, dtype=dtype)
+    graph.conv("x", "a", "down", 4, 8, strides=[2, 2], pads=[1] * 4)
+    wide = ["a", graph.weight("up.weight", 8, 4, 4, 4), graph.weight("up.bias", 8, scale=0.1)]
+    graph.node("ConvTranspose", wide, "b", "up", strides=[2, 2], pads=[1] * 4, group=2)
+    graph.node("Relu", ["b"], "c", "relu")
+    graph.node(
+        "ConvTranspose", ["c", graph.weight("w", 8, 4, 3, 3)], "d", "again", strides=[2, 2], auto_pad="SAME_UPPER"
+    )
+    graph.node("ConvTranspose", ["d", graph.weight("v", 4, 4, 3, 3)], "y", "even", pads=[1] * 4)
+    return graph.model()
+
+
 def normed(opset: int = 13) -> ModelProto:
     """Batch norms that nobody has folded, gates, PReLU, pools of both kinds, a split."""
     graph = Graph(opset)
@@ -316,6 +330,9 @@ FILES: dict[str, Callable[[], ModelProto]] = {
     "recurrent": recurrent,
     "sequence": sequence,
     "other convs": other_convs,
+    "transposed": transposed,
+    "transposed, opset 9": lambda: transposed(9),
+    "transposed, half": lambda: transposed(dtype=np.float16),
     "normed": normed,
     "normed, opset 9": lambda: normed(9),
 }

@@ -43,7 +43,7 @@ def test_at_full_rank_the_file_computes_the_same_and_nothing_else_is_touched(
         limit = 3e-2 if wanted.dtype == np.float16 else 1e-5
         assert np.abs(found.astype(float) - wanted).max() <= limit * np.abs(wanted).max()
     assert path.read_bytes() == data
-    replaced = {output for name in result.changes for output in result.model.file_convs[name].sizes}
+    replaced = {output for name in result.changes for output in result.model.file_conv(name).sizes}
     nothing_else_touched(path, made, replaced)
     # and every conv is changed, or skipped with a reason
     nodes = [node for graph in proto.graphs(model.graph) for node in graph.node if "Conv" in node.op_type]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.graph.as_conv import LinearAsConv
+from convsurgeon.forms.as_conv import LinearAsConv
 from convsurgeon.graph.neighbours import callers, neighbours
 from tests.growing import convert_growing
 

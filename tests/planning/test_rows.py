@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.graph.as_conv import Conv1dAsConv
+from convsurgeon.forms.as_conv import Conv1dAsConv
 from convsurgeon.graph.neighbours import callers, neighbours
 from convsurgeon.planning.layers_as_convs import with_convs
 

@@ -12,7 +12,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 import convsurgeon as cs
-from convsurgeon.graph.as_conv import TransposedAsConv, transposed_obstacle
+from convsurgeon.forms.as_conv import TransposedAsConv, transposed_obstacle
 from convsurgeon.graph.capture import capture
 from convsurgeon.planning.layers_as_convs import capture_as_convs, with_convs, with_transposed
 from convsurgeon.runtime.network_graph import build_graph, export_skeleton

@@ -1,4 +1,4 @@
-"""Operators that run a window over an image: pools, transposed convs, resizing."""
+"""Operators that run a window over an image: pools, resizing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.modules import Operator
-from convsurgeon.onnxnet.operators.node import NodeView, Translator, to_ints, with_weights
+from convsurgeon.onnxnet.operators.node import NodeView, Translator, to_ints
 from convsurgeon.onnxnet.padding import Padding
 
 
@@ -64,29 +64,6 @@ def _max_pool(view: NodeView) -> nn.Module | None:
     return Operator(max_pool, {**_window(view), "dilation": tuple(view.get("dilations", [1] * view.dims))})
 
 
-def _conv_transpose(view: NodeView) -> nn.Module | None:
-    weight, bias, dims = view.tensor(1), view.tensor(2), view.dims
-    if weight is None or view.varies(2) or dims not in (1, 2, 3) or view.get("output_shape"):
-        return None
-    pads, groups = view.get("pads", [0] * 2 * dims), view.get("group", 1)
-    if view.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or pads[:dims] != pads[dims:]:
-        return None
-    kind: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 1]
-    made = kind(
-        weight.shape[0],
-        weight.shape[1] * groups,
-        tuple(weight.shape[2:]),
-        stride=tuple(view.get("strides", [1] * dims)),
-        padding=tuple(pads[:dims]),
-        output_padding=tuple(view.get("output_padding", [0] * dims)),
-        groups=groups,
-        bias=bias is not None,
-        dilation=tuple(view.get("dilations", [1] * dims)),
-        device="meta",
-    )
-    return with_weights(made, weight, bias)
-
-
 def _resize(view: NodeView) -> nn.Module | None:
     if view.get("antialias", 0) or view.get("axes") is not None:
         return None
@@ -109,7 +86,6 @@ TRANSLATORS: dict[str, Translator] = {
     ),
     "GlobalAveragePool": lambda view: view.operator(global_pool, largest=False),
     "GlobalMaxPool": lambda view: view.operator(global_pool, largest=True),
-    "ConvTranspose": _conv_transpose,
     "Resize": _resize,
     "Upsample": _resize,
 }

@@ -70,6 +70,22 @@ class Conv1dAsConv(InPlaceOfLayer):
         return found
 
 
+class CutConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed conv of an ONNX file that leaves out more at the end of an axis than at its beginning.
+
+    `output_padding` may be below zero, which torch does not take: rows or columns of the end that are left out.
+    """
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
+        """Map (N, C, H, W) to (N, O, H', W')."""
+        more = [max(0, one) for one in self.output_padding]
+        wide = nn.functional.conv_transpose2d(
+            input, self.weight, self.bias, self.stride, _pair(self.padding), more, self.groups, self.dilation
+        )
+        rows, columns = (min(0, one) or _END for one in self.output_padding)
+        return wide[..., :rows, :columns]
+
+
 class TransposedAsConv(InPlaceOfLayer):
     """What `nn.ConvTranspose2d` of stride s computes, as `conv` with s * s outputs for each of its own, and a shuffle.
 
@@ -83,7 +99,7 @@ class TransposedAsConv(InPlaceOfLayer):
         super().__init__()
         names = ("kernel_size", "padding", "output_padding")
         self.geometry: dict[str, Any] = {name: _pair(getattr(layer, name)) for name in names}
-        self.factor = int(layer.stride[0])
+        self.factor, self.out_channels = int(layer.stride[0]), layer.out_channels
         rows, columns = _ends_of(layer)
         (top, bottom), (left, right) = rows.spare, columns.spare
         self.has_spare = any((top, bottom, left, right))
@@ -109,7 +125,8 @@ class TransposedAsConv(InPlaceOfLayer):
     def as_it_was(self) -> nn.ConvTranspose2d:
         """Return the transposed conv of the weights of `conv`, which is still dense."""
         conv, factor = self.conv, self.factor
-        made = nn.ConvTranspose2d(
+        kind = CutConvTranspose2d if min(self.geometry["output_padding"]) < 0 else nn.ConvTranspose2d
+        made = kind(
             conv.in_channels, conv.out_channels // factor**2, stride=factor, groups=conv.groups,
             bias=conv.bias is not None, device="meta", **self.geometry,
         )  # fmt: skip
@@ -153,7 +170,7 @@ def _ends(kernel: int, padding: int, more: int, factor: int) -> _Ends:
 def transposed_obstacle(layer: nn.ConvTranspose2d) -> str:
     """Return why a transposed conv is not a conv and a shuffle; empty where it is."""
     if layer.dilation != (1, 1) or layer.stride[0] != layer.stride[1] or layer.stride[0] < 2:
-        return "only of one stride of 2 or more, without dilation"
+        return "only those of one stride of 2 or more, without dilation, are rewritten"
     fits = all(end.padding >= 0 and min(end.spare) >= 0 for end in _ends_of(layer))
     return "" if fits else "its padding leaves out whole taps"
 
