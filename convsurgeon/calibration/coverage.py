@@ -19,7 +19,7 @@ from convsurgeon.base.errors import CalibrationError, describe
 from convsurgeon.calibration.dataset import BATCH, Calibration, first_batches, images_in, join_batches, select_images
 from convsurgeon.calibration.dead_leaves import draw_images
 from convsurgeon.calibration.image_files import spread
-from convsurgeon.calibration.normalisation import IDLE, norm_coverage, trained_norms
+from convsurgeon.calibration.normalisation import IDLE, norm_coverage, norms_in_use
 from convsurgeon.calibration.restoration import enlargement
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
@@ -54,7 +54,7 @@ def complete(seen: Capture, data: Calibration, *, trusted: bool, limit: int, see
     """
     batches = [*{id(one): one for one in (*data.fitted, *data.held_back)}.values()]
     count = sum(map(images_in, batches))
-    norms = trained_norms(seen.model, seen.example)
+    norms = norms_in_use(seen)
     with undisturbed(seen.model):
         fault, mild = _fault(seen, _sample(batches))
     if not fault and count < FEW and norms and not trusted:
@@ -135,7 +135,7 @@ def _fault(seen: Capture, sample: list[Example]) -> tuple[str, bool]:
 
 def _strange(seen: Capture, sample: list[Example]) -> tuple[str, float]:
     """Return that the images are far from what the batch norms hold, where they are, and how far."""
-    norms = trained_norms(seen.model, seen.example)
+    norms = norms_in_use(seen)
     if not norms:
         return "", 0.0
     divergence, idle = norm_coverage(seen.model, norms, sample)
@@ -152,7 +152,7 @@ def _undecided(seen: Capture, sample: list[Example]) -> str:
     columns = [*zip(*(outputs(seen.model, one) for one in sample), strict=True)]
     if count < 2 or not columns:
         return ""
-    trained = bool(trained_norms(seen.model, seen.example))
+    trained = bool(norms_in_use(seen))
     flat = all(_is_flat(column, sample) for column in columns)
     restores = enlargement(seen.example.tensors()[0], outputs(seen.model, seen.example)[0])
     if not flat and (restores or not all(_decides_alike(column, trained) for column in columns)):

@@ -20,7 +20,7 @@ from convsurgeon.calibration.normalisation import (
     common_normalisations,
     norm_coverage,
     normalisation,
-    trained_norms,
+    norms_in_use,
 )
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
@@ -78,7 +78,7 @@ def check_numbers(seen: Capture, batches: Sequence[Example], images: Images, *, 
     if images.trusted or like is None or not like.is_floating_point():
         return
     given = torch.cat([one.tensors()[0] for one in batches])
-    norms = trained_norms(seen.model, seen.example)
+    norms = norms_in_use(seen)
     if bool((given == given.flatten()[0]).all()):
         return
     if not norms:

@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import CalibrationError
+from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import undisturbed, watch_inputs
 
@@ -24,6 +26,8 @@ IDLE = 0.1
 """Share of the variance that a batch norm holds for a channel, below which images do not exercise the channel."""
 _MEAN, _STD = 0.46, 0.27
 """Of synthetic images."""
+_RUN: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
+"""Captured graph -> its batch norms that run: an image takes a large network seconds."""
 
 
 @dataclass(frozen=True)
@@ -110,22 +114,24 @@ def guess_from_example(example: Tensor) -> Normalisation:
     return common_normalisations(channels)[2 if high > 2 else 0]
 
 
-def trained_norms(model: nn.Module, example: Example | None = None) -> list[nn.Module]:
-    """Return the batch norms of a model whose statistics are not those that they were built with.
+def trained_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms of a model whose statistics are not those that they were built with."""
 
-    Of those only which run on the example, if one is given: a head that helps in training has norms, too.
-    """
-    found = []
-    for module in _norms(model):
+    def is_trained(module: nn.Module) -> bool:
         mean, variance = _statistics(module)
-        if bool(mean.any()) or not bool((variance == 1).all()):
-            found.append(module)
-    if example is None or not found:
-        return found
-    run: set[int] = set()
-    with undisturbed(model), watch_inputs(found, lambda module, _: run.add(id(module))):
-        example.run(model)
-    return [module for module in found if id(module) in run]
+        return bool(mean.any()) or not bool((variance == 1).all())
+
+    return [module for module in _norms(model) if is_trained(module)]
+
+
+def norms_in_use(seen: Capture) -> list[nn.Module]:
+    """Return the trained batch norms that run on the example: a head that helps in training has norms, too."""
+    if seen.graph not in _RUN:
+        run = _RUN[seen.graph] = WeakSet[nn.Module]()
+        if found := trained_norms(seen.model):
+            with undisturbed(seen.model), watch_inputs(found, lambda module, _: run.add(module)):
+                seen.example.run(seen.model)
+    return [module for module in trained_norms(seen.model) if module in _RUN[seen.graph]]
 
 
 def check_norms(model: nn.Module) -> None:

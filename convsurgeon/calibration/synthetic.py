@@ -29,7 +29,7 @@ from convsurgeon.calibration.normalisation import (
     find_by_norms,
     guess_from_example,
     normalisation,
-    trained_norms,
+    norms_in_use,
 )
 from convsurgeon.calibration.restoration import Restorer, enlargement, find_restorer
 from convsurgeon.graph.capture import Capture, capture
@@ -121,7 +121,7 @@ def _enough(seen: Capture) -> int:
     """Return how many images to make: fewer where they are large or the network is slow."""
     height, width = seen.example.tensors()[0].shape[2:]
     count = max(_LEAST_IMAGES, min(_MOST_IMAGES, round(_SIDES / math.sqrt(height * width))))
-    if not trained_norms(seen.model, seen.example):
+    if not norms_in_use(seen):
         return count
     return max(_LEAST_IMAGES, min(count, _affordable(seen) // _LEAST_PASSES))
 
@@ -143,7 +143,7 @@ class _Maker:
     def __init__(self, seen: Capture, count: int, seed: int) -> None:
         self.seen, self.model, self.like, self.seed = seen, seen.model, seen.example, seed
         self.inputs = self.like.tensors()
-        self.norms = trained_norms(self.model, self.like)
+        self.norms = norms_in_use(seen)
         self.generator = torch.Generator().manual_seed(seed)
         self.batch = self._batch()
         self.fixed = None if self.batch == BATCH else self.batch
