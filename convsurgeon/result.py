@@ -99,7 +99,8 @@ class Result:
     def __str__(self) -> str:
         from convsurgeon.report.sentence import lines  # loads onnx
 
-        return "\n".join(lines(self.report, where="Every table: result.report. To ship it: cs.export(result, 'out/')."))
+        where = "Every table: result.report. To ship it, which times the file longer: cs.export(result, 'out/')."
+        return "\n".join(lines(self.report, where=where))
 
     def _repr_html_(self) -> str:
         from convsurgeon.report.notebook import to_html

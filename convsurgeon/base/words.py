@@ -60,7 +60,10 @@ WORDS: dict[str, tuple[str, str]] = {
     "measured_ms": ("measured ms", "of the whole network, in the search; its file is timed for longer afterwards"),
     "spread": ("spread", "of the measured milliseconds"),
     "decisions_lost": ("right decisions lost", "estimated from the original's own probabilities"),
-    "value": ("figure", "the metric, or the error, that the goal limits"),
+    "spent": (
+        "of the tolerance",
+        "share of what may be lost: of the metric, or of the error or the decisions, whichever is more",
+    ),
     "good_enough": ("good enough", "for the goal"),
     "slower_layers": ("slower layers", "that were not faster as part of the whole network"),
 }

@@ -91,8 +91,8 @@ def check_numbers(seen: Capture, batches: Sequence[Example], images: Images, *, 
     if found is not None:
         raise CalibrationError(
             f"calibration: the images, values from {float(given.min()):.4g} to {float(given.max()):.4g}, are not in "
-            f"the numbers that the network was trained on ({found.name}); pass {_restated(found, images, whole)}, "
-            f"{_TRUST}"
+            f"the numbers that the network was trained on; of the usual ones {found.name} fits best: pass "
+            f"{_restated(found, images, whole)}, or the numbers of its own training, {_TRUST}"
         )
 
 

@@ -40,7 +40,7 @@ def read(file):
     {scale}return pixels{turned}[None]
 
 for output in session.run(None, {{{name}: read("photo.jpg")}}):
-    print(output.shape)
+    print(output.shape, output.ravel()[:6])
 """
 
 

@@ -119,8 +119,7 @@ def add_budget(command: argparse.ArgumentParser) -> None:
         "--budget",
         type=_reader("search.goal", "Budget.parse"),
         metavar="macs=0.3",
-        help="what the model may cost: macs=, params=, bytes=, latency= as a share or an amount (params=20M); --form "
-        "and --rank are then candidates",
+        help="what the model may cost: macs=, params=, bytes=, latency= as a share or an amount (params=20M)",
     )
 
 

@@ -184,7 +184,7 @@ class Bundle:
         """Every ONNX file: size, and how near its outputs are to those of the original."""
         near_columns = (("sqnr_db", "decibel"), ("same_top1", "share"), ("error", "number"))
         metric = (("metric", "number"),) if self.values else ()
-        columns = (("file", "text"), ("MB", "megabytes"), *metric, *near_columns, ("", "text"))
+        columns = (("file", "text"), ("MB", "megabytes"), *metric, *near_columns, ("note", "text"))
         near = {name: (one.sqnr_db, one.top1, one.error) for name, one in self.near.items()}
         best = "" if self.recommended is None else self.recommended.name
         rows = tuple(

@@ -197,7 +197,7 @@ class Report:
         columns = (
             *(("macs", "count"), ("share", "ratio"), ("predicted_ms", "ms"), ("measured_ms", "ms")),
             *(("spread", "share"), ("speed_up", "times"), ("output_error", "number"), ("decisions_lost", "share")),
-            *(("value", "number"), ("good_enough", "text")),
+            *(("metric", "number"), ("spent", "share"), ("good_enough", "text")),
             *(("slower_layers", "text"), ("taken", "text")),
         )
         rows = (
@@ -210,7 +210,8 @@ class Report:
                 _known(one.speed_up),
                 _known(one.error),
                 _known(one.lost),
-                _known(one.value),
+                _known(one.value) if self.metrics else None,
+                _known(max(one.spent, 0.0)),
                 "yes" if one.good_enough else "no",
                 ", ".join(one.slower) or None,
                 "yes" if one.taken else "no",

@@ -93,7 +93,8 @@ def _kept(report: Report, bundle: Bundle | None, name: str) -> str:
     if share is not None and found.rows:
         low, high = interval(share, found.rows)
         lost = estimated_loss(report) if name == CONVERTED else math.nan
-        right = f", about {lost:.1%} of the right ones are lost" if math.isfinite(lost) else ""
+        close = "; the others were mostly close" if lost < (1 - share) / 2 else ""
+        right = f"{close}, about {lost:.1%} of the right ones are lost" if math.isfinite(lost) else ""
         return f"{share:.1%} of decisions stay ({100 * low:.1f} to {100 * high:.1f}) on {where}{right}"
     if found.sqnr_db == math.inf:
         return f"the same outputs on {where}"

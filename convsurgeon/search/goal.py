@@ -244,7 +244,8 @@ class Within:
         if self.before is None:
             return f"{'the default tolerance' if self.tolerance is None else self.tolerance} of {self.name}"
         if self.metric is not None:
-            return f"{self.most:.3g} of {self.name} ({self.before:.4g})"
+            sign, word = (-1, "least") if self.better == "higher" else (1, "most")
+            return f"{self.name} of at {word} {self.before + sign * self.most:.5g}"
         whole = "the output" if self.scale > DECIDES else "what is added to the input"
         text = f"an error of {self.most:.2g} of {whole}"
         return text if self.decisions == math.inf else f"{text} and {self.decisions:.2%} of right decisions"

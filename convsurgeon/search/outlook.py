@@ -34,7 +34,7 @@ def _unspent(goal: Within, trials: Sequence[Trial]) -> str:
         why = f"the search ended after {len(trials)} trials"
     else:
         why = f"the next faster plan that was tried loses {min(bad):.1f} times the tolerance"
-    return f"It uses {max(goal.spent(taken.value), 0.0):.0%} of the tolerance, {goal}: {why}."
+    return f"It uses {max(goal.spent(taken.value), 0.0):.0%} of the tolerance ({goal}): {why}."
 
 
 def _next_point(goal: Within, trials: Sequence[Trial]) -> str:

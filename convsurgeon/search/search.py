@@ -201,7 +201,7 @@ def _close_in(
         def attempt(aim: Aim) -> Trial:
             trial = _try_share(study, goal, min(1.0, aim.place * (1 + 1e-9)))
             trials.append(trial)
-            figure = f"{goal.name} {trial.value:.4g}, {goal.spent(trial.value):.0%} of the tolerance"
+            figure = f"{goal.name} {trial.value:.4g}, {max(trial.spent, 0.0):.0%} of the tolerance"
             shown.set_postfix_str(f"{trial.speed_up:.2f} times as fast, {figure}", refresh=False)
             shown.update()
             return trial
@@ -263,6 +263,7 @@ def _try_share(study: Study, goal: Within, share: float) -> Trial:
         error=score.error,
         lost=score.lost,
         value=value,
+        spent=goal.spent(value),
         good_enough=goal.keeps(value),
         seconds=time.monotonic() - began,
     )

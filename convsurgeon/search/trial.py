@@ -24,6 +24,7 @@ class Trial:
         error: relative error of the output on held-out images.
         lost: share of right decisions lost there, by the original's own probabilities.
         value: what the goal looks at: the user's metric, or the larger of both in the unit of the tolerance.
+        spent: share of the goal's tolerance that it uses up.
         good_enough: whether the goal allows it.
         taken: whether it is the plan that was carried out.
         why: it was not, in a few words.
@@ -37,6 +38,7 @@ class Trial:
     error: float = math.nan
     lost: float = math.nan
     value: float = math.nan
+    spent: float = math.nan
     good_enough: bool = True
     taken: bool = False
     why: str = ""

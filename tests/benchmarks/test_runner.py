@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from tests.benchmarks import __main__ as command, calibration, page, runner
+from tests.benchmarks import __main__ as command, calibration, page, picture, runner
 
 
 def test_the_list_names_every_benchmark_with_its_question(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,3 +86,14 @@ def test_constants_are_where_the_page_says_with_the_value_that_it_says() -> None
         assert own, f"{name} is not in {where}"
         if re.fullmatch(r"[\d.e-]+", value):
             assert any(value in line for line in own), f"{name}: {own} is not {value}"
+
+
+@pytest.mark.parametrize("network", picture.NETWORKS)
+def test_readmes_picture_shows_what_loses_least_of_each_way(network: str) -> None:
+    rows = json.loads((runner.RESULTS / "alternatives.json").read_text(encoding="utf-8"))["rows"]
+    mine = [row for row in rows if row["network"] == network]
+    shown = {way: row for way in picture.WAYS if (row := picture.best(mine, way)) is not None}
+    assert {"converted", "int8"} <= set(shown)
+    assert len(shown) >= 3
+    assert not any(row["way"].endswith("at once") for row in shown.values())
+    assert all({"times as fast", "after", "±"} <= set(row) for row in shown.values())

@@ -57,6 +57,7 @@ def test_a_metric_joins_the_summary(result: cs.Result) -> None:
     assert "result.report" in str(result)
     shown = result.with_metric("<b>", 1.0, 2.0)._repr_html_()
     assert "&lt;b&gt; 1 -&gt; 2" in shown
+    assert f"{result.report.before.macs:,}" in shown
     assert "<b>" not in shown.replace("<p><b>", "")
     summary = result.with_metric("accuracy", 91.5, 90.0).report.summary.text()
     assert "accuracy" in summary

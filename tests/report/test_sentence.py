@@ -15,6 +15,7 @@ import convsurgeon as cs
 from convsurgeon.report.bundle import Recommended
 from convsurgeon.report.cautions import cautions, remarks
 from convsurgeon.report.sentence import lines, sentence
+from convsurgeon.search.trial import Trial
 from tests import nets
 from tests.report.bundles import make_bundle, timing
 
@@ -172,3 +173,12 @@ def test_blocked_providers_are_named(report: cs.Report) -> None:
 
 def test_small_files_are_told_in_kilobytes(report: cs.Report) -> None:
     assert "12.3 kB instead of 4.00 MB" in sentence(report, make_bundle(size_bytes=12_345))
+
+
+@pytest.mark.parametrize(("lost", "close"), [(0.01, True), (0.3, False)])
+def test_why_decisions_change_of_which_few_were_right(report: cs.Report, lost: float, close: bool) -> None:
+    """Half of the decisions change; most are called close where few of the right ones are lost by that."""
+    plan = cs.plan(nets.Shared(), X, forms=[cs.DepthwiseSeparable(rank=1)])
+    told = sentence(dataclasses.replace(report, trials=(Trial(plan, lost=lost, taken=True),)), make_bundle())
+    assert f"about {lost:.1%} of the right ones are lost" in told
+    assert ("mostly close" in told) == close

@@ -42,7 +42,7 @@ def test_the_next_point_is_the_one_that_loses_least_of_those_that_are_worth_it()
 @pytest.mark.parametrize(
     ("others", "words"),
     [
-        ([], f"It uses 40% of the tolerance, {ERROR}: no faster plan exists."),
+        ([], f"It uses 40% of the tolerance ({ERROR}): no faster plan exists."),
         ([0.09], "the next faster plan that was tried loses 3.0 times the tolerance."),
         ([0.09] * (MOST_TRIALS - 1), f"the search ended after {MOST_TRIALS} trials."),
     ],

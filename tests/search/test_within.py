@@ -68,7 +68,11 @@ def test_the_fastest_within_a_metric_is_found_with_few_trials() -> None:
     assert nearness(result.model) == pytest.approx(taken.value)  # what was judged is what comes back
     assert taken.measured_ms == pytest.approx(taken.predicted_ms)
     assert f"{taken.speed_up:.2f} times as fast" in str(result.report)
-    assert "20 of near (100)" in str(result.report)
+    assert taken.spent == pytest.approx((100 - taken.value) / 20)
+    tried = result.report.tried.filled()
+    assert "near of at least 80" in tried.title
+    spent, kept = (tried.headers.index(name) for name in ("spent", "good_enough"))
+    assert all((row[spent] <= 1) == (row[kept] == "yes") for row in tried.rows)
 
 
 @pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
@@ -367,7 +371,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     images = ["--calibrate", str(tmp_path / "images.npy")]
     assert cli.main([*command, *images, "--metric", f"{tmp_path / 'mine.py'}:score", "--verbose"]) == 0
     printed = capsys.readouterr().out
-    assert "Left as it was" in printed or "0.07 of score (7)" in printed
+    assert "Left as it was" in printed or "score of at least 6.93" in printed
     assert cli.main([*command, "--calibrate", "none"]) == 1
     assert "calibration" in capsys.readouterr().err
     assert cli.main([*command, *images, "--budget", "macs=0.5"]) == 1
