@@ -4,6 +4,9 @@ Each runtime is a driver of its own in `runtimes`, started with the Python (or n
 `--python`, `--litert` and `--node` say where, and what is not there is left out. Every conv that takes a form has it.
 All files of a network run in turns; `ms` are of the processor. `largest error` is against onnxruntime here, over the
 largest output. What fails has a row that says why, and the others go on.
+
+onnx2tf makes wrong files in silence: 1.29.24 where a sum stands before a pixel shuffle, as in forms of transposed convs
+with several branches; 2.6.9 where two products stand around a ReLU, as PReLU has them in files of this package.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from tests.benchmarks.measure import paired_ratio
 from tests.benchmarks.runner import Row
 from tests.benchmarks.subjects import SUBJECTS
 
+PLAIN = "dense, as torch writes it"
+RIGHT = 1e-5
+"""Largest error of a file that counts as right."""
 DRIVERS = Path(__file__).with_name("runtimes")
 _LONGEST_S = 1800
 """What one runtime may take for one network, its conversion included."""
@@ -101,7 +107,7 @@ def _write(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray[Any, An
     plain = folder / "torch.onnx"
     write_file(model, example, plain, metadata={}, as_torch=True)
     if plain.read_bytes() != files["dense"].read_bytes():
-        files["dense, as torch writes it"] = plain
+        files[PLAIN] = plain
     return files, torch.rand(subject.shape, generator=torch.Generator().manual_seed(0)).numpy()
 
 
@@ -110,6 +116,21 @@ def _figures(found: Outcome, place: int) -> Row:
     paired = paired_ratio(found.times[0], found.times[place])
     row = {"largest error": found.errors[place], "ms": float(np.median(found.times[place]))}
     return row | ({"times as fast": paired["ratio"], "95 %": paired["interval"]} if place else {})
+
+
+def digest(rows: Sequence[Row]) -> list[Row]:
+    """Return for each network and runtime how many files are right, and how fast one form and torch's file are."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row.get("runtime", "-"), row.get("version", "-")), []).append(row)
+    found = []
+    for (network, runtime, version), own in groups.items():
+        wrong = [row.get("form", row.get("error")) for row in own if not row.get("largest error", 1.0) < RIGHT]
+        times = {row.get("form"): f"{row['times as fast']:.2f} ({row['95 %']})" for row in own if "95 %" in row}
+        about = {"network": network, "runtime": runtime, "version": version, "files": len(own)}
+        shown = {"wrong": ", ".join(wrong) or "-", "cp": times.get("cp", "-"), PLAIN: times.get(PLAIN, "-")}
+        found.append(about | shown)
+    return found
 
 
 def commands(python: str | None, litert: str | None, node: str | None) -> dict[str, list[str]]:
