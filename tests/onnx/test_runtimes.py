@@ -32,7 +32,7 @@ def _digits() -> tuple[nn.Module, np.ndarray[Any, Any]]:
 def _upscaler() -> tuple[nn.Module, np.ndarray[Any, Any]]:
     """Return a network with what runtimes get wrong, PReLU and a sum before a shuffle of pixels, and large outputs."""
     torch.manual_seed(0)
-    parts = [nn.Conv2d(1, 32, 3, padding=1), nn.PReLU(32), nn.ConvTranspose2d(32, 4, 6, 2, 2)]
+    parts = [nn.Conv2d(1, 64, 3, padding=1), nn.PReLU(64), nn.ConvTranspose2d(64, 1, 6, 2, 2)]
     return nn.Sequential(*parts).eval(), np.random.default_rng(0).random((1, 1, 64, 64), np.float32)
 
 
@@ -45,7 +45,7 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     model, image = request.param()
     example, folder = torch.zeros(image.shape), tmp_path_factory.mktemp("files")
     models = {"original": model}
-    for form in (cs.CP(rank=32), cs.DepthwiseSeparable(rank=2)):
+    for form in (cs.CP(rank=16), cs.DepthwiseSeparable(rank=2)):
         made = cs.convert(model, example, forms=[form], calibration=False, progress=False)
         assert made.changes
         models[form.label] = made.model
