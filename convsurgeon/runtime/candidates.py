@@ -19,6 +19,7 @@ from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
+from convsurgeon.onnxnet.measuring.folder import LONG_PASSES, is_long
 from convsurgeon.planning.candidates import kernels_of, settle
 from convsurgeon.planning.select import Predicate, everything, resolve
 from convsurgeon.runtime.attribution import Row
@@ -94,6 +95,7 @@ def find_missing(
     was measured of this precision, if anything was.
     """
     begun = {} if raw is None else raw.networks
+    passes = min(passes, LONG_PASSES) if raw is not None and is_long(raw.total_ms) else passes
     counts = Counter(sample.network for sample in (() if raw is None else raw.samples))
     done = {
         (site, form_from_dict(values, forms).label)

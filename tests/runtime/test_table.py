@@ -95,6 +95,14 @@ def test_slow_networks_are_run_with_the_profiler_alone(tmp_path: Path, monkeypat
     assert all(found.ms("3", form) > 0 for form in FORMS[:2])
 
 
+def test_networks_that_take_long_are_timed_in_fewer_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "LONG_S", 0.0)
+    found = _measure(tmp_path, passes=3)
+    assert found.measurements.passes == folder.LONG_PASSES
+    monkeypatch.setattr(folder, "measure_folder", lambda *_: pytest.fail("measured again"))
+    assert _measure(tmp_path, passes=3).rows == found.rows
+
+
 def test_what_was_measured_is_not_measured_again(
     table: LatencyTable, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,8 +26,10 @@ SECONDS = 0.25
 """Of a core, spent at most on each network in each pass, and a quarter of it with the profiler."""
 SLOW_S = 0.1
 """Of a core, that a run takes from which on the profiler's own time does not show in it: none is made without it."""
+LONG_S, LONG_PASSES = 1.0, 2
+"""The same from which on so many passes of one round tell enough: what disturbs a run is short beside it."""
 
-_LEAST_RUNS = 4
+_LEAST_RUNS, _LEAST_IF_LONG = 4, 2
 _MOST = ((0.25, 30), (1.0, 240))
 """Share of the seconds, and most runs: with the profiler, and without."""
 _TICK_MS = 1e-3
@@ -83,7 +85,7 @@ def measure_folder(
         folder: With the manifest and the networks.
         target: Where the results are, and go.
         engine: How the networks are run.
-        passes: Sets of fresh sessions.
+        passes: Sets of fresh sessions; of networks that take long at most `LONG_PASSES`.
         progress: Called with the label of a network whenever it has been timed in a pass.
         power: The device's power mode, as its user calls it.
     """
@@ -108,7 +110,10 @@ def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
     for dense in DENSE_OF.values():
         own = [name for name in networks if dense_of(networks[name]) == dense]
         names = [name for name in missing(manifest, raw, number) if name in own]
-        if len(own) == 1 and all(sample["network"] != dense for sample in raw["samples"]):
+        known = [sample["total_ms"] for sample in raw["samples"] if sample["network"] == dense]
+        if number >= LONG_PASSES and any(map(is_long, known)):
+            continue
+        if len(own) == 1 and not known:
             yield own
         names = names if number % 2 == 0 else names[::-1]
         while names:
@@ -119,6 +124,11 @@ def _groups(manifest: Raw, raw: Raw, number: int) -> Iterator[list[str]]:
                 group.append(name)
             yield group
             names = names[len(group) - 1 :]
+
+
+def is_long(ms: float) -> bool:
+    """Return whether a network whose runs take so many milliseconds is timed in fewer passes."""
+    return ms >= 1e3 * LONG_S
 
 
 def _group(
@@ -138,7 +148,8 @@ def _group(
             sessions.append((name, engine.open(folder / file, None if fused else Path(place) / file)))
         feeds = make_feeds(manifest["inputs"])
         warm = float(np.mean([_warm_up(session, feeds, threads) for _, session in sessions]))
-        most = [min(max(int(share * SECONDS / warm), _LEAST_RUNS), limit) for share, limit in _MOST]
+        least = _LEAST_IF_LONG if is_long(1e3 * warm) else _LEAST_RUNS
+        most = [min(max(int(share * SECONDS / warm), least), limit) for share, limit in _MOST]
         stamps, watch = watched_rounds(sessions, feeds, clock, 1 if fused else most[0])
         profiles = {} if fused else {name: _profile(one, stamps[name], watch) for name, one in sessions}
         busy = busy_share(threads)
