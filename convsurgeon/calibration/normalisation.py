@@ -127,10 +127,11 @@ def trained_norms(model: nn.Module) -> list[nn.Module]:
 def norms_in_use(seen: Capture) -> list[nn.Module]:
     """Return the trained batch norms that run on the example: a head that helps in training has norms, too."""
     if seen.graph not in _RUN:
-        run = _RUN[seen.graph] = WeakSet[nn.Module]()
+        run = WeakSet[nn.Module]()
         if found := trained_norms(seen.model):
             with undisturbed(seen.model), watch_inputs(found, lambda module, _: run.add(module)):
                 seen.example.run(seen.model)
+        _RUN[seen.graph] = run
     return [module for module in trained_norms(seen.model) if module in _RUN[seen.graph]]
 
 
