@@ -175,9 +175,9 @@ def _write_float(result: Result, name: str, images: Sequence[Example], request: 
         again: OnnxFile | None = None
         if result.exported is not None and request.dynamic is None and (is_original or not result.changes):
             with contextlib.suppress(ParityError):  # its weights were changed since
-                again = write_exported(result.exported, model, example, place, metadata, images, as_torch=is_original)
+                again = write_exported(result.exported, model, example, place, metadata, images, as_it_was=is_original)
         made = again or write_file(
-            model, example, place, dynamic=request.dynamic, metadata=metadata, images=images, as_torch=is_original
+            model, example, place, dynamic=request.dynamic, metadata=metadata, images=images, as_it_was=is_original
         )
     request.preparation.check(made.inputs)
     return made

@@ -112,9 +112,9 @@ def export(
 def write_file(
     model: Model, example: Any, path: str | Path, *, opset: int = _OPSET, overwrite: bool = False,
     dynamic: Dynamic = None, input_names: Sequence[str] | None = None, output_names: Sequence[str] | None = None,
-    metadata: Mapping[str, str], images: Sequence[Any] = (), as_torch: bool = False,
+    metadata: Mapping[str, str], images: Sequence[Any] = (), as_it_was: bool = False,
 ) -> OnnxFile:  # fmt: skip
-    """Write a file as `export` does; `as_torch` leaves PReLU as torch writes it."""
+    """Write a file as `export` does; `as_it_was` leaves PReLU as torch writes it."""
     target = check_file(path, overwrite)
     model, example = open_model(model, example)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *Example.of(example).tensors())):
@@ -131,17 +131,17 @@ def write_file(
         _require(parity, target, model)
         return _describe(target, parity)
     subject = copy_to_cpu(model)
-    exported = _torch_graph(subject, inputs, opset, dynamic, input_names, output_names, as_torch)
+    exported = _torch_graph(subject, inputs, opset, dynamic, input_names, output_names, as_it_was)
     return _write_graph(exported, subject, inputs, target, metadata, images, opset, overwrite)
 
 
 def write_exported(
     data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any],
-    as_torch: bool = False,
+    as_it_was: bool = False,
 ) -> OnnxFile:  # fmt: skip
     """Write a file from the graph that `export_graph` gave for a model earlier, as `write_file` would."""
     exported = onnx.load_from_string(data)
-    if not as_torch:
+    if not as_it_was:
         rewrite_prelu(exported.graph)
     return _write_graph(exported, copy_to_cpu(model), order_example(model, example), target, metadata, images)
 
@@ -182,16 +182,16 @@ def copy_file(network: OnnxNetwork, example: Any, path: Path, images: Sequence[A
     return _describe(path, parity)
 
 
-def export_graph(model: nn.Module, example: Any, *, as_torch: bool = False) -> ModelProto:
+def export_graph(model: nn.Module, example: Any, *, as_it_was: bool = False) -> ModelProto:
     """Return the graph that `write_file` would write, neither checked nor written: for looking at and for timing."""
     if isinstance(model, OnnxNetwork):
-        return timing_graph(with_transposed(model), as_stored=as_torch)
-    return _torch_graph(copy_to_cpu(model), order_example(model, example), as_torch=as_torch)
+        return timing_graph(with_transposed(model), as_it_was=as_it_was)
+    return _torch_graph(copy_to_cpu(model), order_example(model, example), as_it_was=as_it_was)
 
 
 def _torch_graph(
     model: nn.Module, example: Example, opset: int = _OPSET, dynamic: Dynamic = None,
-    inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None, as_torch: bool = False,
+    inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None, as_it_was: bool = False,
 ) -> ModelProto:  # fmt: skip
     """Return torch's graph of a model that can be checked against the runtime, tidy and with names of these inputs."""
     if opset not in _OPSETS:
@@ -213,7 +213,7 @@ def _torch_graph(
             "do not take; leave autocast out of the forward and call the model under it"
         )
     _finish(exported, opset, inputs, outputs)
-    if not as_torch:
+    if not as_it_was:
         rewrite_prelu(exported.graph)
     return exported
 

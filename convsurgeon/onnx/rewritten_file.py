@@ -45,14 +45,14 @@ def new_weights(network: OnnxNetwork) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in network.state_dict().items() if name.startswith(paths)}
 
 
-def timing_graph(network: OnnxNetwork, *, as_stored: bool = False) -> ModelProto:
+def timing_graph(network: OnnxNetwork, *, as_it_was: bool = False) -> ModelProto:
     """Return the network's graph as the exporter would have named it, in the example's sizes, with padding in numbers.
 
     Every conv's weight is named after its module. Other names, and all weights, do not matter for the time it takes.
-    `as_stored` leaves PReLU as it is in the file.
+    `as_it_was` leaves PReLU as it is in the file.
     """
     model = rewrite(network)
-    if not as_stored:
+    if not as_it_was:
         rewrite_prelu(model.graph)
     graph = model.graph
     _fix_sizes(network, model)

@@ -35,13 +35,17 @@ class Candidate:
 
     label: str
     chosen: Mapping[str, Form]
-    before: bool = False
+    as_it_was: bool = False
     """Whether it is the network as torch writes it or as it is stored."""
 
     def key(self, precision: Precision) -> str:
         """Return a name that is the same for the same forms at the same sites."""
         values = {name: form.to_dict() for name, form in sorted(self.chosen.items())}
-        text = json.dumps(values, sort_keys=True) + ("" if precision == "fp32" else precision) + self.before * "before"
+        text = (
+            json.dumps(values, sort_keys=True)
+            + ("" if precision == "fp32" else precision)
+            + self.as_it_was * "as it was"
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def without(self, sites: Container[str]) -> Candidate:

@@ -139,10 +139,10 @@ def write_candidates(
     graphs: dict[str, NetworkGraph] = {}
     for precision in precisions:
         own = [one.without(barred) for one in candidates]
-        changed = {one.key(precision): one for one in own if one.chosen or one.before}
+        changed = {one.key(precision): one for one in own if one.chosen or one.as_it_was}
         named = {DENSE_OF[precision]: Candidate("dense", {}), **changed}
         for number, (key, one) in enumerate(named.items()):
-            made = build_graph(bare, one.chosen, before=one.before)
+            made = build_graph(bare, one.chosen, as_it_was=one.as_it_was)
             graphs[key] = quantize_graph(made) if precision == "int8" else made
             entries[key] = _entry(one, made, _file_name(number, precision), precision)
     stretches = _cut_all(graphs, entries) if fuses(provider) else {}

@@ -78,20 +78,20 @@ def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTim
     return NetworkTime(share * raw.total_ms, {row.site: row.ms for row in changed}, spread, slower, alone.busy)
 
 
-def compare_plan(seen: Capture, plan: Plan, how: Settings, *, before: bool = False) -> Verdict:
+def compare_plan(seen: Capture, plan: Plan, how: Settings, *, as_it_was: bool = False) -> Verdict:
     """Return how the network of a plan compares with the dense one, from interleaved pairs without a profiler.
 
     Args:
         seen: the dense network.
         plan: what to compare with it.
         how: the setting.
-        before: whether to compare with the dense network as torch writes it or as it is stored.
+        as_it_was: whether to compare with the dense network as torch writes it or as it is stored.
     """
-    made = [Candidate("before", {}, before=True)] * before + [_candidate(plan, "plan")]
+    made = [Candidate("as it was", {}, as_it_was=True)] * as_it_was + [_candidate(plan, "plan")]
     with scratch() as folder:
         write_candidates(folder, seen, export_skeleton(seen, progress=how.progress), made, [how.precision])
         dense, *others = [folder / str(entry["file"]) for entry in read_manifest(folder)["networks"].values()]
-        files = [others[0], others[-1] if plan.changes else dense] if before else [dense, others[0]]
+        files = [others[0], others[-1] if plan.changes else dense] if as_it_was else [dense, others[0]]
         base, again, other = time_interleaved(
             files, MIN_PAIRS, engine=how.engine, batch=1, sizes={}, seed=0, progress=False
         )

@@ -49,7 +49,7 @@ class Skeleton:
     """The dense graph whole, as torch writes it or as it is stored."""
     shuffles: Mapping[str, TransposedAsConv]
     """Of sites that are transposed convs in the dense graph, and convs before a shuffle in another form."""
-    before: ModelProto | None
+    as_it_was: ModelProto | None
     """That graph without its large weights, where PReLU is written in another way in `model`."""
 
 
@@ -80,14 +80,14 @@ def exported_before(seen: Capture) -> bytes | None:
 def is_written_anew(seen: Capture) -> bool:
     """Return whether a network that was timed is written in another way than it was; see `prelu`."""
     known = _EXPORTED.get(seen.graph)
-    return known is not None and known.before is not None
+    return known is not None and known.as_it_was is not None
 
 
 def export_skeleton(seen: Capture, *, progress: bool) -> Skeleton:
     """Return the graph that candidate networks are built from."""
     if seen.graph not in _EXPORTED:
         with bar(total=1, desc="exporting", unit="network", show=progress, delay=2.0):
-            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example, as_torch=True), seen)
+            _EXPORTED[seen.graph] = _skeleton(export_graph(seen.model, seen.example, as_it_was=True), seen)
     return _EXPORTED[seen.graph]
 
 
@@ -125,7 +125,7 @@ def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
         if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
     }
     replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
-    before = ModelProto.FromString(dense.SerializeToString())
+    as_it_was = ModelProto.FromString(dense.SerializeToString())
     is_other = rewrite_prelu(graph)
     owners = {
         f"{name.removesuffix('.conv') if site.name in shuffles else name}.weight": site.name
@@ -138,7 +138,7 @@ def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)
     known = {site.name: site for site in sites}
-    return Skeleton(dense, large, known, convs, whole, shuffles, before if is_other else None)
+    return Skeleton(dense, large, known, convs, whole, shuffles, as_it_was if is_other else None)
 
 
 def replace_initializers(graph: GraphProto, kept: Sequence[TensorProto]) -> None:
@@ -163,9 +163,9 @@ def find_barred(bare: Skeleton) -> dict[str, str]:
     return found
 
 
-def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, before: bool = False) -> NetworkGraph:
-    """Return the network with the chosen sites in their forms; `before` leaves PReLU as it was."""
-    source = bare.before if before and bare.before is not None else bare.model
+def build_graph(bare: Skeleton, chosen: Mapping[str, Form], *, as_it_was: bool = False) -> NetworkGraph:
+    """Return the network with the chosen sites in their forms; `as_it_was` leaves PReLU alone."""
+    source = bare.as_it_was if as_it_was and bare.as_it_was is not None else bare.model
     model = ModelProto.FromString(source.SerializeToString())
     graph, writer = model.graph, _Writer(bare, model)
     places = {name: site for site, names in bare.convs.items() for name in names}

@@ -170,7 +170,7 @@ class Runtime:
 
         if self.table is not None or not is_written_anew(seen):
             return None
-        return compare_plan(seen, plan, Settings(self.engine, self.precision, 1, progress), before=True)
+        return compare_plan(seen, plan, Settings(self.engine, self.precision, 1, progress), as_it_was=True)
 
     def deployed(self, model: nn.Module, batches: Sequence[Example]) -> nn.Module:
         """Return a model that computes what the file that ships computes: itself in fp32, the int8 network in int8.

@@ -33,7 +33,7 @@ def compare_models(
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "before.onnx", Path(folder) / "after.onnx"]
         for model, file in zip((before, after), files, strict=True):
-            write_file(model, example, file, metadata={}, as_torch=model is before)
+            write_file(model, example, file, metadata={}, as_it_was=model is before)
         return compare_files(*files, threads=threads, pairs=pairs)
 
 

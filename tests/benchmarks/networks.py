@@ -183,7 +183,7 @@ class _Job:
             return {}
         files = [self.folder / "original.onnx", self.folder / "model.onnx"]
         for model, file in zip((self.model, result.model), files, strict=True):
-            write_file(model, result.example, file, metadata={}, as_torch=model is self.model)
+            write_file(model, result.example, file, metadata={}, as_it_was=model is self.model)
         return self._timed(*files)
 
     def _timed(self, before: Path, after: Path) -> Row:

@@ -105,7 +105,7 @@ def _write(name: str, folder: Path) -> tuple[dict[str, Path], np.ndarray[Any, An
     for label, path in files.items():
         cs.onnx.export(models[label], example, path)
     plain = folder / "torch.onnx"
-    write_file(model, example, plain, metadata={}, as_torch=True)
+    write_file(model, example, plain, metadata={}, as_it_was=True)
     if plain.read_bytes() != files["dense"].read_bytes():
         files[PLAIN] = plain
     return files, torch.rand(subject.shape, generator=torch.Generator().manual_seed(0)).numpy()

@@ -110,7 +110,7 @@ def test_no_name_has_a_space_which_ncnn_splits_lines_at(
     made = cs.convert(before, torch.zeros(shape), forms=forms, **how)
     assert made.changes
     export(made.model, torch.zeros(shape), tmp_path / "model.onnx")
-    write_file(before, torch.zeros(shape), tmp_path / "dense.onnx", metadata={}, as_torch=True)
+    write_file(before, torch.zeros(shape), tmp_path / "dense.onnx", metadata={}, as_it_was=True)
     again = cs.convert(str(tmp_path / "dense.onnx"), forms=forms, **how)
     export(again.model, None, tmp_path / "again.onnx")
     for name in ("model.onnx", "again.onnx"):

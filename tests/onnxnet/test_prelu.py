@@ -104,5 +104,5 @@ def test_networks_are_timed_as_they_are_written_and_compared_with_what_they_were
     assert "PRelu" in kinds[0]
     assert "PRelu" not in kinds[1]
     nothing = cs.plan(seen.model, seen.example, forms={"*": None})
-    verdict = compare_plan(seen, nothing, Settings(Engine(1), "fp32", 1, False), before=True)
+    verdict = compare_plan(seen, nothing, Settings(Engine(1), "fp32", 1, False), as_it_was=True)
     assert verdict.speedup > 0

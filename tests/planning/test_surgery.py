@@ -347,7 +347,7 @@ def test_convs_that_are_not_what_they_seem_are_skipped(change: Callable[[nn.Conv
     assert reason in next(skip.reason for skip in result.skipped if skip.name == "body")
 
 
-def test_attributes_set_to_one_int_are_read_as_torch_reads_them() -> None:
+def test_attributes_set_to_one_int_are_read_as_it_was_reads_them() -> None:
     model = nets.Plain().eval()
     model.down.stride = 1
     torch.testing.assert_close(_run(_full(model).model), _run(model), rtol=1e-4, atol=1e-5)

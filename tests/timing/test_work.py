@@ -36,7 +36,7 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize("model", [Odd(), net()], ids=["odd", "net"])
-def test_as_many_as_torch_counts(model: nn.Module, tmp_path: Path) -> None:
+def test_as_many_as_it_was_counts(model: nn.Module, tmp_path: Path) -> None:
     image = torch.randn(2, 4 if isinstance(model, Odd) else 3, 16, 17)
     file = export(model, image, tmp_path / "net.onnx")
     found = count_macs(file.path)
