@@ -100,7 +100,7 @@ def test_networks_are_timed_as_they_are_written_and_compared_with_what_they_were
     seen = capture(Net().eval(), torch.zeros(1, 1, 16, 16))
     bare = export_skeleton(seen, progress=False)
     assert is_written_anew(seen)
-    kinds = [{node.op_type for node in build_graph(bare, {}, before=old).model.graph.node} for old in (True, False)]
+    kinds = [{node.op_type for node in build_graph(bare, {}, as_it_was=old).model.graph.node} for old in (True, False)]
     assert "PRelu" in kinds[0]
     assert "PRelu" not in kinds[1]
     nothing = cs.plan(seen.model, seen.example, forms={"*": None})
