@@ -73,7 +73,7 @@ def test_a_conv_that_gives_the_output_has_its_time(tmp_path: Path) -> None:
 
 def test_every_site_has_its_time_and_all_add_up(table: LatencyTable) -> None:
     dense = sum(table.ms(site, None) for site in ("0", "3", "5"))
-    assert 0 < dense <= table.total_ms * 1.001
+    assert 0 < dense <= table.total_ms * 1.02  # medians of the parts, and the median of the whole
     assert table.rest_ms + dense == pytest.approx(table.total_ms)
     for form in FORMS:
         assert table.has("3", form)
