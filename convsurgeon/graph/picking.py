@@ -129,7 +129,9 @@ class Picking(TorchFunctionMode):
             learned = any(origin.learned for _, origin in known)
             picked = any(origin.picked for _, origin in known) or name in _PICKING
             cut = name in ("detach", "data") and any(one.requires_grad for one, _ in known)
-            chosen = _Origin(learned, self._sources(name, known))
+            # only where it matters, since what something was picked from is kept alive
+            decides = picked or cut or not all(map(_continuous, results))
+            chosen = _Origin(learned, self._sources(name, known) if decides else {})
             smooth = chosen if picked or cut else _Origin(learned, {})
             for one in results:
                 self._origins[one] = smooth if _continuous(one) else chosen
