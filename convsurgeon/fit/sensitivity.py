@@ -218,7 +218,7 @@ def _of_one_image(model: nn.Module, one: Example) -> tuple[int, int]:
     def pack(tensor: Tensor) -> Tensor | None:
         held = sum(sizes.values()) <= MOST_BYTES
         sizes.setdefault(tensor.data_ptr(), tensor.numel() * tensor.element_size())
-        return tensor if held else None
+        return tensor.detach() if held else None  # itself, it would keep its own node alive, and that keeps it
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held):
         found = _forward(model, one)[1]  # lives until the sizes are read, so that no address is used twice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -183,3 +184,12 @@ def test_a_backward_pass_takes_what_fits_or_all_where_it_must(
     monkeypatch.setattr(sensitivity, "_BYTES", memory)
     batch = cs.Example.of(torch.zeros(4, 3, 4, 4))
     assert min(4, sensitivity.images_at_once(kind().eval(), batch)) == count
+
+
+def test_what_is_counted_of_one_image_is_let_go() -> None:
+    """A node's own output that it saves would keep the node alive, and with it all that stands before."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Conv2d(2, 1, 3)).eval()
+    made: list[weakref.ref[Tensor]] = []
+    model[1].register_forward_hook(lambda _module, _args, out: made.append(weakref.ref(out)))
+    sensitivity.images_at_once(model, cs.Example.of(torch.randn(2, 1, 8, 8)))
+    assert [one() for one in made] == [None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -177,3 +178,15 @@ def test_decisions_image_by_image_are_one_line() -> None:
     forms = {"0": cs.DepthwiseSeparable(rank=1)}
     with pytest.raises(cs.errors.CalibrationError, match="picks from"):
         cs.recover(cs.convert(model, images[:1], calibration=images, forms=forms), images, recipe=cs.Recipe(epochs=1))
+
+
+def test_values_that_nothing_is_picked_from_are_let_go() -> None:
+    """As many values are alive as in the network's own forward, not all of them to its end."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Conv2d(2, 2, 3), nn.Sigmoid()).eval()
+    made: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+    model[0].register_forward_hook(lambda _module, _args, out: made.append(weakref.ref(out)))
+    model[3].register_forward_pre_hook(lambda *_: alive.append(made[-1]() is not None))
+    with torch.no_grad():
+        answer(model, cs.Example.of(torch.randn(1, 1, 8, 8)))
+    assert alive == [False]
