@@ -142,7 +142,7 @@ def write_exported(
     """Write a file from the graph that `export_graph` gave for a model earlier, as `write_file` would."""
     exported = onnx.load_from_string(data)
     if not as_it_was:
-        rewrite_prelu(exported.graph)
+        rewrite_prelu(exported)
     return _write_graph(exported, copy_to_cpu(model), order_example(model, example), target, metadata, images)
 
 
@@ -214,7 +214,7 @@ def _torch_graph(
         )
     _finish(exported, opset, inputs, outputs)
     if not as_it_was:
-        rewrite_prelu(exported.graph)
+        rewrite_prelu(exported)
     return exported
 
 

@@ -53,7 +53,7 @@ def timing_graph(network: OnnxNetwork, *, as_it_was: bool = False) -> ModelProto
     """
     model = rewrite(network)
     if not as_it_was:
-        rewrite_prelu(model.graph)
+        rewrite_prelu(model)
     graph = model.graph
     _fix_sizes(network, model)
     convs = {output: (path, conv) for path, conv in network.file_convs.items() for output in conv.sizes}

@@ -11,20 +11,21 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.form_nodes import TakenNames
 
 
-def rewrite_prelu(graph: GraphProto) -> bool:
+def rewrite_prelu(model: ModelProto) -> bool:
     """Rewrite every PReLU of stored slopes in float32, one for all channels or one for each; return whether any is."""
+    graph = model.graph
     passed = {info.name for info in graph.input}
     known = {name: one for name, one in proto.constants(graph).items() if name not in passed}
     names = TakenNames.of(graph)
     slopes = {node.input[1] for node in graph.node if node.op_type == "PRelu"}
     products: dict[str, tuple[str, str]] = {}
-    nodes = [part for node in graph.node for part in _parts(node, graph, known, products, names)]
+    nodes = [part for node in graph.node for part in _parts(node, model, known, products, names)]
     if len(nodes) == len(graph.node) and all(new is old for new, old in zip(nodes, graph.node, strict=True)):
         return False
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -38,7 +39,7 @@ def rewrite_prelu(graph: GraphProto) -> bool:
 
 
 def _parts(
-    node: NodeProto, graph: GraphProto, known: Mapping[str, TensorProto], products: dict[str, tuple[str, str]],
+    node: NodeProto, model: ModelProto, known: Mapping[str, TensorProto], products: dict[str, tuple[str, str]],
     names: TakenNames,
 ) -> list[NodeProto]:  # fmt: skip
     """Return the nodes that take the place of a node: itself, unless it is a PReLU to be rewritten."""
@@ -49,13 +50,11 @@ def _parts(
     source, target = node.input[0], node.output[0]
     if values.size == 1:
         return [helper.make_node("LeakyRelu", [source], [target], node.name, alpha=float(values.reshape(())))]
-    if slope.name not in products:
-        minus, below = (f"{slope.name}.{part}" for part in ("minus_one", "minus"))
-        products[slope.name] = (
-            _put(graph, minus, np.full_like(values, -1), names),
-            _put(graph, below, -values, names),
-        )
-    minus, below = products[slope.name]
+    name = node.input[1]  # that of the tensor in a Constant node may be anything
+    if name not in products:
+        minus, below = (f"{name}.{part}" for part in ("minus_one", "minus"))
+        products[name] = (_put(model, minus, np.full_like(values, -1), names), _put(model, below, -values, names))
+    minus, below = products[name]
     parts = ("positive", "turned", "negative", "product")
     positive, turned, negative, product = (proto.unique(f"{target}.{part}", names.values) for part in parts)
     return [
@@ -80,7 +79,10 @@ def _slopes(slope: TensorProto) -> npt.NDArray[np.float32] | None:
     return trimmed
 
 
-def _put(graph: GraphProto, name: str, values: npt.NDArray[np.float32], names: TakenNames) -> str:
+def _put(model: ModelProto, name: str, values: npt.NDArray[np.float32], names: TakenNames) -> str:
     name = proto.unique(name, names.values)
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
+    made = numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name)
+    model.graph.initializer.append(made)
+    if model.ir_version < 4:  # in which weights are inputs, too
+        model.graph.input.append(helper.make_tensor_value_info(name, made.data_type, list(made.dims)))
     return name

@@ -51,7 +51,7 @@ def rewrite(network: OnnxNetwork) -> ModelProto:
 def save_network(network: OnnxNetwork, path: Path) -> None:
     """Write a network's file; weights go into `NAME.data` beside it where the original's do, or must."""
     model = rewrite(network)
-    if not rewrite_prelu(model.graph) and not changed_convs(network) and not network.source.places:
+    if not rewrite_prelu(model) and not changed_convs(network) and not network.source.places:
         path.write_bytes(network.source.data)
         return
     outside = bool(network.source.places) or weight_bytes_of(model) > LARGEST_BYTES

@@ -126,7 +126,7 @@ def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
     }
     replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
     as_it_was = ModelProto.FromString(dense.SerializeToString())
-    is_other = rewrite_prelu(graph)
+    is_other = rewrite_prelu(dense)
     owners = {
         f"{name.removesuffix('.conv') if site.name in shuffles else name}.weight": site.name
         for site in sites

@@ -391,7 +391,7 @@ def nothing_else_touched(path: Path, made: Path, replaced: Collection[str]) -> N
     before, after = onnx.load(path), onnx.load(made)
     if made.read_bytes() != path.read_bytes():
         put_in_rows(before.graph, proto.opset_of(before))
-        rewrite_prelu(before.graph)
+        rewrite_prelu(before)
     spare = _spare(before.graph, replaced)
     left = [
         node.SerializeToString()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -48,7 +49,7 @@ def test_it_is_the_same_to_the_bit(shape: tuple[int, ...], values: list[float], 
     model = _model(slope, times=times)
     image = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
     before = _run(model, image)
-    assert rewrite_prelu(model.graph)
+    assert rewrite_prelu(model)
     assert not {node.op_type for node in model.graph.node} & {"PRelu"}
     np.testing.assert_array_equal(_run(model, image), before)
 
@@ -57,14 +58,31 @@ def test_it_is_the_same_to_the_bit(shape: tuple[int, ...], values: list[float], 
 def test_other_slopes_stay(shape: tuple[int, ...], rank: int) -> None:
     model = _model(np.ones(shape, np.float32), rank)
     before = model.SerializeToString()
-    assert not rewrite_prelu(model.graph)
+    assert not rewrite_prelu(model)
     assert model.SerializeToString() == before
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_slopes_of_constant_nodes_are_told_apart_and_old_files_declare_theirs(ir_version: int) -> None:
+    """Whose tensors may all have one name, or none; before IR 4 every stored value is an input, too."""
+    model = _model(np.ones((3, 1, 1), np.float32), times=2)
+    del model.graph.initializer[:]
+    model.ir_version, model.opset_import[0].version = ir_version, 9
+    for index, values in enumerate(([0.5, 0.1, -1.0], [2.0, 0.0, 0.3])):
+        slope = numpy_helper.from_array(np.array(values, np.float32).reshape(3, 1, 1), "value")
+        model.graph.node.insert(0, helper.make_node("Constant", [], [f"slope{index}"], value=slope))
+        model.graph.node[-1 - (1 - index)].input[1] = f"slope{index}"
+    image = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+    before = _run(model, image)
+    assert rewrite_prelu(model)
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(_run(model, image), before)
 
 
 def test_slopes_that_a_caller_may_pass_stay() -> None:
     model = _model(np.ones((3, 1, 1), np.float32))
     model.graph.input.append(helper.make_tensor_value_info("slope", TensorProto.FLOAT, (3, 1, 1)))
-    assert not rewrite_prelu(model.graph)
+    assert not rewrite_prelu(model)
 
 
 class Net(nn.Module):
