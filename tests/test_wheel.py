@@ -12,7 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _pip(*arguments: object) -> None:
-    subprocess.run([sys.executable, "-m", "pip", "-q", *map(str, arguments)], check=True, capture_output=True)
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}  # pip's warnings are pip's
+    command = [sys.executable, "-m", "pip", "-q", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True, env=own)
 
 
 def _run(folder: Path, *arguments: str) -> str:
