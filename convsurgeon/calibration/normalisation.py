@@ -126,13 +126,14 @@ def trained_norms(model: nn.Module) -> list[nn.Module]:
 
 def norms_in_use(seen: Capture) -> list[nn.Module]:
     """Return the trained batch norms that run on the example: a head that helps in training has norms, too."""
+    found = trained_norms(seen.model)
     if seen.graph not in _RUN:
         run = WeakSet[nn.Module]()
-        if found := trained_norms(seen.model):
+        if found:
             with undisturbed(seen.model), watch_inputs(found, lambda module, _: run.add(module)):
                 seen.example.run(seen.model)
         _RUN[seen.graph] = run
-    return [module for module in trained_norms(seen.model) if module in _RUN[seen.graph]]
+    return [module for module in found if module in _RUN[seen.graph]]
 
 
 def check_norms(model: nn.Module) -> None:

@@ -81,8 +81,5 @@ def _slopes(slope: TensorProto) -> npt.NDArray[np.float32] | None:
 
 def _put(model: ModelProto, name: str, values: npt.NDArray[np.float32], names: TakenNames) -> str:
     name = proto.unique(name, names.values)
-    made = numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name)
-    model.graph.initializer.append(made)
-    if model.ir_version < 4:  # in which weights are inputs, too
-        model.graph.input.append(helper.make_tensor_value_info(name, made.data_type, list(made.dims)))
+    proto.store(model, numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
     return name

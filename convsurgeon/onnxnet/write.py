@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 
 from convsurgeon.base.errors import ExportError, first_line
@@ -113,12 +113,8 @@ class _Writer:
                 return name
         name = proto.unique(wanted, self.names.values)
         array = tensor.detach().cpu().numpy()
-        made = numpy_helper.from_array(
-            np.ascontiguousarray(array if array.dtype.kind in "iu" else array.astype(dtype)), name
-        )
-        self.graph.initializer.append(made)
-        if self.model.ir_version < 4:  # in which weights are inputs, too
-            self.graph.input.append(helper.make_tensor_value_info(name, made.data_type, list(made.dims)))
+        values = np.ascontiguousarray(array if array.dtype.kind in "iu" else array.astype(dtype))
+        proto.store(self.model, numpy_helper.from_array(values, name))
         self.stored.setdefault(wanted, []).append((tensor, name))
         return name
 

@@ -22,12 +22,12 @@ import numpy as np
 from convsurgeon.base.errors import FormError, LatencyError
 from convsurgeon.forms.catalogue import Kinds, form_from_dict
 from convsurgeon.forms.form import Form
+from convsurgeon.onnxnet.convs import CONVS
 from convsurgeon.onnxnet.measuring.folder import STRETCH
 from convsurgeon.onnxnet.session import LAYOUT_CHANGES
 from convsurgeon.runtime.measurements import Measurements, NodeFacts, Sample
 
 _NUMBER = re.compile(r"node-(\d+)")
-_CONVS = ("Conv", "ConvTranspose")
 _LEAST = 0.05
 """Share of a profiled time that a node keeps at least when the profiler's own time is taken off."""
 _ROUNDING = 1e-6
@@ -126,7 +126,7 @@ def _index(name: str, operator: str, facts: Sequence[NodeFacts]) -> int:
     index = int(match[1]) if match is not None else len(facts)
     if index >= len(facts) or (operator in LAYOUT_CHANGES and facts[index].operator != operator):
         return -1
-    fused = operator.endswith("Conv") and facts[index].operator not in _CONVS and facts[index].conv >= 0
+    fused = operator.endswith("Conv") and facts[index].operator not in CONVS and facts[index].conv >= 0
     return facts[index].conv if fused else index
 
 

@@ -26,6 +26,7 @@ from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
 from convsurgeon.onnx.exporter import export_graph
 from convsurgeon.onnxnet import proto
+from convsurgeon.onnxnet.convs import CONVS
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.prelu import rewrite_prelu
@@ -134,7 +135,7 @@ def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
     }
     convs: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
-        site = owners.get(node.input[1]) if node.op_type in ("Conv", "ConvTranspose") else None
+        site = owners.get(node.input[1]) if node.op_type in CONVS else None
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)
     known = {site.name: site for site in sites}
