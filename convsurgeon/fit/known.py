@@ -84,9 +84,10 @@ class Known:
     Args:
         gradients: second moments of the gradients at every site, see `sensitivity`.
         starts: the factors of earlier fits.
-        answers: what the original computes, by the number of images and the place of the call in the graph.
+        answers: what the original computes, by the number of images, the place of the call in the graph, and how many
+            positions of an image were drawn.
     """
 
     gradients: dict[str, Tensor] = field(default_factory=dict)
     starts: Starts = field(default_factory=dict)
-    answers: dict[tuple[int, int], Answers] = field(default_factory=dict)
+    answers: dict[tuple[int, int, int], Answers] = field(default_factory=dict)

@@ -48,10 +48,14 @@ def positions(shape: Sequence[int], count: int, generator: torch.Generator) -> P
     return torch.arange(images, device="cpu").repeat_interleave(count), drawn // width, drawn % width
 
 
-def positions_per_image(images: int, patch_size: int) -> int:
-    """Return how many positions to draw, with no more patches in all than fit into memory."""
+def positions_per_image(images: int, patch_size: int, effort: float = 1.0) -> int:
+    """Return how many positions to draw, with no more patches in all than fit into memory.
+
+    A rough fit, of less effort, takes fewer where the covariance is what costs.
+    """
     wanted = max(POSITIONS, ROWS_PER_UNKNOWN * patch_size // max(1, images))
-    most = min(_BYTES // (4 * patch_size), max(_MACS // patch_size**2, LEAST_PER_UNKNOWN * patch_size))
+    worth = effort * max(_MACS // patch_size**2, LEAST_PER_UNKNOWN * patch_size)
+    most = min(_BYTES // (4 * patch_size), int(worth))
     return max(1, min(wanted, most // max(1, images)))
 
 

@@ -116,9 +116,7 @@ class _SequentialFit:
             for index, node in enumerate(seen.graph.graph.nodes)
             if node.op == "call_module" and str(node.target) in wanted
         }
-        self.answers_known = not self.opaque and all(
-            (self.images, index) in known.answers for index in self.stops.values()
-        )
+        self.answers_known = not self.opaque and all(self._key(node) in known.answers for node in self.stops)
         networks = 1 if self.answers_known else 2
         live_bytes = networks * seen.cost.peak_activation_bytes * data.images / max(1, images_in(seen.example))
         roots = (seen.graph, converted_root(seen, converted))
@@ -133,11 +131,11 @@ class _SequentialFit:
         for node in walk(self.seen.graph.graph, runners, self.stops):
             change = self.changes.get(str(node.target))
             if change is not None:
-                yield self._fit_call(node, change, self.stops[node])
+                yield self._fit_call(node, change)
             else:
                 yield from self._fit_inside(node, self.stops[node])
 
-    def _fit_call(self, node: fx.Node, change: Change, index: int) -> SiteFit:
+    def _fit_call(self, node: fx.Node, change: Change) -> SiteFit:
         conv = self.seen.model.get_submodule(change.name)
         assert isinstance(conv, nn.Conv2d)
         shared = len(change.site.calls) > 1  # what follows differs from call to call
@@ -147,26 +145,35 @@ class _SequentialFit:
         beside = around.shortcut
         if beside not in self.converted_run.environments[0]:
             beside = None
-        answers = self._answers(node, conv, beside, index)
+        answers = self._answers(node, conv, beside)
         side = None if beside is None else answers.places.rows(self.converted_run.of(beside))
         return self._fit(change, conv, around, *_columns(conv, answers, self.converted_run.of(source), side))
 
-    def _answers(self, node: fx.Node, conv: nn.Conv2d, beside: fx.Node | None, index: int) -> Answers:
+    def _key(self, node: fx.Node) -> tuple[int, int, int]:
+        """Return what the answers at a call are known by: images, its place in the graph, positions of an image."""
+        conv = self.seen.model.get_submodule(self.changes[str(node.target)].name)
+        assert isinstance(conv, nn.Conv2d)
+        return self.images, self.stops[node], self._count(conv)
+
+    def _count(self, conv: nn.Conv2d) -> int:
+        return positions_per_image(self.images, conv.weight[0].numel() * conv.groups, self.effort)
+
+    def _answers(self, node: fx.Node, conv: nn.Conv2d, beside: fx.Node | None) -> Answers:
         """Return what the original computes at a call, as it is known or now; then it is known."""
+        key = self._key(node)
         if self.answers_known:
-            return self.known.answers[self.images, index]
+            return self.known.answers[key]
         run = self.original_run
-        answers = self._draw(conv, run.of(node), index)
+        answers = self._draw(conv, run.of(node), self.stops[node])
         if beside is not None:
             answers = dataclasses.replace(answers, shortcut=answers.places.rows(run.of(beside)))
-        self.known.answers[self.images, index] = answers.kept()
+        self.known.answers[key] = answers.kept()
         return answers
 
     def _draw(self, conv: nn.Conv2d, targets: Sequence[Tensor], index: int) -> Answers:
         """Return what a conv answers at random positions."""
-        count = positions_per_image(self.images, conv.weight[0].numel() * conv.groups)
         generators = [_generator(self.seed, index, number) for number in range(len(targets))]
-        places = Places.draw(targets, count, generators)
+        places = Places.draw(targets, self._count(conv), generators)
         return Answers(places, places.rows(targets), None)
 
     def _fit_inside(self, node: fx.Node, index: int) -> Iterator[SiteFit]:

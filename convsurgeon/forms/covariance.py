@@ -29,6 +29,11 @@ class Whole:
         """Return `matrix @ S` for a matrix (O, p)."""
         return matrix @ self.values
 
+    def marginals(self, taps: int) -> tuple[Tensor, Tensor]:
+        """Return the covariance of channels (C, C), averaged over taps, and of taps (K, K), averaged over channels."""
+        parts = self.values.unflatten(1, (-1, taps)).unflatten(0, (-1, taps))
+        return parts.diagonal(dim1=1, dim2=3).mean(-1), parts.diagonal(dim1=0, dim2=2).mean(-1)
+
     def with_ridge(self, ridge: float) -> Whole:
         """Return a copy with the ridge on its diagonal, `S + ridge I`."""
         values = self.values.clone()
@@ -49,16 +54,25 @@ class FewRows:
 
     @cached_property
     def values(self) -> Tensor:
-        """Multiplied out (p, p), for forms that need every element."""
+        """Multiplied out (p, p), for the forms that need every element."""
         return Whole(self.rows.T @ self.rows).with_ridge(self.ridge).values
 
     def times(self, matrix: Tensor) -> Tensor:
         """Return `matrix @ S`, through the rows."""
         return torch.add((matrix @ self.rows.T) @ self.rows, matrix, alpha=self.ridge)
 
+    def marginals(self, taps: int) -> tuple[Tensor, Tensor]:
+        """Return the same as of a whole covariance, which is not multiplied out."""
+        parts = self.rows.unflatten(1, (-1, taps))
+        by_channel, by_tap = parts.transpose(1, 2).flatten(0, 1), parts.flatten(0, 1)
+        channels, windows = by_channel.T @ by_channel / taps, by_tap.T @ by_tap / parts.shape[1]
+        return tuple(Whole(one).with_ridge(self.ridge).values for one in (channels, windows))  # type: ignore[return-value]
+
     def with_ridge(self, ridge: float) -> FewRows:
-        """Return the same rows with more ridge."""
-        return FewRows(self.rows, self.ridge + ridge)
+        """Return the same rows, and their products where they are known, with more ridge."""
+        made = FewRows(self.rows, self.ridge + ridge)
+        vars(made).update({name: value for name, value in vars(self).items() if name == "products"})
+        return made
 
     def size(self) -> tuple[int, float, float]:
         """Return width, trace and squared norm, from the rows' products, whose spectrum is the same."""

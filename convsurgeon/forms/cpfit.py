@@ -37,7 +37,7 @@ SWEEP_MACS = 4e10
 """What a sweep may cost: layers of 256 channels and more take fewer steps."""
 
 _LEAST_STEPS, _LEAST_OF_WIDEST = 6, 3
-"""The second where one step alone costs more than a sweep may."""
+"""The second where one step alone costs more than a sweep may, and where half the effort is enough."""
 
 _BETWEEN_STEPS = 20
 
@@ -102,7 +102,8 @@ class CPFit:
         sizes = reduce.norm(dim=1) * window.norm(dim=1)
         start = problem.at(flat((_unit(reduce), _unit(window))))
         single = problem.in_single_precision()
-        moved = minimise(single.at, single.hessian, single.at(start.place.to(single.dense)), problem.steps)
+        begun = start if single is problem else single.at(start.place.to(single.dense))
+        moved = minimise(single.at, single.hessian, begun, problem.steps)
         moved = moved if single is problem else problem.at(moved.place.to(start.place))
         before, after = start.cost(expand * sizes, normal.metric), moved.cost(moved.parts[2], normal.metric)
         return moved.parts if after < before else factors
@@ -145,8 +146,8 @@ class _Problem:
 
     @property
     def steps(self) -> int:
-        least = _LEAST_STEPS if self.worth >= 1 else _LEAST_OF_WIDEST
-        return int(max(least, self.normal.effort * min(STEPS, self.worth)))
+        wanted = max(_LEAST_STEPS, min(STEPS, self.worth)) if self.worth >= 1 else 0
+        return int(max(_LEAST_OF_WIDEST, self.normal.effort * wanted))
 
     def in_single_precision(self) -> _Problem:
         """Return the problem as it is searched: in float32 where that is faster, which a place does not notice."""
@@ -163,13 +164,14 @@ class _Problem:
         """Return the best expand for a reduce and a window, and the gradient."""
         reduce, window = _split(place, self.dense)
         rows, metric, cross = _rows(reduce, window), self.normal.metric, self.normal.cross.flatten(1)
-        pulled = rows @ self.normal.spread.values
+        pulled = self.normal.spread.times(rows)
         gram = pulled @ rows.T
         sizes = gram.diagonal()
         read = cross @ rows.T
         expand = torch.cholesky_solve(read.T, cholesky(gram + torch.diag(BOUND * sizes))).T
-        wrong = metric @ (expand @ pulled - cross)
-        coupling = expand.T @ (metric @ expand)
+        weighed = metric @ expand
+        wrong = weighed @ pulled - self.normal.wanted.flatten(1)
+        coupling = expand.T @ weighed
         price = BOUND * coupling.diagonal()
         value = ((expand @ rows - self.dense.flatten(1)) * wrong).sum() + (price * sizes).sum()
         slope = (expand.T @ wrong + price[:, None] * pulled).unflatten(1, (reduce.shape[1], -1))

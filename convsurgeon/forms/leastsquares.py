@@ -70,16 +70,19 @@ class Normal:
         return self.spread.values.reshape(*self.cross.shape[1:], *self.cross.shape[1:])
 
     @cached_property
-    def channels(self) -> Tensor:
-        """The covariance of channels (C, C), averaged over taps."""
-        found: Tensor = self.covariance.diagonal(dim1=1, dim2=3).mean(-1)
-        return found
+    def marginals(self) -> tuple[Tensor, Tensor]:
+        """The covariance of channels (C, C), averaged over taps, and of taps (K, K), averaged over channels."""
+        return self.spread.marginals(self.cross.shape[2])
 
-    @cached_property
+    @property
+    def channels(self) -> Tensor:
+        """The covariance of channels (C, C)."""
+        return self.marginals[0]
+
+    @property
     def taps(self) -> Tensor:
-        """The covariance of taps (K, K), averaged over channels."""
-        found: Tensor = self.covariance.diagonal(dim1=0, dim2=2).mean(-1)
-        return found
+        """The covariance of taps (K, K)."""
+        return self.marginals[1]
 
     @property
     def steps(self) -> int:
@@ -100,10 +103,11 @@ class Normal:
         """Return `M W S` (O, C, K)."""
         return (self.metric @ self.spread.times(kernel.flatten(1))).reshape(kernel.shape)
 
-    @property
+    @cached_property
     def wanted(self) -> Tensor:
         """`M R` (O, C, K)."""
-        return (self.metric @ self.cross.flatten(1)).reshape(self.cross.shape)
+        found: Tensor = (self.metric @ self.cross.flatten(1)).reshape(self.cross.shape)
+        return found
 
 
 class Scheme(Protocol):
