@@ -25,16 +25,16 @@ def describe_outlook(goal: Within, trials: Sequence[Trial], *, stopped: bool = F
 
 def _unspent(goal: Within, trials: Sequence[Trial]) -> str:
     taken = next((trial for trial in trials if trial.taken), None)
-    if taken is None or goal.spent(taken.value) >= SPENT:
+    if taken is None or taken.spent >= SPENT:
         return ""
-    bad = [goal.spent(trial.value) for trial in trials if not trial.good_enough]
+    bad = [trial.spent for trial in trials if not trial.good_enough]
     if not bad:
         why = "no faster plan exists"
     elif len(trials) >= MOST_TRIALS:
         why = f"the search ended after {len(trials)} trials"
     else:
         why = f"the next faster plan that was tried loses {min(bad):.1f} times the tolerance"
-    return f"It uses {max(goal.spent(taken.value), 0.0):.0%} of the tolerance ({goal}): {why}."
+    return f"It uses {max(taken.spent, 0.0):.0%} of the tolerance ({goal}): {why}."
 
 
 def _next_point(goal: Within, trials: Sequence[Trial]) -> str:

@@ -166,11 +166,11 @@ def _search_on(study: Study, goal: Within, timed: Trial, trials: list[Trial]) ->
     if study.predicted_error(plan) > FREED * study.predicted_error(timed.plan):
         return []
     first = _try_share(study, goal, share * (1 + 1e-9))
-    bracket = Bracket(good=share, bad=least).narrowed(share, goal.spent(first.value), enough=first.good_enough)
+    bracket = Bracket(good=share, bad=least).narrowed(share, first.spent, enough=first.good_enough)
     for trial in trials:
         place = predict(table, trial.plan) / table.total_ms
         if not trial.good_enough and bracket.bad < place < share:
-            bracket = bracket.narrowed(place, goal.spent(trial.value), enough=False)
+            bracket = bracket.narrowed(place, trial.spent, enough=False)
     if not first.good_enough or bracket.closed or _is_over(study, [*trials, first], first.seconds):
         return [first]
     return [first, *_close_in(study, goal, bracket, first, MOST_TRIALS_MORE)]
@@ -184,7 +184,7 @@ def _fastest(goal: Within, trials: list[Trial]) -> Trial:
         return min(good, key=lambda trial: trial.predicted_ms)
     fastest = min(trial.measured_ms for trial in timed)
     tied = [trial for trial in timed if trial.measured_ms <= fastest * (1 + TOLERANCE)]
-    return min(tied, key=lambda trial: goal.spent(trial.value))
+    return min(tied, key=lambda trial: trial.spent)
 
 
 def _close_in(
@@ -210,7 +210,7 @@ def _close_in(
             place = aim.place
             if trial.good_enough:
                 place = min(place, trial.predicted_ms / total_ms)
-            bracket = aim.bracket.narrowed(place, goal.spent(trial.value), enough=trial.good_enough)
+            bracket = aim.bracket.narrowed(place, trial.spent, enough=trial.good_enough)
             if bracket.closed or len(trials) == most:
                 return None
             following = Aim.at(study, goal, bracket, trial)

@@ -22,7 +22,8 @@ ERROR = cs.Within(0.03, better="lower", before=0.0)
 
 
 def trial(speed_up: float, value: float, goal: cs.Within, taken: bool = False) -> Trial:
-    return Trial(PLAN, 1.0, 1.0 / speed_up, error=value, value=value, good_enough=goal.keeps(value), taken=taken)
+    told = {"error": value, "value": value, "spent": goal.spent(value), "good_enough": goal.keeps(value)}
+    return Trial(PLAN, 1.0, 1.0 / speed_up, **told, taken=taken)
 
 
 def test_the_next_point_is_the_one_that_loses_least_of_those_that_are_worth_it() -> None:
