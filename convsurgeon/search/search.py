@@ -120,7 +120,7 @@ def find_fastest(study: Study, goal: Within) -> Outcome:
         why = f"a plan {slowest.speed_up:.2f} times as fast, by the measured times of its layers, has {figure}"
         return leave(study, goal, trials, why)
     trials = _go_by_the_clock(study, goal, trials)
-    taken = _fastest(goal, trials)
+    taken = _fastest(trials)
     if taken.is_timed and taken.interval[1] < WORTH:
         return leave(study, goal, trials, f"the best plan is measured {describe_times(taken)}, {WORTH:g} is worth it")
     verdict = table.with_all_cores(study.seen, taken.plan, progress=study.progress) if taken.is_timed else None
@@ -176,7 +176,7 @@ def _search_on(study: Study, goal: Within, timed: Trial, trials: list[Trial]) ->
     return [first, *_close_in(study, goal, bracket, first, MOST_TRIALS_MORE)]
 
 
-def _fastest(goal: Within, trials: list[Trial]) -> Trial:
+def _fastest(trials: list[Trial]) -> Trial:
     """Return the fastest network that is good enough; of those that noise does not tell apart the one nearest to it."""
     good = [trial for trial in trials if trial.good_enough]
     timed = [trial for trial in good if trial.is_timed]
