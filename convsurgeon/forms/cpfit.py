@@ -202,10 +202,11 @@ class _Problem:
 class _Between:
     """The kernel (O, C, K) between the roots of the metric and of the covariance's marginals over channels and taps.
 
-    There every direction counts alike: it is the problem as it would be if channels and taps were independent.
+    There every direction counts alike: it is the problem as it would be if channels and taps were independent. It does
+    not hold the problem, which holds it: a circle of them would keep hundreds of megabytes until Python looks for it.
     """
 
-    normal: Normal
+    effort: float
     dense: Tensor
     kernel: Tensor
     inverses: Parts
@@ -218,7 +219,9 @@ class _Between:
             taps = roots(normal.taps)
             outputs = roots(normal.metric)
             kernel = torch.einsum("po,ock,cd,kl->pdl", outputs[0], dense, channels[0], taps[0])
-            found = normal.shared["between"] = _Between(normal, dense, kernel, (channels[1], taps[1], outputs[1]))
+            found = normal.shared["between"] = _Between(
+                normal.effort, dense, kernel, (channels[1], taps[1], outputs[1])
+            )
         return found
 
     @cached_property
@@ -227,7 +230,7 @@ class _Between:
 
     def steps(self, rank: int) -> int:
         worth = SWEEP_MACS / (2 * rank * self.kernel.numel())
-        return int(max(_LEAST_STEPS, self.normal.effort * min(_BETWEEN_STEPS, worth)))
+        return int(max(_LEAST_STEPS, self.effort * min(_BETWEEN_STEPS, worth)))
 
     def outside(self, parts: Parts) -> Parts:
         reduce, window, expand = parts

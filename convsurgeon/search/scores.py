@@ -75,7 +75,7 @@ def score_by_data(
     for name, changes in bar(options.items(), desc="scoring", unit="layer", show=progress):
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d)
-        site = _SiteScorer(name, conv, moments[name], known)
+        site = _SiteScorer(name, conv, moments.pop(name), known)
         if conv.weight[0].numel() >= WIDE:
             found = score_ranks(changes, site.score, partial(site.score, sweeps=0))
         else:

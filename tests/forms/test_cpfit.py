@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -110,3 +112,19 @@ def test_the_search_in_float32_ends_as_low(smallest: float, monkeypatch: pytest.
         assert costs[-1] < normal.cost(fit.kernel(start))
     energy = -normal.cost(kernel)
     assert (costs[0] + energy) / (costs[1] + energy) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+def test_a_problem_is_let_go_with_its_last_user(scarce: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A circle would keep the covariance of a wide layer, 85 MB and several of that size, until Python collects."""
+    monkeypatch.setattr(_Problem, "scarce", scarce)
+    normal, _, _ = problem()
+    fit, held = CPFit(RANK), weakref.ref(normal.spread.values)
+    gc.collect()
+    gc.disable()
+    try:
+        factors = fit.sweep(normal, fit.start(normal, normal.regress()))
+        del normal, factors
+        assert held() is None
+    finally:
+        gc.enable()
