@@ -5,8 +5,8 @@ lose; `bundle` is the file that its export with int8 recommends. Every other way
 speed-up of `converted` by as little shrinking as that takes, and then distilled, without labels, on the same images for
 the processor seconds that the conversion took; `at once` is what it has before. Network Decoupling is the SVD of the
 weights as depthwise separable convs, Tucker is tensorly's of the weights. onnxruntime's int8, torch, torch.compile and
-OpenVINO have the speed that they have. Where one of them loses no more than it may and is faster, `converted to the
-speed of ...` is the conversion at that latency, distilled alike. Times are against the original as float in
+OpenVINO have the speed that they have. Where one of them loses no more than it may and is faster, `ours at the speed
+of ...` is the conversion at that latency, distilled alike. Times are against the original as float in
 onnxruntime, with one thread.
 `behind`: what a way loses more than `converted`. Needs torch-pruning, tensorly and openvino.
 """
@@ -149,7 +149,7 @@ def _at_the_speed_of(best: Row, name: str, seed: int, seconds: float, threads: i
     """Return the conversion at the latency of another way's network, distilled for as long."""
     torch.set_num_threads(threads)
     task, started = Task.of(name, seed), processor_seconds()
-    label = {"way": f"converted to the speed of {best['way']}, distilled"}
+    label = {"way": f"ours at the speed of {best['way']}, distilled"}
     try:
         result = cs.convert(
             task.model, task.example, calibration=task.images, goal=cs.Budget(latency=1 / best["times as fast"]),
@@ -243,4 +243,4 @@ def _fastest(rows: Sequence[Row], most: float) -> Row | None:
 
 
 def _is_ours(row: Row) -> bool:
-    return str(row["way"]).startswith(("converted", "bundle")) and "original" not in row["way"]
+    return str(row["way"]).startswith(("converted", "bundle", "ours")) and "original" not in row["way"]

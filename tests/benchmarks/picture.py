@@ -18,6 +18,7 @@ NETWORKS = {
 }
 WAYS = {
     "converted": ("convsurgeon, default call", "o", "#0d7a6f"),
+    "ours": ("convsurgeon, distilled", "P", "#0d7a6f"),
     "int8": ("int8 of onnxruntime", "s", "#2563a8"),
     "pruned": ("pruned, distilled", "v", "#b3642a"),
     "Network Decoupling": ("Network Decoupling, distilled", "^", "#8a5aa8"),
