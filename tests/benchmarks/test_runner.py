@@ -51,6 +51,7 @@ def test_a_run_keeps_its_rows_and_circumstances(tmp_path: Path, capsys: pytest.C
     assert "nested" not in shown
 
 
+@pytest.mark.slow
 def test_the_script_for_a_gpu_runs_tiny_networks_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.benchmarks.gpu.MOST_ROUNDS", 2)
     monkeypatch.setattr("tests.benchmarks.gpu.SAMPLE_MS", 0.1)

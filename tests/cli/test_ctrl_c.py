@@ -58,7 +58,7 @@ def _run(command: Sequence[str], system: Path, after_s: float | None) -> tuple[i
 @pytest.mark.parametrize(
     ("name", "signals"),
     [
-        *(("inspect", 2), ("bench", 2)),
+        ("inspect", 2),
         *(
             pytest.param(name, 8, marks=pytest.mark.slow)
             for name in ("inspect", "convert", "sweep", "latency", "device", "bench", "recover")
