@@ -149,7 +149,7 @@ def _at_the_speed_of(best: Row, name: str, seed: int, seconds: float, threads: i
     """Return the conversion at the latency of another way's network, distilled for as long."""
     torch.set_num_threads(threads)
     task, started = Task.of(name, seed), processor_seconds()
-    label = {"way": f"ours at the speed of {best['way']}, distilled"}
+    label = {"way": f"ours at the speed of {best['way']}"}
     try:
         result = cs.convert(
             task.model, task.example, calibration=task.images, goal=cs.Budget(latency=1 / best["times as fast"]),
