@@ -66,7 +66,7 @@ class FewRows:
         parts = self.rows.unflatten(1, (-1, taps))
         by_channel, by_tap = parts.transpose(1, 2).flatten(0, 1), parts.flatten(0, 1)
         channels, windows = by_channel.T @ by_channel / taps, by_tap.T @ by_tap / parts.shape[1]
-        return tuple(Whole(one).with_ridge(self.ridge).values for one in (channels, windows))  # type: ignore[return-value]
+        return Whole(channels).with_ridge(self.ridge).values, Whole(windows).with_ridge(self.ridge).values
 
     def with_ridge(self, ridge: float) -> FewRows:
         """Return the same rows, and their products where they are known, with more ridge."""
