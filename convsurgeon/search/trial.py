@@ -56,8 +56,12 @@ class Trial:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the speed-up lies, as far as the measurement tells."""
-        return self.speed_up / (1 + self.spread), self.speed_up / max(1 - self.spread, 1e-3)
+        """Where the speed-up lies, as far as the measurement tells; at most as high as the table's, at its low end.
+
+        Neighbours on a shared machine stay for longer than one measurement, and the table is another.
+        """
+        low = min(self.speed_up / (1 + self.spread), self.dense_ms / self.predicted_ms)
+        return low, self.speed_up / max(1 - self.spread, 1e-3)
 
     @property
     def spread(self) -> float:

@@ -169,7 +169,7 @@ def bench(
         options: Of the provider or the session, by the runtime's own names.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name; 64 for those not named.
-        seed: Of the inputs and the bootstrap.
+        seed: Of the inputs.
         progress: Whether bars appear.
 
     Raises:

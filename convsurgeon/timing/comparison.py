@@ -144,7 +144,7 @@ def compare(
         options: Of the provider or the session, by the runtime's own names.
         batch: For a symbolic first dimension.
         sizes: For other symbolic dimensions, by name; 64 for those not named.
-        seed: Of the inputs and the bootstrap.
+        seed: Of the inputs.
         progress: Whether a bar appears when it takes longer than two seconds.
 
     Raises:
@@ -168,7 +168,7 @@ def compare(
         seed=seed,
         progress=progress,
     )
-    verdicts = [judge(base.samples, again.samples, other.samples, seed) for other in others]
+    verdicts = [judge(base.samples, again.samples, other.samples) for other in others]
     judged = [(1.0, (1.0, 1.0), "baseline"), *((one.speedup, one.interval, one.word) for one in verdicts)]
     rows = []
     for path, name, model, times, words in zip(files, labels(files), models, [base, *others], judged, strict=True):

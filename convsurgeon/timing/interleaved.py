@@ -26,9 +26,8 @@ from convsurgeon.onnx.files import random_feed
 from convsurgeon.onnxnet.measuring.clock import Clock
 from convsurgeon.onnxnet.measuring.engine import Engine
 from convsurgeon.onnxnet.session import Feed, check_engine, open_timed, run_session
-from convsurgeon.timing.verdict import LEAST_PAIRS, TimeSamples
+from convsurgeon.timing.verdict import BLOCKS, LEAST_PAIRS, TimeSamples
 
-BLOCKS = 5
 _SAMPLE_S = 3e-3
 _BLOCK_S, _LEAST_ROUNDS = 2.0, LEAST_PAIRS // BLOCKS
 """Seconds of a block's rounds, where that leaves so many."""

@@ -4,9 +4,10 @@ Samples are times per run, shape (blocks, rounds); a block is one set of freshly
 every model. Round r with times a, a' of two sessions of the baseline and b of the candidate gives two speed-ups, a / b
 and a' / b, and one null a / a'. Only ratios within a round are used, so a slow drift of the machine cancels.
 
-The estimate is the median of all speed-ups; its interval is a percentile bootstrap of blocks and then of rounds within
-them, because sessions differ by where their weights lie in memory. The noise floor is what the baseline shows against
-itself, the median null, and one percent at least. Only a whole interval beyond the floor is a difference.
+Each block gives the median of its speed-ups. The estimate is their mean and the interval is Student's t: it is as wide
+as blocks differ, because sessions differ by where their weights lie in memory, and neighbours on a shared machine come
+and go within seconds, not rounds. The noise floor is what the baseline shows against itself, the median null, and one
+percent at least. Only a whole interval beyond the floor is a difference.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ MIN_PAIRS = 50
 LEAST_PAIRS = 15
 """... and that are made of files so slow that more would take minutes; the interval is wider then."""
 _MOST_PAIRS = 100_000
-_RESAMPLES = 2000
-_COVERAGE = 0.95
+BLOCKS = 5
+"""Sets of sessions; `_STUDENT` is the factor of 95 % for as many."""
+_STUDENT = 2.776
 _LEAST_FLOOR = 0.01
 """Where weights lie in memory moves a session by half of this, seen or not."""
 
@@ -55,32 +57,23 @@ def check_pairs(pairs: int, instead: str = "") -> None:
         raise LatencyError(f"pairs={pairs}: would take days; pass {_MOST_PAIRS:,} or fewer, 100 do")
 
 
-def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples, seed: int = 0) -> Verdict:
+def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples) -> Verdict:
     """Compare a candidate with two sessions of the baseline; all are times of the same rounds.
 
     Raises:
         LatencyError: Shapes differ, fewer rounds than `LEAST_PAIRS`, or a time that is not positive.
     """
     times = (first, second, candidate)
-    if len({sample.shape for sample in times}) != 1 or first.ndim != 2 or first.size < LEAST_PAIRS:
+    if len({sample.shape for sample in times}) != 1 or first.shape[0] != BLOCKS or first.size < LEAST_PAIRS:
         raise LatencyError(
             f"samples of shape {first.shape}: a verdict needs {LEAST_PAIRS} rounds or more of each model"
         )
     if not all(np.isfinite(sample).all() and (sample > 0).all() for sample in times):
         raise LatencyError("samples: hold a time that is not positive; is the clock steady?")
-    random = np.random.default_rng(seed)
     logs = np.log(np.stack([first, second], axis=-1)) - np.log(candidate)[..., None]
-    low, high = _interval(logs, random)
+    medians = np.median(logs.reshape(BLOCKS, -1), axis=1)
+    middle, half = float(medians.mean()), _STUDENT * float(medians.std(ddof=1)) / math.sqrt(BLOCKS)
+    low, high = middle - half, middle + half
     floor = max(_LEAST_FLOOR, abs(float(np.median(np.log(first) - np.log(second)))))
     word: Word = "faster" if low > floor else "slower" if high < -floor else "no measurable difference"
-    return Verdict(math.exp(np.median(logs)), (math.exp(low), math.exp(high)), math.exp(floor), word)
-
-
-def _interval(logs: TimeSamples, random: np.random.Generator) -> tuple[float, float]:
-    """Return the percentile interval of the median, resampling blocks and whole rounds within blocks."""
-    blocks, rounds = logs.shape[:2]
-    block = random.integers(blocks, size=(_RESAMPLES, blocks, 1))
-    within = random.integers(rounds, size=(_RESAMPLES, blocks, rounds))
-    medians = np.median(logs[block, within].reshape(_RESAMPLES, -1), axis=1)
-    low, high = np.quantile(medians, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2])
-    return float(low), float(high)
+    return Verdict(math.exp(middle), (math.exp(low), math.exp(high)), math.exp(floor), word)

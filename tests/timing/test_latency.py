@@ -16,9 +16,9 @@ from convsurgeon.onnxnet.measuring.engine import Engine
 from convsurgeon.onnxnet.session import session_options
 from convsurgeon.timing import interleaved as sampling
 from convsurgeon.timing.comparison import Comparison, compare
-from convsurgeon.timing.interleaved import BLOCKS, _order
+from convsurgeon.timing.interleaved import _order
 from convsurgeon.timing.machine import read_machine
-from convsurgeon.timing.verdict import judge
+from convsurgeon.timing.verdict import BLOCKS, judge
 from tests.onnx.small import conv_stack
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from convsurgeon.base.errors import LatencyError
-from convsurgeon.timing.verdict import TimeSamples, judge
+from convsurgeon.timing.verdict import BLOCKS, TimeSamples, judge
 
-BLOCKS, ROUNDS = 5, 20
+ROUNDS = 20
 
 
 def times(random: np.random.Generator, scale: float, session: float, noise: float, spikes: float = 0.0) -> TimeSamples:
@@ -22,7 +22,7 @@ def words(scale: float, session: float, noise: float, spikes: float = 0.0, trial
     for seed in range(trials):
         random = np.random.default_rng(seed)
         trio = [times(random, factor, session, noise, spikes) for factor in (1, 1, scale)]
-        word = judge(*trio, seed=seed).word
+        word = judge(*trio).word
         counts[word] = counts.get(word, 0) + 1
     return counts
 
@@ -39,7 +39,9 @@ def test_five_percent_more_work(spikes: float) -> None:
 
 
 def test_noise_swallows_a_small_difference() -> None:
-    assert words(1.02, 0.02, 0.3).get("no measurable difference", 0) >= 38
+    found = words(1.02, 0.02, 0.3)
+    assert found.get("no measurable difference", 0) >= 36
+    assert found.get("faster", 0) <= 1  # it is slower
 
 
 def test_sessions_that_differ_are_not_averaged_away() -> None:
@@ -72,10 +74,12 @@ def test_the_interval_must_clear_the_floor() -> None:
     )  # the baseline itself strays further
 
 
-def test_the_same_seed_gives_the_same_verdict() -> None:
-    random = np.random.default_rng(0)
-    trio = [times(random, 1, 0.01, 0.05) for _ in range(3)]
-    assert judge(*trio, seed=1) == judge(*trio, seed=1)
+def test_the_interval_holds_the_truth_where_blocks_differ() -> None:
+    def covers(random: np.random.Generator) -> bool:
+        low, high = judge(*(times(random, scale, 0.02, 0.01) for scale in (2, 2, 1))).interval
+        return low <= 2 <= high
+
+    assert sum(covers(np.random.default_rng(seed)) for seed in range(200)) >= 186  # 0.93; resampling blocks: 0.87
 
 
 def test_refusals() -> None:
