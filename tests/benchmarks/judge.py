@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,16 @@ Batches = Sequence[tuple[Tensor, Tensor]]
 
 
 class InRuntime(nn.Module):
-    """A file in onnxruntime, which takes one image at a time."""
+    """A file in onnxruntime, which takes one image at a time, of any size that its nodes can take."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        self.session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+        graph = (model := onnx.load(file)).graph
+        del graph.value_info[:]
+        for value in (*graph.input, *graph.output):
+            for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+                dimension.dim_param = f"{value.name} {axis}"
+        self.session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
         name = self.session.get_inputs()[0].name
