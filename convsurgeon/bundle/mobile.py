@@ -34,24 +34,24 @@ def mobile_check(path: str | Path) -> MobileVerdict:
     Raises:
         ExportError: The file is not a valid ONNX model.
     """
-    model = _as_seen(Path(path))
-    owners = _owners(model.graph, Path(path))
+    file, model = _as_seen(Path(path))
+    owners = _owners(model.graph, file)
     inputs = [info for info in model.graph.input if not _static(info)]
     verdicts = [*(_judge(name, model, owners) for name in _PROVIDERS), _xnnpack(model, owners)]
     return MobileVerdict(tuple(verdicts), tuple(info.name for info in inputs))
 
 
-def _as_seen(path: Path) -> ModelProto:
-    """Return the graph after basic optimisation, with shapes."""
+def _as_seen(path: Path) -> tuple[GraphProto, ModelProto]:
+    """Return a file's graph, and what it is after basic optimisation, with shapes; both without large values."""
     try:
-        load_checked(path)
+        file = proto.without_values(load_checked(path)).graph
         with scratch() as folder:
             how = session_options(1, "basic")
             how.optimized_model_filepath = str(folder / "basic.onnx")
             open_session(path, how)
             seen = onnx.load(how.optimized_model_filepath, load_external_data=False)  # it lies beside the original
             proto.normalise(seen.graph)
-            return onnx.shape_inference.infer_shapes(seen, data_prop=True)
+            return file, onnx.shape_inference.infer_shapes(proto.without_values(seen), data_prop=True)
     except LatencyError as error:
         raise ExportError(str(error)) from error
     except Exception as error:  # the runtime's exceptions have no common base but Exception
@@ -101,12 +101,11 @@ def _xnnpack_takes(node: NodeProto, constant: set[str], ranks: dict[str, int]) -
     return ranks.get(node.input[0], 0) == 4 and all(name in constant for name in weights)
 
 
-def _owners(graph: GraphProto, path: Path) -> dict[str, str]:
+def _owners(graph: GraphProto, file: GraphProto) -> dict[str, str]:
     """Return for each node the name of the file's node that it came from: its own, or that of the first after it.
 
     Optimisation takes composed operators (HardSwish) apart, and gives the parts names of its own.
     """
-    file = onnx.load(path, load_external_data=False).graph
     known = {node.name for node in file.node} | set(proto.producers(file))
     owners: dict[str, str] = {}
     readers: dict[str, str] = {}

@@ -8,10 +8,11 @@ statistics.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from convsurgeon.calibration.dataset import Calibration, first_batches, join_batches
 from convsurgeon.distill.joint import NEAR, fit_jointly
@@ -27,6 +28,7 @@ from convsurgeon.planning.plan import Plan
 RENEWED = 256
 """Images that new batch-norm statistics are taken from."""
 
+_Made = TypeVar("_Made")
 _NORMS = nn.modules.batchnorm._BatchNorm
 
 
@@ -79,29 +81,29 @@ def reconstruct(
     judge = judge or OutputJudge(seen.model, data.held_back)
     best = judge.score(converted) if jointly else Score(math.inf)
     steps = [("weights alone", best.error, True)]
-    start = copy_state(converted)
 
-    def keep_or_restore(what: str, before: dict[str, Tensor]) -> None:
-        """Keep the weights as they are if their error is the lowest so far, put them back otherwise."""
+    def attempt(what: str, change: Callable[[], _Made]) -> _Made:
+        """Change the weights, and put them back if their error is not the lowest so far."""
         nonlocal best
-        score = judge.score(converted)
+        before = copy_state(converted) if best.error < math.inf else None
+        made, score = change(), judge.score(converted)
         kept = score.error < best.error
         if kept:
             best = score
-        else:
+        elif before is not None:
             restore_state(converted, before)
         steps.append((what, score.error, kept))
+        return made
 
-    sites = fit_in_order(seen, converted, plan, data, seed=seed, progress=progress, effort=effort, known=known)
-    keep_or_restore("fitted to activations", start)
+    sites = attempt(
+        "fitted to activations",
+        lambda: fit_in_order(seen, converted, plan, data, seed=seed, progress=progress, effort=effort, known=known),
+    )
     if jointly and best.error >= NEAR:
-        fitted = copy_state(converted)
-        fit_jointly(seen, converted, plan, data.fitted, judge.score, seed, progress)
-        keep_or_restore("fitted together", fitted)
+        attempt("fitted together", lambda: fit_jointly(seen, converted, plan, data.fitted, judge.score, seed, progress))
     if any(_renewable(module) for module in converted.modules()):
-        fitted = copy_state(converted)
-        _renew_norms(converted, join_batches(first_batches(data.fitted, RENEWED), data.together))
-        keep_or_restore("batch norm re-estimated", fitted)
+        renewed = join_batches(first_batches(data.fitted, RENEWED), data.together)
+        attempt("batch norm re-estimated", lambda: _renew_norms(converted, renewed))
     positions = sum(site.positions for site in sites)
     return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps), best)
 

@@ -24,6 +24,5 @@ def note_on_subnormals(model: nn.Module) -> tuple[str, ...]:
 def _share(tensor: Tensor) -> float:
     if tensor.is_meta or not tensor.is_floating_point() or not tensor.numel():
         return 0.0
-    values = tensor.detach().abs()
-    small = (values > 0) & (values < torch.finfo(tensor.dtype).tiny)
-    return float(small.sum()) / tensor.numel()
+    tiny, few = torch.finfo(tensor.dtype).tiny, tensor.detach().reshape(-1).split(1 << 20)
+    return sum(float(((part != 0) & (part.abs() < tiny)).sum()) for part in few) / tensor.numel()

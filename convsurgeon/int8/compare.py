@@ -110,7 +110,7 @@ def compare_layers(
 
 def _sqnr_of_values(model: ModelProto, rounded: ModelProto, feeds: Sequence[Feed]) -> dict[str, float]:
     """Return the SQNR in dB of every value that both graphs compute, behind its own rounding where it has one."""
-    types = proto.element_types(graph.infer_shapes(model).graph)
+    types = proto.element_types(graph.inferred(model))
     made = proto.producers(rounded.graph)
     pairs = {}
     for name in proto.producers(model.graph):
@@ -145,7 +145,7 @@ def _noise(sqnr_db: float) -> float:
 
 def _judged(model: ModelProto) -> list[str]:
     """Return the floating-point outputs, and the values that others are decided by."""
-    types = proto.element_types(graph.infer_shapes(model).graph)
+    types = proto.element_types(graph.inferred(model))
     made = proto.producers(model.graph)
     found: dict[str, None] = {}
     waiting = [info.name for info in reversed(model.graph.output)]

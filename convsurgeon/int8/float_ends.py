@@ -36,7 +36,7 @@ def find_float_ends(model: ModelProto, target: Target) -> frozenset[str]:
     outputs = [name for name, shape in proto.signature(model.graph.output) if _is_image(shape)]
     if target.whole or not outputs:
         return frozenset()
-    known = graph.infer_shapes(ModelProto.FromString(model.SerializeToString())).graph
+    known = graph.inferred(model)
     shapes = dict(proto.signature((*known.input, *known.value_info, *known.output)))
     constants = set(proto.constants(known))
     inputs = [info.name for info in known.input if info.name not in constants and _is_image(shapes[info.name])]

@@ -40,7 +40,7 @@ def find_float_joins(model: ModelProto, feeds: Sequence[Feed], target: Target) -
     if target.whole:
         return frozenset()
     tail, last = _tail(model.graph)
-    types = proto.element_types(graph.infer_shapes(model).graph)
+    types = proto.element_types(graph.inferred(model))
     made = {node.output[0]: node for node in (*tail, *last) if node.output}
     shown = [name for name in made if types.get(name) == TensorProto.FLOAT]
     if not shown:

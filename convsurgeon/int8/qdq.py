@@ -36,7 +36,7 @@ def insert_qdq(
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     exact = ModelProto.FromString(model.SerializeToString())
     if not proto.element_types(exact.graph).keys() >= proto.producers(exact.graph).keys():
-        exact = graph.infer_shapes(exact)
+        graph.infer_shapes(exact)
     known = {name: _known_scale(steps) for name, steps in (scales or {}).items()}
     try:
         with quiet():

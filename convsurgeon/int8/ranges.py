@@ -45,7 +45,7 @@ def nominal_ranges(model: ModelProto) -> Ranges:
 
 
 def _float_values(model: ModelProto) -> list[str]:
-    kinds = proto.element_types(graph.infer_shapes(model).graph)
+    kinds = proto.element_types(graph.inferred(model))
     made = [*(info.name for info in model.graph.input), *proto.producers(model.graph)]
     constant = set(proto.constants(model.graph))
     return [name for name in made if kinds.get(name) == TensorProto.FLOAT and name not in constant]

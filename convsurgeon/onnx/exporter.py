@@ -19,7 +19,7 @@ from typing import Any
 import onnx
 import torch
 from onnx import ModelProto
-from torch import nn
+from torch import Tensor, nn
 
 from convsurgeon.base.errors import CaptureError, ExportError, ParityError, WriteError, first_line
 from convsurgeon.base.files import check_file, new_file
@@ -139,11 +139,32 @@ def write_exported(
     data: bytes, model: nn.Module, example: Any, target: Path, metadata: Mapping[str, str], images: Sequence[Any],
     as_it_was: bool = False,
 ) -> OnnxFile:  # fmt: skip
-    """Write a file from the graph that `export_graph` gave for a model earlier, as `write_file` would."""
-    exported = onnx.load_from_string(data)
+    """Write a file from the graph that `export_graph` gave for a model earlier, as `write_file` would.
+
+    `data` is what `without_weights` made of that graph.
+    """
+    exported, subject = onnx.load_from_string(data), copy_to_cpu(model)
+    own = dict(subject.named_parameters())
+    for tensor in filter(proto.is_large, exported.graph.initializer):
+        if not tensor.raw_data and tensor.name in own:
+            tensor.raw_data = _bytes_of(own[tensor.name])
     if not as_it_was:
         rewrite_prelu(exported)
-    return _write_graph(exported, copy_to_cpu(model), order_example(model, example), target, metadata, images)
+    return _write_graph(exported, subject, order_example(model, example), target, metadata, images)
+
+
+def without_weights(exported: ModelProto, model: nn.Module) -> bytes:
+    """Return a graph of a model without the large weights that are the model's own; the graph loses them, too."""
+    own = dict(model.named_parameters())
+    for tensor in filter(proto.is_large, exported.graph.initializer):
+        weight = own.get(tensor.name)
+        if weight is not None and weight.shape == (*tensor.dims,) and tensor.raw_data == _bytes_of(weight):
+            tensor.ClearField("raw_data")
+    return bytes(exported.SerializeToString())
+
+
+def _bytes_of(weight: Tensor) -> bytes:
+    return weight.detach().cpu().contiguous().numpy().tobytes()
 
 
 def _write_graph(
@@ -157,7 +178,8 @@ def _write_graph(
     picking = graph.picking_operators(exported.graph)
     advice = f"it picks among values ({picking}), where rounding counts: {instead_of(model)}" if picking else ""
     with new_file(target, overwrite) as draft:
-        draft.write_bytes(_serialise(graph.infer_shapes(exported), opset))
+        graph.infer_shapes(exported)
+        draft.write_bytes(_serialise(exported, opset))
         try:
             parity = check_parity(model, example, draft, images=images)
         except ParityError as error:  # a file that does not even run may be of a network that picks

@@ -62,10 +62,20 @@ def summed_convs(
     return found
 
 
-def infer_shapes(model: ModelProto) -> ModelProto:
-    """Return the model with the shape of every inner value inferred anew; those of `model` itself are removed."""
+def infer_shapes(model: ModelProto) -> None:
+    """Give a model the shape of every inner value, inferred anew."""
+    found = inferred(model)
     del model.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=False, data_prop=True)
+    model.graph.value_info.extend(found.value_info)
+    for info, known in zip(model.graph.output, found.output, strict=True):
+        info.CopyFrom(known)
+
+
+def inferred(model: ModelProto) -> GraphProto:
+    """Return a model's graph with the shape of every inner value, inferred anew, and without large weights' values."""
+    bare = proto.without_values(model)
+    del bare.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=False, data_prop=True).graph
 
 
 def _drop_idle_nodes(graph: GraphProto) -> None:

@@ -17,6 +17,8 @@ CONVS = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}
 PRODUCTS = {"Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3}
 """Operators and the position of their kernel or second factor."""
 
+LARGE = 1024
+"""Elements from which on a weight is large."""
 _INTEGER = ("QLinearConv", "ConvInteger", "QLinearConvTranspose", "QLinearMatMul", "QGemm")
 _FLOAT = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -72,13 +74,32 @@ def normalise(graph: GraphProto) -> None:
     del graph.sparse_initializer[:]
 
 
+def is_large(tensor: TensorProto) -> bool:
+    """Return whether a tensor is a large weight. Small ones may be shapes or scales, whose values matter to a graph."""
+    return tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and math.prod(tensor.dims) >= LARGE
+
+
+def without_values(model: ModelProto) -> ModelProto:
+    """Return a copy whose large weights have shapes and no values, for looking at the graph."""
+    bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    bare.graph.name = model.graph.name
+    for field in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(bare.graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:
+        shape = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        bare.graph.initializer.append(shape if is_large(tensor) else tensor)
+    return bare
+
+
 def check(model: ModelProto, path: Path) -> None:
     """Raise what onnx's checker raises of a file; an output without a declared shape, which it refuses, is legal."""
     outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in stored_tensors(model.graph))
     if outside and all(kind.elem_type and kind.HasField("shape") for kind in _output_types(model.graph)):
         onnx.checker.check_model(str(path))  # among others that no weights lie outside of the folder
         return
-    declared = ModelProto.FromString(model.SerializeToString())
+    declared = model
+    if outside or any(not (kind.elem_type and kind.HasField("shape")) for kind in _output_types(model.graph)):
+        declared = ModelProto.FromString(model.SerializeToString())
     if outside:
         onnx.load_external_data_for_model(declared, str(path.parent))  # which looks where they lie, too
     for kind in _output_types(declared.graph):

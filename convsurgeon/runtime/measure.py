@@ -109,8 +109,8 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
         bar(total=total, desc="timing layers", unit="form", show=how.progress, delay=2.0) as shown,
     ):
 
-        def tell(_: str) -> None:
-            shown.update()
+        def tell(_: str, passes: float) -> None:
+            shown.update(passes)
 
         try:
             skeleton = export_skeleton(seen, progress=how.progress)

@@ -24,16 +24,13 @@ from convsurgeon.forms.as_conv import TransposedAsConv
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.site import Site
-from convsurgeon.onnx.exporter import export_graph
+from convsurgeon.onnx.exporter import export_graph, without_weights
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import CONVS
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
 from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.runtime.measurements import NodeFacts
-
-LARGE = 1024
-"""Elements from which on a weight loses its values. Small tensors may be shapes or scales that must make sense."""
 
 Shape = tuple[int, ...]
 
@@ -47,7 +44,7 @@ class Skeleton:
     sites: Mapping[str, Site]
     convs: Mapping[str, tuple[str, ...]]
     exported: bytes
-    """The dense graph whole, as torch writes it or as it is stored."""
+    """The dense graph as torch writes it or as it is stored, without what the model itself holds."""
     shuffles: Mapping[str, TransposedAsConv]
     """Of sites that are transposed convs in the dense graph, and convs before a shuffle in another form."""
     as_it_was: ModelProto | None
@@ -114,18 +111,17 @@ def fingerprint(seen: Capture) -> str:
     return found.hexdigest()
 
 
-def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
+def _skeleton(exported: ModelProto, seen: Capture) -> Skeleton:
     """Take the large weights out of an exported graph and find the sites in it; the graph is used up."""
     sites, modules = seen.sites, dict(seen.model.named_modules())
     parents = {site.name: modules.get(site.name.rpartition(".")[0]) for site in sites}
     shuffles = {name: one for name, one in parents.items() if isinstance(one, TransposedAsConv)}
-    whole, graph = dense.SerializeToString(), dense.graph
-    large = {
-        tensor.name: tuple(tensor.dims)
-        for tensor in graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1 and np.prod(tensor.dims) >= LARGE
-    }
+    data = without_weights(exported, seen.model)
+    graph = exported.graph
+    large = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if proto.is_large(tensor)}
     replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
+    dense = ModelProto.FromString(exported.SerializeToString())  # a graph keeps the memory of what it lost
+    graph = dense.graph
     as_it_was = ModelProto.FromString(dense.SerializeToString())
     is_other = rewrite_prelu(dense)
     owners = {
@@ -139,7 +135,7 @@ def _skeleton(dense: ModelProto, seen: Capture) -> Skeleton:
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)
     known = {site.name: site for site in sites}
-    return Skeleton(dense, large, known, convs, whole, shuffles, as_it_was if is_other else None)
+    return Skeleton(dense, large, known, convs, data, shuffles, as_it_was if is_other else None)
 
 
 def replace_initializers(graph: GraphProto, kept: Sequence[TensorProto]) -> None:
@@ -197,7 +193,7 @@ class _Writer:
         self.names, self.opset, self.stored = TakenNames.of(self.graph), proto.opset_of(model), set[str]()
 
     def put(self, name: str, tensor: Tensor) -> str:
-        if tensor.is_meta and tensor.numel() >= LARGE:
+        if tensor.is_meta and tensor.numel() >= proto.LARGE:
             self.weights[name] = tuple(tensor.shape)
         elif name not in self.stored:
             self.stored.add(name)

@@ -21,7 +21,7 @@ from convsurgeon.int8.target import Target
 from convsurgeon.onnx import graph as shapes
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.session import QUANTISED_WEIGHT
-from convsurgeon.runtime.network_graph import LARGE, NetworkGraph, Shape, replace_initializers
+from convsurgeon.runtime.network_graph import NetworkGraph, Shape, replace_initializers
 
 
 def quantize_graph(network: NetworkGraph) -> NetworkGraph:
@@ -35,7 +35,7 @@ def quantize_graph(network: NetworkGraph) -> NetworkGraph:
     merge_sums(model.graph)
     target = Target.onnxruntime()
     left = find_float_ends(model, target)
-    model = shapes.infer_shapes(model)
+    shapes.infer_shapes(model)
     weights = _shrink(model.graph)
     made = insert_qdq(model, nominal_ranges(model), target, left)
     large = weights | {name + QUANTISED_WEIGHT: shape for name, shape in weights.items()}
@@ -50,9 +50,8 @@ def _shrink(graph: GraphProto) -> dict[str, Shape]:
     found: dict[str, Shape] = {}
     readers = proto.readers(graph)
     for tensor in graph.initializer:
-        shape = tuple(tensor.dims)
-        if tensor.data_type == TensorProto.FLOAT and len(shape) > 1 and int(np.prod(shape)) >= LARGE:
-            found[tensor.name] = shape
+        if proto.is_large(tensor):
+            found[tensor.name] = shape = tuple(tensor.dims)
             node = readers[tensor.name][-1]
             transposed = node.op_type == "Gemm" and proto.number_attribute(node, "transB", 0)
             axis = 0 if node.op_type == "Conv" or transposed else 1  # of the outputs

@@ -34,7 +34,7 @@ class Machine:
     def __str__(self) -> str:
         isa = " ".join(self.isa) or "unknown instruction set"
         return (
-            f"{self.cpu}, {self.cores} cores ({isa}), load {self.load:.1f}; "
+            f"{self.cpu}, {self.cores} core{'s' * (self.cores > 1)} ({isa}), load {self.load:.1f}; "
             f"{self.system}, Python {self.python}, onnx {self.onnx}, onnxruntime {self.onnxruntime}"
         )
 

@@ -38,7 +38,7 @@ def count_macs(path: str | Path, *, batch: int = 1, sizes: Mapping[str, int] | N
     Raises:
         LatencyError: The file is missing, unreadable, not ONNX, or not valid.
     """
-    model = load_checked(Path(path))
+    model = proto.without_values(load_checked(Path(path)))
     shapes = _infer_shapes(model, batch, sizes or {})
     by_node: dict[str, int] = {}
     uncounted = []

@@ -24,13 +24,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import onnx
 import onnxruntime as ort
 import torch
 from torch import Tensor, nn
 
 import convsurgeon as cs
 from tests.benchmarks.cases import add_networks, add_seeds
-from tests.benchmarks.judge import Batches, InRuntime, halves, judged, measure_metric, sample_of
+from tests.benchmarks.judge import Batches, InRuntime, halves, judged, measure_metric, of_any_size, sample_of
 from tests.benchmarks.measure import compare_files, compare_models, in_fresh_process, processor_seconds
 from tests.benchmarks.other_ways import WAYS, elsewhere, quantise
 from tests.benchmarks.runner import Row, revision
@@ -209,8 +210,13 @@ def _int8(task: Task) -> Row:
     """Return what onnxruntime's static int8 of the original gives."""
     with tempfile.TemporaryDirectory() as folder:
         float_file, file = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        cs.onnx.export(task.model, task.example, float_file)
+        cs.onnx.export(task.model, task.images[:1], float_file)
         quantise(float_file, file, task.images[:100])
+        sized = of_any_size(file)
+        for dimension, size in zip(sized.graph.input[0].type.tensor_type.shape.dim, task.example.shape, strict=True):
+            dimension.dim_value = size
+        onnx.save(sized, file)
+        cs.onnx.export(task.model, task.example, float_file, overwrite=True)
         row = judged(task.subject, task.model, InRuntime(file), task.batches)
         label = {"way": f"int8 of onnxruntime {ort.__version__}"}
         return {**label, **compare_files(float_file, file, threads=1, pairs=_PAIRS), **row}

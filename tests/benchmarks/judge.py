@@ -22,16 +22,21 @@ class InRuntime(nn.Module):
 
     def __init__(self, file: Path) -> None:
         super().__init__()
-        graph = (model := onnx.load(file)).graph
-        del graph.value_info[:]
-        for value in (*graph.input, *graph.output):
-            for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
-                dimension.dim_param = f"{value.name} {axis}"
-        self.session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        self.session = ort.InferenceSession(of_any_size(file).SerializeToString(), providers=["CPUExecutionProvider"])
 
     def forward(self, x: Tensor) -> Tensor:
         name = self.session.get_inputs()[0].name
         return torch.cat([torch.from_numpy(self.session.run(None, {name: one[None].numpy()})[0]) for one in x])
+
+
+def of_any_size(file: Path) -> onnx.ModelProto:
+    """Return a file's graph with all sizes of its inputs and outputs open."""
+    graph = (model := onnx.load(file)).graph
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+            dimension.dim_param = f"{value.name} {axis}"
+    return model
 
 
 def sample_of(subject: Subject, images: Tensor) -> Tensor:

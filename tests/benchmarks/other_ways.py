@@ -26,6 +26,9 @@ def _pruned(importance: str, original: nn.Module, example: Tensor, images: Tenso
     """Return the network without a share of its channels, by the importance of a name of torch-pruning."""
     pruning = importlib.import_module("torch_pruning")
     model = copy.deepcopy(original).requires_grad_(True)
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # torch-pruning finds no channels before one in place
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     kept = [layer for layer in layers[:-1] if layer.weight.shape[0] < 8] + layers[-1:]
     pruner = pruning.pruner.BasePruner(

@@ -43,7 +43,7 @@ STRETCH = "Stretch"
 _LEAST_SHARE = 0.05
 """Of its time, that a stretch keeps at least when what every run takes is taken off."""
 
-Progress = Callable[[str], None]
+Progress = Callable[[str, float], None]
 
 
 class Stretches:
@@ -86,7 +86,8 @@ def measure_folder(
         target: Where the results are, and go.
         engine: How the networks are run.
         passes: Sets of fresh sessions; of networks that take long at most `LONG_PASSES`.
-        progress: Called with the label of a network whenever it has been timed in a pass.
+        progress: Called with the label of a network whenever it has been timed in a pass, and how many passes that
+            stands for: more than one where networks take so long that there are fewer.
         power: The device's power mode, as its user calls it.
     """
     manifest = read_manifest(folder)
@@ -98,8 +99,9 @@ def measure_folder(
         for group in _groups(manifest, raw, number):
             raw["samples"] += _group(folder, manifest, group, number, engine, alone)
             write_json(target, raw)
+            stands_for = max(passes / LONG_PASSES, 1.0) if is_long(raw["samples"][-1]["dense_ms"]) else 1.0
             for name in group[1:]:
-                progress(str(manifest["networks"][name]["label"]))
+                progress(str(manifest["networks"][name]["label"]), stands_for)
     return raw
 
 

@@ -18,13 +18,13 @@ def main(folder: Path) -> int:
     """Time the networks of a folder as the command line says, and return the exit status."""
     options = _read_options()
     target = Path(options.out) if options.out else folder / RESULT
-    started, count = time.monotonic(), 0
+    started, count = time.monotonic(), 0.0
 
-    def show(name: str) -> None:
+    def show(name: str, passes: float) -> None:
         nonlocal count
-        count += 1
+        count += passes
         left = (time.monotonic() - started) / count * (total - count)
-        print(f"\r{count} of {total}, {_minutes(left)} left: {name[:40]:40}", end="", file=sys.stderr, flush=True)
+        print(f"\r{count:.0f} of {total}, {_minutes(left)} left: {name[:40]:40}", end="", file=sys.stderr, flush=True)
 
     try:
         if options.threads < 1 or options.passes < 1:
