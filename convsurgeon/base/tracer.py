@@ -28,6 +28,8 @@ class ThreadTracer(fx.Tracer):
                 return super().trace(root, concrete_args)
             finally:
                 self._autowrap_function_ids.clear()  # or a late call of another thread would replace math functions
+                # a circle of torch's holds the tracer: with the model in it the weights would stay until Python looks
+                self.root, self.submodule_paths, self.tensor_attrs = nn.Module(), {}, {}
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Return a proxy of a parameter to its own thread, the parameter itself to others."""

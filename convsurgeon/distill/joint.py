@@ -32,6 +32,7 @@ from convsurgeon.graph.neighbours import alone, callers, neighbours
 from convsurgeon.graph.output_error import by_channel, relative_error, scales
 from convsurgeon.graph.outputs import answer, float_tensors
 from convsurgeon.graph.state import evaluating, undisturbed
+from convsurgeon.graph.trace import over
 from convsurgeon.planning.plan import Plan
 
 EPOCHS = 4
@@ -168,7 +169,7 @@ class _Watching(fx.Interpreter):
     """A network that also returns what it computes at some nodes."""
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> None:
-        super().__init__(fx.GraphModule(graph_targets(root, traced), traced.graph))
+        super().__init__(over(graph_targets(root, traced), traced.graph))
         self._wanted, self._values = dict.fromkeys(nodes), list[Tensor]()
 
     def watched(self, batch: Example) -> tuple[list[Tensor], list[Tensor]]:

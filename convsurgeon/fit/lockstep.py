@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from convsurgeon.base.files import reserve, scratch
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.trace import UntracedRoot
+from convsurgeon.graph.trace import UntracedRoot, over
 
 
 class Runner(fx.Interpreter):
@@ -34,7 +34,7 @@ class Runner(fx.Interpreter):
     """
 
     def __init__(self, root: nn.Module, traced: fx.GraphModule, batches: Sequence[Example], spill: bool) -> None:
-        super().__init__(fx.GraphModule(graph_targets(root, traced), traced.graph))
+        super().__init__(over(graph_targets(root, traced), traced.graph))
         self._inputs = [iter(batch.tensors()) for batch in batches]
         self._spill = spill
         self._dropped = _last_uses(traced.graph)

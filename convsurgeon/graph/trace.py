@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -41,7 +42,7 @@ def trace(model: nn.Module, example: Example) -> Traced:
         tracer = _Tracer(example, paths, kinds)
         try:
             with undisturbed(model):  # a trace that fails leaves its proxies on the model, in caches that it fills
-                graph = fx.GraphModule(model, tracer.trace(model))  # writes Python, which not every name survives
+                graph = over(model, tracer.trace(model))  # writes Python, which not every name survives
         except _UntraceableError as failure:
             opaque[failure.path] = failure.reason
             paths |= {failure.path}
@@ -70,7 +71,7 @@ class _Tracer(ThreadTracer):
         super().__init__()
         self._example, self._paths, self._kinds = example, paths, kinds
         self.leaves: set[str] = set()
-        self._made: dict[nn.Module, str] = {}
+        self._made: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: object = None
@@ -143,7 +144,14 @@ def untraced(model: nn.Module, example: Example, reason: str) -> Traced:
         graph.output(graph.call_module(UNTRACED, args, kwargs))
     except Exception as error:
         raise CaptureError(f"example: an argument torch.fx cannot hold ({describe(error)}); pass tensors") from error
-    return fx.GraphModule(UntracedRoot(model), graph), {"": reason}
+    return over(UntracedRoot(model), graph), {"": reason}
+
+
+def over(root: nn.Module | dict[str, Any], graph: fx.Graph) -> fx.GraphModule:
+    """Return a graph over a model's modules, or over those of these names."""
+    made = fx.GraphModule(root, graph)
+    made.graph.owning_module = None  # it would keep the weights for as long as somebody holds the graph
+    return made
 
 
 def readers_of_input(graph: fx.GraphModule, run: Collection[nn.Module], functions: Collection[object]) -> set[int]:

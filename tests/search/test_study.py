@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,18 @@ def test_a_trial_takes_half_of_the_steps_of_what_ships(monkeypatch: pytest.Monke
     assert rough == [EFFORT * count for count in steps]
     assert rough
     assert whole < 1.05 * roughly < 1.5 * whole
+
+
+def test_a_trial_leaves_no_copy_of_the_network_behind() -> None:
+    """Torch's tracers and graphs are in circles, which Python may take minutes to find."""
+    study = _study([cs.CP(rank=8)])
+    gc.collect()
+    gc.disable()
+    try:
+        left = weakref.ref(study.try_plan(study.base).model)
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_further_trial_does_not_run_the_original_again_and_finds_the_same() -> None:
