@@ -28,6 +28,7 @@ from convsurgeon.onnx.exporter import export_graph, without_weights
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import CONVS
 from convsurgeon.onnxnet.form_nodes import TakenNames, form_nodes
+from convsurgeon.onnxnet.network import OnnxNetwork
 from convsurgeon.onnxnet.padding import Padding
 from convsurgeon.onnxnet.prelu import rewrite_prelu
 from convsurgeon.runtime.measurements import NodeFacts
@@ -43,8 +44,8 @@ class Skeleton:
     weights: Mapping[str, Shape]
     sites: Mapping[str, Site]
     convs: Mapping[str, tuple[str, ...]]
-    exported: bytes
-    """The dense graph as torch writes it or as it is stored, without what the model itself holds."""
+    exported: bytes | None
+    """The dense graph as torch writes it, without what the model itself holds; None of an ONNX file."""
     shuffles: Mapping[str, TransposedAsConv]
     """Of sites that are transposed convs in the dense graph, and convs before a shuffle in another form."""
     as_it_was: ModelProto | None
@@ -70,7 +71,7 @@ _EXPORTED: WeakKeyDictionary[nn.Module, Skeleton] = WeakKeyDictionary()
 
 
 def exported_before(seen: Capture) -> bytes | None:
-    """Return the dense graph of a network that was timed, as it was exported; None of one that was not."""
+    """Return the dense graph of a torch network that was timed, see `write_exported`; None of any other."""
     known = _EXPORTED.get(seen.graph)
     return None if known is None else known.exported
 
@@ -116,7 +117,7 @@ def _skeleton(exported: ModelProto, seen: Capture) -> Skeleton:
     sites, modules = seen.sites, dict(seen.model.named_modules())
     parents = {site.name: modules.get(site.name.rpartition(".")[0]) for site in sites}
     shuffles = {name: one for name, one in parents.items() if isinstance(one, TransposedAsConv)}
-    data = without_weights(exported, seen.model)
+    data = None if isinstance(seen.model, OnnxNetwork) else without_weights(exported, seen.model)
     graph = exported.graph
     large = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if proto.is_large(tensor)}
     replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
