@@ -85,7 +85,7 @@ def reconstruct(
     def attempt(what: str, change: Callable[[], _Made]) -> _Made:
         """Change the weights, and put them back if their error is not the lowest so far."""
         nonlocal best
-        before = copy_state(converted) if best.error < math.inf else None
+        before = copy_state(converted) if jointly or best.error < math.inf else None
         made, score = change(), judge.score(converted)
         kept = score.error < best.error
         if kept:

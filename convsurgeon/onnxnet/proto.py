@@ -94,12 +94,10 @@ def without_values(model: ModelProto) -> ModelProto:
 def check(model: ModelProto, path: Path) -> None:
     """Raise what onnx's checker raises of a file; an output without a declared shape, which it refuses, is legal."""
     outside = any(tensor.data_location == TensorProto.EXTERNAL for tensor in stored_tensors(model.graph))
-    if outside and all(kind.elem_type and kind.HasField("shape") for kind in _output_types(model.graph)):
-        onnx.checker.check_model(str(path))  # among others that no weights lie outside of the folder
+    if all(kind.elem_type and kind.HasField("shape") for kind in _output_types(model.graph)):
+        onnx.checker.check_model(str(path) if outside else model)  # of a path also that no weights lie elsewhere
         return
-    declared = model
-    if outside or any(not (kind.elem_type and kind.HasField("shape")) for kind in _output_types(model.graph)):
-        declared = ModelProto.FromString(model.SerializeToString())
+    declared = ModelProto.FromString(model.SerializeToString())
     if outside:
         onnx.load_external_data_for_model(declared, str(path.parent))  # which looks where they lie, too
     for kind in _output_types(declared.graph):

@@ -118,12 +118,11 @@ def _skeleton(exported: ModelProto, seen: Capture) -> Skeleton:
     parents = {site.name: modules.get(site.name.rpartition(".")[0]) for site in sites}
     shuffles = {name: one for name, one in parents.items() if isinstance(one, TransposedAsConv)}
     data = None if isinstance(seen.model, OnnxNetwork) else without_weights(exported, seen.model)
-    graph = exported.graph
-    large = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if proto.is_large(tensor)}
-    replace_initializers(graph, [one for one in graph.initializer if one.name not in large])
-    dense = ModelProto.FromString(exported.SerializeToString())  # a graph keeps the memory of what it lost
-    graph = dense.graph
-    as_it_was = ModelProto.FromString(dense.SerializeToString())
+    stored = exported.graph.initializer
+    large = {tensor.name: tuple(tensor.dims) for tensor in stored if proto.is_large(tensor)}
+    replace_initializers(exported.graph, [one for one in stored if one.name not in large])
+    bare = exported.SerializeToString()  # and read again: a graph keeps the memory of what it lost
+    dense, as_it_was = ModelProto.FromString(bare), ModelProto.FromString(bare)
     is_other = rewrite_prelu(dense)
     owners = {
         f"{name.removesuffix('.conv') if site.name in shuffles else name}.weight": site.name
@@ -131,7 +130,7 @@ def _skeleton(exported: ModelProto, seen: Capture) -> Skeleton:
         for name in site.names
     }
     convs: dict[str, tuple[str, ...]] = {}
-    for node in graph.node:
+    for node in dense.graph.node:
         site = owners.get(node.input[1]) if node.op_type in CONVS else None
         if site is not None:
             convs[site] = (*convs.get(site, ()), node.name)

@@ -56,9 +56,9 @@ class Trial:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the speed-up lies, as far as the measurement tells; at most as high as the table's, at its low end.
+        """Where the speed-up lies; its low end is never above the speed-up by the table.
 
-        Neighbours on a shared machine stay for longer than one measurement, and the table is another.
+        What else runs on a shared machine may stay for longer than one measurement; the table is another measurement.
         """
         low = min(self.speed_up / (1 + self.spread), self.dense_ms / self.predicted_ms)
         return low, self.speed_up / max(1 - self.spread, 1e-3)

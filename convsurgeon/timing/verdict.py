@@ -64,14 +64,15 @@ def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples) -> Ve
         LatencyError: Shapes differ, fewer rounds than `LEAST_PAIRS`, or a time that is not positive.
     """
     times = (first, second, candidate)
-    if len({sample.shape for sample in times}) != 1 or first.shape[0] != BLOCKS or first.size < LEAST_PAIRS:
+    alike = first.shape == second.shape == candidate.shape
+    if not alike or first.ndim != 2 or len(first) != BLOCKS or first.size < LEAST_PAIRS:
         raise LatencyError(
             f"samples of shape {first.shape}: a verdict needs {LEAST_PAIRS} rounds or more of each model"
         )
     if not all(np.isfinite(sample).all() and (sample > 0).all() for sample in times):
         raise LatencyError("samples: hold a time that is not positive; is the clock steady?")
     logs = np.log(np.stack([first, second], axis=-1)) - np.log(candidate)[..., None]
-    medians = np.median(logs.reshape(BLOCKS, -1), axis=1)
+    medians = np.median(logs, axis=(1, 2))
     middle, half = float(medians.mean()), _STUDENT * float(medians.std(ddof=1)) / math.sqrt(BLOCKS)
     low, high = middle - half, middle + half
     floor = max(_LEAST_FLOOR, abs(float(np.median(np.log(first) - np.log(second)))))
