@@ -99,7 +99,8 @@ def find_missing(
     was measured of this precision, if anything was.
     """
     begun = {} if raw is None else raw.networks
-    passes = min(passes, LONG_PASSES) if raw is not None and is_long(raw.total_ms) else passes
+    if raw is not None and any(is_long(sample.total_ms) for sample in raw.dense):
+        passes = min(passes, LONG_PASSES)
     counts = Counter(sample.network for sample in (() if raw is None else raw.samples))
     done = {
         (site, form_from_dict(values, forms).label)

@@ -191,8 +191,10 @@ def measure_table(
         first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
         if first or raw is None:
             raw = measure_candidates(seen, first, target, how).known(kinds)
-        if prune:
-            wanted = leave_out_slow(wanted, attribute(raw, kinds), sites)
-            if rest := find_missing(wanted, raw, how.passes, kinds):
-                raw = measure_candidates(seen, rest, target, how).known(kinds)
+        while prune:  # each measurement moves the median of the dense network, and so what is left out
+            worth = leave_out_slow(wanted, attribute(raw, kinds), sites)
+            rest = find_missing(worth, raw, how.passes, kinds)
+            if not rest:
+                break
+            raw = measure_candidates(seen, rest, target, how).known(kinds)
     return LatencyTable(attribute(raw, kinds), raw)

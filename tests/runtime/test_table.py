@@ -9,6 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,25 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr(folder, "measure_folder", measured)
     again = _measure(cache)
     assert again.rows == table.rows
+
+
+def test_what_later_times_let_in_is_measured_in_the_same_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms are left out by times that move when more is measured; the next call must not find something missing."""
+    forms = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
+    left_out = [forms[2].label]
+
+    def slow(candidates: list[Candidate], *_: object) -> list[Candidate]:
+        out = left_out.pop() if left_out else None
+        return [one for one in candidates if one.label != out]
+
+    monkeypatch.setattr("convsurgeon.runtime.cache.BUSY", 2.0)  # a busy machine's figures stay
+    monkeypatch.setattr(folder, "SECONDS", 0.02)
+    monkeypatch.setattr("convsurgeon.runtime.table.leave_out_slow", slow)
+    measure = partial(cs.Runtime(cache=tmp_path).measure, cs.capture(_net(), EXAMPLE), forms, progress=False)
+    found = measure(passes=1)
+    assert all(found.has("3", form) for form in forms)
+    monkeypatch.setattr(folder, "measure_folder", lambda *_: pytest.fail("measured again"))
+    assert measure(passes=1).rows == found.rows
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
