@@ -36,10 +36,12 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests look at what is done with milliseconds, not at the milliseconds; and they leave the user's cache alone."""
     from convsurgeon.onnxnet.measuring import folder
+    from convsurgeon.timing import interleaved
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(folder, "SECONDS", 0.02)
+        patch.setattr(interleaved, "_SAMPLE_S", 3e-4)
         yield
 
 

@@ -24,6 +24,7 @@ from convsurgeon.graph.state import undisturbed, written_parameters
 from convsurgeon.onnx.inputs import resize_example
 from convsurgeon.onnx.node_names import SCOPES
 from convsurgeon.onnx.quiet import quiet
+from convsurgeon.onnx.signatures import signatures_kept
 from convsurgeon.onnxnet import proto
 from convsurgeon.onnxnet.convs import path_of
 
@@ -71,7 +72,7 @@ def instead_of(model: nn.Module) -> str:
 
 def _capture(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
     # torch prints the whole graph to stderr where a guard fails
-    with undisturbed(model), quiet(), contextlib.redirect_stderr(io.StringIO()):
+    with undisturbed(model), quiet(), signatures_kept(), contextlib.redirect_stderr(io.StringIO()):
         program = torch.onnx.export(
             model,
             example.args,

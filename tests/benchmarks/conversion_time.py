@@ -47,7 +47,7 @@ FITTED = [
     *("resnet20:macs=0.3:0", "resnet20:macs=0.3:1", "resnet20:macs=0.3:2", "squeezenet:macs=0.3", "unet:macs=0.3"),
     *("resnet18:macs=0.3", "vgg16:macs=0.3", "dncnn:macs=0.25", "resnet20:minutes=0.25", "unet:minutes=1"),
 ]
-IMAGES = {"unet": 20, "craft": 20, "unet 31m at 512": 16, "unet 31m at 1024": 4}
+IMAGES = {"unet": 20, "craft": 20, "unet 31m at 512": 4, "unet 31m at 1024": 4}
 """Random ones, 64 where it is not said."""
 
 
