@@ -2,6 +2,9 @@
 
 A form with twice the branches takes about twice as long. So the cheapest form of every kind is timed first, and sites
 at which a dearer one would be slower than dense even at `SLACK` times that estimate are left out.
+
+From `FULL_RANK` on a form's time is a straight line in its rank, nearly. So of a slow network the smallest, a middle
+and the largest of such ranks are timed, and the table draws the line.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import json
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.precision import Precision
@@ -27,6 +29,8 @@ from convsurgeon.runtime.latencies import GAIN
 from convsurgeon.runtime.measurements import Measurements
 
 SLACK = 0.7
+FULL_RANK = 16
+"""Below it a rank may take as long as a larger one: the runtime computes so many channels at once."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,7 @@ class Candidate:
 
 
 def candidates_of(seen: Capture, forms: Iterable[Form], policy: Predicate | None) -> list[Candidate]:
-    """Return one candidate per form, with its settled form at every site that takes it, more MACs or fewer.
-
-    Forms that share no site, those of k x k and of 1x1 convs, stand in one network: it takes as long to time as either.
-    """
+    """Return one candidate per form, with its settled form at every site that takes it, more MACs or fewer."""
     chosen, _ = resolve(everything() if policy is None else policy, seen.sites)
     kernels = kernels_of(seen)
     open_sites = [site for site in seen.sites if not site.obstacle and chosen(site)]
@@ -70,17 +71,8 @@ def candidates_of(seen: Capture, forms: Iterable[Form], policy: Predicate | None
                 fits[site.name] = settles
         if fits:
             check_timeable(fits)
-            _add(found, Candidate(form.label, fits))
+            found.append(Candidate(form.label, fits))
     return found
-
-
-def _add(found: list[Candidate], one: Candidate) -> None:
-    """Append a candidate, or merge it with the first one that it shares no site with."""
-    for place, other in enumerate(found):
-        if not other.chosen.keys() & one.chosen.keys():
-            found[place] = Candidate(f"{other.label}, {one.label}", {**other.chosen, **one.chosen})
-            return
-    found.append(one)
 
 
 def check_timeable(forms: Mapping[str, Form]) -> None:
@@ -93,41 +85,55 @@ def check_timeable(forms: Mapping[str, Form]) -> None:
 def find_missing(
     candidates: Sequence[Candidate], raw: Measurements | None, passes: int, forms: Kinds = ()
 ) -> list[Candidate]:
-    """Return the candidates with a site whose form was not yet timed in every pass.
+    """Return the networks in which what was not yet timed in every pass is timed, as few as possible.
 
-    A candidate that was begun keeps its network; of another only the sites that are missing are built. `raw` is what
-    was measured of this precision, if anything was.
+    A network that was begun stays as it is. `raw` is what was measured of this precision, if anything was.
     """
-    begun = {} if raw is None else raw.networks
-    if raw is not None and any(is_long(sample.total_ms) for sample in raw.dense):
+    if raw is None:
+        return pack(candidates)
+    if any(is_long(sample.total_ms) for sample in raw.dense):
         passes = min(passes, LONG_PASSES)
-    counts = Counter(sample.network for sample in (() if raw is None else raw.samples))
-    done = {
-        (site, form_from_dict(values, forms).label)
-        for key, network in begun.items()
-        if counts[key] >= passes
-        for site, values in network.forms.items()
+    left = {
+        (name, form.label): form for one in candidates for name, form in one.chosen.items() if name not in raw.barred
     }
-    left = []
+    counts = Counter(sample.network for sample in raw.samples)
+    begun: list[Candidate] = []
+    for key in sorted(raw.networks, key=lambda key: -counts[key]):
+        network = raw.networks[key]
+        made = [(site, form_from_dict(values, forms).label) for site, values in network.forms.items()]
+        if counts[key] >= passes:
+            for pair in made:
+                left.pop(pair, None)
+        elif made and all(pair in left for pair in made):
+            begun.append(Candidate(network.label, {pair[0]: left.pop(pair) for pair in made}))
+    rest = []
     for one in candidates:
-        whole = one if raw is None else one.without(raw.barred)
-        missing = whole.without([name for name, form in whole.chosen.items() if (name, form.label) in done])
-        if missing.chosen:
-            made = whole if raw is not None and whole.key(raw.precision) in begun else missing
-            left.append(made)
-            done |= {(name, form.label) for name, form in made.chosen.items()}
-    return left
+        pairs = [(name, form.label) for name, form in one.chosen.items()]
+        rest.append(replace(one, chosen={pair[0]: left.pop(pair) for pair in pairs if pair in left}))
+    return begun + pack(rest)
+
+
+def pack(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return as few candidates as possible with the same forms at the same sites: the first has room for the next's."""
+    found: list[Candidate] = []
+    for one in candidates:
+        left = dict(one.chosen)
+        for place, other in enumerate(found):
+            if moved := {name: left.pop(name) for name in list(left) if name not in other.chosen}:
+                found[place] = Candidate(f"{other.label}, {one.label}", {**other.chosen, **moved})
+        if left:
+            found.append(Candidate(one.label, left))
+    return found
 
 
 def find_cheapest(candidates: Sequence[Candidate], sites: Mapping[str, Site]) -> list[Candidate]:
-    """Return the candidate with the fewest MACs of every kind of form."""
-
-    def mean_share(one: Candidate) -> float:  # a mean, because candidates may cover different sites
-        return fmean(sites[name].macs_as(form) / sites[name].macs for name, form in one.chosen.items())
-
+    """Return for every kind of form a candidate with the form of the fewest MACs at every site."""
     found: dict[str, Candidate] = {}
-    for one in sorted(candidates, key=mean_share):
-        found.setdefault(_kind(next(iter(one.chosen.values()))), one)
+    for one in candidates:
+        for name, form in one.chosen.items():
+            chosen = found.setdefault(kind_of(form), replace(one, chosen={})).chosen
+            if name not in chosen or sites[name].macs_as(form) < sites[name].macs_as(chosen[name]):
+                found[kind_of(form)] = replace(one, chosen={**chosen, name: form})
     return list(found.values())
 
 
@@ -139,11 +145,11 @@ def leave_out_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: 
     for row in rows:
         if row.form is not None:
             own = (sites[row.site].macs_as(row.form), row.ms)
-            key = (row.site, _kind(row.form))
+            key = (row.site, kind_of(row.form))
             cheapest[key] = min(own, cheapest.get(key, own))
 
     def is_slow(name: str, form: Form) -> bool:
-        macs, ms = cheapest.get((name, _kind(form)), (1.0, 0.0))
+        macs, ms = cheapest.get((name, kind_of(form)), (1.0, 0.0))
         estimate = ms / macs * sites[name].macs_as(form)
         return (name, form.label) not in timed and GAIN * SLACK * estimate > dense[name]
 
@@ -151,6 +157,31 @@ def leave_out_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: 
     return [one for one in left if one.chosen]
 
 
-def _kind(form: Form) -> str:
+def leave_out_between(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the candidates without the forms whose milliseconds lie between those of others, see `interpolate`."""
+    ranks: dict[tuple[str, str], set[int]] = {}
+    for name, form in (item for one in candidates for item in one.chosen.items()):
+        if full_rank(form):
+            ranks.setdefault((name, kind_of(form)), set()).add(full_rank(form))
+    kept = {
+        (*key, rank)
+        for key, found in ranks.items()
+        for rank in (min(found), min(found, key=lambda one: abs(2 * one - min(found) - max(found))), max(found))
+    }
+
+    def is_between(name: str, form: Form) -> bool:
+        return full_rank(form) > 0 and (name, kind_of(form), full_rank(form)) not in kept
+
+    left = [one.without([name for name, form in one.chosen.items() if is_between(name, form)]) for one in candidates]
+    return [one for one in left if one.chosen]
+
+
+def full_rank(form: Form) -> int:
+    """Return the rank of a form if it is one from which on milliseconds go with the rank, else 0."""
+    rank = form.to_dict().get("rank")
+    return rank if isinstance(rank, int) and rank >= FULL_RANK else 0
+
+
+def kind_of(form: Form) -> str:
     """Return everything about a form but its rank."""
     return json.dumps({name: value for name, value in form.to_dict().items() if name != "rank"}, sort_keys=True)

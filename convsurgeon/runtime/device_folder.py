@@ -33,7 +33,7 @@ from convsurgeon.onnxnet.measuring.engine import CPU, OPENVINO, fuses
 from convsurgeon.onnxnet.measuring.files import DENSE_OF, FORMAT, MANIFEST, digest, write_json
 from convsurgeon.planning.layers_as_convs import capture_as_convs
 from convsurgeon.planning.select import Predicate
-from convsurgeon.runtime.candidates import Candidate, candidates_of
+from convsurgeon.runtime.candidates import Candidate, candidates_of, pack
 from convsurgeon.runtime.network_graph import (
     NetworkGraph,
     Shape,
@@ -108,7 +108,7 @@ def write_device_folder(
     names |= {_STRETCH.format(number) for number in range(_MOST_STRETCHES)}
     with new_folder(folder, overwrite, frozenset({*names, _WEIGHTS, MANIFEST, _SCRIPT, _SOURCE})) as draft:
         seen = capture_as_convs(model, example)
-        candidates = candidates_of(seen, forms, policy)
+        candidates = pack(candidates_of(seen, forms, policy))
         if not candidates:
             raise FormError("forms: no conv takes any of them; pass other forms, or lower ranks")
         if len(candidates) >= _MOST:

@@ -1,7 +1,7 @@
 """Milliseconds of every conv in every form, measured inside the whole network.
 
-One network is built per form, with the form wherever it fits; the runtime's profile of it says what each site takes
-beside its neighbours. In int8 every network is quantised by the exporter's own steps, and shares are of the dense int8
+Networks are built with a form at every site, and the runtime's profile of one says what each site takes beside its
+neighbours. In int8 every network is quantised by the exporter's own steps, and shares are of the dense int8
 network. No image is needed: values take no time.
 
 Law: the sites' milliseconds and `rest_ms` add up to `total_ms`.
@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from convsurgeon.base.errors import LatencyError
 from convsurgeon.base.files import new_file
@@ -26,12 +27,21 @@ from convsurgeon.forms.form import Form
 from convsurgeon.graph.capture import Capture
 from convsurgeon.onnxnet.measuring.clock import busy_share
 from convsurgeon.onnxnet.measuring.files import FORMAT
+from convsurgeon.onnxnet.measuring.folder import SLOW_S
 from convsurgeon.onnxnet.measuring.place import machine, same_machine
 from convsurgeon.planning.plan import Plan
 from convsurgeon.planning.select import Predicate
 from convsurgeon.runtime.attribution import Row, attribute
 from convsurgeon.runtime.cache import cache_file, read_cache
-from convsurgeon.runtime.candidates import candidates_of, find_cheapest, find_missing, leave_out_slow
+from convsurgeon.runtime.candidates import (
+    candidates_of,
+    find_cheapest,
+    find_missing,
+    full_rank,
+    kind_of,
+    leave_out_between,
+    leave_out_slow,
+)
 from convsurgeon.runtime.latencies import BUSY, NetworkTime
 from convsurgeon.runtime.measure import Settings, compare_plan, measure_candidates, time_plans
 from convsurgeon.runtime.measurements import MARK, Measurements, read_measurements
@@ -90,9 +100,21 @@ class LatencyTable:
     def _index(self) -> dict[tuple[str, str], float]:
         return {(row.site, _label(row.form)): row.ms for row in self.rows}
 
+    @cached_property
+    def _lines(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        """What every site takes in every kind of form, by rank, where that is a line."""
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for row in self.rows:
+            if row.form is not None and full_rank(row.form):
+                found.setdefault((row.site, kind_of(row.form)), []).append((full_rank(row.form), row.ms))
+        return {key: sorted(points) for key, points in found.items()}
+
     def has(self, site: str, form: Form | None) -> bool:
-        """Return whether this was measured; a form is known by its label, its rank settled."""
-        return (site, _label(form)) in self._index
+        """Return whether this was measured, or lies between two ranks that were.
+
+        A form is known by its label, its rank settled.
+        """
+        return self._find(site, form) is not None
 
     def ms(self, site: str, form: Form | None) -> float:
         """Return the milliseconds of a site in a form, or as it is (all its calls).
@@ -100,10 +122,20 @@ class LatencyTable:
         Raises:
             LatencyError: that was not measured.
         """
-        if not self.has(site, form):
+        if (found := self._find(site, form)) is None:
             words = _label(form) or "the site"
             raise LatencyError(f"{site}: {words} is not in the table of latencies; measure it with that form")
-        return self._index[site, _label(form)]
+        return found
+
+    def _find(self, site: str, form: Form | None) -> float | None:
+        measured = self._index.get((site, _label(form)))
+        if measured is not None or form is None:
+            return measured
+        points = self._lines.get((site, kind_of(form)), [])
+        if not points or not points[0][0] <= full_rank(form) <= points[-1][0]:
+            return None
+        ranks, times = zip(*points, strict=True)
+        return float(np.interp(full_rank(form), ranks, times))
 
     def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan, to confirm what the table predicts.
@@ -193,6 +225,8 @@ def measure_table(
             raw = measure_candidates(seen, first, target, how).known(kinds)
         while prune:  # each measurement moves the median of the dense network, and so what is left out
             worth = leave_out_slow(wanted, attribute(raw, kinds), sites)
+            if raw.total_ms >= 1e3 * SLOW_S:
+                worth = leave_out_between(worth)
             rest = find_missing(worth, raw, how.passes, kinds)
             if not rest:
                 break

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,22 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from hypothesis import given, settings, strategies as st
 from torch import nn
 
 import convsurgeon as cs
 from convsurgeon import cli
 from convsurgeon.onnxnet.measuring import files, folder
 from convsurgeon.runtime.attribution import Row
-from convsurgeon.runtime.candidates import Candidate, candidates_of, find_cheapest, leave_out_slow
+from convsurgeon.runtime.candidates import (
+    Candidate,
+    candidates_of,
+    find_cheapest,
+    leave_out_between,
+    leave_out_slow,
+    pack,
+)
+from convsurgeon.runtime.measurements import Measurements
 from convsurgeon.runtime.table import LatencyTable
 from tests import nets
 from tests.distill.test_checkpoint import full_disk
@@ -168,7 +178,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeyp
 def test_forms_that_share_no_site_share_a_network() -> None:
     seen = cs.capture(_net(), EXAMPLE)
     cp, pointwise = [cs.CP(rank=rank) for rank in (16, 32)], [cs.LowRank(rank=rank) for rank in (2, 4, 6)]
-    found = candidates_of(seen, [*cp, *pointwise], cs.select.everything())
+    found = pack(candidates_of(seen, [*cp, *pointwise], cs.select.everything()))
     assert [one.label for one in found] == [
         "cp rank 16, lowrank rank 2",
         "cp rank 32, lowrank rank 4",
@@ -192,6 +202,58 @@ def test_dear_forms_are_not_timed_where_cheap_ones_hardly_pay() -> None:
     assert left == {one.label: {"0", "1"} for one in candidates} | {"separable rank 4": {"1"}}
     slow = [*rows, Row("0", ranks[2], 3.0, 0.0)]
     assert leave_out_slow(candidates, slow, sites) == candidates  # what was timed stays
+
+
+_NOTHING = Measurements(machine={}, threads=1, model="", example="", sites=(), networks={}, samples=())
+_WIDE = [cs.CP(rank=rank) for rank in (8, 16, 32, 48, 96)]
+_TIMED = st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([*_WIDE, *FORMS])), max_size=20)
+
+
+@settings(max_examples=60)
+@given(_TIMED)
+def test_packed_networks_have_every_form_at_every_site_and_are_few(pairs: list[tuple[str, cs.Form]]) -> None:
+    once = list(dict.fromkeys(pairs))
+    found = pack(Candidate(form.label, {site: form}) for site, form in once)
+    made = [(site, form) for one in found for site, form in one.chosen.items()]
+    assert sorted(made, key=str) == sorted(once, key=str)
+    assert len(found) == max(Counter(site for site, _ in once).values(), default=0)
+
+
+@settings(max_examples=60)
+@given(_TIMED)
+def test_forms_between_others_are_left_out_and_have_their_time(pairs: list[tuple[str, cs.Form]]) -> None:
+    """On a line the table says of them what it would have measured; narrow ones and other kinds are all timed."""
+    times = {cs.CP: 0.01, cs.DepthwiseSeparable: 0.02, cs.Blueprint: 0.03}
+
+    def ms(form: cs.Form) -> float:
+        return 0.5 + times[type(form)] * form.to_dict()["rank"]
+
+    kept = leave_out_between([Candidate(form.label, {site: form}) for site, form in pairs])
+    left = {(site, form) for one in kept for site, form in one.chosen.items()}
+    table = LatencyTable(tuple(Row(site, form, ms(form), 0.0) for site, form in left), _NOTHING)
+    assert {(site, form) for site, form in pairs if form not in _WIDE[1:]} <= left <= set(pairs)
+    for site, form in pairs:
+        assert table.ms(site, form) == pytest.approx(ms(form))
+    for site in "abc":
+        wide = [form.rank for name, form in pairs if name == site and form in _WIDE[1:]]
+        assert sum(name == site and form in _WIDE[1:] for name, form in left) <= 3
+        assert table.has(site, cs.CP(rank=40)) == (bool(wide) and min(wide) <= 40 <= max(wide))
+        assert not table.has(site, cs.CP(rank=12))
+
+
+def test_of_a_slow_network_fewer_forms_are_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convsurgeon.runtime.table.SLOW_S", 0.0)
+    monkeypatch.setattr("convsurgeon.runtime.candidates.SLACK", 0.0)  # none is left out because it is slow
+    monkeypatch.setattr(folder, "SECONDS", 0.02)
+    forms = [cs.CP(rank=rank) for rank in (4, 16, 24, 32, 48, 64)]
+    found = cs.Runtime(cache=tmp_path).measure(cs.capture(_net(), EXAMPLE), forms, passes=1, progress=False)
+    assert isinstance(found, LatencyTable)
+    assert all(found.has("3", form) for form in forms)
+    timed = {row.form.label for row in found.rows if row.form is not None and row.site == "3"}
+    assert timed == {forms[place].label for place in (0, 1, 3, 5)}
+    monkeypatch.setattr(folder, "measure_folder", lambda *_: pytest.fail("measured again"))
+    again = cs.Runtime(cache=tmp_path).measure(cs.capture(_net(), EXAMPLE), forms, passes=1, progress=False)
+    assert again.rows == found.rows
 
 
 def test_a_planned_network_is_timed_whole_and_adds_up(table: LatencyTable) -> None:
