@@ -17,11 +17,12 @@ from convsurgeon.base import processes
 from convsurgeon.base.errors import BudgetError, CalibrationError, ExportError, LatencyError, WriteError, expect
 from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import say
-from convsurgeon.calibration.collect import check_calibration, gather
-from convsurgeon.calibration.dataset import Calibration
+from convsurgeon.calibration.collect import LIMIT, check_calibration, gather
+from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.calibration.images import preparation
 from convsurgeon.calibration.layout import lay_out
 from convsurgeon.calibration.normalisation import note_on_untrained
+from convsurgeon.calibration.pace import images_in_time
 from convsurgeon.distill.reconstruct import reconstruct
 from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
@@ -82,8 +83,9 @@ def convert(
         policy: which sites may be changed; by default all, without a search (`forms` by hand) all but the stem.
         goal: what is asked for: a `Budget`, or the fastest network `Within` a tolerance.
         runtime: where the network will run: threads, precision, provider, or a device's latency table.
-        minutes: after which a search for the fastest network tries no further plan; Ctrl-C, too, takes the best so far.
-            The same call made again goes on from there.
+        minutes: that a search for the fastest network may take, nearly: it uses fewer images where all would take
+            longer, and tries no further plan after that; Ctrl-C, too, takes the best so far. The same call made again
+            goes on from there.
         seed: of synthesised images, and of the output positions that are drawn.
         progress: whether to show progress: bars in a terminal, lines in notebooks and logs.
 
@@ -108,8 +110,9 @@ def convert(
     if minutes is not None and not (isinstance(minutes, int | float) and minutes > 0):
         raise BudgetError(f"minutes={minutes!r}: pass a number above 0, or leave it out")
     began, worked = time.monotonic(), time.process_time()
-    ends = math.inf if minutes is None else began + 60 * minutes
-    call = _Call(calibration, forms, policy, goal, Runtime() if runtime is None else runtime, int(seed), progress, ends)
+    most = math.inf if minutes is None else minutes
+    own = Runtime() if runtime is None else runtime
+    call = _Call(calibration, forms, policy, goal, own, int(seed), progress, most, began + 60 * most)
     say(f"looking at {'the file' if isinstance(model, str | os.PathLike) else type(model).__name__}", show=progress)
     with nullcontext() if calibration is False else only_free_cores():
         many = processes.size() > 1
@@ -130,17 +133,20 @@ class _Call:
     runtime: Runtime
     seed: int
     progress: bool
+    minutes: float
     ends: float
 
     def run(self, seen: Capture) -> Result:
         """Convert a captured model."""
         for note in note_on_subnormals(seen.model):
             warnings.warn(note, stacklevel=4)
+        began = time.monotonic()
         check_repeatable(seen.model, seen.example)
+        run_s = (time.monotonic() - began) / 2
         goal = self.goal
         if isinstance(goal, Within) and goal.metric is not None:
             goal = goal.resolve(seen.model, ())  # what is wrong with a metric is said before images are read
-        data = gather(seen, self.calibration, seed=self.seed, progress=self.progress)
+        data = self._gather(seen, run_s)
         if goal is None and self.forms is None and data is not None:
             goal = Within()
         if isinstance(goal, Within):
@@ -173,6 +179,18 @@ class _Call:
         result = dataclasses.replace(result, within=goal, searched=True)
         asked = [trial.value for trial in outcome.trials if trial.taken and math.isfinite(trial.value)]
         return result if goal.metric is None else result.judged_by(goal, *asked[:1])
+
+    def _gather(self, seen: Capture, run_s: float) -> Calibration | None:
+        """Return the images, as many as there is time for, where a run of the network takes so many seconds."""
+        by_hand = isinstance(self.forms, Mapping | Plan)
+        if math.isinf(self.minutes) or by_hand or self.calibration is False:
+            return gather(seen, self.calibration, seed=self.seed, progress=self.progress)
+        most = images_in_time(self.minutes, self.ends - time.monotonic(), run_s / max(1, images_in(seen.example)))
+        data = gather(seen, self.calibration, seed=self.seed, progress=self.progress, most=most)
+        if data is None or most >= LIMIT or data is self.calibration:
+            return data
+        note = f"minutes={self.minutes:g} has time for {most} images at most, so no more were used."
+        return dataclasses.replace(data, notes=(*data.notes, note))
 
     def _choose(self, seen: Capture, data: Calibration | None, goal: Goal | None) -> tuple[Outcome, Study | None]:
         """Return the plan that the goal asks for, or that was made by hand; and what a search has learned."""

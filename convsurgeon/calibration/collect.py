@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import logging
 import numbers
+import sys
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ from convsurgeon.graph.outputs import check_output_sizes, outputs
 from convsurgeon.onnxnet.network import OnnxNetwork
 
 LIMIT = 1024
-_MOST_SEED = 10**17
 """Images to calibrate on where the user names no limit."""
+_MOST_SEED = 10**17
 _LOG = logging.getLogger(__name__)
 
 
@@ -59,7 +60,9 @@ def check_calibration(calibration: object, seed: object) -> None:
         as_images(calibration)
 
 
-def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, limit: int = LIMIT) -> Calibration | None:
+def gather(
+    seen: Capture, calibration: object, *, seed: int, progress: bool, most: int = sys.maxsize
+) -> Calibration | None:
     """Return the calibration set for a captured network; None where there is to be none.
 
     Args:
@@ -68,7 +71,7 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
             for synthetic images; False for none.
         seed: Of synthetic images.
         progress: Whether to show a bar.
-        limit: Most images to use where the user names no limit.
+        most: Images that there is time for, whatever limit the user names.
 
     Raises:
         CalibrationError: The network cannot take the images or has no values, synthetic ones cannot be made, or the
@@ -77,7 +80,9 @@ def gather(seen: Capture, calibration: object, *, seed: int, progress: bool, lim
     if calibration is False:
         return None
     on_meta = any(parameter.is_meta for parameter in seen.model.parameters())
-    images = calibration if isinstance(calibration, Calibration) else as_images(calibration, limit)
+    images = calibration if isinstance(calibration, Calibration) else as_images(calibration)
+    if isinstance(images, Images):
+        images = dataclasses.replace(images, limit=min(images.most, most))
     none_given = isinstance(images, Images) and images.source is None
     if none_given and (on_meta or all(site.obstacle for site in seen.sites)):
         return None  # no values to fit, or no site that may be changed

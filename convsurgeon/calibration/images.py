@@ -58,8 +58,8 @@ class Images:
         mean: Subtracted from pixels in [0, 1]: one number, or one for each channel.
         std: Divides them then.
         transform: Called with every image (C, H, W) in [0, 1]; returns another one.
-        limit: Most images to use; of files and data sets those at even distances, else the first. By default 1024 in
-            `convert`, and all of them in `recover`.
+        limit: Most images to use; of files, tensors and data sets those at even distances, else the first. By default
+            1024 in `convert`, and all of them in `recover`.
         channels_last: Whether the network takes (N, H, W, C); by default the example's shape tells.
         trusted: Whether images are used that look wrong for the network, which are refused or added to otherwise.
     """
@@ -108,7 +108,7 @@ class Images:
         elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             yield from self._from_dataset(source, like)
         else:
-            items = (without_labels(one, like) for one in _given_batches(source, like))
+            items = (without_labels(one, like) for one in _given_batches(source, like, self.most))
             channels = picture_channels(like)
             for batch in in_batches(map(_alone, items), channels, BATCH) if channels else items:
                 yield self._adapt(batch, like)
@@ -289,7 +289,7 @@ def _alone(value: Any) -> Any:
     return value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
 
 
-def _given_batches(source: Any, like: Example) -> Iterator[Any]:
+def _given_batches(source: Any, like: Example, most: int) -> Iterator[Any]:
     if isinstance(source, IterableDataset):
         yield from _iterated(DataLoader(source, batch_size=BATCH))
     elif isinstance(source, Tensor) or hasattr(source, "__array__"):
@@ -299,7 +299,8 @@ def _given_batches(source: Any, like: Example) -> Iterator[Any]:
         channels = picture_channels(like)
         if channels and tensor.dim() == 3:
             tensor = tensor[None] if is_single(tensor, channels) else tensor[:, None] if channels == 1 else tensor
-        yield from tensor.split(BATCH)
+        few = tensor if len(tensor) <= most else tensor[image_files.spread(len(tensor), most)]
+        yield from few.split(BATCH)
     else:
         yield from _iterated(source)
 

@@ -70,7 +70,11 @@ def _add_convert(commands: Any) -> None:
         command, "--calibrate", "images to fit the weights to; synthetic ones if not given; none: weights alone"
     )
     command.add_argument("--limit", type=int, default=1024, help="most images to use (default 1024)")
-    command.add_argument("--minutes", type=float, help="most to search for; Ctrl-C, too, takes the best so far")
+    command.add_argument(
+        "--minutes",
+        type=float,
+        help="that the search may take, with fewer images if need be; Ctrl-C, too, takes the best so far",
+    )
     shared.add_seed(command)
     shared.add_runtime(command)
     shared.add_bundle(command)
