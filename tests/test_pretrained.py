@@ -27,7 +27,7 @@ FILE = networks.__file__
 FAST = ["resnet20", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet56", "dncnn", "vdsr"))]
 
 
-@pytest.mark.parametrize("form", [cs.DepthwiseSeparable, cs.Blueprint])
+@pytest.mark.parametrize("form", [cs.DepthwiseSeparable, pytest.param(cs.Blueprint, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", FAST)
 def test_rank_nine_keeps_the_metric_to_the_second_decimal(name: str, form: type[cs.DepthwiseSeparable]) -> None:
     shape, metric, _ = CASES[name]

@@ -1,4 +1,4 @@
-"""Which networks to build and time: one per form, with the form at every site that it fits; and which of them not to.
+"""Which networks to build and time, as few as have every form at every site once; and which forms not to time.
 
 A form with twice the branches takes about twice as long. So the cheapest form of every kind is timed first, and sites
 at which a dearer one would be slower than dense even at `SLACK` times that estimate are left out.

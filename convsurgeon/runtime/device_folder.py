@@ -1,4 +1,4 @@
-"""Folders of candidate networks: the dense one and one per form, each with the form wherever it fits.
+"""Folders of candidate networks: the dense one, and others with a form at every site until all have been there.
 
     dense.onnx, candidate-00.onnx, ...    graphs without large weights; of int8 dense-int8.onnx, candidate-00-int8.onnx
     weights.bin                           noise that all of them read as their weights

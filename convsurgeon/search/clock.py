@@ -1,7 +1,7 @@
 """Whole networks timed, and a latency table corrected by what was measured.
 
-A table knows every layer in networks of one form. In a mixed network its neighbours are others, so the whole may take
-more or less than the sum of its parts. Law: a table corrected by a plan predicts of that plan what was measured.
+A table knows every layer beside other neighbours than a plan gives it, so the whole may take more or less than the sum
+of its parts. Law: a table corrected by a plan predicts of that plan what was measured.
 """
 
 from __future__ import annotations

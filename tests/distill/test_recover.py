@@ -356,7 +356,7 @@ def _interrupting(at: int) -> Callable[[Tensor], Tensor]:
     return transform
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "int8"}, {"lr": None}])
+@pytest.mark.parametrize("options", [{}, {"precision": "int8"}, pytest.param({"lr": None}, marks=pytest.mark.slow)])
 def test_interruptions_change_no_bit(options: dict[str, Any], tmp_path: Path, converted: cs.Result) -> None:
     options = {"epochs": 4, "seed": 2, "save_every": 5} | options
     whole = _recover(converted, transform=_interrupting(0), **options)

@@ -151,7 +151,9 @@ def test_a_file_that_decides_is_judged_before_its_argmax(tmp_path: Any) -> None:
     assert near.error == pytest.approx(0.01, rel=0.1)  # all classes that win are the same
 
 
-@pytest.mark.parametrize("decide", ["argmax", "labels", "NumPy"])
+@pytest.mark.parametrize(
+    "decide", ["argmax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("labels", "NumPy"))]
+)
 def test_digits_that_decide_keep_their_accuracy(decide: str) -> None:
     model = Decides(digits.digit_net(), AT_LOGITS[decide]).eval()
     model.net.load_state_dict(load_file(EXAMPLES / "digits.safetensors"))

@@ -16,7 +16,7 @@ from convsurgeon.onnxnet import proto
 from tests.growing import convert_growing
 from tests.onnxnet.files import FILES, feed_of, nothing_else_touched, plain, run, saved, shared
 
-FORMS = (cs.CP, cs.DepthwiseSeparable, pytest.param(cs.Blueprint, marks=pytest.mark.slow))
+FORMS = (cs.CP, cs.DepthwiseSeparable, cs.Blueprint)
 
 
 def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Result, Path]:
@@ -29,8 +29,14 @@ def converted(path: Path, form: Any, folder: Path, **more: Any) -> tuple[cs.Resu
     return result, made
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("kind", FORMS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=() if index % len(FORMS) == place else pytest.mark.slow)
+        for index, name in enumerate(FILES)
+        for place, kind in enumerate(FORMS)
+    ],
+)
 def test_at_full_rank_the_file_computes_the_same_and_nothing_else_is_touched(
     name: str, kind: Any, tmp_path: Path
 ) -> None:
@@ -111,7 +117,7 @@ class Small(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("dynamo", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_same_answer_whatever_the_road(dynamo: bool, tmp_path: Path) -> None:
     model, x, images = Small().eval(), torch.randn(1, 3, 12, 12), torch.randn(64, 3, 12, 12)
     path = tmp_path / "exported.onnx"

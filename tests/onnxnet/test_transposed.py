@@ -204,7 +204,7 @@ def exported(model: nn.Module, folder: Path, dynamo: bool = True) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("dynamo", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_same_plan_and_outputs_by_torch_and_by_file(dynamo: bool, unet: UNet, tmp_path: Path) -> None:
     path, images = exported(unet, tmp_path, dynamo), torch.randn(64, 3, 12, 16)
     how: dict[str, Any] = {"forms": FORMS, "calibration": images, "progress": False}
