@@ -158,7 +158,7 @@ def leave_out_slow(candidates: Sequence[Candidate], rows: Sequence[Row], sites: 
 
 
 def leave_out_between(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates without the forms whose milliseconds lie between those of others, see `interpolate`."""
+    """Return the candidates without the forms whose milliseconds lie on the line between those of others."""
     ranks: dict[tuple[str, str], set[int]] = {}
     for name, form in (item for one in candidates for item in one.chosen.items()):
         if full_rank(form):

@@ -102,7 +102,7 @@ class LatencyTable:
 
     @cached_property
     def _lines(self) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        """What every site takes in every kind of form, by rank, where that is a line."""
+        """Return what every site takes in every kind of form, by rank, from where on that is a line."""
         found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for row in self.rows:
             if row.form is not None and full_rank(row.form):
