@@ -106,7 +106,7 @@ def measure_candidates(seen: Capture, candidates: Sequence[Candidate], target: P
     total = len(candidates) * how.passes
     with (
         scratch() as folder,
-        bar(total=total, desc="timing layers", unit="network", show=how.progress, delay=2.0) as shown,
+        bar(total=total, desc="timing layers", unit="session", show=how.progress, delay=2.0) as shown,
     ):
 
         def tell(_: str, passes: float) -> None:
