@@ -25,12 +25,13 @@ from convsurgeon.base.progress import Bar, bar
 from convsurgeon.onnx.files import random_feed
 from convsurgeon.onnxnet.measuring.clock import Clock
 from convsurgeon.onnxnet.measuring.engine import Engine
+from convsurgeon.onnxnet.measuring.folder import is_long
 from convsurgeon.onnxnet.session import Feed, check_engine, open_timed, run_session
-from convsurgeon.timing.verdict import BLOCKS, LEAST_PAIRS, TimeSamples
+from convsurgeon.timing.verdict import BLOCKS, TimeSamples
 
 _SAMPLE_S = 3e-3
-_BLOCK_S, _LEAST_ROUNDS = 2.0, LEAST_PAIRS // BLOCKS
-"""Seconds of a block's rounds, where that leaves so many."""
+_BLOCK_S, _LEAST_ROUNDS = 2.0, 3
+"""Seconds of a block's rounds, where that leaves so many; files that take long make one, see `LONG_S`."""
 _QUIET_S = 2.0
 _WARMUP, _WARMUP_IF_SLOW = 5, 2
 
@@ -100,7 +101,8 @@ def time_interleaved(
         slots = slots[::-1] if backwards else slots
         if block == 0:
             taken_s = sum(slot.fastest_s for slot in slots) * _repeats(slots)
-            rounds = min(rounds, max(int(_BLOCK_S / taken_s), _LEAST_ROUNDS))
+            least = 1 if is_long(1e3 * min(slot.fastest_s for slot in slots)) else _LEAST_ROUNDS
+            rounds = min(rounds, max(int(_BLOCK_S / taken_s), least))
         with _subnormal_as_zero():
             times = _run_rounds(slots, rounds, clock, shown)
         return [(slot.create_s, slot.first_s, slot.slowed) for slot in slots], times

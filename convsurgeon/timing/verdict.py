@@ -25,9 +25,8 @@ TimeSamples = npt.NDArray[np.float64]
 Word = Literal["faster", "slower", "no measurable difference"]
 
 MIN_PAIRS = 50
-"""Rounds that a verdict is asked with at least ..."""
-LEAST_PAIRS = 15
-"""... and that are made of files so slow that more would take minutes; the interval is wider then."""
+"""Rounds that a verdict is asked with at least; of files so slow that as many would take minutes fewer are made, and
+the interval is wider then."""
 _MOST_PAIRS = 100_000
 BLOCKS = 5
 """Sets of sessions; `_STUDENT` is the factor of 95 % for as many."""
@@ -61,14 +60,12 @@ def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples) -> Ve
     """Compare a candidate with two sessions of the baseline; all are times of the same rounds.
 
     Raises:
-        LatencyError: Shapes differ, fewer rounds than `LEAST_PAIRS`, or a time that is not positive.
+        LatencyError: Shapes differ, there is not a round in each of `BLOCKS`, or a time is not positive.
     """
     times = (first, second, candidate)
     alike = first.shape == second.shape == candidate.shape
-    if not alike or first.ndim != 2 or len(first) != BLOCKS or first.size < LEAST_PAIRS:
-        raise LatencyError(
-            f"samples of shape {first.shape}: a verdict needs {LEAST_PAIRS} rounds or more of each model"
-        )
+    if not alike or first.ndim != 2 or len(first) != BLOCKS or not first.size:
+        raise LatencyError(f"samples of shape {first.shape}: a verdict needs {BLOCKS} blocks of rounds of each model")
     if not all(np.isfinite(sample).all() and (sample > 0).all() for sample in times):
         raise LatencyError("samples: hold a time that is not positive; is the clock steady?")
     logs = np.log(np.stack([first, second], axis=-1)) - np.log(candidate)[..., None]

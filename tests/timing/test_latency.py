@@ -91,15 +91,18 @@ def test_rounds_are_interleaved_and_samples_equal(files: list[Path], monkeypatch
     assert len({*first_round}) == 3
 
 
-def test_slow_files_have_few_rounds(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.9, 3), (1.0, 1)])
+def test_slow_files_have_few_rounds(
+    seconds: float, rounds: int, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run of a second would have made 100 rounds of three sessions take five minutes."""
     runs: list[int] = []
     monkeypatch.setattr(sampling, "_SAMPLE_S", 0.0)
-    monkeypatch.setattr(sampling, "_time", lambda *_: runs.append(1) or (1.0, 1.0))
+    monkeypatch.setattr(sampling, "_time", lambda *_: runs.append(1) or (seconds, seconds))
     found = sampling.time_interleaved(files[:2], 100, engine=Engine(), batch=1, sizes={}, seed=0, progress=False)
-    assert [entry.samples.shape for entry in found] == [(BLOCKS, 3)] * 3
+    assert [entry.samples.shape for entry in found] == [(BLOCKS, rounds)] * 3
     assert judge(*(entry.samples for entry in found)).word == "no measurable difference"
-    assert len(runs) == 3 * (2 + 2 + BLOCKS * 3)  # after the first block the first run of a session warms it up
+    assert len(runs) == 3 * (2 + 2 + BLOCKS * rounds)  # after the first block the first run of a session warms it up
 
 
 def test_sessions_are_honest() -> None:

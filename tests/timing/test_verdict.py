@@ -83,10 +83,10 @@ def test_the_interval_holds_the_truth_where_blocks_differ() -> None:
 
 
 def test_refusals() -> None:
-    few, enough = np.ones((5, 2)), np.ones((5, 10))
-    with pytest.raises(LatencyError, match="a verdict needs 15 rounds or more"):
+    few, enough = np.ones((4, 10)), np.ones((5, 10))
+    with pytest.raises(LatencyError, match="a verdict needs 5 blocks"):
         judge(few, few, few)
-    with pytest.raises(LatencyError, match="a verdict needs 15 rounds or more"):
+    with pytest.raises(LatencyError, match="a verdict needs 5 blocks"):
         judge(enough, enough, few)
     with pytest.raises(LatencyError, match="a time that is not positive"):
         judge(enough, enough, enough * 0)
