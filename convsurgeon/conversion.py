@@ -161,19 +161,7 @@ class _Call:
         if data is not None:  # as they were handed in
             made_up = data if data.synthetic else None
             result = dataclasses.replace(result, held_back=data.held_back, made_up=made_up)
-        speed = outcome.speed or self._time_now(seen, result.plan)
-        if speed and (whole := self.runtime.compare_with_file(seen, result.plan, progress=self.progress)):
-            speed = f"{speed} {describe_rewriting(whole)}"
-        notes = (*result.report.notes, *(() if study is None else study.remarks))
-        report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
-        if isinstance(goal, Within):
-            stopped = study is not None and bool(study.remarks)
-            report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials, stopped=stopped))
-        if speed:
-            from convsurgeon.runtime.network_graph import exported_before  # loads onnx
-
-            result = dataclasses.replace(result, exported=exported_before(seen))
-        result = dataclasses.replace(result, report=report)
+        result = self._reported(seen, result, goal, outcome, () if study is None else tuple(study.remarks))
         if not isinstance(goal, Within):
             return result
         result = dataclasses.replace(result, within=goal, searched=True)
@@ -246,6 +234,23 @@ class _Call:
         what = "plans were compared by MACs" if found.plan.changes else "by MACs no plan is worth it"
         speed = f"Milliseconds are not known, {what}: {error}."
         return dataclasses.replace(found, trials=tuple(trials), speed=speed), study
+
+    def _reported(
+        self, seen: Capture, result: Result, goal: Goal | None, outcome: Outcome, remarks: tuple[str, ...]
+    ) -> Result:
+        """Return the result with what the search says of itself, how fast the network is, and its exported graph."""
+        speed = outcome.speed or self._time_now(seen, result.plan)
+        if speed and (whole := self.runtime.compare_with_file(seen, result.plan, progress=self.progress)):
+            speed = f"{speed} {describe_rewriting(whole)}"
+        notes = (*result.report.notes, *remarks)
+        report = dataclasses.replace(result.report, trials=outcome.trials, goal=outcome.goal, speed=speed, notes=notes)
+        if isinstance(goal, Within):
+            report = dataclasses.replace(report, outlook=describe_outlook(goal, outcome.trials, stopped=bool(remarks)))
+        if speed:
+            from convsurgeon.runtime.network_graph import exported_before  # loads onnx
+
+            result = dataclasses.replace(result, exported=exported_before(seen))
+        return dataclasses.replace(result, report=report)
 
     def _time_now(self, seen: Capture, plan: Plan) -> str:
         """Return how fast a plan's network is, timed now if a goal was set whose search had no need to."""

@@ -7,7 +7,7 @@ import warnings
 
 from convsurgeon.calibration.collect import LIMIT
 
-SLOW_S = 0.25
+COSTLY_S = 0.25
 """A run of the network on one image, below which it is not the images that take the time."""
 RUNS, PASSES = 100, 15
 """Runs of the network that timing its layers takes, and passes over the images of the rest of a default conversion."""
@@ -23,7 +23,7 @@ def images_in_time(minutes: float, left_s: float, run_s: float) -> int:
         left_s: seconds that are left of them.
         run_s: seconds of a run of the network on one image.
     """
-    if run_s < SLOW_S:
+    if run_s < COSTLY_S:
         return LIMIT
     images = (left_s / run_s - RUNS) / PASSES
     if images < LEAST:
@@ -32,5 +32,6 @@ def images_in_time(minutes: float, left_s: float, run_s: float) -> int:
             f"minutes={minutes:g}: a run of the network takes {run_s:.2g} s here, so the shortest search takes about "
             f"{least} min; smaller images are faster, and so is forms= or --form, which searches nothing"
         )
-        warnings.warn(text, stacklevel=5)
-    return int(min(max(images, LEAST), LIMIT))
+        warnings.warn(text, stacklevel=6)
+    affordable = min(max(images, LEAST), LIMIT)
+    return 1 << int(math.log2(affordable))  # the same though runs scatter: a search goes on from one of the same images

@@ -161,16 +161,15 @@ def leave_out_between(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the candidates without the forms whose milliseconds lie on the line between those of others."""
     ranks: dict[tuple[str, str], set[int]] = {}
     for name, form in (item for one in candidates for item in one.chosen.items()):
-        if full_rank(form):
-            ranks.setdefault((name, kind_of(form)), set()).add(full_rank(form))
-    kept = {
-        (*key, rank)
-        for key, found in ranks.items()
-        for rank in (min(found), min(found, key=lambda one: abs(2 * one - min(found) - max(found))), max(found))
-    }
+        if rank := full_rank(form):
+            ranks.setdefault((name, kind_of(form)), set()).add(rank)
 
     def is_between(name: str, form: Form) -> bool:
-        return full_rank(form) > 0 and (name, kind_of(form), full_rank(form)) not in kept
+        if not (rank := full_rank(form)):
+            return False
+        found = ranks[name, kind_of(form)]
+        middle = min(found, key=lambda one: abs(2 * one - min(found) - max(found)))
+        return rank not in (min(found), middle, max(found))
 
     left = [one.without([name for name, form in one.chosen.items() if is_between(name, form)]) for one in candidates]
     return [one for one in left if one.chosen]

@@ -105,8 +105,8 @@ class LatencyTable:
         """Return what every site takes in every kind of form, by rank, from where on that is a line."""
         found: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for row in self.rows:
-            if row.form is not None and full_rank(row.form):
-                found.setdefault((row.site, kind_of(row.form)), []).append((full_rank(row.form), row.ms))
+            if row.form is not None and (rank := full_rank(row.form)):
+                found.setdefault((row.site, kind_of(row.form)), []).append((rank, row.ms))
         return {key: sorted(points) for key, points in found.items()}
 
     def has(self, site: str, form: Form | None) -> bool:
@@ -131,11 +131,11 @@ class LatencyTable:
         measured = self._index.get((site, _label(form)))
         if measured is not None or form is None:
             return measured
-        points = self._lines.get((site, kind_of(form)), [])
-        if not points or not points[0][0] <= full_rank(form) <= points[-1][0]:
+        rank, points = full_rank(form), self._lines.get((site, kind_of(form)), [])
+        if not points or not points[0][0] <= rank <= points[-1][0]:
             return None
         ranks, times = zip(*points, strict=True)
-        return float(np.interp(full_rank(form), ranks, times))
+        return float(np.interp(rank, ranks, times))
 
     def time(self, seen: Capture, plans: Sequence[Plan], *, progress: bool) -> tuple[NetworkTime, ...] | None:
         """Time the whole network of every plan, to confirm what the table predicts.
@@ -223,12 +223,14 @@ def measure_table(
         first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
         if first or raw is None:
             raw = measure_candidates(seen, first, target, how).known(kinds)
+        rows = attribute(raw, kinds)
         while prune:  # each measurement moves the median of the dense network, and so what is left out
-            worth = leave_out_slow(wanted, attribute(raw, kinds), sites)
+            worth = leave_out_slow(wanted, rows, sites)
             if raw.total_ms >= 1e3 * SLOW_S:
                 worth = leave_out_between(worth)
             rest = find_missing(worth, raw, how.passes, kinds)
             if not rest:
                 break
             raw = measure_candidates(seen, rest, target, how).known(kinds)
-    return LatencyTable(attribute(raw, kinds), raw)
+            rows = attribute(raw, kinds)
+    return LatencyTable(rows, raw)

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 import convsurgeon as cs
 from convsurgeon.calibration.collect import LIMIT
 from convsurgeon.calibration.images import Images
-from convsurgeon.calibration.pace import LEAST, SLOW_S, images_in_time
+from convsurgeon.calibration.pace import COSTLY_S, LEAST, images_in_time
 from convsurgeon.graph.example import Example
 
 _SECONDS = st.floats(1e-4, 1e5)
 
 
-@given(_SECONDS, st.floats(SLOW_S, 1e5), st.floats(1, 100))
+@given(_SECONDS, st.floats(COSTLY_S, 1e5), st.floats(1, 100))
 def test_more_time_or_a_faster_network_allows_more_images(left_s: float, run_s: float, more: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -33,7 +33,17 @@ def test_too_little_time_is_said_and_how_much_it_takes() -> None:
     with pytest.warns(match=r"minutes=0\.5: a run of the network takes 6 s here.* about 34 min"):
         assert images_in_time(0.5, 30.0, 6.0) == LEAST
     assert images_in_time(34, 34 * 60.0, 6.0) == LEAST
-    assert images_in_time(0.1, 6.0, SLOW_S / 2) == LIMIT  # images are not what takes the time
+    assert images_in_time(0.1, 6.0, COSTLY_S / 2) == LIMIT  # images are not what takes the time
+
+
+@given(st.floats(COSTLY_S, 10.0))
+def test_runs_that_scatter_seldom_change_the_number(run_s: float) -> None:
+    """A search goes on from an earlier one of the same images only."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        near = {images_in_time(10, 600.0, run_s * factor) for factor in (1.0, 1.05, 1.1)}
+    assert len(near) <= 2
+    assert all(count.bit_count() == 1 for count in near)
 
 
 class _Slow(nn.Module):
@@ -50,7 +60,7 @@ def test_a_slow_network_gets_fewer_images(monkeypatch: pytest.MonkeyPatch) -> No
     """The note says how many; what the user names as a limit is no reason to use more."""
     torch.manual_seed(0)
     model, images = _Slow().eval(), torch.randn(96, 3, 8, 8)
-    monkeypatch.setattr("convsurgeon.calibration.pace.SLOW_S", 0.001)
+    monkeypatch.setattr("convsurgeon.calibration.pace.COSTLY_S", 0.001)
     monkeypatch.setattr("convsurgeon.search.search.WORTH", math.inf)  # nothing is worth it: no trial
     for calibration in (images, cs.Images(images, limit=90)):
         with warnings.catch_warnings():
