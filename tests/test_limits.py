@@ -17,6 +17,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the me
 
 BEGIN = """
 import os, resource, sys, tempfile
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,6 +53,7 @@ with tempfile.TemporaryDirectory() as folder:
     cs.export(result, folder + "/out", pairs=0, progress=False)
 loader = DataLoader(TensorDataset(small), 4, num_workers=2)
 cs.convert(net(), small[:1], calibration=loader, forms=forms, progress=False)  # loads what starts processes
+np.quantile(np.ones(2), 0.5)  # loads the rest of numpy: the user below may not read where it is installed
 if os.geteuid() == 0:
     os.setuid(54321)  # root has no limit; this user has neither a name nor a home
 for name in ("HOME", "XDG_CACHE_HOME", "CONVSURGEON_CACHE"):
