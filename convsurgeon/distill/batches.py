@@ -180,7 +180,9 @@ def kept_chance() -> Iterator[None]:
 
 def _seed(*numbers: int) -> None:
     mixed = int(np.random.SeedSequence([abs(number) for number in numbers]).generate_state(1, np.uint64)[0])
-    torch.manual_seed(mixed >> 1)
+    # torch.manual_seed keeps its callers, as texts, until an accelerator starts: without one that is slow, and for ever
+    seed = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seed(mixed >> 1)
     np.random.seed(mixed & 0xFFFFFFFF)
     random.seed(mixed)
 

@@ -21,6 +21,7 @@ from convsurgeon.base.errors import ExportError, describe, first_line
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.outputs import part_before
 from convsurgeon.graph.state import undisturbed, written_parameters
+from convsurgeon.onnx.decompositions import decomposed_in_place
 from convsurgeon.onnx.inputs import resize_example
 from convsurgeon.onnx.node_names import SCOPES
 from convsurgeon.onnx.quiet import quiet
@@ -71,8 +72,13 @@ def instead_of(model: nn.Module) -> str:
 
 
 def _capture(model: nn.Module, example: Example, opset: int, dynamic: Dynamic) -> ModelProto:
-    # torch prints the whole graph to stderr where a guard fails
-    with undisturbed(model), quiet(), signatures_kept(), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        undisturbed(model),
+        quiet(),
+        contextlib.redirect_stderr(io.StringIO()),  # torch prints the whole graph where a guard fails
+        signatures_kept(),
+        decomposed_in_place(),
+    ):
         program = torch.onnx.export(
             model,
             example.args,
