@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from convsurgeon.planning.plan import Plan
 from convsurgeon.runtime.latencies import NetworkTime
+from convsurgeon.timing.verdict import half_width
 
 TOLERANCE = 0.03
 """Share by which a measured network may differ from its prediction; more where the machine is noisier."""
@@ -60,8 +61,10 @@ class Trial:
 
         What else runs on a shared machine may stay for longer than one measurement; the table is another measurement.
         """
-        low = min(self.speed_up / (1 + self.spread), self.dense_ms / self.predicted_ms)
-        return low, self.speed_up / max(1 - self.spread, 1e-3)
+        speedup, spread = math.log(self.speed_up), min(self.spread, 0.999)
+        low = math.exp(speedup - half_width(speedup, math.log1p(spread)))
+        high = math.exp(speedup + half_width(speedup, -math.log1p(-spread)))
+        return min(low, self.dense_ms / self.predicted_ms), high
 
     @property
     def spread(self) -> float:

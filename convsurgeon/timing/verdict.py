@@ -4,10 +4,13 @@ Samples are times per run, shape (blocks, rounds); a block is one set of freshly
 every model. Round r with times a, a' of two sessions of the baseline and b of the candidate gives two speed-ups, a / b
 and a' / b, and one null a / a'. Only ratios within a round are used, so a slow drift of the machine cancels.
 
-Each block gives the median of its speed-ups. The estimate is their mean and the interval is Student's t: it is as wide
-as blocks differ, because sessions differ by where their weights lie in memory, and neighbours on a shared machine come
-and go within seconds, not rounds. The noise floor is what the baseline shows against itself, the median null, and one
-percent at least. Only a whole interval beyond the floor is a difference.
+Each block gives the median of its speed-ups. The estimate is their mean, and Student's t says how far it may be off: as
+far as blocks differ, because sessions differ by where their weights lie in memory, and neighbours on a shared machine
+come and go within seconds, not rounds. The noise floor is what the baseline shows against itself, the median null, and
+one percent at least. There is a difference only where all that the estimate may be lies beyond the floor.
+
+Other neighbours stay for minutes and slow both files by as many milliseconds: the speed-up shrinks, though never below
+one. So the interval is wider by what speed-ups differ by from minute to minute; no word rests on that.
 """
 
 from __future__ import annotations
@@ -31,6 +34,10 @@ _MOST_PAIRS = 100_000
 BLOCKS = 5
 """Sets of sessions; `_STUDENT` is the factor of 95 % for as many."""
 _STUDENT = 2.776
+_MINUTES = 0.1
+"""Standard deviation of a speed-up's logarithm from one minute to another, as a share of the logarithm."""
+_SURE = 1.96
+"""Standard deviations of a 95 % interval."""
 _LEAST_FLOOR = 0.01
 """Where weights lie in memory moves a session by half of this, seen or not."""
 
@@ -71,7 +78,16 @@ def judge(first: TimeSamples, second: TimeSamples, candidate: TimeSamples) -> Ve
     logs = np.log(np.stack([first, second], axis=-1)) - np.log(candidate)[..., None]
     medians = np.median(logs, axis=(1, 2))
     middle, half = float(medians.mean()), _STUDENT * float(medians.std(ddof=1)) / math.sqrt(BLOCKS)
-    low, high = middle - half, middle + half
     floor = max(_LEAST_FLOOR, abs(float(np.median(np.log(first) - np.log(second)))))
-    word: Word = "faster" if low > floor else "slower" if high < -floor else "no measurable difference"
-    return Verdict(math.exp(middle), (math.exp(low), math.exp(high)), math.exp(floor), word)
+    faster, slower = middle - half > floor, middle + half < -floor
+    word: Word = "faster" if faster else "slower" if slower else "no measurable difference"
+    wide = half_width(middle, half)
+    return Verdict(math.exp(middle), (math.exp(middle - wide), math.exp(middle + wide)), math.exp(floor), word)
+
+
+def half_width(speedup: float, off: float) -> float:
+    """Return half the width of the 95 % interval of a speed-up in any minute, where one measurement is `off` so much.
+
+    All are logarithms.
+    """
+    return math.hypot(off, _SURE * _MINUTES * speedup)
