@@ -33,16 +33,30 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _short_timings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Tests look at what is done with milliseconds, not at the milliseconds; and they leave the user's cache alone."""
+def _in_less_time(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Tests look at what is done with milliseconds and steps, not at how many; and they leave the user's cache alone.
+
+    Yields the joint fit's epochs, of which they take one.
+    """
+    from convsurgeon.distill import joint
     from convsurgeon.onnxnet.measuring import folder
     from convsurgeon.timing import interleaved
 
+    epochs = joint.EPOCHS
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONVSURGEON_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(folder, "SECONDS", 0.02)
         patch.setattr(interleaved, "_SAMPLE_S", 3e-4)
-        yield
+        patch.setattr(joint, "EPOCHS", 1)
+        yield epochs
+
+
+@pytest.fixture
+def all_epochs(_in_less_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the joint fit take all its epochs, as users do."""
+    from convsurgeon.distill import joint
+
+    monkeypatch.setattr(joint, "EPOCHS", _in_less_time)
 
 
 @pytest.fixture(autouse=True)

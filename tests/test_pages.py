@@ -19,6 +19,8 @@ import convsurgeon as cs
 from convsurgeon.cli.main import main, parse
 from tests import reference
 
+pytestmark = pytest.mark.usefixtures("all_epochs")
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".", "examples", "convsurgeon", "convsurgeon/*", ".github", "tests/benchmarks", "tests/zoo")
 PAGES = sorted(path for folder in FOLDERS for path in ROOT.glob(f"{folder}/*.md"))

@@ -15,7 +15,7 @@ from convsurgeon.cli.main import main
 from tests import networks
 from tests.growing import convert_growing
 
-pytestmark = networks.needs_data
+pytestmark = [networks.needs_data, pytest.mark.usefixtures("all_epochs")]
 
 CASES: dict[str, tuple[tuple[int, ...], Callable[[nn.Module], float], str]] = {
     "resnet20": ((1, 3, 32, 32), networks.cifar_top1, "cifar_resnet"),

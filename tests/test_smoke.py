@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -14,6 +15,7 @@ from examples import digits
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
+@pytest.mark.usefixtures("all_epochs")
 def test_digits_at_rank_one_keep_99_percent() -> None:
     model = digits.digit_net().eval()
     model.load_state_dict(load_file(EXAMPLES / "digits.safetensors"))

@@ -104,6 +104,7 @@ def _data(count: int = 80) -> Calibration:
     return read(_images(count), cs.Example.of(_images(1)))
 
 
+@pytest.mark.usefixtures("all_epochs")
 @pytest.mark.parametrize("size", [12, 24])
 @pytest.mark.parametrize(("allowed", "steps"), [(1000, 32), (20.5, 20), (0, joint.QUARTERS)])
 def test_a_large_network_gets_fewer_steps(
@@ -163,7 +164,6 @@ def test_images_one_by_one_give_the_gradient_of_their_batch(
             found[-1] += [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
 
     monkeypatch.setattr(distiller, "Soap", Still)
-    monkeypatch.setattr(joint, "EPOCHS", 1)
     honest = joint._SiteLoss.__call__
 
     def loss(own: joint._SiteLoss, batch: cs.Example) -> Tensor:

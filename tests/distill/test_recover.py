@@ -434,17 +434,15 @@ def _torchrun(folder: Path, *more: str, restarts: int = 0) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_match_one_and_survive_a_kill(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kill", [pytest.param((), marks=pytest.mark.slow), ("kill",)])
+def test_two_processes_match_one_and_survive_a_kill(kill: tuple[str, ...], tmp_path: Path) -> None:
     alone = _recover(_converted(nets.Plain().double(), X.double()), X.double(), epochs=3)
-    for name, more, restarts in (("two", (), 0), ("killed", ("kill",), 1)):
-        folder = tmp_path / name
-        folder.mkdir()
-        _torchrun(folder, *more, restarts=restarts)
-        assert (folder / "killed").exists() == bool(more)
-        one, two = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
-        assert all(torch.equal(one[key], two[key]) for key in one)
-        for key, value in alone.model.state_dict().items():
-            torch.testing.assert_close(one[key], value, rtol=1e-6, atol=1e-8)
+    _torchrun(tmp_path, *kill, restarts=len(kill))
+    assert (tmp_path / "killed").exists() == bool(kill)
+    one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    for key, value in alone.model.state_dict().items():
+        torch.testing.assert_close(one[key], value, rtol=1e-6, atol=1e-8)
 
 
 # From scratch.

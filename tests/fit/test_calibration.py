@@ -141,6 +141,7 @@ def test_few_images_are_used_with_a_word() -> None:
 
 
 @networks.needs_data
+@pytest.mark.usefixtures("all_epochs")
 def test_resnet20_at_rank_two_keeps_what_it_learned() -> None:
     model = networks.pretrained("resnet20")
     images = networks.cifar_calibration(256, seed=0)
