@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> Iterator[Row]:
     for name in options.networks:
         for seed, goal in ((seed, goal) for seed in options.seeds for goal in options.goals):
             recovered = goal in options.recovered
-            if (name, seed, f"{goal}, recovered" if recovered else goal) not in known:
+            if (name, seed, _after(goal, options) if recovered else goal) not in known:
                 rows = in_fresh_process(convert, name, seed, goal, recovered, options)
                 yield from (row for row in rows if (name, seed, row["goal"]) not in known)
 
@@ -218,9 +218,14 @@ class _Job:
         better = cs.recover(result, images, recipe=recipe, progress=False)
         spent = {"processor s": round(processor_seconds() - started), "peak MB": _peak(), "images": len(images)}
         won = self._judged(better.model, result.model)
-        row = {"goal": f"{self.goal}, recovered", **spent, "won": won["lost"], "± won": won["±"]}
+        row = {"goal": _after(self.goal, self.options), **spent, "won": won["lost"], "± won": won["±"]}
         judged_now = self._int8(better) if self.int8 else self._judged(self.model, better.model)
         return row | judged_now | {"sentence": sentence(better.report)}
+
+
+def _after(goal: str, options: argparse.Namespace) -> str:
+    """Return what the row of recovery after a goal is called."""
+    return f"{goal}, recovered" + (f" on {options.learn} images" if options.learn else "")
 
 
 def _peak() -> int:
