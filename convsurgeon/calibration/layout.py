@@ -21,6 +21,8 @@ from convsurgeon.graph.outputs import outputs
 BATCH_BYTES = 1 << 23
 """Activations of a batch that are alive at once, 8 MB: what fits into a processor's caches is twice as fast."""
 
+_TWO_BYTES = 1 << 29
+"""Activations of an example from which on two of them are not run at once."""
 _TOGETHER = 16
 """Times as many images are run where a batch norm takes their mean."""
 _ALIKE = 1e-4
@@ -30,10 +32,10 @@ _LOG = logging.getLogger(__name__)
 def in_small_batches(seen: Capture, data: Calibration) -> Calibration:
     """Return the images in batches whose activations take no more than `BATCH_BYTES`, of two examples at least.
 
-    Where the network runs on two it takes any number, and so the remainder of a batch.
+    Where the network runs on two it takes any number, and so the remainder of a batch. Of large ones, one.
     """
     own = images_in(seen.example)
-    size = own * max(2, _most(seen) // own)
+    size = own * max(1 if seen.cost.peak_activation_bytes > _TWO_BYTES else 2, _most(seen) // own)
     return dataclasses.replace(
         data, fitted=_split(data.fitted, size, False), held_back=_split(data.held_back, size, False)
     )
