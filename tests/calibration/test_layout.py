@@ -52,7 +52,7 @@ def test_they_are_the_same_images(kind: str, sizes: list[int], last: bool, monke
 def test_a_batch_that_is_a_whole_data_set_is_never_run_whole(
     times: float, two_times: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sixteen images of 1024x1024 at once were 13 GB of a U-Net's activations, before anything was fitted; two were 5.7."""
+    """Sixteen images of 1024x1024 at once were 13 GB of a U-Net's activations, before any fit; two were 5.7."""
     model, run = Net("any").eval(), list[int]()
     seen = capture(model, _images(1))
     monkeypatch.setattr(layout, "BATCH_BYTES", times * seen.cost.peak_activation_bytes)
