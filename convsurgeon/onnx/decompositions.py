@@ -59,7 +59,7 @@ def _decomposed(graph: fx.Graph, known: set[Any]) -> bool:
             continue
         if not isinstance(node.target, torch._ops.OpOverload):
             return False
-        mutable, lent = node.target._schema.is_mutable, node.target.is_view and node.target._can_decompose()
+        mutable, lent = node.target._schema.is_mutable, _lends(node.target)
         rule = _rule(node) or (_out_of_place(node, known) if mutable and node.args[0] in own else None)
         if rule is None and (mutable or lent or node.target not in known):
             return False
@@ -70,6 +70,11 @@ def _decomposed(graph: fx.Graph, known: set[Any]) -> bool:
     for node, rule in found.items():
         rule(node)
     return True
+
+
+def _lends(target: Any) -> bool:
+    """Return whether torch takes an operator apart because its output may share its input's memory."""
+    return target._can_decompose() and any(one.alias_info is not None for one in target._schema.returns)
 
 
 def _rule(node: fx.Node) -> _Rule | None:
@@ -90,9 +95,12 @@ def _rule(node: fx.Node) -> _Rule | None:
 
 def _out_of_place(node: fx.Node, known: set[Any]) -> _Rule | None:
     """Return how what an operator writes into its first input is put beside it, where nothing else reads that input."""
-    name, overload = str(node.target).removeprefix("aten.").split(".")
-    plain = getattr(getattr(_ATEN, name.removesuffix("_"), None), overload, None)
-    if plain is None or plain not in known or len(node.args[0].users) > 1:  # type: ignore[union-attr]
+    target: Any = node.target
+    name = target._schema.name.removeprefix("aten::").removesuffix("_")
+    plain = getattr(getattr(_ATEN, name, None), target._overloadname, None)
+    if plain is None or plain not in known or plain._schema.is_mutable:
+        return None
+    if len(node.args[0].users) > 1:  # type: ignore[union-attr]
         return None
     return lambda node: _replace(node, plain, node.args)
 

@@ -77,6 +77,12 @@ def _the_input(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
     return two(one(y))
 
 
+def _writes_beside(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
+    given = torch.ones(4), torch.zeros(4), torch.zeros(4), torch.ones(4)
+    found: Tensor = torch.ops.aten._native_batch_norm_legit.default(two(one(x)), *given, False, 0.1, 1e-5)[0]
+    return found
+
+
 def _pooled(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
     return F.adaptive_avg_pool2d(two(one(x)), 3)
 
@@ -86,7 +92,8 @@ def _channels_last(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
 
 
 IN_PLACE = [_residual, _classifier, _dropped, _read_after]
-BY_TORCH = [_read_before, _seen_from_elsewhere, _flat_from_elsewhere, _the_input, _pooled, _channels_last]
+BY_TORCH = [_read_before, _seen_from_elsewhere, _flat_from_elsewhere, _the_input]
+BY_TORCH += [_writes_beside, _pooled, _channels_last]
 
 
 @pytest.mark.parametrize("steps", [*IN_PLACE, *BY_TORCH])
