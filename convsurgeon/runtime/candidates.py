@@ -113,6 +113,18 @@ def find_missing(
     return begun + pack(rest)
 
 
+def networks_with(candidates: Sequence[Candidate], raw: Measurements, forms: Kinds = ()) -> set[str]:
+    """Return the keys of the networks in which forms of the candidates were timed; of the dense one if there is none."""
+    pairs = {(name, form.label) for one in candidates for name, form in one.chosen.items()}
+    found = {
+        key
+        for key, network in raw.networks.items()
+        for site, values in network.forms.items()
+        if (site, form_from_dict(values, forms).label) in pairs
+    }
+    return found or {raw.dense[0].network}
+
+
 def pack(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return as few candidates as possible with the same forms at the same sites: the first has room for the next's."""
     found: list[Candidate] = []

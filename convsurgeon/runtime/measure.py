@@ -66,7 +66,7 @@ def _network_time(raw: Measurements, one: Candidate, kinds: Kinds) -> NetworkTim
     if not one.chosen:
         return NetworkTime(raw.total_ms, {})
     key = one.key(raw.precision)
-    alone = raw.beside_dense(key)
+    alone = raw.beside_dense([key])
     own = [sample for sample in alone.samples if sample.network == key]
     shares = [sample.total_ms / sample.dense_ms for sample in own]
     share = median(shares)

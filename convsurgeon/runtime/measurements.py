@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -134,9 +135,17 @@ class Measurements(Struct, frozen=True):
         networks = self.networks.items()
         return self._only({key: one for key, one in networks if all(is_known(it, forms) for it in one.forms.values())})
 
-    def beside_dense(self, key: str) -> Measurements:
-        """Return what was measured of one network and the dense one."""
-        return self._only({name: self.networks[name] for name in (DENSE_OF[self.precision], key)})
+    def beside_dense(self, keys: Container[str]) -> Measurements:
+        """Return what was measured of some networks, and of the dense one in the same sessions."""
+        dense = DENSE_OF[self.precision]
+        sessions = {(one.number, one.dense_ms) for one in self.samples if one.network in keys}
+        samples = [
+            one
+            for one in self.samples
+            if one.network in keys or (one.network == dense and (one.number, one.dense_ms) in sessions)
+        ]
+        found = self._only({name: one for name, one in self.networks.items() if name == dense or name in keys})
+        return msgspec.structs.replace(found, samples=tuple(samples))
 
     def _only(self, networks: dict[str, TimedNetwork]) -> Measurements:
         samples = tuple(sample for sample in self.samples if sample.network in networks)

@@ -41,6 +41,7 @@ from convsurgeon.runtime.candidates import (
     kind_of,
     leave_out_between,
     leave_out_slow,
+    networks_with,
 )
 from convsurgeon.runtime.latencies import BUSY, NetworkTime
 from convsurgeon.runtime.measure import Settings, compare_plan, measure_candidates, time_plans
@@ -220,17 +221,15 @@ def measure_table(
     wanted = candidates_of(seen, forms, policy)
     with cache_file(cache, seen, how.engine, how.precision) as target:
         raw = read_cache(target, how.precision, kinds, how.engine.threads)
-        first = find_missing(find_cheapest(wanted, sites) if prune else wanted, raw, how.passes, kinds)
+        cheapest = find_cheapest(wanted, sites) if prune else wanted
+        first = find_missing(cheapest, raw, how.passes, kinds)
         if first or raw is None:
             raw = measure_candidates(seen, first, target, how).known(kinds)
-        rows = attribute(raw, kinds)
-        while prune:  # each measurement moves the median of the dense network, and so what is left out
-            worth = leave_out_slow(wanted, rows, sites)
-            if raw.total_ms >= 1e3 * SLOW_S:
+        if prune:  # by the cheapest forms' own sessions: what is left out is the same however much is timed later
+            early = raw.beside_dense(networks_with(cheapest, raw, kinds))
+            worth = leave_out_slow(wanted, attribute(early, kinds), sites)
+            if early.total_ms >= 1e3 * SLOW_S:
                 worth = leave_out_between(worth)
-            rest = find_missing(worth, raw, how.passes, kinds)
-            if not rest:
-                break
-            raw = measure_candidates(seen, rest, target, how).known(kinds)
-            rows = attribute(raw, kinds)
-    return LatencyTable(rows, raw)
+            if rest := find_missing(worth, raw, how.passes, kinds):
+                raw = measure_candidates(seen, rest, target, how).known(kinds)
+    return LatencyTable(attribute(raw, kinds), raw)

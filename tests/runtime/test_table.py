@@ -125,23 +125,27 @@ def test_what_was_measured_is_not_measured_again(
     assert again.rows == table.rows
 
 
-def test_what_later_times_let_in_is_measured_in_the_same_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forms are left out by times that move when more is measured; the next call must not find something missing."""
+def test_what_is_left_out_is_not_decided_by_what_is_timed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each measurement could let in a form that the one before it had left out, and so could the next call."""
     forms = [cs.DepthwiseSeparable(rank=rank) for rank in (1, 2, 4)]
-    left_out = [forms[2].label]
+    decided_by: list[tuple[Row, ...]] = []
 
-    def slow(candidates: list[Candidate], *_: object) -> list[Candidate]:
-        out = left_out.pop() if left_out else None
-        return [one for one in candidates if one.label != out]
+    def keep_all(candidates: list[Candidate], rows: tuple[Row, ...], _: object) -> list[Candidate]:
+        decided_by.append(rows)
+        return candidates
 
     monkeypatch.setattr("convsurgeon.runtime.cache.BUSY", 2.0)  # a busy machine's figures stay
     monkeypatch.setattr(folder, "SECONDS", 0.02)
-    monkeypatch.setattr("convsurgeon.runtime.table.leave_out_slow", slow)
+    monkeypatch.setattr("convsurgeon.runtime.table.leave_out_slow", keep_all)
     measure = partial(cs.Runtime(cache=tmp_path).measure, cs.capture(_net(), EXAMPLE), forms, progress=False)
-    found = measure(passes=1)
+    found = measure(passes=2)
     assert all(found.has("3", form) for form in forms)
     monkeypatch.setattr(folder, "measure_folder", lambda *_: pytest.fail("measured again"))
-    assert measure(passes=1).rows == found.rows
+    assert measure(passes=2).rows == found.rows
+    assert decided_by[1] == decided_by[0]
+    assert {row.form for row in decided_by[0]} == {None, forms[0]}
 
 
 def test_an_interrupted_measurement_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
