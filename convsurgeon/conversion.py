@@ -20,11 +20,10 @@ from convsurgeon.base.progress import say
 from convsurgeon.calibration.collect import LIMIT, check_calibration, gather
 from convsurgeon.calibration.dataset import Calibration, images_in
 from convsurgeon.calibration.images import preparation
-from convsurgeon.calibration.layout import lay_out
 from convsurgeon.calibration.normalisation import note_on_untrained
 from convsurgeon.calibration.pace import images_in_time
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.reconstruct import reconstruct
-from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.forms.catalogue import BUDGET_FORMS, DEFAULT_FORMS
 from convsurgeon.graph.capture import Capture, capture
 from convsurgeon.graph.model_files import Model
@@ -145,20 +144,18 @@ class _Call:
         run_s = (time.monotonic() - began) / 2
         goal = self.goal
         if isinstance(goal, Within) and goal.metric is not None:
-            goal = goal.resolve(seen.model, ())  # what is wrong with a metric is said before images are read
+            goal = goal.resolve(seen.model)  # what is wrong with a metric is said before images are read
         data = self._gather(seen, run_s)
+        judge = None if data is None else OutputJudge(seen.model, data.held_back)
         if goal is None and self.forms is None and data is not None:
             goal = Within()
         if isinstance(goal, Within):
-            goal = goal.resolve(seen.model, () if data is None else data.held_back)
-        fast = None if data is None else lay_out(seen, data)
-        outcome, study = self._choose(seen, fast, goal)
-        result = carry_out(
-            seen, outcome.plan, fast, runtime=self.runtime, seed=self.seed, progress=self.progress, study=study
-        )
+            goal = goal.resolve(seen.model, judge)
+        outcome, study = self._choose(seen, data, judge, goal)
+        result = self._carry_out(seen, outcome.plan, data, judge, study)
         if study is not None and not study.remarks:
             study.earlier.forget()
-        if data is not None:  # as they were handed in
+        if data is not None:
             made_up = data if data.synthetic else None
             result = dataclasses.replace(result, held_back=data.held_back, made_up=made_up)
         result = self._reported(seen, result, goal, outcome, () if study is None else tuple(study.remarks))
@@ -175,12 +172,14 @@ class _Call:
             return gather(seen, self.calibration, seed=self.seed, progress=self.progress)
         most = images_in_time(self.minutes, self.ends - time.monotonic(), run_s / max(1, images_in(seen.example)))
         data = gather(seen, self.calibration, seed=self.seed, progress=self.progress, most=most)
-        if data is None or most >= LIMIT or data is self.calibration:
+        if data is None or most >= LIMIT or isinstance(self.calibration, Calibration):
             return data
         note = f"minutes={self.minutes:g} has time for {most} images at most, so no more were used."
         return dataclasses.replace(data, notes=(*data.notes, note))
 
-    def _choose(self, seen: Capture, data: Calibration | None, goal: Goal | None) -> tuple[Outcome, Study | None]:
+    def _choose(
+        self, seen: Capture, data: Calibration | None, judge: OutputJudge | None, goal: Goal | None
+    ) -> tuple[Outcome, Study | None]:
         """Return the plan that the goal asks for, or that was made by hand; and what a search has learned."""
         if isinstance(self.forms, Plan):
             return Outcome(self.forms), None
@@ -188,12 +187,12 @@ class _Call:
             forms = DEFAULT_FORMS if self.forms is None else self.forms
             return Outcome(plan_captured(seen, forms, self.policy, allow_growth=False)), None
         if isinstance(goal, Budget):
-            study = self._study(seen, data, allow_growth=goal.latency is not None)
+            study = self._study(seen, data, judge, allow_growth=goal.latency is not None)
             study = (study if goal.latency is None else self._timed(study)).with_earlier()
             return meet_budget(study.score(), goal), study
         if any(parameter.is_meta for parameter in seen.model.parameters()):
             raise CalibrationError("within: the model is on the meta device and has no values; load its weights first")
-        study = self._study(seen, data, allow_growth=True)
+        study = self._study(seen, data, judge, allow_growth=True)
         if data is None or not study.options:
             nothing = "Left as it was: it has no conv that may be rewritten."
             return Outcome(study.base, goal=str(goal), speed=nothing), None
@@ -203,15 +202,16 @@ class _Call:
         except (ExportError, LatencyError, WriteError) as error:
             if self.goal is not None:
                 raise
-            return self._by_macs(seen, data, goal, error)
+            return self._by_macs(seen, data, judge, goal, error)
 
-    def _study(self, seen: Capture, data: Calibration | None, allow_growth: bool) -> Study:
+    def _study(self, seen: Capture, data: Calibration | None, judge: OutputJudge | None, allow_growth: bool) -> Study:
         """Return the candidates; where milliseconds decide, a form may be larger than the conv."""
         assert not isinstance(self.forms, Mapping | Plan)
         return open_study(
             seen,
             data,
             self.runtime,
+            judge=judge,
             forms=BUDGET_FORMS if self.forms is None else self.forms,
             policy=self.policy,
             allow_growth=allow_growth,
@@ -226,14 +226,52 @@ class _Call:
         forms = BUDGET_FORMS if self.forms is None else self.forms
         return study.with_table(self.runtime.measure(study.seen, forms, self.policy, progress=self.progress))
 
-    def _by_macs(self, seen: Capture, data: Calibration, goal: Within, error: Exception) -> tuple[Outcome, Study]:
+    def _by_macs(
+        self, seen: Capture, data: Calibration, judge: OutputJudge | None, goal: Within, error: Exception
+    ) -> tuple[Outcome, Study]:
         """Return the plan with the fewest MACs within the goal, for a network that cannot be timed."""
-        study = self._study(seen, data, allow_growth=False).with_table(MacsTable(seen, self.runtime.precision))
+        study = self._study(seen, data, judge, allow_growth=False).with_table(MacsTable(seen, self.runtime.precision))
         found = find_fastest(study, goal)
         trials = (dataclasses.replace(one, dense_ms=math.nan, predicted_ms=math.nan) for one in found.trials)
         what = "plans were compared by MACs" if found.plan.changes else "by MACs no plan is worth it"
         speed = f"Milliseconds are not known, {what}: {error}."
         return dataclasses.replace(found, trials=tuple(trials), speed=speed), study
+
+    def _carry_out(
+        self, before: Capture, wanted: Plan, data: Calibration | None, judge: OutputJudge | None, study: Study | None
+    ) -> Result:
+        """Return the result of a plan: surgery on a copy, a fit that goes on from the search's, a report."""
+        model, example = before.model, before.example
+        if study is not None and data is not None and wanted.changes:
+            made = study.finish(wanted, progress=self.progress)
+            converted, done, fits = made.model, made.plan, made.fits
+        else:
+            converted, done = operate(model, wanted, example)
+            fits = None
+            if data is not None and done.changes:
+                fits = reconstruct(before, converted, done, data, seed=self.seed, progress=self.progress, judge=judge)
+        with undisturbed(model):  # a closure that the copy holds may still run modules of the original
+            after = capture(converted, example)
+        on_meta = any(parameter.is_meta for parameter in model.parameters())
+        judge = judge or OutputJudge(model, (example,))
+        report = Report(
+            before.cost,
+            after.cost,
+            done.steps,
+            learnable_rows(model, converted),
+            None if on_meta else judge.compare(converted if done.changes else model),
+            str(example),
+            reconstruction=fits,
+            opaque=tuple(before.opaque.items()),
+            notes=(
+                *(() if data is None else data.notes),
+                *note_on_subgraphs(model, example, fitted=fits is not None),
+                *note_on_subnormals(model),
+                *note_on_inputs(model, done.changes),
+            ),
+            warning=(data.warning if data is not None else "") or note_on_untrained(model),
+        )
+        return Result(converted, done, report, model, example, runtime=self.runtime)
 
     def _reported(
         self, seen: Capture, result: Result, goal: Goal | None, outcome: Outcome, remarks: tuple[str, ...]
@@ -261,50 +299,6 @@ class _Call:
         except (ExportError, LatencyError) as error:
             return f"Milliseconds are not known: {error}."
         return describe_speed(dense_ms, after.total_ms, f"measured in {self.runtime.where}", self.runtime.precision)
-
-
-def carry_out(
-    before: Capture,
-    wanted: Plan,
-    data: Calibration | None,
-    *,
-    runtime: Runtime,
-    seed: int = 0,
-    progress: bool = True,
-    study: Study | None = None,
-) -> Result:
-    """Return the result of a plan: surgery on a copy, a fit to the images that goes on from the search's, a report."""
-    model, example = before.model, before.example
-    if study is not None and data is not None and wanted.changes:
-        made = study.finish(wanted, progress=progress)
-        converted, done, fits = made.model, made.plan, made.fits
-    else:
-        converted, done = operate(model, wanted, example)
-        fits = None
-        if data is not None and done.changes:
-            fits = reconstruct(before, converted, done, data, seed=seed, progress=progress)
-    with undisturbed(model):  # a closure that the copy holds may still run modules of the original
-        after = capture(converted, example)
-    on_meta = any(parameter.is_meta for parameter in model.parameters())
-    shown = (example,) if data is None else data.held_back
-    report = Report(
-        before.cost,
-        after.cost,
-        done.steps,
-        learnable_rows(model, converted),
-        None if on_meta else compare_outputs(model, converted, shown),
-        str(example),
-        reconstruction=fits,
-        opaque=tuple(before.opaque.items()),
-        notes=(
-            *(() if data is None else data.notes),
-            *note_on_subgraphs(model, example, fitted=fits is not None),
-            *note_on_subnormals(model),
-            *note_on_inputs(model, done.changes),
-        ),
-        warning=(data.warning if data is not None else "") or note_on_untrained(model),
-    )
-    return Result(converted, done, report, model, example, runtime=runtime)
 
 
 def _receive(model: Model, example: object, call: _Call) -> Result:

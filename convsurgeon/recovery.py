@@ -26,7 +26,6 @@ from convsurgeon.distill.distiller import Distiller
 from convsurgeon.distill.loss import OutputJudge, answer_loss
 from convsurgeon.distill.recipe import Recipe
 from convsurgeon.distill.record import Recovery, Score
-from convsurgeon.fit.fidelity import compare_outputs
 from convsurgeon.graph.capture import capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.state import keep_state, restore_state
@@ -99,7 +98,7 @@ def recover(
         done = _train(job, folder, progress)
     model = copy.deepcopy(result.model)
     model.load_state_dict(job.student.state_dict())
-    values = compare_outputs(result.original, model, job.held_back)
+    values = job.judge.compare(model)
     report = dataclasses.replace(result.report, fidelity=values, recovery=done, metrics=())
     runtime = result.runtime
     if recipe.precision is not None and recipe.precision != runtime.precision:
@@ -144,13 +143,13 @@ class _Job:
         self.student = _student(result, sample, int8=recipe.precision == "int8")
         self.parameters = _trained(self.student, list(result.changes))
         self._loss = answer_loss(result.original, self.student, sample, recipe.loss)
-        self._judge = OutputJudge(result.original, self.held_back, recipe.loss)
+        self.judge = OutputJudge(result.original, self.held_back, recipe.loss)
         self.steps = recipe.steps(self.stream.epoch)
         self.start = self.score(self.student)
 
     def score(self, model: nn.Module) -> Score:
         """Return the score that the first process finds, in all of them: decisions must not differ."""
-        return processes.shared(lambda: self._judge.score(model))
+        return processes.shared(lambda: self.judge.score(model))
 
     def distiller(self, rate: float, steps: int) -> Distiller:
         """Return a fresh run of the model as it is."""

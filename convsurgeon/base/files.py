@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from convsurgeon.base.errors import LoadError, WriteError, expect, reason
 
@@ -89,12 +88,14 @@ def scratch() -> Iterator[Path]:
             raise WriteError(f"{place}: no space for temporary files; set TMPDIR to a larger folder") from error
 
 
-def reserve(file: IO[bytes], size: int) -> None:
-    """Give a temporary file its size, with space on the disk: a full one kills whoever writes to a mapped file."""
+def write_values(path: Path, values: memoryview) -> None:
+    """Write a temporary file that is to be mapped; a disk that is full while a mapped file is filled kills the process.
+
+    Raises:
+        WriteError: it does not fit.
+    """
     try:
-        file.truncate(size)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+        path.write_bytes(values)
     except OSError as error:
         place = tempfile.gettempdir()
         raise WriteError(f"{place}: cannot hold activations ({reason(error)}); set TMPDIR to a larger one") from error

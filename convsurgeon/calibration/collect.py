@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import logging
 import numbers
 import sys
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from convsurgeon.base.errors import CalibrationError, describe
+from convsurgeon.base.errors import CalibrationError
 from convsurgeon.base.progress import say
 from convsurgeon.calibration.coverage import complete
-from convsurgeon.calibration.dataset import (
-    Calibration,
-    as_example,
-    first_images,
-    hold_back,
-    images_in,
-    split_batches,
-)
+from convsurgeon.calibration.dataset import Calibration, as_example, first_images, hold_back, images_in
 from convsurgeon.calibration.first_batch import PROBES, check_numbers, check_size
 from convsurgeon.calibration.images import Images
-from convsurgeon.calibration.layout import in_small_batches
+from convsurgeon.calibration.layout import Layout, find_layout, lay_out
 from convsurgeon.calibration.normalisation import check_norms
 from convsurgeon.calibration.synthetic import synthesise
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import check_output_sizes, outputs
+from convsurgeon.graph.outputs import check_output_sizes
 from convsurgeon.onnxnet.network import OnnxNetwork
 
 LIMIT = 1024
 """Images to calibrate on where the user names no limit."""
 _MOST_SEED = 10**17
-_LOG = logging.getLogger(__name__)
 
 
 def as_images(calibration: object, limit: int = LIMIT) -> Images:
@@ -63,11 +54,11 @@ def check_calibration(calibration: object, seed: object) -> None:
 def gather(
     seen: Capture, calibration: object, *, seed: int, progress: bool, most: int = sys.maxsize
 ) -> Calibration | None:
-    """Return the calibration set for a captured network; None where there is to be none.
+    """Return the calibration set for a captured network, laid out for it; None where there is to be none.
 
     Args:
         seen: The network.
-        calibration: What `Images` takes as its source, or an `Images`; a `Calibration`, which is used unchanged; None
+        calibration: What `Images` takes as its source, or an `Images`; a `Calibration`, of which all are used; None
             for synthetic images; False for none.
         seed: Of synthetic images.
         progress: Whether to show a bar.
@@ -93,22 +84,24 @@ def gather(
     check_norms(seen.model)
     check_output_sizes(seen.model, seen.example)
     if isinstance(images, Calibration):
-        return images
+        return lay_out(seen, images)
     if none_given:
-        return synthesise(seen, images.most, seed=seed, mean=images.mean, std=images.std, progress=progress)
+        made = synthesise(seen, images.most, seed=seed, mean=images.mean, std=images.std, progress=progress)
+        return lay_out(seen, made)
     if words := images.describe(seen.example):
         say(f"looking at {words}", show=progress)
-    names, own = input_names(seen.model, seen.example), images_in(seen.example)
+    layout: list[Layout] = []
 
     def check(batch: Example, whole: bool) -> None:
         check_size(seen, batch, images)
-        few = Calibration((first_images(batch, max(own, PROBES)),), ())
-        check_numbers(seen, fit_batches(seen.model, in_small_batches(seen, few), own).fitted, images, whole=whole)
+        layout.append(find_layout(seen, batch))
+        few = Calibration((first_images(batch, max(images_in(seen.example), PROBES)),), ())
+        check_numbers(seen, layout[0].of(few).fitted, images, whole=whole)
 
-    given = read(images, seen.example, names, check=check)
-    data = fit_batches(seen.model, in_small_batches(seen, given), own)
+    given = read(images, seen.example, input_names(seen.model, seen.example), check=check)
+    data = lay_out(seen, given, layout[0])
     full = complete(seen, data, trusted=images.trusted, limit=images.most, seed=seed, progress=progress)
-    return full if full is data else fit_batches(seen.model, in_small_batches(seen, full), own)
+    return lay_out(seen, full, layout[0])
 
 
 def read(
@@ -154,32 +147,3 @@ def input_names(model: nn.Module, example: Example) -> list[str]:
     if isinstance(model, OnnxNetwork):
         return list(model.input_names)
     return list(inspect.signature(model.forward).parameters)[: len(example.tensors())]
-
-
-def fit_batches(model: nn.Module, data: Calibration, own: int = 1) -> Calibration:
-    """Return the calibration set in batches that the model runs on: its own, single images, or those of its example.
-
-    A model may be written for one image (`x.view(1, -1)`): it fails on a batch, or makes one row of it.
-
-    Raises:
-        CalibrationError: The model runs on none of them.
-    """
-    largest = max((*data.fitted, *data.held_back), key=images_in)
-    size = images_in(largest)
-    for count in dict.fromkeys((size, own, 1)):
-        batch = first_images(largest, count)
-        try:
-            found = outputs(model, batch)
-        except Exception as error:  # the user's own forward
-            _LOG.info("the model does not run on %d images: %s", count, describe(error))
-            failure = error
-            continue
-        if count <= 1 or any(out.dim() and out.shape[0] % count == 0 for out in found):
-            if count == size:
-                return data
-            fitted, held_back = split_batches(data.fitted, count), split_batches(data.held_back, count)
-            return dataclasses.replace(data, fitted=fitted, held_back=held_back)
-    raise CalibrationError(
-        f"calibration: {type(model).__name__} does not run on an image of shape {batch}: {describe(failure)}; "
-        "pass images that model(...) accepts"
-    ) from failure

@@ -149,22 +149,32 @@ def _strange(seen: Capture, sample: list[Example]) -> tuple[str, float]:
 def _undecided(seen: Capture, sample: list[Example]) -> str:
     """Return that all images have the same output or decision, where other inputs have others."""
     count = sum(map(images_in, sample))
-    columns = [*zip(*(outputs(seen.model, one) for one in sample), strict=True)]
-    if count < 2 or not columns:
-        return ""
-    trained = bool(norms_in_use(seen))
-    flat = all(_is_flat(column, sample) for column in columns)
-    restores = enlargement(seen.example.tensors()[0], outputs(seen.model, seen.example)[0])
-    if not flat and (restores or not all(_decides_alike(column, trained) for column in columns)):
+    answers: list[list[Tensor]] = []
+    for number, batch in enumerate(sample, start=1):
+        answers.append(outputs(seen.model, batch))
+        if number == len(sample) or number & (number - 1) == 0:  # few tell most images apart
+            columns = [*zip(*answers, strict=True)]
+            if not columns or _told_apart(seen, columns, sample):
+                return ""
+    if count < 2:
         return ""
     others = [_drawn(one) for one in sample]
-    answers = [*zip(*(outputs(seen.model, one) for one in others), strict=True)]
-    if flat:
-        dead = all(_is_flat(column, others) for column in answers)
+    drawn = [*zip(*(outputs(seen.model, one) for one in others), strict=True)]
+    if all(_is_flat(column, sample) for column in columns):
+        dead = all(_is_flat(column, others) for column in drawn)
         return "" if dead else f"the network gives the same output for all of {count}"
-    if any(column[0].dim() == 2 and _majority(column) > MOSTLY for column in answers):
+    if any(column[0].dim() == 2 and _majority(column) > MOSTLY for column in drawn):
         return ""
     return f"the network decides alike for all of {count}, so they may show one thing, or nothing that it was made for"
+
+
+def _told_apart(seen: Capture, columns: Sequence[Sequence[Tensor]], sample: Sequence[Example]) -> bool:
+    """Return whether outputs differ from image to image, and in what they decide if they decide anything."""
+    if all(_is_flat(column, sample[: len(column)]) for column in columns):
+        return False
+    trained = bool(norms_in_use(seen))
+    restores = enlargement(sample[0].tensors()[0], columns[0][0])
+    return bool(restores) or not all(_decides_alike(column, trained) for column in columns)
 
 
 def _drawn(example: Example) -> Example:
@@ -182,7 +192,7 @@ def _drawn(example: Example) -> Example:
     return example.map(drawn)
 
 
-def _is_flat(column: Sequence[Tensor], sample: list[Example]) -> bool:
+def _is_flat(column: Sequence[Tensor], sample: Sequence[Example]) -> bool:
     rows = [one.float().flatten(1) for one, batch in zip(column, sample, strict=True) if len(one) == images_in(batch)]
     alike = len(rows) == len(sample) and len({one.shape[1] for one in rows}) == 1
     return alike and _spread(torch.cat(rows)) < FLAT

@@ -83,7 +83,7 @@ def run_convert(options: argparse.Namespace) -> object:
     model, example = read_model(options)
     beside = None if metric is None or isinstance(goal, Within) else Within(None, metric, options.better)
     if beside is not None:
-        beside = beside.resolve(model, ())  # a metric that fails does so before the work
+        beside = beside.resolve(model)  # a metric that fails does so before the work
     result = convert(
         model,
         example,

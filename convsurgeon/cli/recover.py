@@ -58,7 +58,7 @@ def run_recover(options: argparse.Namespace) -> object:
         if processes.rank():
             return None
     if metric is not None:
-        beside = Within(None, metric, options.better).resolve(result.original, ())
+        beside = Within(None, metric, options.better).resolve(result.original)
         assert beside.before is not None
         was = measure(metric, converted.model)
         result = result.with_metric(f"{beside.name}, as converted", beside.before, was).judged_by(beside)

@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from convsurgeon.base.errors import CalibrationError
 from convsurgeon.calibration.dataset import images_in
 from convsurgeon.distill.record import Score
+from convsurgeon.fit.fidelity import Fidelity, compare_answers
 from convsurgeon.graph.decisions import Decisions
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.output_error import OutputError, relative_error, scales
@@ -53,7 +55,8 @@ class OutputJudge:
         self.images = sum(map(images_in, batches))
 
     @cached_property
-    def _answers(self) -> list[Answer]:
+    def answers(self) -> list[Answer]:
+        """Return what the original gives for every batch."""
         with undisturbed(self._original):
             return [answer(self._original, batch) for batch in self.batches]
 
@@ -61,7 +64,7 @@ class OutputJudge:
         """Return the error, and what becomes of the original's decisions."""
         error, decisions, own = OutputError(), Decisions(), 0.0
         with evaluating(model):
-            for batch, wanted in zip(self.batches, self._answers, strict=True):
+            for batch, wanted in zip(self.batches, self.answers, strict=True):
                 found = answer(model, batch)
                 error.add(wanted.judged, found.judged)
                 if self._loss is not None:
@@ -71,3 +74,15 @@ class OutputJudge:
         value = value if math.isfinite(value) else math.inf
         lost, unsure = decisions.with_doubt()
         return Score(value, decisions.agreement, decisions.overlap, lost, (doubt, unsure))
+
+    def compare(self, model: nn.Module) -> Fidelity | None:
+        """Return the fidelity of a model, or of the original itself; None where the outputs cannot be compared."""
+        try:
+            wanted = self.answers
+            if model is self._original:
+                found = [one.judged for one in wanted]
+            else:
+                found = [outputs(model, batch) for batch in self.batches]
+            return compare_answers(self.batches, wanted, found)
+        except CalibrationError:  # no floating-point output, or sizes that depend on values
+            return None

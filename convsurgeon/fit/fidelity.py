@@ -8,14 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from convsurgeon.base.errors import CalibrationError
 from convsurgeon.graph.decisions import Decisions, interval
 from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import answer, outputs, pair_outputs
-from convsurgeon.graph.state import undisturbed
+from convsurgeon.graph.outputs import Answer, pair_outputs
 
 DECIDES = 0.5
 """Share of the output that is not in the input, above which an output of the input's channels may be of decisions."""
@@ -84,26 +82,30 @@ def fidelity(
     )
 
 
-def compare_outputs(model: nn.Module, converted: nn.Module, batches: Sequence[Example]) -> Fidelity | None:
-    """Return the fidelity of a converted model on images of one size; None where the outputs cannot be compared."""
+def compare_answers(
+    batches: Sequence[Example], wanted: Sequence[Answer], found: Sequence[Sequence[Tensor]]
+) -> Fidelity:
+    """Return the fidelity of a converted model on images of one size: those of the first batch.
+
+    Args:
+        batches: the images.
+        wanted: what the original gives for them.
+        found: what the converted model is judged at.
+
+    Raises:
+        CalibrationError: the two have outputs of different sizes.
+    """
     sizes = [[one.shape[1:] for one in batch.tensors()] for batch in batches]
-    alike = [batch for batch, size in zip(batches, sizes, strict=True) if size == sizes[0]]
-    try:
-        with undisturbed(model):
-            wanted = [answer(model, batch) for batch in alike]
-            given = [outputs(converted, batch) for batch in alike]
-        pairs = [pair_outputs(one.judged, two) for one, two in zip(wanted, given, strict=True)]
-    except CalibrationError:  # no floating-point output, or sizes that depend on values
-        return None
-    both = list(zip(*pairs, strict=True))
-    original, found = (
+    alike = [place for place, size in enumerate(sizes) if size == sizes[0]]
+    both = list(zip(*(pair_outputs(wanted[place].judged, found[place]) for place in alike), strict=True))
+    original, converted = (
         [torch.cat([torch.atleast_1d(pair[side]) for pair in column]) for column in both] for side in (0, 1)
     )
     if not all(bool(tensor.isfinite().all()) for tensor in original):
         text = "the original's own output holds NaN or infinity; look at its weights and at the example"
-        warnings.warn(f"fidelity: {text}", stacklevel=4)
-    images = [torch.cat(column) for column in zip(*(batch.tensors() for batch in alike), strict=True)]
-    return fidelity(original, found, wanted[0].where, images)
+        warnings.warn(f"fidelity: {text}", stacklevel=5)
+    images = [torch.cat(column) for column in zip(*(batches[place].tensors() for place in alike), strict=True)]
+    return fidelity(original, converted, wanted[0].where, images)
 
 
 def sqnr_db(signal: float, error: float) -> float:
@@ -115,14 +117,13 @@ def sqnr_db(signal: float, error: float) -> float:
     return 10 * math.log10(signal / error) if signal > 0 else -math.inf
 
 
-def added_share(model: nn.Module, batches: Sequence[Example]) -> float:
+def added_share(batches: Sequence[Example], answers: Sequence[Answer]) -> float:
     """Return the share of the output's variance that is not in the input; 1 for what is not image to image.
 
     A denoiser or super-resolution passes its input on: an error of a hundredth of its output may be all that it was
     made for. So its output is regressed on the input, channel by channel, and an error counts against the rest.
     """
-    with undisturbed(model):
-        return _share((batch.tensors(), answer(model, batch).judged) for batch in batches)[0]
+    return _share((batch.tensors(), one.judged) for batch, one in zip(batches, answers, strict=True))[0]
 
 
 def _share(pairs: Iterable[tuple[list[Tensor], list[Tensor]]]) -> tuple[float, float]:

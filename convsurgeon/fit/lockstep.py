@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from convsurgeon.base.files import reserve, scratch
+from convsurgeon.base.files import scratch, write_values
 from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.trace import UntracedRoot, over
@@ -147,11 +147,12 @@ def on_disk(value: Any) -> Any:
         if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":
             return leaf
         strides = torch.empty_like(leaf, device="meta").stride()
+        dense = leaf.detach() if leaf.stride() == strides else torch.empty_like(leaf).copy_(leaf)
+        values = dense.as_strided((leaf.numel(),), (1,))
         with scratch() as folder:  # the name goes, the file stays as long as it is mapped, and is not open
-            with (folder / "values").open("wb") as file:
-                reserve(file, leaf.nbytes)
+            write_values(folder / "values", values.view(torch.uint8).numpy().data)  # faster than to a map
             whole = torch.from_file(str(folder / "values"), shared=True, size=leaf.numel(), dtype=leaf.dtype)
-        mapped = whole.as_strided(leaf.shape, strides).copy_(leaf)
+        mapped = whole.as_strided(leaf.shape, strides)
         mapped.is_mapped = True  # type: ignore[attr-defined]
         return mapped
 

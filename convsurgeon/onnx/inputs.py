@@ -17,11 +17,13 @@ from convsurgeon.graph.example import Example
 
 
 def order_example(model: nn.Module, example: object) -> Example:
-    """Return what a user passes as `example` on the CPU and without gradients, keywords in `forward`'s order."""
+    """Return what a user passes as `example` as plain tensors on the CPU, keywords in `forward`'s order."""
     given = Example.of(example)
     order = {name: index for index, name in enumerate(inspect.signature(model.forward).parameters)}
     names = sorted(given.kwargs, key=lambda name: order.get(name, len(order)))
-    return Example(given.args, {name: given.kwargs[name] for name in names}).map(lambda one: one.detach().cpu())
+    return Example(given.args, {name: given.kwargs[name] for name in names}).map(
+        lambda one: one.detach().cpu().contiguous()
+    )
 
 
 def copy_to_cpu(model: nn.Module) -> nn.Module:

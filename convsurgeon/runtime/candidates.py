@@ -114,7 +114,7 @@ def find_missing(
 
 
 def networks_with(candidates: Sequence[Candidate], raw: Measurements, forms: Kinds = ()) -> set[str]:
-    """Return the keys of the networks in which forms of the candidates were timed; of the dense one if there is none."""
+    """Return the keys of the networks in which forms of the candidates were timed; the dense one's if there is none."""
     pairs = {(name, form.label) for one in candidates for name, form in one.chosen.items()}
     found = {
         key

@@ -12,12 +12,11 @@ from torch import nn
 
 from convsurgeon.base.arrays import Array
 from convsurgeon.base.errors import BudgetError
-from convsurgeon.calibration.dataset import first_batches
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.distill.record import Score
 from convsurgeon.fit.fidelity import DECIDES, added_share
 from convsurgeon.graph.decisions import Decisions
-from convsurgeon.graph.example import Example
-from convsurgeon.graph.outputs import outputs
+from convsurgeon.graph.outputs import Answer
 from convsurgeon.search.metric import Metric, measure
 
 Amount = float | int | str
@@ -44,7 +43,6 @@ LARGE = {"higher": 0.25, "lower": 1.0}
 REVERSED = 0.5
 """Share of the metric by which no approximation of a network is better than it: the user's `better` is the other."""
 
-_KIND_IMAGES = 64
 _PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 _UNITS = {
     "macs": {"mac": 1.0, "macs": 1.0, "flop": 0.5, "flops": 0.5},
@@ -150,18 +148,22 @@ class Within:
                     "metric= (--metric), or an error such as 0.01"
                 )
 
-    def resolve(self, model: nn.Module, held_out: Sequence[Example]) -> Within:
-        """Return the goal with its tolerance as a number, and the original's metric measured once."""
+    def resolve(self, model: nn.Module, judge: OutputJudge | None = None) -> Within:
+        """Return the goal with its tolerance as a number, and the original's metric measured once.
+
+        Without a metric the tolerance depends on what the original gives for the images of a judge.
+        """
         if self.before is not None:
             return self
         if self.metric is not None:
             before = measure(self.metric, model, self.images)
             return dataclasses.replace(self, tolerance=self._allow(before), before=before)
-        scale = added_share(model, first_batches(held_out, _KIND_IMAGES))
+        batches, answers = ([], []) if judge is None else (judge.batches, judge.answers)
+        scale = added_share(batches, answers)
         filled = dataclasses.replace(self, better="lower", scale=scale, before=0.0)
         if self.tolerance is not None:
             return dataclasses.replace(filled, tolerance=_read_tolerance(self.tolerance, 1.0))
-        usual = DEFAULT_ERROR_CLASSES if _classifies(model, held_out) else DEFAULT_ERROR
+        usual = DEFAULT_ERROR_CLASSES if _classifies(answers) else DEFAULT_ERROR
         tolerance = DEFAULT_ERROR_ADDED + (usual - DEFAULT_ERROR_ADDED) * scale**2
         decisions = DEFAULT_DECISIONS if scale > DECIDES else math.inf
         return dataclasses.replace(filled, tolerance=tolerance, decisions=decisions, usual=True)
@@ -251,14 +253,13 @@ class Within:
         return text if self.decisions == math.inf else f"{text} and {self.decisions:.2%} of right decisions"
 
 
-def _classifies(model: nn.Module, batches: Sequence[Example]) -> bool:
+def _classifies(answers: Sequence[Answer]) -> bool:
     """Return whether a model gives scores over classes, one vector for each image."""
     found = Decisions()
-    for batch in first_batches(batches, _KIND_IMAGES):
-        scores = outputs(model, batch)
-        if any(one.dim() == 4 for one in scores):
-            return False  # the first batch tells
-        found.add(scores, scores)
+    for one in answers:
+        if any(scores.dim() == 4 for scores in one.judged):
+            return False
+        found.add(one.judged, one.judged)
     return found.agreement is not None
 
 

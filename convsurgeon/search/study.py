@@ -217,6 +217,7 @@ def open_study(
     data: Calibration | None,
     runtime: Runtime,
     *,
+    judge: OutputJudge | None,
     forms: Sequence[Form],
     policy: Predicate | None,
     allow_growth: bool = False,
@@ -230,6 +231,7 @@ def open_study(
         seen: the captured network.
         data: images, or None.
         runtime: where it will run.
+        judge: by the held-back images, where there are any.
         forms: candidates for every site.
         policy: which sites may be changed; all by default.
         allow_growth: whether a form may have more MACs or parameters than the conv; milliseconds decide then.
@@ -240,5 +242,4 @@ def open_study(
     kernels = kernels_of(seen)
     base = plan_captured(seen, forms, everything() if policy is None else policy, allow_growth, kernels)
     options = candidates(base, kernels, forms, allow_growth)
-    judge = None if data is None else OutputJudge(seen.model, data.held_back)
     return Study(seen, data, runtime, base, options, seed, progress, judge=judge, ends=ends)

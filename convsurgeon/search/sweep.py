@@ -21,6 +21,7 @@ from convsurgeon.base.normal import in_normal_mode
 from convsurgeon.base.progress import bar
 from convsurgeon.base.tables import Table, printable
 from convsurgeon.calibration.collect import gather
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.forms.catalogue import BUDGET_FORMS
 from convsurgeon.forms.form import Form
 from convsurgeon.graph.model_files import Model
@@ -195,8 +196,9 @@ def sweep(
     if data is None:
         raise CalibrationError("sweep: without images no plan can be judged; pass calibration, or leave it out")
     runtime = Runtime() if runtime is None else runtime
+    judge = OutputJudge(seen.model, data.held_back)
     study = open_study(
-        seen, data, runtime, forms=forms, policy=policy, allow_growth=kind == "latency", progress=progress
+        seen, data, runtime, judge=judge, forms=forms, policy=policy, allow_growth=kind == "latency", progress=progress
     )
     if kind == "latency" or runtime.table is not None:
         table = runtime.measure(seen, forms, policy, progress=progress)

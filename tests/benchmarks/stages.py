@@ -18,8 +18,8 @@ from tests.benchmarks.measure import memory_mb
 _EVERY_S = 0.05
 _NAMES = {
     "gather": "images",
+    "Within.resolve": "images",
     "check_repeatable": "images",
-    "lay_out": "images",
     "export_skeleton": "export to ONNX",
     "measure_table": "timing layers",
     "time_plan": "timing plans",
@@ -33,7 +33,7 @@ _NAMES = {
     "fit_jointly": "joint fit",
     "_renew_norms": "batch norms",
     "OutputJudge.score": "judging",
-    "compare_outputs": "judging",
+    "OutputJudge.compare": "judging",
     "_write_float": "export to ONNX",
     "check_parity": "parity",
     "bench": "timing files",

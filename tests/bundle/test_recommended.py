@@ -109,7 +109,7 @@ def result(searched: bool, within: cs.Within, after: float = 90.0) -> cs.Result:
     ],
 )
 def test_what_may_be_lost(lost: dict[str, float], searched: bool, allowed: float) -> None:
-    within = cs.Within(0.03).resolve(nn.Identity(), [])
+    within = cs.Within(0.03).resolve(nn.Identity())
     found = result(searched, within)
     assert allowed_loss(lost, found, within) == pytest.approx(allowed)
     own = lost.get("model.onnx", math.inf)
@@ -117,7 +117,7 @@ def test_what_may_be_lost(lost: dict[str, float], searched: bool, allowed: float
 
 
 def test_a_metric_decides_of_int8_files_too() -> None:
-    within = cs.Within("1%", metric=lambda _: 90.0).resolve(nn.Identity(), [])
+    within = cs.Within("1%", metric=lambda _: 90.0).resolve(nn.Identity())
     found = result(True, within)
     agreement = [Agreement(name, 50.0, None, 8, 1e-6) for name in FILES[1:]]  # by the error all would do
     values = {"model.onnx": 89.5, "original-int8.onnx": 80.0, "model-int8.onnx": math.nan}
@@ -138,7 +138,7 @@ def test_a_metric_is_asked_of_the_file_itself(tmp_path: Path) -> None:
         return float(model(images(5)).detach().abs().sum()) + 0 * sum(value.numel() for value in model.parameters())
 
     small = converted()
-    within = cs.Within(metric=size).resolve(small.original, [])
+    within = cs.Within(metric=size).resolve(small.original)
     judged = small.judged_by(within)
     assert judged.report.metrics == (("size", within.before, size(small.model)),)
     bundle = export(judged, tmp_path / "out", int8=True, calibration=images())

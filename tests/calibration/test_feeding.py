@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import convsurgeon as cs
-from convsurgeon.calibration.collect import fit_batches, read
+from convsurgeon.calibration.collect import gather
 from convsurgeon.calibration.dataset import images_in
 from tests import nets
 
@@ -37,7 +37,8 @@ class OneRow(nets.Plain):
 def test_it_is_fitted_image_by_image(kind: type[nets.Plain], given: object) -> None:
     torch.manual_seed(0)
     model = kind().eval()
-    data = fit_batches(model, read(given, cs.Example.of(ONE)))
+    data = gather(cs.capture(model, ONE), given, seed=0, progress=False)
+    assert data is not None
     assert {images_in(batch) for batch in (*data.fitted, *data.held_back)} == {1}
     assert torch.equal(torch.cat([batch.args[0] for batch in (*data.fitted, *data.held_back)]), IMAGES)
     result = cs.convert(
@@ -55,8 +56,9 @@ def test_it_is_fitted_image_by_image(kind: type[nets.Plain], given: object) -> N
 
 
 def test_what_takes_batches_is_fed_batches() -> None:
-    data = read(IMAGES, cs.Example.of(ONE))
-    assert fit_batches(nets.Plain().eval(), data) is data
+    data = gather(cs.capture(nets.Plain().eval(), ONE), IMAGES, seed=0, progress=False)
+    assert data is not None
+    assert images_in(data.fitted[0]) > 1
 
 
 def test_images_that_the_model_does_not_take_are_refused_in_a_line() -> None:

@@ -50,12 +50,12 @@ def test_values_of_each_image_give_the_standard_error_of_the_difference() -> Non
 
     one, two = nn.Linear(1, 1), nn.Linear(1, 1)
     one.weight.data[:], two.weight.data[:] = 0.0, 1.0
-    within = cs.Within(5.0, metric=each).resolve(one, ())
+    within = cs.Within(5.0, metric=each).resolve(one)
     value = within.ask(two)
     assert (within.before, value) == (pytest.approx(100.0), pytest.approx(99.0))
     assert within.doubt(value) == pytest.approx(float(shift.std()) / math.sqrt(50))
     assert within.doubt(12.0) is None
-    assert cs.Within("5%", metric=lambda _: 3.0).resolve(one, ()).doubt(3.0) is None
+    assert cs.Within("5%", metric=lambda _: 3.0).resolve(one).doubt(3.0) is None
 
 
 def test_the_bundle_and_its_page_tell_it(tmp_path: Any) -> None:
@@ -65,7 +65,7 @@ def test_the_bundle_and_its_page_tell_it(tmp_path: Any) -> None:
     def each(model: nn.Module) -> torch.Tensor:
         return 100 + model(images)[:, 0]
 
-    judged = result.judged_by(cs.Within("90%", metric=each).resolve(result.original, ()))
+    judged = result.judged_by(cs.Within("90%", metric=each).resolve(result.original))
     made = cs.export(judged, tmp_path / "out", pairs=0, progress=False)
     with torch.no_grad():
         apart = each(result.model) - each(result.original)

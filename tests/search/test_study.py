@@ -14,6 +14,7 @@ from torch import nn
 
 import convsurgeon as cs
 from convsurgeon.calibration.collect import gather
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.forms import cpfit
 from convsurgeon.int8.module import Int8Module
 from convsurgeon.search.scores import EFFORT
@@ -30,8 +31,10 @@ def _study(forms: list[cs.Form], precision: str = "fp32") -> Study:
     seen = cs.capture(net(), IMAGES[:1])
     data = gather(seen, IMAGES, seed=0, progress=False)
     runtime = cs.Runtime(precision=precision)  # type: ignore[arg-type]
+    assert data is not None
+    judge = OutputJudge(seen.model, data.held_back)
     return open_study(
-        seen, data, runtime, forms=forms, policy=cs.select.everything(), allow_growth=True, progress=False
+        seen, data, runtime, judge=judge, forms=forms, policy=cs.select.everything(), allow_growth=True, progress=False
     ).score()
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import convsurgeon as cs
 from convsurgeon import cli
+from convsurgeon.distill.loss import OutputJudge
 from convsurgeon.fit.fidelity import added_share
 from convsurgeon.runtime.latencies import NetworkTime
 from convsurgeon.search import search, study
@@ -77,9 +78,9 @@ def test_the_fastest_within_a_metric_is_found_with_few_trials() -> None:
 
 @pytest.mark.parametrize(("better", "sign"), [("lower", 1), ("higher", -1)])
 def test_the_tolerance_that_is_spent(better: str, sign: int) -> None:
-    goal = cs.Within(2.0, metric=lambda _: 10.0, better=better).resolve(net(), [])
+    goal = cs.Within(2.0, metric=lambda _: 10.0, better=better).resolve(net())
     assert [goal.spent(10.0 + sign * lost) for lost in (-1.0, 0.0, 1.0, 2.0, 4.0)] == [-0.5, 0.0, 0.5, 1.0, 2.0]
-    none = cs.Within(0.0, metric=lambda _: 10.0, better=better).resolve(net(), [])
+    none = cs.Within(0.0, metric=lambda _: 10.0, better=better).resolve(net())
     assert [none.spent(10.0 + sign * lost) for lost in (-1.0, 0.0, 1.0)] == [0.0, 0.0, math.inf]
 
 
@@ -254,7 +255,7 @@ def test_a_tolerance_that_cannot_be_read_is_refused(make: Callable[[], cs.Within
 
 def resolved(tolerance: float | str | None, value: Any, better: str = "higher") -> cs.Within:
     """A goal with a metric that always gives this value."""
-    return cs.Within(tolerance, metric=lambda _: value, better=better).resolve(net(), [])
+    return cs.Within(tolerance, metric=lambda _: value, better=better).resolve(net())
 
 
 def test_a_metric_without_a_tolerance_has_the_defaults() -> None:
@@ -326,15 +327,25 @@ class _Denoiser(nn.Module):
         return self.add(x, 0.01 * self.body(x))
 
 
+def _share_of(model: nn.Module, example: cs.Example) -> float:
+    judge = OutputJudge(model.eval(), [example])
+    return added_share(judge.batches, judge.answers)
+
+
+def _usual(model: nn.Module, images: Tensor, tolerance: float | None = None) -> cs.Within:
+    return cs.Within(tolerance).resolve(model, OutputJudge(model, [cs.Example((images,))]))
+
+
 def test_image_to_image_is_judged_by_what_is_added() -> None:
     example = cs.Example((IMAGES,))
-    small = added_share(_Denoiser(lambda x, y: x - y), [example])
+    small = _share_of(_Denoiser(lambda x, y: x - y), example)
     assert 1e-6 < small < 1e-3
-    large = added_share(_Denoiser(lambda x, y: F.interpolate(x - y, scale_factor=2.0, mode="bicubic")), [example])
+    large = _share_of(_Denoiser(lambda x, y: F.interpolate(x - y, scale_factor=2.0, mode="bicubic")), example)
     assert large == pytest.approx(small, rel=0.5)
-    assert added_share(_Denoiser(lambda _, y: y), [example]) > 0.5  # little of the input is handed on
-    assert added_share(net(), [example]) == 1.0  # other channels
-    goal = cs.Within().resolve(_Denoiser(lambda x, y: x - y), [example])
+    assert _share_of(_Denoiser(lambda _, y: y), example) > 0.5  # little of the input is handed on
+    assert _share_of(net(), example) == 1.0  # other channels
+    denoiser = _Denoiser(lambda x, y: x - y)
+    goal = cs.Within().resolve(denoiser, OutputJudge(denoiser, [example]))
     assert (goal.scale, goal.most) == (pytest.approx(small, rel=0.2), pytest.approx(DEFAULT_ERROR_ADDED, rel=1e-3))
     assert "added to the input" in str(goal)
 
@@ -346,7 +357,7 @@ def test_the_limit_has_no_cliffs() -> None:
         model = _Denoiser(lambda x, y, share=share: x + 100 * share * y)  # type: ignore[misc]
         torch.manual_seed(0)
         model = _Denoiser(model.add)
-        drawn = [cs.Within().resolve(model, [cs.Example((images,))]) for images in IMAGES.split(10)]
+        drawn = [_usual(model, images) for images in IMAGES.split(10)]
         errors = [goal.most * goal.scale for goal in drawn]
         assert max(errors) < 1.5 * min(errors)
         limits.append(drawn[0].most * drawn[0].scale)
@@ -357,10 +368,10 @@ def test_the_limit_has_no_cliffs() -> None:
 
 
 def test_lost_decisions_count_beside_the_error_by_default() -> None:
-    goal = cs.Within().resolve(net(), [cs.Example((IMAGES,))])
+    goal = _usual(net(), IMAGES)
     assert goal.value(0.5 * goal.most, 0.0) == 0.5 * goal.most
     assert goal.spent(goal.value(0.0, 2 * DEFAULT_DECISIONS)) == pytest.approx(2)
-    asked = cs.Within(0.2).resolve(net(), [cs.Example((IMAGES,))])
+    asked = _usual(net(), IMAGES, 0.2)
     assert asked.value(0.1, 0.9) == 0.1
 
 
