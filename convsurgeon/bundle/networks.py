@@ -97,7 +97,7 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
             values=known_values(result) | asked,
             notes=(*failed, *notes),
             rewritten=rewritten,
-            mobile={one.path.name: mobile_check(one.path) for one in (original, converted)},
+            mobile=dict(zip((ORIGINAL, CONVERTED), [mobile_check(one.path) for one in distinct] * 2, strict=False)),
             preparation=request.preparation,
         )
         steps.update()
