@@ -22,6 +22,9 @@ from convsurgeon.graph.capture import Capture
 from convsurgeon.graph.example import Example
 from convsurgeon.graph.trace import UntracedRoot, over
 
+_SMALL_BYTES = 1 << 17
+"""What stays in memory, where the allocator puts it into a hole that a large value has left: then that does not fit."""
+
 
 class Runner(fx.Interpreter):
     """One of the two networks: the values of every live node, one per batch.
@@ -141,10 +144,10 @@ def walk(graph: fx.Graph, runners: Sequence[Runner], stops: Collection[fx.Node])
 
 
 def on_disk(value: Any) -> Any:
-    """Return the same values, tensors of more than a megabyte in unnamed files that are read where they are used."""
+    """Return the same values, all but small tensors in unnamed files that are read where they are used."""
 
     def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.numel() * leaf.element_size() < 1 << 20 or leaf.device.type != "cpu":
+        if not isinstance(leaf, Tensor) or leaf.nbytes < _SMALL_BYTES or leaf.device.type != "cpu":
             return leaf
         strides = torch.empty_like(leaf, device="meta").stride()
         dense = leaf.detach() if leaf.stride() == strides else torch.empty_like(leaf).copy_(leaf)

@@ -91,17 +91,19 @@ def time_interleaved(
     check_engine(engine)
     clock = engine.clock()
     files = [(path, random_feed(path, seed, batch, sizes)) for path in (paths[0], *paths)]
-    rounds = math.ceil(pairs / BLOCKS)
+    rounds, long = math.ceil(pairs / BLOCKS), False
 
     def time_block(block: int) -> tuple[list[tuple[float, float, float]], TimeSamples]:
-        nonlocal rounds
+        nonlocal rounds, long
         # Sessions are made from either end in turn, so that none is always the first, and die with the block.
         backwards = block % 2 == 1
-        slots = [_open_slot(path, feed, engine, block == 0) for path, feed in files[:: -1 if backwards else 1]]
+        order = files[:: -1 if backwards else 1]
+        slots = [_open_slot(path, feed, engine, block == 0, sparing=long) for path, feed in order]
         slots = slots[::-1] if backwards else slots
         if block == 0:
             taken_s = sum(slot.fastest_s for slot in slots) * _repeats(slots)
-            least = 1 if is_long(1e3 * min(slot.fastest_s for slot in slots)) else _LEAST_ROUNDS
+            long = is_long(1e3 * min(slot.fastest_s for slot in slots))
+            least = 1 if long else _LEAST_ROUNDS
             rounds = min(rounds, max(int(_BLOCK_S / taken_s), least))
         with _subnormal_as_zero():
             times = _run_rounds(slots, rounds, clock, shown)
@@ -122,14 +124,19 @@ def time_interleaved(
     ]
 
 
-def _open_slot(path: Path, feed: Feed, engine: Engine, first: bool) -> _Slot:
-    """Return a fresh session that has run a few times; of the first block also what subnormal numbers cost it."""
+def _open_slot(path: Path, feed: Feed, engine: Engine, first: bool, sparing: bool) -> _Slot:
+    """Return a fresh session that has run a few times; of the first block also what subnormal numbers cost it.
+
+    Sessions whose runs are long are sparing with memory: there are three at least.
+    """
     started = time.perf_counter()
     session = open_timed(path, engine)
+    session = engine.sparing(session) if sparing else session
     create_s = time.perf_counter() - started
     started = time.perf_counter()
     run_session(session, feed, path)
     first_s = time.perf_counter() - started
+    session = engine.sparing(session) if is_long(1e3 * first_s) and not sparing else session
     clock, slow = engine.clock(), first_s >= 10 * _SAMPLE_S
     if slow and not first:
         return _Slot(session, feed, create_s, first_s, first_s, math.nan)

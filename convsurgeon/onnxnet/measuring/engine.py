@@ -124,6 +124,14 @@ class Engine:
             )
         return session
 
+    def sparing(self, session: Any) -> Any:
+        """Return a session that gives back the memory of every run as it ends, where that is the CPU's own.
+
+        The next run takes it anew, which is a tenth of the time of a run that fills gigabytes.
+        """
+        has_arena = self.provider == CPU and self.options.get("enable_cpu_mem_arena") != "0"
+        return _Sparing(session) if has_arena else session
+
     def clock(self) -> Clock:
         """Return the clock: a single thread is that which calls, on the CPU."""
         on_cpu = self.provider in (CPU, OPENVINO, *_OWN_THREADS)
@@ -163,6 +171,21 @@ class Engine:
         if log is not None:
             options.enable_profiling, options.profile_file_prefix = True, str(log)
         return options
+
+
+class _Sparing:
+    """A session whose memory shrinks after every run."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self._how = session, ort.RunOptions()
+        self._how.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def run(self, names: Any, feeds: dict[str, Any]) -> Any:
+        """Run it as a session does."""
+        return self._session.run(names, feeds, self._how)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 def read_profile(session: Any, stamps: Times, watch: Watch) -> list[Kernel]:

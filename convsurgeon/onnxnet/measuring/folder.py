@@ -36,6 +36,8 @@ _TICK_MS = 1e-3
 """Of the profiler's clock."""
 _SESSION_BYTES = 2e9
 """Of all sessions that are open at once: weights and values twice each, and what any session takes."""
+_LARGE_BYTES = 2.5e8
+"""Of a network's values, from which on a session keeps none of their memory between its runs."""
 _ALONE_S = 0.05
 """Spent on each stretch."""
 STRETCH = "Stretch"
@@ -143,11 +145,13 @@ def _group(
 ) -> list[Raw]:
     """Time the dense network, which is the first, and some candidates in one pass, by node and in all."""
     networks, clock, threads, fused = manifest["networks"], engine.clock(), engine.threads, fuses(engine.provider)
+    large = float(manifest.get("activation_bytes", 0)) > _LARGE_BYTES
     with tempfile.TemporaryDirectory() as place:
         sessions = []
         for name in names if number % 2 == 0 else names[::-1]:
             file = networks[name]["file"]
-            sessions.append((name, engine.open(folder / file, None if fused else Path(place) / file)))
+            session = engine.open(folder / file, None if fused else Path(place) / file)
+            sessions.append((name, engine.sparing(session) if large else session))
         feeds = make_feeds(manifest["inputs"])
         warm = float(np.mean([_warm_up(session, feeds, threads) for _, session in sessions]))
         least = _LEAST_IF_LONG if is_long(1e3 * warm) else _LEAST_RUNS
