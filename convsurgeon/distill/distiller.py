@@ -52,7 +52,7 @@ class Distiller:
         self._judge_every = judge_every or steps
         self.step = self.best_step = 0
         self.start = self.best = start
-        self.weights = copy_state(student)
+        self.weights = copy_state(student, parameters)
         self.rows: list[dict[str, Any]] = []
         self.seconds = 0.0
         self._log(None, start, 0.0)
@@ -165,7 +165,7 @@ class Distiller:
         """Score the student, keep its weights if they are the best so far, and return a line for the bar."""
         score = self._judge(self.student)
         if score.better_than(self.best, self.start):
-            self.best, self.best_step, self.weights = score, self.step, copy_state(self.student)
+            self.best, self.best_step, self.weights = score, self.step, copy_state(self.student, self._parameters)
         loss = sum(self._losses) / len(self._losses) if self._losses else None
         self._losses = []
         self._log(loss, score, self.lr)

@@ -8,7 +8,7 @@ statistics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -85,7 +85,7 @@ def reconstruct(
     def attempt(what: str, change: Callable[[], _Made]) -> _Made:
         """Change the weights, and put them back if their error is not the lowest so far."""
         nonlocal best
-        before = copy_state(converted) if jointly or best.error < math.inf else None
+        before = copy_state(converted, _fitted(converted, plan)) if jointly or best.error < math.inf else None
         made, score = change(), judge.score(converted)
         kept = score.error < best.error
         if kept:
@@ -106,6 +106,14 @@ def reconstruct(
         attempt("batch norm re-estimated", lambda: _renew_norms(converted, renewed))
     positions = sum(site.positions for site in sites)
     return Reconstruction(tuple(sites), data.images, judge.images, positions, tuple(steps), best)
+
+
+def _fitted(converted: nn.Module, plan: Plan) -> Iterator[nn.Parameter]:
+    """Yield the parameters that fits may change: those of rewritten sites, and of batch norms."""
+    sites = {name for change in plan.changes.values() for name in change.site.names}
+    for name, module in converted.named_modules():
+        if name in sites or hasattr(module, "running_mean"):
+            yield from module.parameters()
 
 
 def _renewable(module: nn.Module) -> bool:

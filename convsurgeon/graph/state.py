@@ -112,16 +112,19 @@ class _Writes(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def copy_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a model's state."""
-    return {name: tensor.detach().clone() for name, tensor in _stored_tensors(model)}
+def copy_state(model: nn.Module, moving: Iterable[nn.Parameter]) -> dict[str, Tensor]:
+    """Return a copy of a model's buffers, and of those of its parameters that are to change."""
+    kept = {id(parameter) for parameter in moving}
+    others = {name for name, one in model.named_parameters(remove_duplicate=False) if id(one) not in kept}
+    return {name: tensor.detach().clone() for name, tensor in _stored_tensors(model) if name not in others}
 
 
 def restore_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Give a model the state that `copy_state` copied, in its very tensors."""
     with torch.no_grad():
         for name, tensor in _stored_tensors(model):
-            tensor.copy_(state[name])
+            if name in state:
+                tensor.copy_(state[name])
 
 
 def _stored_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
