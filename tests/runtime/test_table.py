@@ -106,6 +106,19 @@ def test_slow_networks_are_run_with_the_profiler_alone(tmp_path: Path, monkeypat
     assert all(found.ms("3", form) > 0 for form in FORMS[:2])
 
 
+def test_large_networks_are_timed_by_sessions_that_are_sparing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparing: list[Any] = []
+    honest = folder.Engine.sparing
+    monkeypatch.setattr(folder.Engine, "sparing", lambda *given: sparing.append(honest(*given)) or sparing[-1])
+    monkeypatch.setattr(folder, "SECONDS", 0.02)
+    _measure(tmp_path / "small", passes=1)
+    assert not sparing
+    monkeypatch.setattr(folder, "_LARGE_BYTES", 0.0)
+    found = _measure(tmp_path / "large", passes=1)
+    assert sparing
+    assert found.rest_ms + sum(found.ms(site, None) for site in ("0", "3", "5")) == pytest.approx(found.total_ms)
+
+
 def test_networks_that_take_long_are_timed_in_fewer_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "LONG_S", 0.0)
     found = _measure(tmp_path, passes=3)
