@@ -172,7 +172,9 @@ class _Call:
             return gather(seen, self.calibration, seed=self.seed, progress=self.progress)
         most = images_in_time(self.minutes, self.ends - time.monotonic(), run_s / max(1, images_in(seen.example)))
         data = gather(seen, self.calibration, seed=self.seed, progress=self.progress, most=most)
-        if data is None or most >= LIMIT or isinstance(self.calibration, Calibration):
+        if data is None or isinstance(self.calibration, Calibration):
+            return data
+        if most >= LIMIT or sum(map(images_in, (*data.fitted, *data.held_back))) < most:
             return data
         note = f"minutes={self.minutes:g} has time for {most} images at most, so no more were used."
         return dataclasses.replace(data, notes=(*data.notes, note))

@@ -230,7 +230,8 @@ def _is_over(study: Study, trials: list[Trial], seconds: float, following: Aim |
     """Return whether there is no time for another trial of so many seconds, which the study then remarks."""
     if time.monotonic() + seconds < study.ends:
         return False
-    study.remarks.append(_remark("The time for the search was up", trials, following))
+    if not study.remarks:
+        study.remarks.append(_remark("The time for the search was up", trials, following))
     return True
 
 

@@ -440,5 +440,7 @@ def test_minutes_bound_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len([trial for trial in result.trials if not math.isnan(trial.value)]) == 1
     assert result.changes
     assert any("after 1 plan" in note and "the next would" in note for note in result.report.notes)
+    other = converted(MadeUpTable(beside=(1.0, 1.5, 1.0)), cs.Within(0.5), minutes=1e-6)  # which the clock contradicts
+    assert sum("time for the search" in note for note in other.report.notes) == 1
     with pytest.raises(cs.errors.BudgetError, match="minutes"):
         converted(MadeUpTable(), cs.Within(0.5), minutes=0)
