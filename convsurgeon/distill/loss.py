@@ -82,7 +82,8 @@ class OutputJudge:
             if model is self._original:
                 found = [one.judged for one in wanted]
             else:
-                found = [outputs(model, batch) for batch in self.batches]
+                with undisturbed(self._original):  # a closure that the copy holds may still run its modules
+                    found = [outputs(model, batch) for batch in self.batches]
             return compare_answers(self.batches, wanted, found)
         except CalibrationError:  # no floating-point output, or sizes that depend on values
             return None
