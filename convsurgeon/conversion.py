@@ -204,7 +204,7 @@ class _Call:
         except (ExportError, LatencyError, WriteError) as error:
             if self.goal is not None:
                 raise
-            return self._by_macs(seen, data, judge, goal, error)
+            return self._by_macs(study, goal, error)
 
     def _study(self, seen: Capture, data: Calibration | None, judge: OutputJudge | None, allow_growth: bool) -> Study:
         """Return the candidates; where milliseconds decide, a form may be larger than the conv."""
@@ -228,11 +228,10 @@ class _Call:
         forms = BUDGET_FORMS if self.forms is None else self.forms
         return study.with_table(self.runtime.measure(study.seen, forms, self.policy, progress=self.progress))
 
-    def _by_macs(
-        self, seen: Capture, data: Calibration, judge: OutputJudge | None, goal: Within, error: Exception
-    ) -> tuple[Outcome, Study]:
+    def _by_macs(self, timed: Study, goal: Within, error: Exception) -> tuple[Outcome, Study]:
         """Return the plan with the fewest MACs within the goal, for a network that cannot be timed."""
-        study = self._study(seen, data, judge, allow_growth=False).with_table(MacsTable(seen, self.runtime.precision))
+        study = self._study(timed.seen, timed.data, timed.judge, allow_growth=False)
+        study = study.with_table(MacsTable(study.seen, self.runtime.precision))
         found = find_fastest(study, goal)
         trials = (dataclasses.replace(one, dense_ms=math.nan, predicted_ms=math.nan) for one in found.trials)
         what = "plans were compared by MACs" if found.plan.changes else "by MACs no plan is worth it"

@@ -87,6 +87,7 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
             where = f"{sum(map(images_in, shown))} {'synthetic' if data.synthetic else 'held-out'} images"
         near = compare_files(original, (converted, *quantized), shown or make_noise(like))
         asked, notes = ask_metric(result, quantized)
+        mobile = [mobile_check(one.path) for one in distinct]
         bundle = Bundle(
             folder=folder,
             original=original,
@@ -97,7 +98,7 @@ def write_network_files(result: Result, data: Calibration | None, request: Reque
             values=known_values(result) | asked,
             notes=(*failed, *notes),
             rewritten=rewritten,
-            mobile=dict(zip((ORIGINAL, CONVERTED), [mobile_check(one.path) for one in distinct] * 2, strict=False)),
+            mobile={ORIGINAL: mobile[0], CONVERTED: mobile[-1]},
             preparation=request.preparation,
         )
         steps.update()

@@ -149,6 +149,8 @@ def _strange(seen: Capture, sample: list[Example]) -> tuple[str, float]:
 def _undecided(seen: Capture, sample: list[Example]) -> str:
     """Return that all images have the same output or decision, where other inputs have others."""
     count = sum(map(images_in, sample))
+    if count < 2:
+        return ""
     answers: list[list[Tensor]] = []
     for number, batch in enumerate(sample, start=1):
         answers.append(outputs(seen.model, batch))
@@ -156,8 +158,6 @@ def _undecided(seen: Capture, sample: list[Example]) -> str:
             columns = [*zip(*answers, strict=True)]
             if not columns or _told_apart(seen, columns, sample):
                 return ""
-    if count < 2:
-        return ""
     others = [_drawn(one) for one in sample]
     drawn = [*zip(*(outputs(seen.model, one) for one in others), strict=True)]
     if all(_is_flat(column, sample) for column in columns):

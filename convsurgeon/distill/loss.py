@@ -76,14 +76,17 @@ class OutputJudge:
         return Score(value, decisions.agreement, decisions.overlap, lost, (doubt, unsure))
 
     def compare(self, model: nn.Module) -> Fidelity | None:
-        """Return the fidelity of a model, or of the original itself; None where the outputs cannot be compared."""
+        """Return the fidelity of a model, or the original itself, on images as large as the first; None if unknown."""
+        sizes = [[one.shape[1:] for one in batch.tensors()] for batch in self.batches]
+        alike = [place for place, size in enumerate(sizes) if size == sizes[0]]
+        batches = [self.batches[place] for place in alike]
         try:
-            wanted = self.answers
+            wanted = [self.answers[place] for place in alike]
             if model is self._original:
                 found = [one.judged for one in wanted]
             else:
                 with undisturbed(self._original):  # a closure that the copy holds may still run its modules
-                    found = [outputs(model, batch) for batch in self.batches]
-            return compare_answers(self.batches, wanted, found)
+                    found = [outputs(model, batch) for batch in batches]
+            return compare_answers(batches, wanted, found)
         except CalibrationError:  # no floating-point output, or sizes that depend on values
             return None

@@ -85,7 +85,7 @@ def fidelity(
 def compare_answers(
     batches: Sequence[Example], wanted: Sequence[Answer], found: Sequence[Sequence[Tensor]]
 ) -> Fidelity:
-    """Return the fidelity of a converted model on images of one size: those of the first batch.
+    """Return the fidelity of a converted model on images of one size.
 
     Args:
         batches: the images.
@@ -95,16 +95,15 @@ def compare_answers(
     Raises:
         CalibrationError: the two have outputs of different sizes.
     """
-    sizes = [[one.shape[1:] for one in batch.tensors()] for batch in batches]
-    alike = [place for place, size in enumerate(sizes) if size == sizes[0]]
-    both = list(zip(*(pair_outputs(wanted[place].judged, found[place]) for place in alike), strict=True))
+    pairs = [pair_outputs(one.judged, two) for one, two in zip(wanted, found, strict=True)]
+    both = list(zip(*pairs, strict=True))
     original, converted = (
         [torch.cat([torch.atleast_1d(pair[side]) for pair in column]) for column in both] for side in (0, 1)
     )
     if not all(bool(tensor.isfinite().all()) for tensor in original):
         text = "the original's own output holds NaN or infinity; look at its weights and at the example"
         warnings.warn(f"fidelity: {text}", stacklevel=5)
-    images = [torch.cat(column) for column in zip(*(batches[place].tensors() for place in alike), strict=True)]
+    images = [torch.cat(column) for column in zip(*(batch.tensors() for batch in batches), strict=True)]
     return fidelity(original, converted, wanted[0].where, images)
 
 

@@ -128,16 +128,19 @@ def check_parity(
     given = _cases(order_example(model, example), seeds, shapes)
     real = [(f"image {index}", order_example(model, image)) for index, image in enumerate(images)]
     wanted = _references(subject, [*given, *real], file)
-    pairs: list[list[ParityCase]] = [[] for _ in wanted]
-    for optimised in (False, True):  # one session at a time: each holds the weights
-        for pair, (name, one, reference) in zip(pairs, wanted, strict=True):
+
+    def judged(session: ort.InferenceSession, optimised: bool) -> list[ParityCase]:
+        found = []
+        for name, one, reference in wanted:
             worst, quietest = _worst(reference, _run(session, one, file))
             passed = worst <= relative and quietest >= sqnr_db
-            pair.append(ParityCase(name, optimised, worst, quietest, passed))
-        if not optimised:
-            del session
-            session = _open(file, optimised=True)
-    return Parity(tuple(case for pair in pairs for case in pair), relative, sqnr_db)
+            found.append(ParityCase(name, optimised, worst, quietest, passed))
+        return found
+
+    off = judged(session, optimised=False)
+    del session  # one at a time: each holds the weights
+    on = judged(_open(file, optimised=True), optimised=True)
+    return Parity(tuple(case for pair in zip(off, on, strict=True) for case in pair), relative, sqnr_db)
 
 
 def _references(

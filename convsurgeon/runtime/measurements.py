@@ -139,13 +139,13 @@ class Measurements(Struct, frozen=True):
         """Return what was measured of some networks, and of the dense one in the same sessions."""
         dense = DENSE_OF[self.precision]
         sessions = {(one.number, one.dense_ms) for one in self.samples if one.network in keys}
-        samples = [
+        samples = tuple(
             one
             for one in self.samples
             if one.network in keys or (one.network == dense and (one.number, one.dense_ms) in sessions)
-        ]
-        found = self._only({name: one for name, one in self.networks.items() if name == dense or name in keys})
-        return msgspec.structs.replace(found, samples=tuple(samples))
+        )
+        networks = {name: one for name, one in self.networks.items() if name == dense or name in keys}
+        return msgspec.structs.replace(self, networks=networks, samples=samples)
 
     def _only(self, networks: dict[str, TimedNetwork]) -> Measurements:
         samples = tuple(sample for sample in self.samples if sample.network in networks)
